@@ -1,0 +1,230 @@
+"""ONNX Runtime: a model's two sessions; a batch of canvases in, one result for each picture out (contract 1).
+
+N  pictures in a batch;  H, W  the canvas;  D  detections and  P  proposals, padded;  boxes are x1, y1, x2, y2.
+
+One session holds the whole graph, the other only what proposals need: a session runs all its nodes, whichever
+outputs are asked for. `run` may be called from several threads at once; it releases the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from service import onnx_subgraph
+from service.images import Canvas, to_original
+from service.store import Model, Refused
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+# name: (type, rank)
+INPUTS = {"images": ("tensor(uint8)", 4), "sizes": ("tensor(int64)", 2)}
+PROPOSALS = {
+    "num_proposals": ("tensor(int64)", 1),
+    "proposals": ("tensor(float)", 3),
+    "objectness": ("tensor(float)", 2),
+}
+DETECTIONS = {
+    "num_detections": ("tensor(int64)", 1),
+    "boxes": ("tensor(float)", 3),
+    "scores": ("tensor(float)", 2),
+    "labels": ("tensor(int64)", 2),
+}
+LOG_ERRORS_ONLY = 3
+
+log = logging.getLogger(__name__)
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture's answer, best first, in pixels of the upright original.
+
+    boxes [D, 4], scores [D], labels [D]: empty if only proposals were asked for;  proposals [P, 4], objectness [P]
+    """
+
+    boxes: Floats
+    scores: Floats
+    labels: NDArray[np.int64]
+    proposals: Floats
+    objectness: Floats
+
+
+class Engine:
+    """A model ready to run. Raises Refused if the graph does not keep contract 1 or the provider does not start."""
+
+    def __init__(self, model: Model, provider: str = CPU, threads: int = 1) -> None:
+        """`threads`: within one run; 1 where several runs go on at once, which gives the most pictures a second."""
+        self.model = model
+        self.card = model.card
+        self.provider = provider
+        try:
+            onnx_subgraph.refuse_external_data(model.graph)
+            self._full = _session(model.graph, provider, threads)
+            check_interface(self._full)
+            self._proposals = _session(onnx_subgraph.extract(model.graph, list(PROPOSALS)), provider, threads)
+        except ValueError as error:
+            raise Refused(f"model.onnx: {error}") from error
+
+    def run(self, canvases: Sequence[Canvas], proposals_only: bool = False) -> list[Result]:
+        """One result for each of `canvases`, which share one canvas size. Raises what ONNX Runtime raises."""
+        (H, W) = canvases[0].size
+        images = np.zeros((len(canvases), H, W, 3), dtype=np.uint8)
+        sizes = np.empty((len(canvases), 2), dtype=np.int64)
+        for row, canvas in enumerate(canvases):
+            if canvas.size != (H, W):
+                raise ValueError(f"canvases {canvas.size} and {(H, W)} in one batch")
+            h, w = canvas.pixels.shape[:2]
+            images[row, :h, :w] = canvas.pixels
+            sizes[row] = h, w
+
+        session, names = (self._proposals, PROPOSALS) if proposals_only else (self._full, DETECTIONS | PROPOSALS)
+        values = session.run(list(names), {"images": images, "sizes": sizes})
+        out = dict(zip(names, values, strict=True))
+        return [_result(out, row, canvas) for row, canvas in enumerate(canvases)]
+
+    def warm_up(self, batch_pixels: int = 0) -> None:
+        """Runs every canvas through both sessions, so that no request pays for a first time.
+
+        On CUDA also the largest batch, and first, so that the memory pool takes its largest blocks before it is in
+        pieces.
+        """
+        for H, W in sorted(self.card.geometry.canvases, key=math.prod, reverse=True):
+            largest = max(1, batch_pixels // (H * W))
+            for n in {largest, 1} if self.provider == CUDA else {1}:
+                for proposals_only in (False, True):
+                    self.run([_blank(H, W)] * n, proposals_only)
+
+    def probe(self) -> None:
+        """A small run that any healthy engine survives. Raises what ONNX Runtime raises."""
+        H, W = min(self.card.geometry.canvases, key=math.prod)
+        self.run([_blank(H, W)])
+
+
+def check_interface(session: onnxruntime.InferenceSession) -> None:
+    """Raises ValueError, naming the tensor, if the graph's inputs and outputs are not those of contract 1."""
+    _check("input", session.get_inputs(), INPUTS)
+    _check("output", session.get_outputs(), DETECTIONS | PROPOSALS)
+    images = session.get_inputs()[[tensor.name for tensor in session.get_inputs()].index("images")].shape
+    if any(isinstance(side, int) for side in images[:3]) or images[3] != 3:
+        raise ValueError(f"input images has shape {images}; N, H and W must be symbolic and the last 3")
+
+
+def _check(kind: str, tensors: Iterable[onnxruntime.NodeArg], wanted: dict[str, tuple[str, int]]) -> None:
+    found = {tensor.name: (tensor.type, len(tensor.shape or ())) for tensor in tensors}
+    for name, (dtype, rank) in wanted.items():
+        if name not in found:
+            raise ValueError(f"{kind} {name} is missing; the graph has {', '.join(found)}")
+        if found[name] != (dtype, rank):
+            raise ValueError(f"{kind} {name} is {found[name][0]} of rank {found[name][1]}, not {dtype} of rank {rank}")
+    if extra := set(found) - set(wanted) if kind == "input" else set():
+        raise ValueError(f"the graph wants further inputs that nobody gives: {', '.join(sorted(extra))}")
+
+
+def pick_provider(require_cuda: bool = False) -> str:
+    """CUDA where there is an NVIDIA GPU and the libraries load, else the CPU.
+
+    Raises Refused if CUDA is required and cannot be had.
+    """
+    built_in = CUDA in onnxruntime.get_available_providers()
+    reason = ""
+    if not built_in:
+        reason = "this onnxruntime is built without CUDA; install onnxruntime-gpu"
+    elif (devices := _cuda_devices()) < 1:
+        reason = "no NVIDIA GPU is visible; check nvidia-smi and the container's GPU reservation"
+    elif not _cuda_starts():
+        reason = (
+            f"{devices} GPU visible, but CUDA or cuDNN does not load; install the cuda extra: pip install '.[cuda]'"
+        )
+    if not reason:
+        return CUDA
+    if require_cuda:
+        raise Refused(f"REQUIRE_CUDA is set, but {reason}")
+    log.info("running on the CPU: %s", reason)
+    return CPU
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity and the container's quota, not what the host has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # not Linux, or cgroup v1
+        pass
+    return max(1, cores)
+
+
+def _cuda_devices() -> int:
+    """How many GPUs the driver shows. Asking the driver first keeps a machine without one free of ORT's errors."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _cuda_starts() -> bool:
+    """Whether a CUDA session can be made; ONNX Runtime would fall back to the CPU without a word that code can read."""
+    onnxruntime.preload_dlls()  # from the wheels of the cuda extra, where a system-wide CUDA is missing
+    session = _session(_SMALLEST_MODEL, CUDA, 1)
+    return CUDA in session.get_providers()
+
+
+# y = Identity(x), one float, opset 18: the smallest model that a provider can be tried on.
+_SMALLEST_MODEL = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
+    "0f0a0179120a0a08080112040a02080142040a001012"
+)
+
+
+def _session(graph: bytes, provider: str, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = LOG_ERRORS_ONLY
+    cuda_options = {"cudnn_conv_algo_search": "HEURISTIC"}  # EXHAUSTIVE costs 0.6 s at every new shape
+    providers = [(CUDA, cuda_options), CPU] if provider == CUDA else [CPU]
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+    except Exception as error:  # ORT's exceptions share no base of their own
+        raise ValueError(f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+    return session
+
+
+def _result(out: dict[str, Any], row: int, canvas: Canvas) -> Result:
+    p = int(out["num_proposals"][row])
+    proposals = to_original(out["proposals"][row, :p], canvas)
+    objectness = out["objectness"][row, :p]
+    if "num_detections" not in out:
+        return Result(_NO_BOXES, _NO_SCORES, _NO_LABELS, proposals, objectness)
+    d = int(out["num_detections"][row])
+    boxes = to_original(out["boxes"][row, :d], canvas)
+    return Result(boxes, out["scores"][row, :d], out["labels"][row, :d], proposals, objectness)
+
+
+_NO_BOXES = np.empty((0, 4), dtype=np.float32)
+_NO_SCORES = np.empty(0, dtype=np.float32)
+_NO_LABELS = np.empty(0, dtype=np.int64)
+
+
+def _blank(H: int, W: int) -> Canvas:
+    return Canvas(np.zeros((H, W, 3), dtype=np.uint8), (H, W), W, H)

@@ -1,0 +1,222 @@
+"""Bytes to an upright RGB picture at a model's scale, and boxes back to the original pixels (contract 2).
+
+H, W  canvas;  h, w  the picture on it;  *stored* is how the file keeps the pixels, *upright* is after EXIF orientation;
+boxes are x1, y1, x2, y2.
+
+Scale and canvas are a function of the picture and the model alone, so an answer never depends on who else called.
+Everything here is synchronous and free of state: the service runs it in threads, the offline half calls it directly.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.problems import Problem
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MAX_PIXELS = (
+    64_000_000  # a 50-megapixel phone (8160 x 6120) fits; Pillow spends up to 8 bytes a pixel on the way to RGB
+)
+# A legal file needs about ten scans; a crafted one of a few kB has thousands and each costs a pass over every pixel.
+MAX_JPEG_SCANS = 100
+ORIENTATION = 0x0112  # the EXIF tag
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Our own limit is checked first and is lower; the warning would only fill the log.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class NotAPicture(Problem):
+    def __init__(self, detail: str) -> None:
+        super().__init__(400, "not_an_image", detail)
+
+
+class TooManyPixels(Problem):
+    def __init__(self, size: str, limit: int) -> None:
+        detail = f"The picture has {size}; the limit is {limit:,} pixels. Send a smaller one."
+        super().__init__(413, "too_many_pixels", detail, more={"limit_pixels": limit})
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a model asks of every picture: the canvases as (H, W), and the resize rule."""
+
+    canvases: tuple[tuple[int, int], ...]
+    min_size: int
+    max_size: int
+
+
+class Fit(NamedTuple):
+    """A picture's size on its canvas, and the canvas as (H, W)."""
+
+    height: int
+    width: int
+    canvas: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One decoded picture, ready for a batch.
+
+    pixels  uint8 [h, w, 3], upright RGB at the model's scale: the top left of the canvas, whose rest is zero
+    size    the canvas (H, W)
+    width, height  of the upright original
+    """
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+    width: int
+    height: int
+
+
+def fit(width: int, height: int, geometry: Geometry) -> Fit:
+    """The size that a `width` x `height` picture gets, and the smallest canvas that holds it (the first of equals).
+
+    Raises ValueError if no canvas holds it; `store.load` refuses a model for which that can happen.
+    """
+    scale = min(geometry.min_size / min(width, height), geometry.max_size / max(width, height))
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    holding = [canvas for canvas in geometry.canvases if canvas[0] >= h and canvas[1] >= w]
+    if not holding:
+        raise ValueError(f"no canvas of {geometry.canvases} holds {h} x {w}")
+    return Fit(h, w, min(holding, key=lambda canvas: canvas[0] * canvas[1]))
+
+
+def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Canvas:
+    """The picture in `data`, upright, RGB, resized for the model.
+
+    Raises NotAPicture (400) or TooManyPixels (413), whatever the bytes are.
+    """
+    image = _open(data, max_pixels)
+    try:
+        return _decode(image, geometry)
+    except Exception as error:  # decoders raise a dozen types; see research on hostile files
+        raise _broken(image) from error
+
+
+def upright(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in `data` at its own size, upright, mode RGB. Raises as `decode` does."""
+    image = _open(data, max_pixels)
+    try:
+        image.load()
+        return _to_rgb(_turn(_flat(image), _orientation(image)))
+    except Exception as error:
+        raise _broken(image) from error
+
+
+def to_original(boxes: NDArray[np.float32], canvas: Canvas) -> NDArray[np.float32]:
+    """`boxes` [R, 4] on the canvas as pixels of the upright original, clipped to it."""
+    h, w = canvas.pixels.shape[:2]
+    stretch = np.array([canvas.width / w, canvas.height / h] * 2, dtype=np.float32)
+    bound = np.array([canvas.width, canvas.height] * 2, dtype=np.float32)
+    mapped: NDArray[np.float32] = np.clip(boxes * stretch, 0, bound)
+    return mapped
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """The header, read and judged; no pixel is decoded yet."""
+    if not data:
+        raise NotAPicture("The upload is empty. Send the bytes of a picture.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:  # beyond Pillow's own limit it does not say the size
+        raise TooManyPixels("far too many pixels", max_pixels) from None
+    except (Image.UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
+        names = ", ".join(FORMATS)
+        raise NotAPicture(f"The upload is not a picture that can be read. Send one of {names}.") from error
+    except Exception as error:
+        raise NotAPicture("The upload is a broken picture: its header makes no sense. Save it again.") from error
+    if image.width * image.height > max_pixels:
+        raise TooManyPixels(f"{image.width} x {image.height} pixels", max_pixels)
+    if image.width < 1 or image.height < 1:
+        raise NotAPicture("The picture has no pixels.")
+    # In entropy-coded data FF is always followed by 00, so FF DA can only be a scan (or lie in a small thumbnail).
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise NotAPicture(f"The JPEG has more than {MAX_JPEG_SCANS} scans. Save it again as a baseline JPEG.")
+    return image
+
+
+def _broken(image: Image.Image) -> NotAPicture:
+    return NotAPicture(f"The {image.format} picture is broken or cut short. Send the whole file, or save it again.")
+
+
+def _decode(image: Image.Image, geometry: Geometry) -> Canvas:
+    stored_width, stored_height = image.size
+    if image.format == "PNG":  # its EXIF may follow the pixels, and asking for it loads them
+        image.load()
+    orientation = _orientation(image)
+    turned = orientation >= 5
+    width, height = (stored_height, stored_width) if turned else (stored_width, stored_height)
+    target = fit(width, height, geometry)
+
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; `draft` never goes below what it is asked.
+    drafted = image.draft(None, (target.height, target.width) if turned else (target.width, target.height))
+    box_width, box_height = drafted[1][2:] if drafted else (stored_width, stored_height)
+    image.load()
+
+    # Turned before it is resized, so that a turned file gives the very pixels of the upright one.
+    image = _turn(_flat(image), orientation)
+    box = _box_after_turning(image.size, (box_width, box_height), orientation)
+    image = image.resize((target.width, target.height), Image.Resampling.BILINEAR, box=box)
+    return Canvas(np.asarray(_to_rgb(image)), target.canvas, width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8. What is missing, broken or out of range means 1."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a broken EXIF block does not make the picture less of a picture
+        return 1
+    return value if isinstance(value, int) and value in TRANSPOSE else 1
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
+
+
+def _box_after_turning(
+    size: tuple[int, int], kept: tuple[float, float], orientation: int
+) -> tuple[float, float, float, float]:
+    """Where the `kept` stored width and height at the stored top left lie once turned to `size`.
+
+    A reduced JPEG has ceil(side / 8) pixels, the last of which may stand for less than a whole one.
+    """
+    width, height = size
+    w, h = reversed(kept) if orientation >= 5 else kept
+    left = width - w if orientation in (2, 3, 6, 7) else 0
+    top = height - h if orientation in (3, 4, 7, 8) else 0
+    return left, top, left + w, top + h
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """`image` in a mode that can be turned and resized: L, RGB or RGBA."""
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+        # The high byte, as Pillow itself does for 16-bit colour.
+        return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """What is transparent shows white, as on a page."""
+    if image.mode == "RGBA":
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

@@ -1,0 +1,167 @@
+"""The part of an ONNX model that some of its outputs need, cut out of the file's bytes.
+
+ONNX Runtime runs every node of a session, whichever outputs are asked for, so proposals without the head need a
+session of their own. This walks the protobuf wire format and copies what is needed as it stands; the `onnx` package
+would add 20 MB and half a second to a service that has no other use for it.
+
+Field numbers are those of onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+
+MODEL_GRAPH = 7
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_OUTPUT, GRAPH_VALUE_INFO = 1, 5, 12, 13
+NODE_INPUT, NODE_OUTPUT, NODE_ATTRIBUTE = 1, 2, 5
+ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 6, 11
+VALUE_NAME, TENSOR_NAME, TENSOR_LOCATION = 1, 8, 14
+EXTERNAL = 1
+
+
+class Field(NamedTuple):
+    """One field of a message: its number, its payload (for a varint, the number), and all its bytes, tag included."""
+
+    number: int
+    payload: memoryview
+    varint: int
+    whole: memoryview
+
+
+def extract(model: bytes, outputs: Sequence[str]) -> bytes:
+    """`model` with only the nodes and initializers that `outputs` need.
+
+    Raises ValueError if an output is missing, a tensor lies outside the file, or the bytes are no ONNX model.
+    """
+    view = memoryview(model)
+    graphs = [field for field in _fields(view) if field.number == MODEL_GRAPH]
+    if len(graphs) != 1:
+        raise ValueError("not an ONNX model: it has no graph")
+    graph = _extract_graph(graphs[0].payload, outputs)
+    rest = b"".join(field.whole for field in _fields(view) if field.number != MODEL_GRAPH)
+    return rest + _varint(MODEL_GRAPH << 3 | LENGTH_DELIMITED) + _varint(len(graph)) + graph
+
+
+def refuse_external_data(model: bytes) -> None:
+    """Raises ValueError if a tensor's values lie in another file: a path in a model file is a way out of the store."""
+    for field in _fields(memoryview(model)):
+        if field.number == MODEL_GRAPH:
+            for tensor in _payloads(field.payload, GRAPH_INITIALIZER):
+                if any(part.number == TENSOR_LOCATION and part.varint == EXTERNAL for part in _fields(tensor)):
+                    raise ValueError(f"tensor {_name(tensor, TENSOR_NAME)!r} lies outside the file; save it in one")
+
+
+def _extract_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
+    fields = list(_fields(graph))
+    nodes = [field.payload for field in fields if field.number == GRAPH_NODE]
+    producer = {name: index for index, node in enumerate(nodes) for name in _strings(node, NODE_OUTPUT)}
+
+    declared = {_name(field.payload, VALUE_NAME) for field in fields if field.number == GRAPH_OUTPUT}
+    if missing := [name for name in outputs if name not in declared]:
+        raise ValueError(f"the graph has no output {', '.join(missing)}")
+
+    kept: set[int] = set()
+    needed = set(outputs)
+    waiting = list(outputs)
+    while waiting:
+        index = producer.get(waiting.pop())
+        if index is None or index in kept:
+            continue
+        kept.add(index)
+        fresh = set(_read_by(nodes[index])) - needed
+        needed |= fresh
+        waiting.extend(fresh)
+    for index in kept:  # a node's other outputs keep what is known of them
+        needed.update(_strings(nodes[index], NODE_OUTPUT))
+
+    parts = []
+    position = 0
+    for field in fields:
+        if field.number == GRAPH_NODE:
+            wanted = position in kept
+            position += 1
+        elif field.number == GRAPH_INITIALIZER:
+            wanted = _name(field.payload, TENSOR_NAME) in needed
+        elif field.number == GRAPH_VALUE_INFO:
+            wanted = _name(field.payload, VALUE_NAME) in needed
+        elif field.number == GRAPH_OUTPUT:
+            wanted = _name(field.payload, VALUE_NAME) in outputs
+        else:
+            wanted = True
+        if wanted:
+            parts.append(field.whole)
+    return b"".join(parts)
+
+
+def _read_by(node: memoryview) -> Iterator[str]:
+    """The names that a node reads.
+
+    The body of a loop or branch may read any name of the graph around it, so all that is named in it counts: keeping
+    a node too many costs time, one too few costs the model.
+    """
+    yield from _strings(node, NODE_INPUT)
+    for attribute in _payloads(node, NODE_ATTRIBUTE):
+        for number in (ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS):
+            for body in _payloads(attribute, number):
+                for output in _payloads(body, GRAPH_OUTPUT):
+                    yield _name(output, VALUE_NAME)
+                for inner in _payloads(body, GRAPH_NODE):
+                    yield from _read_by(inner)
+
+
+def _payloads(message: memoryview, number: int) -> Iterator[memoryview]:
+    return (field.payload for field in _fields(message) if field.number == number)
+
+
+def _strings(message: memoryview, number: int) -> list[str]:
+    return [str(payload, "utf-8") for payload in _payloads(message, number) if len(payload)]  # "" is a left-out input
+
+
+def _name(message: memoryview, number: int) -> str:
+    return next((str(payload, "utf-8") for payload in _payloads(message, number)), "")
+
+
+def _fields(message: memoryview) -> Iterator[Field]:
+    position = 0
+    while position < len(message):
+        start = position
+        tag, position = _read_varint(message, position)
+        number, wire_type = tag >> 3, tag & 7
+        value = 0
+        begin = position
+        if wire_type == VARINT:
+            value, position = _read_varint(message, position)
+        elif wire_type == LENGTH_DELIMITED:
+            length, begin = _read_varint(message, position)
+            position = begin + length
+        elif wire_type in (FIXED32, FIXED64):
+            position += 4 if wire_type == FIXED32 else 8
+        else:
+            raise ValueError("not an ONNX model: the bytes are no protobuf message")
+        if position > len(message):
+            raise ValueError("not an ONNX model: it is cut short")
+        yield Field(number, message[begin:position], value, message[start:position])
+
+
+def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(message) and shift < 70:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise ValueError("not an ONNX model: it is cut short")
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

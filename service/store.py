@@ -1,0 +1,106 @@
+"""The model store: `<name>/<version>/` with `model.onnx` and `model.json` (contract 4; Triton's layout).
+
+A directory is either loaded whole or refused with a reason; one that is refused never stops the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from service.images import Geometry
+
+
+class Refused(Exception):
+    """A model that cannot be served; the message says why and what to do."""
+
+
+class Resize(BaseModel):
+    """Shorter side to `min_size` unless the longer would pass `max_size`; pixels."""
+
+    min_size: int = Field(ge=1)
+    max_size: int = Field(ge=1)
+
+
+class Card(BaseModel):
+    """`model.json`. Members beyond these are kept and shown as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: int = Field(ge=0)
+    labels: list[str] = Field(min_length=1, description="index 0 first; background is not among them")
+    canvases: list[tuple[int, int]] = Field(min_length=1, description="height, width")
+    resize: Resize
+    score_threshold: float = Field(ge=0, le=1, description="what /detect uses when the request does not say")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of model.onnx")
+    metrics: dict[str, Any] = {}
+    training: Any = None
+    opset: int | None = None
+
+    @field_validator("labels")
+    @classmethod
+    def labels_differ(cls, labels: list[str]) -> list[str]:
+        if len(set(labels)) != len(labels):
+            raise ValueError("a label occurs twice")
+        return labels
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(tuple(self.canvases), self.resize.min_size, self.resize.max_size)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checked model: its card, and the very bytes whose hash was checked."""
+
+    card: Card
+    graph: bytes
+
+    @property
+    def id(self) -> tuple[str, int]:
+        return self.card.name, self.card.version
+
+
+def directories(store: Path) -> list[Path]:
+    """Every `<name>/<version>` in the store, in order. Hidden folders are versions still being written."""
+    if not store.is_dir():
+        raise Refused(f"the model store {store} is not a directory; set MODEL_STORE or publish a model")
+    return sorted(
+        version
+        for name in store.iterdir()
+        if name.is_dir() and not name.name.startswith(".")
+        for version in name.iterdir()
+        if version.is_dir() and not version.name.startswith(".")
+    )
+
+
+def load(directory: Path | str) -> Model:
+    """The model in `directory`. Raises Refused with the reason."""
+    directory = Path(directory).resolve()
+    try:
+        card = Card.model_validate_json((directory / "model.json").read_bytes())
+        graph = (directory / "model.onnx").read_bytes()
+    except OSError as error:
+        raise Refused(f"{error.filename} cannot be read ({error.strerror}); publish the model again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise Refused(f"model.json: {where}: {first['msg']}") from error
+    if (card.name, str(card.version)) != (directory.parent.name, directory.name):
+        raise Refused(
+            f"model.json says {card.name}/{card.version}, the folder {directory.parent.name}/{directory.name}"
+        )
+    if (digest := hashlib.sha256(graph).hexdigest()) != card.sha256:
+        raise Refused(f"model.onnx has SHA-256 {digest}, model.json says {card.sha256}; publish the model again")
+    short, long = card.resize.min_size, card.resize.max_size
+    short = min(short, long)
+    for height, width in ((short, long), (long, short)):
+        # These two corners are the largest that `images.fit` makes, so holding them is holding every picture.
+        if not any(H >= height and W >= width for H, W in card.canvases):
+            raise Refused(f"model.json: no canvas holds {height} x {width}, which resize can ask for; add one")
+    return Model(card, graph)
