@@ -1,0 +1,45 @@
+"""Anchors: the k reference boxes at every location of a feature map (Ren et al. 2015, section 3.1.1).
+
+H, W  feature map size;  k  anchors a location;  boxes are x1, y1, x2, y2 in canvas pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def cell_anchors(scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """The k = len(scales) * len(ratios) anchors of one location, centred on the origin.
+
+    scales: side of the square of the same area, in pixels;  ratios: height / width.
+    An anchor of scale s has the area s² at every ratio (section 3.1.1: "box areas of 128², 256² and 512²").
+    Returns [k, 4], ratios outermost, as in the reference code.
+    """
+    scale = torch.tensor(scales, dtype=torch.float32)
+    ratio = torch.tensor(ratios, dtype=torch.float32)
+    heights = (ratio.sqrt()[:, None] * scale).reshape(-1)
+    widths = (scale / ratio.sqrt()[:, None]).reshape(-1)
+    return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+
+
+def grid_anchors(cell: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """The anchors of all locations of a feature map.
+
+    cell: [k, 4] from `cell_anchors`.  A location's anchors are centred on the middle of the `stride` x `stride` pixels
+    that it stands for, as in the reference code.
+    Returns [H * W * k, 4]: rows first, then columns, then the k anchors.
+    """
+    centre_y = (torch.arange(height, device=cell.device) * stride).to(torch.float32) + stride / 2
+    centre_x = (torch.arange(width, device=cell.device) * stride).to(torch.float32) + stride / 2
+    y = centre_y[:, None].expand(height, width)
+    x = centre_x[None, :].expand(height, width)
+    return (torch.stack([x, y, x, y], dim=-1)[:, :, None, :] + cell).reshape(-1, 4)
+
+
+def inside_image(anchors: Tensor, size: Tensor) -> Tensor:
+    """Which anchors lie wholly inside an image: only these take part in training (section 3.3).
+
+    anchors: [A, 4];  size: [2] as height, width.  Returns bool [A].
+    """
+    return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 3] <= size[0]) & (anchors[:, 2] <= size[1])

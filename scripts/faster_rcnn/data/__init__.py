@@ -1,0 +1,1 @@
+"""Data sets: pictures with boxes and labels, from a generator or from disk."""

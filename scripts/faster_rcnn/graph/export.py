@@ -1,0 +1,55 @@
+"""A detector to `model.onnx`: one file, every dimension of the batch symbolic."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from faster_rcnn.detector import Answer, FasterRCNN
+from faster_rcnn.graph.translations import OPSET, TRANSLATIONS
+
+INPUTS = ("images", "sizes")
+OUTPUTS = Answer._fields
+
+
+def export_onnx(detector: FasterRCNN, path: Path) -> None:
+    """Writes the graph of `detector.forward` with symbolic N, H and W.
+
+    Tracing runs a real batch of two images of different sizes: a batch of one would be taken for a constant.
+    """
+    detector = detector.eval().cpu()
+    stride = detector.backbone.stride
+    images = torch.randint(0, 256, (2, 10 * stride, 14 * stride, 3), dtype=torch.uint8)
+    sizes = torch.tensor([[10 * stride, 14 * stride], [10 * stride - 9, 12 * stride - 3]])
+    batch = torch.export.Dim("N", min=1, max=1024)
+    height = stride * torch.export.Dim("rows", min=2, max=1024)
+    width = stride * torch.export.Dim("columns", min=2, max=1024)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            detector,
+            (images, sizes),
+            dynamo=True,
+            dynamic_shapes=({0: batch, 1: height, 2: width}, {0: batch}),
+            opset_version=OPSET,
+            custom_translation_table=TRANSLATIONS,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    _name_dimensions(path)
+
+
+def _name_dimensions(path: Path) -> None:
+    """Calls the canvas H × W. The exporter writes them as products of the stride, which is no name to feed."""
+    model = onnx.load(path)
+    shape = model.graph.input[0].type.tensor_type.shape
+    for dimension, name in zip(shape.dim, ("N", "H", "W"), strict=False):
+        dimension.dim_param = name
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)

@@ -1,0 +1,44 @@
+"""ONNX translations of the operators in `operators.py`.
+
+Opset 18: from 22 on ONNX Runtime 1.31 has no CUDA kernel for MaxPool.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import opset18 as op
+
+from faster_rcnn.operators import OUT
+
+OPSET = 18
+
+
+def _top_k(scores: Any, k: int) -> tuple[Any, Any]:
+    """TopK wants k candidates, so k more that are out of the running are appended. Ties go to the lower place."""
+    padded = op.Pad(scores, op.Constant(value_ints=[0, 0, 0, k]), op.Constant(value_float=OUT))
+    values, places = op.TopK(padded, op.Constant(value_ints=[k]))
+    count = op.Shape(scores, start=1, end=2)
+    return values, op.Where(op.Less(places, count), places, op.Constant(value_int=0))
+
+
+def _nms(boxes: Any, scores: Any, iou_threshold: float, keep: int) -> Any:
+    """NonMaxSuppression answers rows of (image, class, box), which index scores of one class [N, 1, n] as they are."""
+    by_class = op.Unsqueeze(scores, op.Constant(value_ints=[1]))
+    selected = op.NonMaxSuppression(
+        boxes,
+        by_class,
+        op.Constant(value_ints=[keep]),
+        op.Constant(value_floats=[iou_threshold]),
+        op.Constant(value_floats=[0.0]),
+    )
+    nothing = op.ConstantOfShape(op.Shape(by_class), value=onnx.helper.make_tensor("out", 1, [1], [OUT]))
+    survivors = op.ScatterND(nothing, selected, op.GatherND(by_class, selected))
+    return op.Squeeze(survivors, op.Constant(value_ints=[1]))
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.faster_rcnn.top_k.default: _top_k,
+    torch.ops.faster_rcnn.nms.default: _nms,
+}

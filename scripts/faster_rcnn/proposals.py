@@ -1,0 +1,52 @@
+"""The proposal layer: RPN outputs to regions of interest (Ren et al. 2015, section 3.3).
+
+N  images;  A  anchors an image;  P  proposals an image;  boxes are x1, y1, x2, y2 in canvas pixels.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from faster_rcnn.boxes import clip_to_sizes, decode, sides_at_least
+from faster_rcnn.operators import OUT, nms, take_rows, top_k
+
+
+@dataclass(frozen=True)
+class ProposalLimits:
+    """How many proposals are looked at and kept."""
+
+    before_nms: int
+    after_nms: int
+    nms_threshold: float = 0.7  # section 3.3
+    # Pixels of the canvas. The reference code drops what is under 16 pixels of the original image.
+    min_side: float = 1.0
+
+
+class Proposals(NamedTuple):
+    """count: int64 [N], how many rows are real;  boxes: [N, P, 4] and objectness: [N, P], best first, zero-padded."""
+
+    count: Tensor
+    boxes: Tensor
+    objectness: Tensor
+
+
+def propose(
+    objectness: Tensor, deltas: Tensor, anchors: Tensor, valid: Tensor, sizes: Tensor, limits: ProposalLimits
+) -> Proposals:
+    """Decode all, clip, drop the small, keep the best, suppress, keep the best again: the reference code's order.
+
+    objectness: [N, A] in 0..1;  deltas: [N, A, 4];  anchors: [A, 4];  valid: bool [N, A], False where the anchor
+    stands outside the image;  sizes: int64 [N, 2] as height, width.
+    """
+    boxes = clip_to_sizes(decode(deltas, anchors), sizes)
+    running = valid & sides_at_least(boxes, limits.min_side)
+    scores = torch.where(running, objectness, torch.full_like(objectness, OUT))
+    scores, places = top_k(scores, limits.before_nms)
+    boxes = take_rows(boxes, places)
+    survivors = nms(boxes, scores, limits.nms_threshold, limits.after_nms)
+    scores, places = top_k(survivors, limits.after_nms)
+    kept = scores > 0
+    boxes = torch.where(kept[..., None], take_rows(boxes, places), torch.zeros_like(boxes[:, :1]))
+    return Proposals(kept.to(torch.int64).sum(dim=1), boxes, scores.clamp(min=0))

@@ -1,0 +1,95 @@
+"""The RoI head: region features to classes and class-wise boxes (Girshick 2015, section 2).
+
+N  images;  P  proposals an image;  C  classes without background;  D  detections an image;  K  candidates an image.
+Class 0 is background here; `detect` answers labels from 0 without it.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faster_rcnn.boxes import Weights, clip_to_sizes, decode, sides_at_least
+from faster_rcnn.operators import OUT, nms, take_rows, top_k
+
+# Targets are divided by these standard deviations to about unit variance (Fast R-CNN, section 2.3: "normalized to have
+# zero mean and unit variance"; 0.1 and 0.2 are the reference code's fixed estimates).
+TARGET_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)
+
+
+class RoIHead(nn.Module):
+    """Two fully connected layers (fc6, fc7), then class scores by softmax and four deltas for each class."""
+
+    def __init__(self, in_channels: int, size: int, hidden: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.classes = classes
+        self.dropout = dropout
+        self.fc6 = nn.Linear(in_channels * size * size, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+        self.cls_score = nn.Linear(hidden, classes + 1)
+        self.bbox_pred = nn.Linear(hidden, 4 * classes)
+        for layer, std in ((self.fc6, 0.01), (self.fc7, 0.01), (self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)  # Fast R-CNN, section 2.3
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """regions: [N, P, channels, S, S].  Returns class scores [N, P, C + 1] and deltas [N, P, C, 4]."""
+        hidden = F.dropout(F.relu(self.fc6(regions.flatten(2))), self.dropout, self.training)
+        hidden = F.dropout(F.relu(self.fc7(hidden)), self.dropout, self.training)
+        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(2, (self.classes, 4))
+
+
+@dataclass(frozen=True)
+class DetectionLimits:
+    """Which detections are kept."""
+
+    detections: int = 100  # the COCO evaluation's bound
+    candidates: int = 400  # classes × proposals that enter the suppression, the best first
+    score_floor: float = 0.05  # below it nothing leaves the graph; torchvision's and the reference code's value
+    nms_threshold: float = 0.5  # torchvision's; the papers' VOC results used 0.3
+
+
+class Detections(NamedTuple):
+    """count: int64 [N], how many rows are real;  boxes [N, D, 4], scores [N, D], labels int64 [N, D], zero-padded."""
+
+    count: Tensor
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def detect(
+    class_scores: Tensor, deltas: Tensor, proposals: Tensor, count: Tensor, sizes: Tensor, limits: DetectionLimits
+) -> Detections:
+    """Softmax, the best candidates of all classes, their boxes, suppression within each class.
+
+    class_scores: [N, P, C + 1];  deltas: [N, P, C, 4];  proposals: [N, P, 4] of which the first `count` [N] are real;
+    sizes: int64 [N, 2] as height, width.
+
+    Classes are kept apart by moving the boxes of each class to a place of their own, so that one suppression an image
+    does for all of them: on CUDA each call costs a launch and a synchronisation for every image and class.
+    """
+    N, P, C = deltas.shape[:3]
+    probabilities = torch.softmax(class_scores, dim=2)[:, :, 1:]
+    real = torch.arange(P, device=count.device)[None, :, None] < count[:, None, None]
+    running = real & (probabilities > limits.score_floor)
+    scores = torch.where(running, probabilities, torch.full_like(probabilities, OUT)).reshape(N, P * C)
+    scores, places = top_k(scores, min(limits.candidates, P * C))
+    labels = places % C
+    boxes = decode(
+        take_rows(deltas.reshape(N, P * C, 4), places), take_rows(proposals, places // C), weights=TARGET_WEIGHTS
+    )
+    boxes = clip_to_sizes(boxes, sizes)
+    scores = torch.where(sides_at_least(boxes, 1e-2), scores, torch.full_like(scores, OUT))
+    apart = labels * (sizes.amax(dim=1, keepdim=True) + 1)
+    survivors = nms(boxes + apart[..., None].to(boxes.dtype), scores, limits.nms_threshold, limits.detections)
+    scores, places = top_k(survivors, limits.detections)
+    kept = scores > 0
+    return Detections(
+        kept.to(torch.int64).sum(dim=1),
+        torch.where(kept[..., None], take_rows(boxes, places), torch.zeros_like(boxes[:, :1])),
+        scores.clamp(min=0),
+        torch.where(kept, torch.gather(labels, 1, places), torch.zeros_like(places)),
+    )

@@ -1,0 +1,110 @@
+"""Which anchors and which proposals take part in a training step.
+
+A  anchors;  G  ground-truth objects;  P  proposals;  R  sampled regions.  Boxes are x1, y1, x2, y2 in canvas pixels.
+Everything here is for one image. Random choices use torch's global generator, whose state a checkpoint keeps.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+
+
+@dataclass(frozen=True)
+class AnchorSampling:
+    """Section 3.1.2 and 3.1.3 of Ren et al. 2015."""
+
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    batch: int = 256  # anchors an image
+    positive_share: float = 0.5  # "a ratio of up to 1:1"
+    # Section 3.3 leaves out anchors that cross the image's border, "1000 × 600: about 6000 of 20000 remain". On small
+    # canvases nearly every large anchor crosses it, so that the large objects would have no anchor to learn from.
+    keep_crossing: bool = False
+
+
+@dataclass(frozen=True)
+class ProposalSampling:
+    """Section 2.3 of Girshick 2015; the background's lower bound is that of the Faster R-CNN reference code."""
+
+    foreground_iou: float = 0.5
+    background_iou: tuple[float, float] = (0.0, 0.5)  # Fast R-CNN alone uses 0.1, mining among given proposals
+    batch: int = 128  # regions an image; Fast R-CNN takes 64 from each of two
+    foreground_share: float = 0.25
+
+
+class AnchorTargets(NamedTuple):
+    """labels: int64 [A], 1 / 0 / -1;  objects: int64 [A], the ground-truth object that each anchor overlaps most."""
+
+    labels: Tensor
+    objects: Tensor
+
+
+def label_anchors(anchors: Tensor, usable: Tensor, boxes: Tensor, rule: AnchorSampling) -> AnchorTargets:
+    """Positive: IoU above 0.7 with an object, or the highest IoU that an object has (ties too). Negative: below 0.3
+    with all objects. The rest, and what is not `usable`, is ignored (section 3.1.2).
+
+    anchors: [A, 4];  usable: bool [A];  boxes: [G, 4], G may be 0.
+    """
+    labels = torch.full((len(anchors),), IGNORED, device=anchors.device)
+    if len(boxes) == 0:
+        labels[usable] = NEGATIVE
+        return AnchorTargets(labels, torch.zeros_like(labels))
+    iou = torch.where(usable[None], box_iou(boxes, anchors), -1.0)  # [G, A]
+    best, objects = iou.max(dim=0)
+    labels[usable & (best < rule.negative_iou)] = NEGATIVE
+    best_of_object = iou.max(dim=1, keepdim=True).values
+    is_best = (iou == best_of_object) & (best_of_object > 0)
+    labels[is_best.any(dim=0)] = POSITIVE
+    labels[best > rule.positive_iou] = POSITIVE
+    return AnchorTargets(labels, objects)
+
+
+def sample_anchors(labels: Tensor, rule: AnchorSampling) -> tuple[Tensor, Tensor]:
+    """At most 128 positives, and negatives to fill the 256 (section 3.1.3).  labels: [A].  Returns their places."""
+    positive = _choose(labels == POSITIVE, int(rule.batch * rule.positive_share))
+    negative = _choose(labels == NEGATIVE, rule.batch - len(positive))
+    return positive, negative
+
+
+class SampledRegions(NamedTuple):
+    """boxes: [R, 4];  labels: int64 [R], 0 is background, -1 fills up to R;  targets: [R, 4], the matched objects."""
+
+    boxes: Tensor
+    labels: Tensor
+    targets: Tensor
+
+
+def sample_proposals(proposals: Tensor, boxes: Tensor, labels: Tensor, rule: ProposalSampling) -> SampledRegions:
+    """Regions for the head: a quarter foreground, the rest background; the objects themselves are candidates too.
+
+    proposals: [P, 4];  boxes: [G, 4];  labels: int64 [G] from 1.
+    """
+    candidates = torch.cat([proposals, boxes])
+    if len(boxes) == 0:
+        overlap, objects = candidates.new_zeros(len(candidates)), None
+    else:
+        overlap, objects = box_iou(candidates, boxes).max(dim=1)
+    foreground = _choose(overlap >= rule.foreground_iou, int(rule.batch * rule.foreground_share))
+    low, high = rule.background_iou
+    background = _choose((overlap >= low) & (overlap < high), rule.batch - len(foreground))
+    chosen = torch.cat([foreground, background])
+    sampled_labels = torch.full((rule.batch,), IGNORED, device=candidates.device)
+    sampled_labels[: len(chosen)] = 0
+    regions = candidates.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(rule.batch, 1)
+    targets = regions.clone()
+    regions[: len(chosen)] = candidates[chosen]
+    if objects is not None:
+        sampled_labels[: len(foreground)] = labels[objects[foreground]]
+        targets[: len(foreground)] = boxes[objects[foreground]]
+    return SampledRegions(regions, sampled_labels, targets)
+
+
+def _choose(mask: Tensor, count: int) -> Tensor:
+    """At most `count` of the places where `mask` is True, at random."""
+    places = mask.nonzero()[:, 0]
+    return places[torch.randperm(len(places), device=places.device)[:count]]

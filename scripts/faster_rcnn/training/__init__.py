@@ -1,0 +1,1 @@
+"""Training: schedules, the loop, its checkpoints and its log."""

@@ -1,0 +1,121 @@
+"""Trains a Faster R-CNN.
+
+scripts/train.py --data shapes --backbone compact --out runs/shapes
+scripts/train.py --out runs/shapes --resume
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torchvision
+
+from faster_rcnn.command_line import fail, run_command
+from faster_rcnn.config import preset
+from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.training.checkpoint import NAME, load_detector
+from faster_rcnn.training.joint import joint_losses
+from faster_rcnn.training.loop import TrainingOptions, train
+
+# Iterations, batch size, learning rate and warm-up that suit a backbone: the paper's for VGG-16 (section 3.3).
+SCHEDULES = {"compact": (5000, 16, 0.02, 300), "vgg16": (80000, 1, 0.001, 500)}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="shapes", help="shapes, or coco:DIR")
+    parser.add_argument("--backbone", choices=sorted(SCHEDULES), default="compact")
+    parser.add_argument("--schedule", choices=["joint"], default="joint", help="joint: approximate joint training")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
+    parser.add_argument("--resume", action="store_true", help="go on from RUN's checkpoint, with RUN's options")
+    parser.add_argument("--iterations", type=int, help="batches in all")
+    parser.add_argument("--batch-size", type=int, help="pictures a batch")
+    parser.add_argument("--learning-rate", type=float, help="its highest value")
+    parser.add_argument("--warm-up", type=int, help="batches until then")
+    parser.add_argument("--validate-every", type=int, default=1000, metavar="ITERATIONS")
+    parser.add_argument("--checkpoint-every", type=int, default=250, metavar="ITERATIONS")
+    parser.add_argument("--validation-pictures", type=int, default=200)
+    parser.add_argument(
+        "--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes that prepare pictures"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-mixed-precision", action="store_true", help="compute everything in float32")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    folder: Path = arguments.out
+    record = folder / "run.json"
+    if arguments.resume:
+        if not (folder / NAME).is_file():
+            fail(f"{folder / NAME} is not there, so there is nothing to resume; leave out --resume to start")
+        run = json.loads(record.read_text())
+        detector = load_detector(folder)
+    else:
+        if (folder / NAME).exists():
+            fail(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
+        run = new_run(arguments)
+        torch.manual_seed(run["options"]["seed"])
+        detector = FasterRCNN(preset(run["backbone"], open_dataset(run["data"], "train").labels))
+        folder.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(run, indent=1) + "\n")
+    options = TrainingOptions(**run["options"])
+    started = time.monotonic()
+    metrics = train(
+        detector.to(arguments.device),
+        joint_losses(options.mixed_precision),
+        open_dataset(run["data"], "train"),
+        open_dataset(run["data"], "val"),
+        options,
+        folder,
+        arguments.resume,
+    )
+    run["seconds"] = round(run.get("seconds", 0) + time.monotonic() - started)
+    record.write_text(json.dumps(run, indent=1) + "\n")
+    print(
+        f"{folder}: AP {metrics['AP']}, AP50 {metrics['AP50']} after {options.iterations} batches, {run['seconds']} s"
+    )
+
+
+def new_run(arguments: argparse.Namespace) -> dict[str, object]:
+    """What `run.json` keeps: how the run is made, so that it can be resumed and told of."""
+    iterations, batch_size, rate, warm_up = SCHEDULES[arguments.backbone]
+    options = TrainingOptions(
+        iterations=arguments.iterations or iterations,
+        batch_size=arguments.batch_size or batch_size,
+        learning_rate=arguments.learning_rate or rate,
+        warm_up=warm_up if arguments.warm_up is None else arguments.warm_up,
+        validate_every=arguments.validate_every,
+        checkpoint_every=arguments.checkpoint_every,
+        validation_pictures=arguments.validation_pictures,
+        workers=arguments.workers,
+        seed=arguments.seed,
+        mixed_precision=not arguments.no_mixed_precision,
+    )
+    return {
+        "command": shlex.join(["scripts/train.py", *sys.argv[1:]]),
+        "data": arguments.data,
+        "backbone": arguments.backbone,
+        "schedule": arguments.schedule,
+        "options": asdict(options),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "device": arguments.device,
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)
