@@ -68,7 +68,6 @@ class Engine:
 
     def __init__(self, model: Model, provider: str = CPU, threads: int = 1) -> None:
         """`threads`: within one run; 1 where several runs go on at once, which gives the most pictures a second."""
-        self.model = model
         self.card = model.card
         self.provider = provider
         try:
@@ -102,16 +101,15 @@ class Engine:
         On CUDA also the largest batch, and first, so that the memory pool takes its largest blocks before it is in
         pieces.
         """
-        for H, W in sorted(self.card.geometry.canvases, key=math.prod, reverse=True):
-            largest = max(1, batch_pixels // (H * W))
+        for canvas in sorted(self.card.geometry.canvases, key=math.prod, reverse=True):
+            largest = max(1, batch_pixels // math.prod(canvas))
             for n in {largest, 1} if self.provider == CUDA else {1}:
                 for proposals_only in (False, True):
-                    self.run([_blank(H, W)] * n, proposals_only)
+                    self.run([_blank(canvas)] * n, proposals_only)
 
     def probe(self) -> None:
         """A small run that any healthy engine survives. Raises what ONNX Runtime raises."""
-        H, W = min(self.card.geometry.canvases, key=math.prod)
-        self.run([_blank(H, W)])
+        self.run([_blank(min(self.card.geometry.canvases, key=math.prod))])
 
 
 def check_interface(session: onnxruntime.InferenceSession) -> None:
@@ -146,9 +144,7 @@ def pick_provider(require_cuda: bool = False) -> str:
     elif (devices := _cuda_devices()) < 1:
         reason = "no NVIDIA GPU is visible; check nvidia-smi and the container's GPU reservation"
     elif not _cuda_starts():
-        reason = (
-            f"{devices} GPU visible, but CUDA or cuDNN does not load; install the cuda extra: pip install '.[cuda]'"
-        )
+        reason = f"CUDA or cuDNN does not load for {devices} GPU; install the extra: pip install '.[cuda]'"
     if not reason:
         return CUDA
     if require_cuda:
@@ -226,5 +222,6 @@ _NO_SCORES = np.empty(0, dtype=np.float32)
 _NO_LABELS = np.empty(0, dtype=np.int64)
 
 
-def _blank(H: int, W: int) -> Canvas:
-    return Canvas(np.zeros((H, W, 3), dtype=np.uint8), (H, W), W, H)
+def _blank(canvas: tuple[int, int]) -> Canvas:
+    height, width = canvas
+    return Canvas(np.zeros((height, width, 3), dtype=np.uint8), canvas, width, height)

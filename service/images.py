@@ -22,9 +22,8 @@ from PIL import Image
 from service.problems import Problem
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-MAX_PIXELS = (
-    64_000_000  # a 50-megapixel phone (8160 x 6120) fits; Pillow spends up to 8 bytes a pixel on the way to RGB
-)
+# A 50-megapixel phone (8160 x 6120) fits; Pillow spends up to 8 bytes a pixel on the way to RGB.
+MAX_PIXELS = 64_000_000
 # A legal file needs about ten scans; a crafted one of a few kB has thousands and each costs a pass over every pixel.
 MAX_JPEG_SCANS = 100
 ORIENTATION = 0x0112  # the EXIF tag

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818  RFC 9457's own word
     """A request that gets an error for an answer.
 
     status  HTTP status        reason   word for the metrics, one of a fixed few

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from service.images import Geometry
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818  the word that logs and /models use
     """A model that cannot be served; the message says why and what to do."""
 
 
@@ -91,16 +91,15 @@ def load(directory: Path | str) -> Model:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
         raise Refused(f"model.json: {where}: {first['msg']}") from error
-    if (card.name, str(card.version)) != (directory.parent.name, directory.name):
-        raise Refused(
-            f"model.json says {card.name}/{card.version}, the folder {directory.parent.name}/{directory.name}"
-        )
+    place = f"{directory.parent.name}/{directory.name}"
+    if f"{card.name}/{card.version}" != place:
+        raise Refused(f"model.json says {card.name}/{card.version}, but the folder is {place}; rename one of them")
     if (digest := hashlib.sha256(graph).hexdigest()) != card.sha256:
         raise Refused(f"model.onnx has SHA-256 {digest}, model.json says {card.sha256}; publish the model again")
-    short, long = card.resize.min_size, card.resize.max_size
-    short = min(short, long)
+    long = card.resize.max_size
+    short = min(card.resize.min_size, long)
     for height, width in ((short, long), (long, short)):
         # These two corners are the largest that `images.fit` makes, so holding them is holding every picture.
-        if not any(H >= height and W >= width for H, W in card.canvases):
+        if not any(height <= H and width <= W for H, W in card.canvases):
             raise Refused(f"model.json: no canvas holds {height} x {width}, which resize can ask for; add one")
     return Model(card, graph)

@@ -1,0 +1,77 @@
+"""`python -m service`: the service on a socket, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from service import settings as settings_module
+from service.app import create_app
+from service.runtime import Runtime
+
+log = logging.getLogger("service")
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but it exits with 0 after SIGTERM, says when it is ready, and ends when nothing can be answered."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+        self._announced = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own raises the signal again once it has shut down, and so exits with 143.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._runtime.draining = True
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if not self._announced and self._runtime.not_ready() is None:
+            self._announced = True
+            self._announce()
+        return await super().on_tick(counter) or self._runtime.failure is not None
+
+    def _announce(self) -> None:
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        models = ", ".join(f"{name}/{version}" for name, all in self._runtime.engines.items() for version in all)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"serving {models} on http://{address} ({self._runtime.provider})", flush=True)
+
+
+def main() -> int:
+    try:
+        settings = settings_module.from_environment()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        log_level="info" if settings.access_log else "warning",
+        access_log=settings.access_log,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_timeout),
+    )
+    runtime: Runtime = app.state.runtime
+    Server(config, runtime).run()
+    return 1 if runtime.failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What the OpenAPI document says beyond what FastAPI reads from the signatures: bodies, pictures and problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.schemas import ProblemAnswer
+
+PROBLEMS = {
+    400: "Not a picture, or a broken one, or a body that cannot be read",
+    404: "Unknown model, version or image id",
+    408: "The body did not arrive in time",
+    413: "Too many bytes or pixels; the limit is named",
+    415: "A type that is not taken",
+    422: "A bad or unknown parameter",
+    429: "Too many requests in flight; Retry-After says when to come back",
+    503: "Not ready, or shutting down; Retry-After says when to come back",
+    504: "No answer within the deadline",
+}
+
+# A red disc and a blue square, 160 x 120, as PNG.
+EXAMPLE_PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAKAAAAB4BAMAAACHjORcAAAAElBMVEXk5dni4dfh4dfh4dZAaL27LDSO2CWuAAABw0lEQVR42u2Z"
+    "wWrCQBCGJxtLb5LYs3Qb6aF4kTyKD+qLiFY8FYprjGcp9daDk15ENDuD2d0I0k4uyS4/X/7Zyc4OJMqg3UuBAAUoQAEKUIACbBto"
+    "Nmmado0zMGIO+s1IaQDA1VK7AeOUmsUyf0kAAKKnx4+kBWA5PlF6jkQSuBmfDXoPP6FJwfxi+NoNBOK2lodBERZyOa5/CS5BEw5z"
+    "a8bFou0Qh/bH6mDRdrglVIOAkDGnVIV/yOqNkjWP2XJYkrLmaakDcRRY5eohV0Na1zjm+qtjRqd9Q+bWKvYF5pyw8ANi8NnTWDi6"
+    "k1MvZrOJbTvUdxKyAG8J9Nx6h+A33zzkomUgaxgXDYGd2nhxfYt90dMpDcTre5npedcJCewzvNXp6ZsBvif0ojFZWfpmWS2CqiHV"
+    "25CyyvsYZRbR+DskGy1cBhSHOaE66ABgn7BYhpQvNfffd/TmtS2udBDQsvi5D6zY/YlvihmguggaZzoUCGpanPHcinqHnM2meKwp"
+    "5uB4SDDybDcxAGDMbO/GYxwCqOfdDAAy518FHd67328H6W0EKEABClCAAhTgXwBWx3vk3BJVa6YD9AVKUgQowH8B/AWUSGDPK9n4"
+    "5wAAAABJRU5ErkJggg=="
+)
+
+UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One picture: JPEG, PNG, WebP, BMP or GIF (the first frame), in any of three ways.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {"image": {"type": "string", "format": "binary", "description": "or named file"}},
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "image": {"type": "string", "format": "byte", "description": "base64, or a data: URL of it"}
+                    },
+                },
+                "example": {"image": EXAMPLE_PICTURE},
+            },
+            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+PICTURE = {"schema": {"type": "string", "format": "binary"}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can end in these problems."""
+    schema = {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}
+    return {
+        status: {"description": PROBLEMS[status], "content": {"application/problem+json": schema}}
+        for status in statuses
+    }
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, made once."""
+    if not app.openapi_schema:
+        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        made.setdefault("components", {}).setdefault("schemas", {})["ProblemAnswer"] = ProblemAnswer.model_json_schema()
+        app.openapi_schema = made
+    return app.openapi_schema

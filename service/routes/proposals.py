@@ -1,0 +1,49 @@
+"""GET and POST /proposals: the RPN alone, without the price of the detection head."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service import openapi, schemas
+from service.problems import Problem
+from service.routes.answers import json_answer, runtime_of
+from service.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery
+from service.uploads import has_body
+
+router = APIRouter(tags=["proposals"])
+
+
+@router.post(
+    "/proposals",
+    summary="Region proposals of a picture",
+    openapi_extra=openapi.UPLOAD,
+    responses={200: {"model": ProposalsAnswer}, **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+)
+async def post_proposals(request: Request, query: Annotated[ProposalsQuery, Query()]) -> Response:
+    """The same numbers as `proposals` in the answer of `/detect?proposals=true`."""
+    return await answer(request, query)
+
+
+@router.get(
+    "/proposals",
+    summary="Region proposals of a recent upload",
+    responses={200: {"model": ProposalsAnswer}, **openapi.problems(400, 404, 422, 429, 503, 504)},
+)
+async def get_proposals(request: Request, query: Annotated[RecentQuery, Query()]) -> Response:
+    """For `image.id` of a recent answer. A GET that carries a picture is answered like a POST."""
+    if has_body(request) == (query.image_id is not None):
+        raise Problem(
+            422, "parameter", "Give image_id, the image.id of a recent answer, or send the picture: POST /proposals."
+        )
+    return await answer(request, query, query.image_id)
+
+
+async def answer(request: Request, query: ProposalsQuery, image_id: str | None = None) -> Response:
+    runtime = runtime_of(request)
+    engine = runtime.engine(query.model, query.version)
+    with runtime.admitted():
+        outcome = await runtime.infer(request, engine, proposals_only=True, image_id=image_id)
+        found = schemas.proposals(outcome.seen, engine.card, outcome.result, query)
+        return json_answer(runtime, outcome.seen, found)

@@ -1,0 +1,75 @@
+"""Every knob, read from the environment: its unit, its default, and why it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service import images
+
+MIB = 2**20
+
+
+class Settings(BaseSettings):
+    """A field's name in capitals is its variable: `port` is PORT."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    host: str = Field(default="127.0.0.1", description="address to listen on; the container sets 0.0.0.0")
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = Field(default=False, description="one line a request; /metrics counts them all anyway")
+
+    model_store: Path = Field(default=Path("model_store"), description="folder of <name>/<version>/")
+    default_model: str | None = Field(
+        default=None, description="the model for requests that name none; needless with one"
+    )
+    require_cuda: bool = Field(default=False, description="refuse to start on the CPU, rather than be slow unseen")
+
+    engine_workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="runs at once; default 1 on CUDA (a session has one stream) and one a usable core on the CPU",
+    )
+    engine_threads: int = Field(
+        default=1, ge=1, le=256, description="threads within a run on the CPU; 1 gives the most pictures a second"
+    )
+    batch_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="pixels of canvas in one batch, padding included, which bounds memory; "
+        "default 8 million on CUDA and 0.5 million on the CPU, where a larger batch only makes its members wait",
+    )
+    decode_threads: int | None = Field(default=None, ge=1, le=256, description="default one a usable core")
+
+    max_in_flight: int = Field(
+        default=128,
+        ge=1,
+        description="requests between the door and their answer; more get 429. "
+        "With MAX_UPLOAD_BYTES it bounds what uploads can take of memory",
+    )
+    max_upload_bytes: int = Field(default=20 * MIB, ge=1, description="bytes of one request's body; more get 413")
+    max_pixels: int = Field(
+        default=images.MAX_PIXELS,
+        ge=1,
+        description="width x height of one picture, checked before it is decoded; else 413",
+    )
+    receive_timeout: float = Field(default=20, gt=0, description="seconds for a request's body to arrive; then 408")
+    request_timeout: float = Field(default=30, gt=0, description="seconds from the body's end to the answer; then 504")
+    drain_timeout: float = Field(default=30, gt=0, description="seconds that SIGTERM leaves to requests in flight")
+    recent_bytes: int = Field(
+        default=128 * MIB, ge=0, description="bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none"
+    )
+
+
+def from_environment() -> Settings:
+    """The settings. Raises ValueError with one line a fault, naming the variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc'])).upper()}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise ValueError("\n".join(faults)) from error
