@@ -1,5 +1,8 @@
 """Data sets by the name that the command lines take."""
 
+from pathlib import Path
+
+from faster_rcnn.data.coco import Coco
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.shapes import Shapes
 
@@ -11,4 +14,7 @@ def open_dataset(source: str, split: str) -> Dataset:
     """
     if source == "shapes":
         return Shapes(split)
+    kind, _, folder = source.partition(":")
+    if kind == "coco" and folder:
+        return Coco(Path(folder), split)
     raise ValueError(f"--data {source!r} is of no known kind; there are: shapes, coco:DIR")

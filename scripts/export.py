@@ -1,0 +1,57 @@
+"""Publishes a trained detector as a model that the service can load.
+
+    scripts/export.py runs/shapes --name shapes
+
+The graph is verified before it is published: ONNX Runtime against PyTorch, batches against single pictures, large
+canvases against tight ones. What does not agree is not published.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from faster_rcnn.command_line import run_command
+from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.graph.publish import next_version, publish
+from faster_rcnn.training.checkpoint import load_detector
+
+VERIFIED_PICTURES = 24
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--name", required=True, help="the model's name in the store")
+    parser.add_argument("--version", type=int, help="its version (default: one more than the highest)")
+    parser.add_argument("--store", type=Path, default=Path("model_store"), help="default: %(default)s")
+    parser.add_argument("--data", help="what the published graph is measured on (default: the run's own data)")
+    parser.add_argument("--split", default="test", help="its split (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, help="measure on this many (default: all)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    detector = load_detector(arguments.run)
+    record = json.loads((arguments.run / "run.json").read_text())
+    data = arguments.data or record["data"]
+    test = open_dataset(data, arguments.split)
+    version = arguments.version or next_version(arguments.store, arguments.name)
+    folder = publish(
+        detector,
+        arguments.store,
+        arguments.name,
+        version,
+        training=record,
+        measured_on=f"{data}/{arguments.split}",
+        test=test,
+        pictures=[test[index].image for index in range(min(VERIFIED_PICTURES, len(test)))],
+        limit=arguments.pictures,
+    )
+    card = json.loads((folder / "model.json").read_text())
+    print(json.dumps({"verification": card["verification"], "metrics": card["metrics"]}, indent=1))
+    print(f"published {folder}, {card['bytes'] / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_command(main)

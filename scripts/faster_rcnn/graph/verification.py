@@ -1,0 +1,233 @@
+"""Does a written `model.onnx` keep its promises? It is run in ONNX Runtime and compared, before anyone may serve it.
+
+N  images in a batch;  R  boxes of one image.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from faster_rcnn.detector import Answer, FasterRCNN
+from faster_rcnn.graph.export import INPUTS, OUTPUTS
+from faster_rcnn.resize import resize_image
+
+BATCH_SIZES = (1, 2, 3, 8)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two answers may differ: corners in pixels of the canvas, scores in probability."""
+
+    box: float
+    score: float
+
+
+TO_PYTORCH = Tolerance(0.1, 1e-3)
+TO_ALONE = Tolerance(0.01, 1e-4)
+
+
+class Disagreement(ValueError):
+    """The graph does not answer what it must; the message says where and by how much."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """boxes [R, 4], scores [R], labels [R];  cut: the score that the last one to be kept had to pass."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    cut: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest differences of matched boxes, and how many boxes have no partner."""
+
+    box: float = 0.0
+    score: float = 0.0
+    unmatched: int = 0
+
+    def worst(self, other: "Difference") -> "Difference":
+        return Difference(max(self.box, other.box), max(self.score, other.score), max(self.unmatched, other.unmatched))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared and how far apart it was; goes into `model.json`."""
+
+    pictures: int
+    batches: int
+    boxes_compared: int
+    to_pytorch: Difference
+    to_alone: Difference
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def compare(first: Boxes, second: Boxes, tolerance: Tolerance) -> Difference:
+    """Matches boxes of the same label, nearest first, whatever their order: equal scores have no order.
+
+    A box without a partner within the tolerance counts, unless its score is so near the cut that the other answer may
+    have dropped it.
+    """
+    distance = np.abs(first.boxes[:, None] - second.boxes[None]).max(axis=2, initial=0.0)
+    distance = np.where(first.labels[:, None] == second.labels[None], distance, np.inf)
+    gap = np.abs(first.scores[:, None] - second.scores[None])
+    # the score decides between boxes that lie equally near
+    cost = np.where(distance <= tolerance.box, distance + gap, np.inf)
+    free_first, free_second = np.ones(len(first.boxes), bool), np.ones(len(second.boxes), bool)
+    box = score = 0.0
+    for place in np.argsort(cost, axis=None):
+        i, j = np.unravel_index(place, cost.shape)
+        if not np.isfinite(cost[i, j]):
+            break
+        if free_first[i] and free_second[j]:
+            free_first[i] = free_second[j] = False
+            box, score = max(box, float(distance[i, j])), max(score, float(gap[i, j]))
+    cut = max(first.cut, second.cut) + tolerance.score
+    unmatched = int((free_first & (first.scores > cut)).sum() + (free_second & (second.scores > cut)).sum())
+    return Difference(box, score, unmatched)
+
+
+def verify(
+    path: Path, detector: FasterRCNN, canvases: Sequence[tuple[int, int]], pictures: Sequence[np.ndarray]
+) -> Verification:
+    """Runs the graph at N = 1, 2, 3 and 8 on every canvas, a blank picture among the pictures and rubbish around them.
+
+    Each answer is compared with PyTorch on that picture alone, and with the graph on that picture alone.
+    pictures: uint8 [H, W, 3], at least one that fits each canvas.
+    Raises Disagreement if a promise is broken.
+    """
+    detector = detector.eval().cpu()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rule = detector.config.resize
+    resized = [resize_image(picture, rule)[0] for picture in pictures]
+    resized.append(np.full((rule.min_size, rule.min_size, 3), 127, np.uint8))
+    by_pytorch = [_in_pytorch(detector, picture) for picture in resized]
+    alone = [_in_onnx(session, [picture], _smallest(canvases, picture), None)[0] for picture in resized]
+    limits = _cuts(detector)
+    to_pytorch = to_alone = Difference()
+    batches = compared = 0
+    for batch in _batches(resized, canvases):
+        members = [resized[place] for place in batch.places]
+        answers = _in_onnx(session, members, batch.canvas, batch.rubbish)
+        batches += 1
+        for place, answer in zip(batch.places, answers, strict=True):
+            where = f"picture {place} in a batch of {len(batch.places)} on canvas {batch.canvas[0]}×{batch.canvas[1]}"
+            _check_padding(answer, where)
+            for kind in ("detections", "proposals"):
+                found = _boxes(answer, kind, limits)
+                for name, wanted, tolerance in (
+                    ("PyTorch alone", by_pytorch[place], TO_PYTORCH),
+                    ("ONNX alone", alone[place], TO_ALONE),
+                ):
+                    difference = compare(found, _boxes(wanted, kind, limits), tolerance)
+                    _check_difference(difference, tolerance, f"{kind} of {where} against {name}")
+                    if tolerance is TO_PYTORCH:
+                        to_pytorch = to_pytorch.worst(difference)
+                    else:
+                        to_alone = to_alone.worst(difference)
+                compared += len(found.boxes)
+    return Verification(len(resized), batches, compared, to_pytorch, to_alone)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    places: list[int]
+    canvas: tuple[int, int]
+    rubbish: np.random.Generator
+
+
+def _batches(pictures: Sequence[np.ndarray], canvases: Sequence[tuple[int, int]]) -> Iterator[_Batch]:
+    """Batches of every size on every canvas, and on one that is larger than any; the blank picture is in each."""
+    rng = np.random.default_rng(0)
+    largest = max(max(canvas) for canvas in canvases)
+    for height, width in [*canvases, (largest, largest)]:
+        fitting = [n for n, picture in enumerate(pictures) if picture.shape[0] <= height and picture.shape[1] <= width]
+        for size in BATCH_SIZES:
+            places = rng.choice(fitting, size - 1).tolist()
+            places.insert(int(rng.integers(size)), len(pictures) - 1 if size > 1 else int(rng.choice(fitting)))
+            yield _Batch(places, (height, width), rng)
+
+
+def _smallest(canvases: Sequence[tuple[int, int]], picture: np.ndarray) -> tuple[int, int]:
+    height, width = picture.shape[:2]
+    fitting = [canvas for canvas in canvases if canvas[0] >= height and canvas[1] >= width]
+    if not fitting:
+        raise Disagreement(f"no canvas of {list(canvases)} holds a picture resized to {height}×{width}")
+    return min(fitting, key=lambda canvas: canvas[0] * canvas[1])
+
+
+def _in_pytorch(detector: FasterRCNN, picture: np.ndarray) -> Answer:
+    """PyTorch's answer for one picture on the tightest canvas; arrays without the batch dimension."""
+    stride = detector.backbone.stride
+    height, width = picture.shape[:2]
+    canvas = (-(-height // stride) * stride, -(-width // stride) * stride)
+    images, sizes = _pack([picture], canvas, None)
+    with torch.no_grad():
+        answer = detector(torch.from_numpy(images), torch.from_numpy(sizes))
+    return Answer(*(values[0].numpy() for values in answer))
+
+
+def _in_onnx(
+    session: onnxruntime.InferenceSession,
+    pictures: Sequence[np.ndarray],
+    canvas: tuple[int, int],
+    rubbish: np.random.Generator | None,
+) -> list[Answer]:
+    """The graph's answers, one for each picture; arrays without the batch dimension."""
+    feed = dict(zip(INPUTS, _pack(pictures, canvas, rubbish), strict=True))
+    values = session.run(list(OUTPUTS), feed)
+    return [Answer(*(value[place] for value in values)) for place in range(len(pictures))]
+
+
+def _pack(
+    pictures: Sequence[np.ndarray], canvas: tuple[int, int], rubbish: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    shape = (len(pictures), *canvas, 3)
+    images = np.zeros(shape, np.uint8) if rubbish is None else rubbish.integers(0, 256, shape, dtype=np.uint8)
+    for place, picture in enumerate(pictures):
+        images[place, : picture.shape[0], : picture.shape[1]] = picture
+    return images, np.array([picture.shape[:2] for picture in pictures], np.int64)
+
+
+def _cuts(detector: FasterRCNN) -> dict[str, float]:
+    return {"detections": detector.config.detections.score_floor, "proposals": 0.0}
+
+
+def _boxes(answer: Answer, kind: str, cuts: dict[str, float]) -> Boxes:
+    if kind == "detections":
+        count = int(answer.num_detections)
+        boxes, scores, labels = answer.boxes, answer.scores, answer.labels
+    else:
+        count = int(answer.num_proposals)
+        boxes, scores, labels = answer.proposals, answer.objectness, np.zeros(len(answer.objectness), np.int64)
+    full = count == len(scores)
+    cut = float(scores[count - 1]) if full and count else cuts[kind]
+    return Boxes(np.asarray(boxes[:count]), np.asarray(scores[:count]), np.asarray(labels[:count]), cut)
+
+
+def _check_padding(answer: Answer, where: str) -> None:
+    detections, proposals = int(answer.num_detections), int(answer.num_proposals)
+    for name, values in (
+        ("boxes", answer.boxes[detections:]),
+        ("scores", answer.scores[detections:]),
+        ("labels", answer.labels[detections:]),
+        ("proposals", answer.proposals[proposals:]),
+        ("objectness", answer.objectness[proposals:]),
+    ):
+        if np.any(np.asarray(values) != 0):
+            raise Disagreement(f"{name} of {where}: rows past the count are not zero")
+
+
+def _check_difference(difference: Difference, tolerance: Tolerance, what: str) -> None:
+    if difference.unmatched:
+        raise Disagreement(f"{what}: {difference.unmatched} boxes have no partner within {tolerance.box} pixels")
+    if difference.score > tolerance.score:
+        raise Disagreement(f"{what}: scores differ by up to {difference.score:.2g}, {tolerance.score:.2g} is allowed")
