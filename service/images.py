@@ -25,7 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # A 50-megapixel phone (8160 x 6120) fits; Pillow spends up to 8 bytes a pixel on the way to RGB.
 MAX_PIXELS = 64_000_000
 # A legal file needs about ten scans; a crafted one of a few kB has thousands and each costs a pass over every pixel.
-MAX_JPEG_SCANS = 100
+MAX_JPEG_SCANS = 50
 ORIENTATION = 0x0112  # the EXIF tag
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,6 +39,7 @@ TRANSPOSE = {
 
 # Our own limit is checked first and is lower; the warning would only fill the log.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # what the decoders say of odd files
 
 
 class NotAPicture(Problem):

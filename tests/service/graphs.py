@@ -1,0 +1,124 @@
+"""Small models that keep contract 1, or break it in one way, for what the embedded model cannot show.
+
+The detector in them is plain: the picture's mean brightness b (0 to 1, over the picture alone) is the score, and the
+boxes are fixed shares of the picture. So the right answer for any picture can be worked out by hand:
+
+    detections  [0, 0, w/2, h/2] scored b, label 0;  [w/4, h/4, w, h] scored b/2, label 1
+    proposals   those two, and [0, 0, w, h] scored b/4
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+LABELS = ["first", "second"]
+CANVASES = [[64, 96], [96, 64]]
+RESIZE = {"min_size": 64, "max_size": 96}
+SHARES = [[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 1], [0, 0, 1, 1]]
+
+
+def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str] | None = None) -> onnx.ModelProto:
+    """fails_on_white: a picture with a pixel of 255 makes the engine raise;  work: matrix products in the head, about
+    10 ms each;  rename: outputs under another name.
+    """
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
+
+    def constant(value: Any, dtype: Any) -> str:
+        name = f"constant{len(constants)}"
+        constants.append(numpy_helper.from_array(np.array(value, dtype=dtype), name))
+        return name
+
+    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    node("Cast", ["images"], "pixels", to=TensorProto.FLOAT)
+    node("Cast", ["sizes"], "hw", to=TensorProto.FLOAT)
+    node("ReduceSum", ["pixels", constant([1, 2, 3], np.int64)], "total", keepdims=0)
+    node("ReduceProd", ["hw"], "area", axes=[1], keepdims=0)
+    node("Div", ["total", "area"], "mean")
+    node("Div", ["mean", constant(3 * 255, np.float32)], "brightness")
+    if fails_on_white:
+        node("ReduceMax", ["pixels"], "brightest", axes=[1, 2, 3], keepdims=0)
+        node("Div", ["brightest", constant(255, np.float32)], "as_share")
+        node("Cast", ["as_share"], "index", to=TensorProto.INT64)
+        node("Gather", [constant([1], np.float32), "index"], "one")  # there is no element 1
+        node("Mul", ["brightness", "one"], "brightness_checked")
+    brightness = "brightness_checked" if fails_on_white else "brightness"
+
+    node("Gather", ["hw", constant([1, 0, 1, 0], np.int64)], "whwh", axis=1)
+    node("Unsqueeze", ["whwh", constant([1], np.int64)], "whwh_rows")
+    node("Mul", ["whwh_rows", constant(SHARES, np.float32)], "proposals")
+    node("Unsqueeze", [brightness, constant([1], np.int64)], "brightness_column")
+    node("Mul", ["brightness_column", constant([1, 0.5, 0.25], np.float32)], "objectness")
+    node("Shape", ["sizes"], "shape")
+    node("Gather", ["shape", constant([0], np.int64)], "n")
+    node("Expand", [constant([3], np.int64), "n"], "num_proposals")
+
+    scores = "objectness"
+    if work:
+        matrix = constant(np.eye(600), np.float32)
+        node("ReduceMax", ["objectness"], "seed", keepdims=0)
+        product = node("Mul", ["seed", matrix], "product")
+        for step in range(work):
+            product = node("MatMul", [product, matrix], f"product{step}")
+        node("ReduceMax", [product], "peak", keepdims=0)
+        node("Mul", ["peak", constant(0, np.float32)], "nothing")
+        scores = node("Add", ["objectness", "nothing"], "scores_all")
+    first_two = [constant([0], np.int64), constant([2], np.int64), constant([1], np.int64)]
+    node("Slice", ["proposals", *first_two], "boxes")
+    node("Slice", [scores, *first_two], "scores")
+    node("Concat", ["n", constant([2], np.int64)], "n_by_two", axis=0)
+    node("Expand", [constant([0, 1], np.int64), "n_by_two"], "labels")
+    node("Expand", [constant([2], np.int64), "n"], "num_detections")
+
+    value = helper.make_tensor_value_info
+    outputs = [
+        value("num_detections", TensorProto.INT64, ["N"]),
+        value("boxes", TensorProto.FLOAT, ["N", 2, 4]),
+        value("scores", TensorProto.FLOAT, ["N", 2]),
+        value("labels", TensorProto.INT64, ["N", 2]),
+        value("num_proposals", TensorProto.INT64, ["N"]),
+        value("proposals", TensorProto.FLOAT, ["N", 3, 4]),
+        value("objectness", TensorProto.FLOAT, ["N", 3]),
+    ]
+    for old, new in (rename or {}).items():
+        node("Identity", [old], new)
+        next(output for output in outputs if output.name == old).name = new
+    inputs = [value("images", TensorProto.UINT8, ["N", "H", "W", 3]), value("sizes", TensorProto.INT64, ["N", 2])]
+    made = helper.make_graph(nodes, "plain", inputs, outputs, constants)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def publish(
+    store: Path, name: str = "plain", version: int = 1, card: dict[str, Any] | None = None, **kind: Any
+) -> Path:
+    """Writes `<store>/<name>/<version>/` and returns it; `card` replaces members of model.json, `kind` goes to graph."""
+    folder = store / name / str(version)
+    folder.mkdir(parents=True)
+    data = graph(**kind).SerializeToString()
+    (folder / "model.onnx").write_bytes(data)
+    document = {
+        "name": name,
+        "version": version,
+        "labels": LABELS,
+        "canvases": CANVASES,
+        "resize": RESIZE,
+        "score_threshold": 0.0,
+        "metrics": {},
+        "training": "none",
+        "opset": 17,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    (folder / "model.json").write_text(json.dumps(document | (card or {})))
+    return folder

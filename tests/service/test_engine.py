@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from service import engine, images, store
+from service.engine import Engine
+from service.images import Canvas
+from service.store import Refused
+from tests.service import graphs
+
+
+def grey(level: int, height: int = 64, width: int = 96, size: tuple[int, int] = (64, 96)) -> Canvas:
+    return Canvas(np.full((height, width, 3), level, np.uint8), size, 2 * width, 2 * height)
+
+
+def test_answers_come_in_original_pixels(plain):
+    (result,) = plain().run([grey(102, height=40)])  # the original is 192 x 80;  102 / 255 = 0.4
+    np.testing.assert_allclose(result.boxes, [[0, 0, 96, 40], [48, 20, 192, 80]])
+    np.testing.assert_allclose(result.scores, [0.4, 0.2], rtol=1e-5)
+    assert result.labels.tolist() == [0, 1]
+    np.testing.assert_allclose(result.proposals[2], [0, 0, 192, 80])
+    np.testing.assert_allclose(result.objectness, [0.4, 0.2, 0.1], rtol=1e-5)
+
+
+def test_proposals_alone_are_those_of_the_whole_graph(plain):
+    made = plain(work=1)
+    (whole,), (alone,) = made.run([grey(50)]), made.run([grey(50)], proposals_only=True)
+    np.testing.assert_array_equal(whole.proposals, alone.proposals)
+    np.testing.assert_array_equal(whole.objectness, alone.objectness)
+    assert (len(alone.boxes), len(alone.scores), len(alone.labels)) == (0, 0, 0)
+
+
+def test_the_embedded_model_answers_a_batch_as_it_answers_each_alone(embedded_engine):
+    geometry = embedded_engine.card.geometry
+    rng = np.random.default_rng(5)
+    canvases = [
+        images.decode(_noisy(rng, *size), geometry) for size in ((640, 480), (600, 450), (500, 380), (640, 481))
+    ]
+    canvases = [canvas for canvas in canvases if canvas.size == canvases[0].size]
+    assert len(canvases) > 1
+    for proposals_only in (False, True):
+        together = embedded_engine.run(canvases, proposals_only)
+        for canvas, among_others in zip(canvases, together, strict=True):
+            (alone,) = embedded_engine.run([canvas], proposals_only)
+            np.testing.assert_allclose(among_others.proposals, alone.proposals, atol=0.01)
+            np.testing.assert_allclose(among_others.objectness, alone.objectness, atol=1e-4)
+            np.testing.assert_allclose(among_others.boxes, alone.boxes, atol=0.01)
+            assert among_others.labels.tolist() == alone.labels.tolist()
+
+
+def _noisy(rng: np.random.Generator, width: int, height: int) -> bytes:
+    import io
+
+    blocks = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    blocks.resize((width, height), Image.Resampling.NEAREST).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_batch_never_mixes_canvases(plain):
+    with pytest.raises(ValueError, match="in one batch"):
+        plain().run([grey(1), grey(1, 96, 64, (96, 64))])
+
+
+def test_warming_up_runs_every_canvas(plain):
+    plain().warm_up()
+    plain().probe()
+
+
+@pytest.mark.parametrize(
+    ("rename", "reason"),
+    [({"boxes": "bboxes"}, "output boxes is missing"), ({"labels": "scores2"}, "output labels is missing")],
+)
+def test_a_graph_with_other_outputs_is_refused(tmp_path, rename, reason):
+    with pytest.raises(Refused, match=reason):
+        Engine(store.load(graphs.publish(tmp_path, rename=rename)))
+
+
+def test_a_graph_for_one_size_only_is_refused(tmp_path, monkeypatch):
+    model = graphs.graph()
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 64
+    monkeypatch.setattr(graphs, "graph", lambda: model)
+    with pytest.raises(Refused, match="must be symbolic"):
+        Engine(store.load(graphs.publish(tmp_path)))
+
+
+def test_a_file_that_is_no_graph_is_refused(tmp_path, monkeypatch):
+    class Rubbish:
+        def SerializeToString(self) -> bytes:  # noqa: N802  protobuf's name
+            return b"\x08\x08rubbish"
+
+    monkeypatch.setattr(graphs, "graph", Rubbish)
+    with pytest.raises(Refused, match=r"model\.onnx"):
+        Engine(store.load(graphs.publish(tmp_path)))
+
+
+def test_cores_are_those_that_we_may_use():
+    import os
+
+    assert 1 <= engine.usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.skipif(engine.pick_provider() == engine.CUDA, reason="this machine has a GPU")
+def test_cuda_that_is_required_and_missing_is_refused():
+    with pytest.raises(Refused, match="REQUIRE_CUDA"):
+        engine.pick_provider(require_cuda=True)
