@@ -103,7 +103,7 @@ def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str]
 def publish(
     store: Path, name: str = "plain", version: int = 1, card: dict[str, Any] | None = None, **kind: Any
 ) -> Path:
-    """Writes `<store>/<name>/<version>/` and returns it; `card` replaces members of model.json, `kind` goes to graph."""
+    """Writes `<store>/<name>/<version>/` and returns it; `card` changes model.json, `kind` goes to `graph`."""
     folder = store / name / str(version)
     folder.mkdir(parents=True)
     data = graph(**kind).SerializeToString()

@@ -1,0 +1,151 @@
+"""A real server: `python -m service` in a process of its own, asked over a real socket."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).parents[2]
+STORE = Path(os.environ.get("MODEL_STORE", ROOT / "model_store"))
+
+
+class Server:
+    """One running service. `http` is a client for it; `lines` is what it has printed so far."""
+
+    def __init__(self, **settings: object) -> None:
+        environment = os.environ | {"MODEL_STORE": str(STORE), "PORT": "0"}
+        environment |= {name: str(value) for name, value in settings.items()}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._announced = threading.Event()
+        self.url = ""
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(r"^serving .* on (http://\S+)", line):
+                self.url = found[1]
+                self._announced.set()
+        self._announced.set()
+
+    def ready(self) -> Server:
+        assert self._announced.wait(60), "not ready in 60 s"
+        assert self.url, "".join(self.lines)
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+        return self
+
+    @property
+    def address(self) -> tuple[str, int]:
+        url = httpx.URL(self.url)
+        assert url.port
+        return url.host, url.port
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples called `name` that have these labels."""
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.http.get("/metrics").text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def wait_for(self, name: str, value: float, **labels: str) -> None:
+        deadline = time.monotonic() + 10
+        while (found := self.metric(name, **labels)) != value:
+            assert time.monotonic() < deadline, f"{name} is {found}, not {value}"
+            time.sleep(0.02)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The service with the embedded model and its default settings."""
+    running = Server().ready()
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    """Starts further services with settings of their own."""
+    running: list[Server] = []
+
+    def start(**settings: object) -> Server:
+        running.append(Server(**settings))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.stop(signal.SIGKILL)
+
+
+def scene(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Coloured shapes on a plain ground: things that the embedded model finds."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (width, height), tuple(rng.integers(180, 250, 3).tolist()))
+    pen = ImageDraw.Draw(image)
+    for _ in range(3):
+        r = int(min(width, height) * rng.uniform(0.1, 0.2))
+        x, y = int(rng.uniform(r, width - r)), int(rng.uniform(r, height - r))
+        fill = tuple(rng.integers(0, 150, 3).tolist())
+        if rng.random() < 0.5:
+            pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+        else:
+            pen.rectangle((x - r, y - r, x + r, y + r), fill=fill)
+    return image
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def answer(response: httpx.Response) -> dict[str, Any]:
+    """A 200's document, without what differs from call to call."""
+    assert response.status_code == 200, response.text
+    document: dict[str, Any] = response.json()
+    document.pop("timing")
+    return document
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem document of an error, which is what RFC 9457 wants and says nothing of our insides."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert document["status"] == status
+    assert document["title"]
+    assert document["detail"]
+    assert document["request_id"] == response.headers["x-request-id"]
+    for word in ("0x", "BytesIO", "Traceback", "onnxruntime", "/site-packages"):
+        assert word not in response.text
+    return document

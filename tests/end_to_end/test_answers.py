@@ -1,0 +1,194 @@
+"""What is answered, and that it depends on the picture alone."""
+
+import base64
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.end_to_end.conftest import answer, encoded, scene
+
+SIZES = [(640, 480), (480, 640), (300, 300), (1024, 400), (200, 700), (1600, 1200), (64, 48), (33, 500)]
+TURNED = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+
+
+@pytest.fixture(scope="module")
+def uploads():
+    return [encoded(scene(*size, seed), "JPEG") for seed, size in enumerate(SIZES)]
+
+
+def detect(http, data, **query):
+    return answer(http.post("/detect", content=data, headers={"Content-Type": "image/jpeg"}, params=query))
+
+
+def test_the_answer_has_the_parts_that_are_promised(server):
+    data = encoded(scene(640, 480))
+    response = server.http.post("/detect", files={"image": data}, params={"proposals": "true"})
+    document = response.json()
+    assert document["image"] == {"id": hashlib.sha256(data).hexdigest(), "width": 640, "height": 480}
+    assert document["model"] == {"name": "shapes", "version": 1}
+    assert len(document["boxes"]) == len(document["scores"]) == len(document["labels"]) > 0
+    assert len(document["proposals"]["boxes"]) == len(document["proposals"]["scores"]) > 0
+    assert set(document["timing"]) == {"read_ms", "decode_ms", "queue_ms", "inference_ms", "total_ms"}
+    assert all(value >= 0 for value in document["timing"].values())
+    assert "inference;dur=" in response.headers["server-timing"]
+    assert document["scores"] == sorted(document["scores"], reverse=True)
+    labels = server.http.get("/models/shapes").json()["labels"]
+    assert set(document["labels"]) <= set(labels)
+    for x1, y1, x2, y2 in document["boxes"] + document["proposals"]["boxes"]:
+        assert 0 <= x1 < x2 <= 640
+        assert 0 <= y1 < y2 <= 480
+
+
+def test_many_at_once_get_what_each_gets_alone(server, uploads):
+    alone = [detect(server.http, data, proposals=True, score_threshold=0.05) for data in uploads]
+    jobs = [index % len(uploads) for index in range(6 * len(uploads))]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda i: detect(server.http, uploads[i], proposals=True, score_threshold=0.05), jobs))
+    for index, among_others in zip(jobs, together, strict=True):
+        expected = alone[index]
+        assert among_others["labels"] == expected["labels"]
+        np.testing.assert_allclose(among_others["scores"], expected["scores"], atol=1e-4)
+        np.testing.assert_allclose(among_others["proposals"]["scores"], expected["proposals"]["scores"], atol=1e-4)
+        for name in ("boxes", "proposals"):
+            mine, theirs = (d[name]["boxes"] if name == "proposals" else d[name] for d in (among_others, expected))
+            # 0.01 px on the canvas is more on an original that was shrunk
+            width, height = expected["image"]["width"], expected["image"]["height"]
+            np.testing.assert_allclose(mine, theirs, atol=0.01 * max(1, max(width, height) / 320))
+    assert server.metric("detector_batch_size_sum") > server.metric("detector_batch_size_count")  # there were batches
+
+
+def test_one_callers_parameters_do_not_touch_anothers(server, uploads):
+    everything = detect(server.http, uploads[0], score_threshold=0)
+    assert len(everything["boxes"]) > 1
+    queries = [{"score_threshold": 0}, {"score_threshold": 1}, {"score_threshold": 0, "max_detections": 1}] * 8
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda query: len(detect(server.http, uploads[0], **query)["boxes"]), queries))
+    assert found == [len(everything["boxes"]), 0, 1] * 8
+
+
+def test_proposals_alone_are_those_of_detect(server, uploads):
+    for data in uploads:
+        whole = detect(server.http, data, proposals=True, max_proposals=50)
+        alone = answer(
+            server.http.post(
+                "/proposals", content=data, headers={"Content-Type": "image/jpeg"}, params={"max_proposals": 50}
+            )
+        )
+        assert {"boxes": alone["boxes"], "scores": alone["scores"]} == whole["proposals"]
+        assert 1 <= len(alone["boxes"]) <= 50
+
+
+def test_proposals_of_a_recent_upload_need_no_second_upload(server, uploads):
+    first = answer(server.http.post("/proposals", files={"image": uploads[0]}))
+    again = answer(server.http.get("/proposals", params={"image_id": first["image"]["id"]}))
+    assert again == first
+
+
+def test_a_get_that_carries_a_picture_is_answered_too(server, uploads):
+    headers = {"Content-Type": "image/jpeg"}
+    by_get = server.http.request("GET", "/proposals", content=uploads[1], headers=headers)
+    assert answer(by_get) == answer(server.http.post("/proposals", content=uploads[1], headers=headers))
+
+
+def test_every_way_to_upload_gives_the_same_answer(server, uploads):
+    data = uploads[2]
+    text = base64.b64encode(data).decode()
+    post = server.http.post
+    answers = [
+        answer(response)
+        for response in (
+            post("/detect", files={"image": data}),
+            post("/detect", files={"file": ("../../etc/passwd\r\n", data, "text/plain")}),
+            post("/detect", content=data, headers={"Content-Type": "image/jpeg"}),
+            post("/detect", content=data, headers={"Content-Type": "image/anything; q=1"}),
+            post("/detect", content=data, headers={"Content-Type": "application/octet-stream"}),
+            post("/detect", content=data),  # no Content-Type at all
+            post("/detect", content=iter([data[:99], data[99:]])),  # chunked
+            post("/detect", json={"image": text}),
+            post("/detect", json={"image": f"data:image/jpeg;base64,{text}"}),
+        )
+    ]
+    assert all(each == answers[0] for each in answers)
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_a_turned_photograph_gives_the_boxes_of_the_upright_one(server, orientation):
+    upright = scene(600, 400, 11)
+    stored = upright if TURNED[orientation] is None else upright.transpose(TURNED[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = answer(server.http.post("/detect", files={"image": encoded(stored, exif=exif)}))
+    straight = answer(server.http.post("/detect", files={"image": encoded(upright)}))
+    assert len(straight["boxes"]) > 0
+    assert turned["image"] | {"id": 0} == straight["image"] | {"id": 0}
+    assert {**turned, "image": 0} == {**straight, "image": 0}
+
+
+def test_a_blank_picture_has_an_answer_and_so_has_the_next(server, uploads):
+    before = detect(server.http, uploads[0])
+    for colour in ("black", "white"):
+        blank = answer(server.http.post("/detect", files={"image": encoded(Image.new("RGB", (500, 400), colour))}))
+        assert len(blank["boxes"]) == len(blank["scores"]) == len(blank["labels"])
+    assert detect(server.http, uploads[0]) == before
+
+
+def test_filters_keep_what_they_say(server, uploads):
+    everything = detect(server.http, uploads[0], score_threshold=0)
+    label = everything["labels"][0]
+    only = detect(server.http, uploads[0], score_threshold=0, label=label)
+    assert only["scores"] == [
+        s for s, name in zip(everything["scores"], everything["labels"], strict=True) if name == label
+    ]
+    confident = detect(server.http, uploads[0], score_threshold=0.3)
+    assert confident["scores"] == [score for score in everything["scores"] if score >= 0.3]
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/jpeg"])
+def test_the_picture_comes_back_with_its_boxes_drawn(server, media_type):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(scene(400, 600, 3), exif=exif)
+    response = server.http.post("/detect", files={"image": data}, headers={"Accept": media_type})
+    assert response.headers["content-type"] == media_type
+    drawn = Image.open(io.BytesIO(response.content))
+    assert (drawn.size, Image.MIME[drawn.format or ""]) == ((600, 400), media_type)
+    plain = scene(400, 600, 3).transpose(Image.Transpose.ROTATE_270)
+    assert np.abs(np.asarray(drawn).astype(int) - np.asarray(plain).astype(int)).max() > 100
+
+
+def test_the_models_are_described(server):
+    listed = server.http.get("/models").json()
+    assert listed["default"] == {"name": "shapes", "version": 1}
+    assert [model["name"] for model in listed["models"]] == ["shapes"]
+    assert listed["refused"] == []
+    one = server.http.get("/models/shapes").json()
+    assert one == listed["models"][0]
+    assert one["versions"] == [1]
+    assert len(one["sha256"]) == 64
+    assert one["provider"].endswith("ExecutionProvider")
+    assert all(side % 16 == 0 for canvas in one["canvases"] for side in canvas)
+    assert server.http.get("/models/shapes", params={"version": 1}).json() == one
+
+
+def test_ready_and_alive(server):
+    assert server.http.get("/healthz").json() == {"status": "alive"}
+    ready = server.http.get("/readyz").json()
+    assert (ready["status"], ready["models"]) == ("ready", ["shapes/1"])
+    assert ready["provider"].endswith("ExecutionProvider")
+
+
+def test_a_request_keeps_its_id_if_it_is_harmless(server):
+    assert server.http.get("/healthz", headers={"X-Request-ID": "a-1.b_2"}).headers["x-request-id"] == "a-1.b_2"
+    for harmful in ("a b", "x" * 65, "<script>", ""):
+        assert server.http.get("/healthz", headers={"X-Request-ID": harmful}).headers["x-request-id"] != harmful
+
+
+def test_head_and_keep_alive_work_as_http_says(server):
+    with httpx.Client(base_url=server.url) as http:
+        for _ in range(3):
+            assert http.get("/healthz").status_code == 200

@@ -1,0 +1,47 @@
+"""A corpus of hostile and odd files: each is answered or refused, and none of them by a fault of ours.
+
+REAL_DATA_DIR/abuse holds the files; index.csv says of each what it is and what Pillow makes of it.
+"""
+
+import csv
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Server, problem
+
+FOLDER = Path(os.environ.get("REAL_DATA_DIR", "")) / "abuse"
+TAKEN = {"JPEG", "PNG", "WEBP", "BMP", "GIF", "MPO"}
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("REAL_DATA_DIR") or not FOLDER.is_dir(), reason="REAL_DATA_DIR/abuse, the corpus, is not here"
+)
+
+
+def test_every_file_is_answered_or_refused(server: Server) -> None:
+    with (FOLDER / "index.csv").open(newline="") as index:
+        rows = list(csv.DictReader(index))
+    assert rows
+
+    def ask(row: dict[str, str]) -> str | None:
+        response = server.http.post("/detect", content=(FOLDER / row["path"]).read_bytes())
+        pixels = int(row["width"] or 0) * int(row["height"] or 0)
+        if response.status_code == 200:
+            image = response.json()["image"]
+            if row["rgb"] and f"{image['width']}x{image['height']}" != row["rgb"]:
+                return f"{row['path']}: {image} is not {row['rgb']}"
+        elif response.status_code in (400, 413):
+            problem(response, response.status_code)
+            if row["category"] == "valid" and row["format"] in TAKEN and pixels <= 64_000_000:
+                return f"{row['path']}: {response.text}"
+        else:
+            return f"{row['path']}: {response.status_code}"
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        wrong = [each for each in pool.map(ask, rows) if each]
+    assert wrong == []
+    assert server.metric("detector_failed_total") == 0
+    assert server.http.get("/readyz").status_code == 200

@@ -1,0 +1,121 @@
+"""Start, stop, and stores that are not as they should be."""
+
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from PIL import Image
+
+from service.engine import CUDA, pick_provider
+from tests.end_to_end.conftest import encoded, problem
+from tests.service import graphs
+
+GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))
+
+
+def test_it_says_what_it_serves_and_where(server):
+    (line,) = [line for line in server.lines if line.startswith("serving ")]
+    assert line.startswith(f"serving shapes/1 on {server.url} (")
+    assert "ExecutionProvider" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_is_in_flight(start, tmp_path, number):
+    graphs.publish(tmp_path, work=60)
+    server = start(MODEL_STORE=tmp_path).ready()
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(httpx.post, f"{server.url}/detect", content=GREY, timeout=30) for _ in range(3)]
+        server.wait_for("detector_requests_in_flight", 3)
+        server.process.send_signal(number)
+        assert [each.result().json()["scores"] for each in asked] == [[0.4, 0.2]] * 3
+    assert server.process.wait(10) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(server.address)
+
+
+def test_draining_has_an_end(start, tmp_path):
+    graphs.publish(tmp_path)
+    server = start(MODEL_STORE=tmp_path, DRAIN_TIMEOUT=1).ready()
+    with socket.create_connection(server.address) as connection:  # a client that never finishes its request
+        connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        server.wait_for("detector_requests_in_flight", 1)
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 5
+
+
+def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served(start, tmp_path):
+    graphs.publish(tmp_path, "plain", 1)
+    graphs.publish(tmp_path, "plain", 2)
+    graphs.publish(tmp_path, "plain", 3, card={"sha256": "0" * 64})
+    graphs.publish(tmp_path, "odd", 1, rename={"boxes": "bboxes"})
+    server = start(MODEL_STORE=tmp_path).ready()
+    ready = server.http.get("/readyz").json()
+    assert sorted(ready["models"]) == ["plain/1", "plain/2"]
+    refused = {each["model"]: each["reason"] for each in ready["refused"]}
+    assert "SHA-256" in refused["plain/3"]
+    assert "boxes is missing" in refused["odd/1"]
+    assert server.http.get("/models").json()["refused"] == ready["refused"]
+    assert any("odd/1" in line for line in server.lines)
+    post = server.http.post
+    assert post("/detect", content=GREY).json()["model"] == {"name": "plain", "version": 2}  # the highest
+    assert post("/detect?version=1", content=GREY).json()["model"]["version"] == 1
+    assert server.http.get("/models/plain").json()["versions"] == [1, 2]
+
+
+def test_among_several_models_a_request_says_which_or_the_default_answers(start, tmp_path):
+    graphs.publish(tmp_path, "one")
+    graphs.publish(tmp_path, "two")
+    server = start(MODEL_STORE=tmp_path).ready()
+    assert "one, two" in problem(server.http.post("/detect", content=GREY), 422)["detail"]
+    assert server.http.post("/detect?model=two", content=GREY).json()["model"]["name"] == "two"
+    server = start(MODEL_STORE=tmp_path, DEFAULT_MODEL="one").ready()
+    assert server.http.post("/detect", content=GREY).json()["model"]["name"] == "one"
+    assert server.http.get("/models").json()["default"] == {"name": "one", "version": 1}
+
+
+def ending(server) -> tuple[int, str]:
+    code = server.process.wait(30)
+    time.sleep(0.1)
+    return code, "".join(server.lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "word"),
+    [
+        ({"PORT": "http"}, 2, "PORT='http'"),
+        ({"BATCH_PIXELS": 0}, 2, "BATCH_PIXELS"),
+        ({"LOG_LEVEL": "loud"}, 2, "LOG_LEVEL"),
+        ({"MODEL_STORE": "/nowhere"}, 1, "MODEL_STORE"),
+        ({"DEFAULT_MODEL": "unicorn"}, 1, "DEFAULT_MODEL"),
+    ],
+)
+def test_it_ends_with_one_clear_line_when_it_cannot_serve(start, settings, code, word):
+    found, printed = ending(start(**settings))
+    assert found == code, printed
+    assert word in printed
+    assert "Traceback" not in printed
+
+
+def test_a_store_without_a_model_that_fits_says_why(start, tmp_path):
+    graphs.publish(tmp_path, card={"sha256": "0" * 64})
+    code, printed = ending(start(MODEL_STORE=tmp_path))
+    assert code == 1
+    assert "plain/1" in printed
+    assert "SHA-256" in printed
+
+
+@pytest.mark.skipif(pick_provider() == CUDA, reason="this machine has a GPU")
+def test_cuda_that_is_required_and_missing_ends_it(start):
+    code, printed = ending(start(REQUIRE_CUDA=1))
+    assert code == 1
+    assert "REQUIRE_CUDA" in printed
+
+
+def test_a_port_that_is_taken_is_said_so(start, server):
+    code, printed = ending(start(PORT=server.address[1]))
+    assert code != 0
+    assert "address already in use" in printed

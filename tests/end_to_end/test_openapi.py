@@ -1,0 +1,52 @@
+"""The document at /openapi.json, and that its examples work when pasted."""
+
+import json
+
+import httpx
+
+
+def document(server) -> dict:
+    return server.http.get("/openapi.json").json()
+
+
+def test_the_json_example_works_when_pasted(server):
+    paths = document(server)["paths"]
+    for path in ("/detect", "/proposals"):
+        example = paths[path]["post"]["requestBody"]["content"]["application/json"]["example"]
+        response = server.http.post(path, content=json.dumps(example), headers={"Content-Type": "application/json"})
+        assert response.status_code == 200
+        assert (response.json()["image"]["width"], response.json()["image"]["height"]) == (160, 120)
+
+
+def test_all_three_ways_to_upload_are_documented(server):
+    for path in ("/detect", "/proposals"):
+        content = document(server)["paths"][path]["post"]["requestBody"]["content"]
+        assert {"multipart/form-data", "application/json", "image/jpeg", "application/octet-stream"} <= set(content)
+
+
+def test_every_reference_leads_somewhere_and_every_error_is_a_problem(server):
+    found = document(server)
+    for reference in set(json.dumps(found).split('"$ref": "')[1:]):
+        name = reference.split('"')[0].rpartition("/")[2]
+        assert name in found["components"]["schemas"]
+    responses = found["paths"]["/detect"]["post"]["responses"]
+    assert {"200", "400", "404", "413", "415", "422", "429", "503", "504"} <= set(responses)
+    for status, response in responses.items():
+        assert ("application/problem+json" in response["content"]) == (status != "200")
+    assert "HTTPValidationError" not in json.dumps(found)
+
+
+def test_answers_have_the_members_that_are_documented(server):
+    schemas = document(server)["components"]["schemas"]
+    example = document(server)["paths"]["/detect"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    answer = server.http.post("/detect?proposals=true", json=example).json()
+    assert set(answer) == set(schemas["DetectAnswer"]["properties"])
+    assert set(answer["timing"]) == set(schemas["Timing"]["properties"])
+    ready = server.http.get("/readyz").json()
+    assert set(ready) == set(schemas["ReadyAnswer"]["properties"])
+    models = server.http.get("/models").json()
+    assert set(models) == set(schemas["ModelsAnswer"]["properties"])
+
+
+def test_the_documentation_is_served(server):
+    assert httpx.get(f"{server.url}/docs").status_code == 200

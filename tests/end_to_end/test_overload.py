@@ -1,0 +1,131 @@
+"""More work than can be done, clients that go, deadlines that pass, pictures that break the engine."""
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.end_to_end.conftest import encoded, problem
+from tests.service import graphs
+
+GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))  # brightness 0.4
+WHITE = encoded(Image.new("RGB", (96, 64), "white"))
+SLOW = 60  # matrix products, about 10 ms each
+
+
+@pytest.fixture
+def slow_store(tmp_path):
+    graphs.publish(tmp_path, work=SLOW)
+    return tmp_path
+
+
+def raw_request(length: int) -> bytes:
+    head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
+    return head.encode()
+
+
+def test_beyond_its_places_the_service_says_429_at_once_and_recovers(start, slow_store):
+    server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=3, ENGINE_WORKERS=1).ready()
+    with ThreadPoolExecutor(12) as pool:
+        responses = list(pool.map(lambda _: server.http.post("/detect", content=GREY), range(12)))
+    served = [response for response in responses if response.status_code == 200]
+    shed = [response for response in responses if response.status_code != 200]
+    assert len(served) >= 3
+    assert len(shed) >= 5
+    for response in shed:
+        problem(response, 429)
+        assert int(response.headers["retry-after"]) >= 1
+        assert response.elapsed.total_seconds() < 0.5  # a served one takes longer than that
+    assert server.metric("detector_rejected_total", reason="overloaded") == len(shed)
+    assert server.http.post("/detect", content=GREY).status_code == 200
+
+
+def test_a_full_house_is_told_before_the_body_is_sent(start, slow_store):
+    server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=1).ready()
+    with socket.create_connection(server.address) as holder, socket.create_connection(server.address) as other:
+        holder.sendall(raw_request(len(GREY)))  # and no body: it keeps its place
+        server.wait_for("detector_requests_in_flight", 1)
+        other.sendall(raw_request(len(GREY)))
+        other.settimeout(5)
+        assert other.recv(4096).startswith(b"HTTP/1.1 429 ")
+
+
+def test_a_deadline_in_the_queue_is_a_504(start, slow_store):
+    server = start(MODEL_STORE=slow_store, REQUEST_TIMEOUT=0.2, ENGINE_WORKERS=1).ready()
+    response = server.http.post("/detect", content=GREY)
+    assert "0.2 s" in problem(response, 504)["detail"]
+    assert response.elapsed.total_seconds() < 0.5
+    assert server.metric("detector_cancelled_total", reason="deadline") == 1
+
+
+def test_who_hangs_up_is_not_computed(start, slow_store):
+    server = start(MODEL_STORE=slow_store, ENGINE_WORKERS=1, BATCH_PIXELS=1).ready()
+    running = threading.Thread(target=lambda: server.http.post("/detect", content=GREY))
+    running.start()
+    server.wait_for("detector_requests_in_flight", 1)
+    connections = []
+    for _ in range(3):
+        connections.append(socket.create_connection(server.address))
+        connections[-1].sendall(raw_request(len(GREY)) + GREY)
+    server.wait_for("detector_queue_depth", 3)
+    for connection in connections:
+        connection.close()
+    server.wait_for("detector_cancelled_total", 3, reason="disconnected", stage="queue")
+    running.join()
+    assert server.metric("detector_batch_size_sum") == 1
+    assert server.metric("detector_requests_in_flight") == 0
+
+
+def test_who_hangs_up_while_sending_is_counted(start, slow_store):
+    server = start(MODEL_STORE=slow_store).ready()
+    with socket.create_connection(server.address) as connection:
+        connection.sendall(raw_request(1000) + b"abc")
+        server.wait_for("detector_requests_in_flight", 1)
+    server.wait_for("detector_cancelled_total", 1, reason="disconnected", stage="read")
+    server.wait_for("detector_requests_in_flight", 0)
+
+
+def test_one_that_breaks_the_engine_breaks_alone(start, tmp_path):
+    graphs.publish(tmp_path, fails_on_white=True, work=20)
+    server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1).ready()
+    pictures = [GREY, WHITE, GREY, GREY, WHITE, GREY, GREY, GREY] * 2
+    with ThreadPoolExecutor(len(pictures)) as pool:
+        responses = list(pool.map(lambda data: server.http.post("/detect", content=data), pictures))
+    for data, response in zip(pictures, responses, strict=True):
+        if data is WHITE:
+            assert problem(response, 500)["reason"] == "engine"
+        else:
+            assert response.json()["scores"] == [0.4, 0.2]
+    assert server.metric("detector_failed_total", reason="engine") == 4
+    assert server.http.get("/readyz").status_code == 200  # a blank picture still goes through
+    assert server.metric("detector_batch_size_bucket", le="1.0") < server.metric("detector_batch_size_count")
+
+
+def test_broken_pictures_among_good_ones_fail_alone(server):
+    good = encoded(Image.new("RGB", (300, 200), (50, 90, 130)))
+    bodies = [good, good[:-30], b"hello", b"", good] * 4
+    with ThreadPoolExecutor(10) as pool:
+        statuses = list(pool.map(lambda data: server.http.post("/detect", content=data).status_code, bodies))
+    assert statuses == [200, 400, 400, 400, 200] * 4
+
+
+def test_proposals_do_not_pay_for_the_head(start, slow_store):
+    server = start(MODEL_STORE=slow_store).ready()
+    whole = server.http.post("/detect", content=GREY).json()["timing"]["inference_ms"]
+    alone = server.http.post("/proposals", content=GREY).json()["timing"]["inference_ms"]
+    assert alone < whole / 5
+
+
+def test_health_answers_while_all_engines_are_busy(start, slow_store):
+    server = start(MODEL_STORE=slow_store).ready()
+    with ThreadPoolExecutor(8) as pool:
+        working = [pool.submit(server.http.post, "/detect", content=GREY) for _ in range(8)]
+        time.sleep(0.2)
+        with httpx.Client(base_url=server.url) as http:
+            for path in ("/healthz", "/readyz", "/metrics"):
+                assert http.get(path).elapsed.total_seconds() < 0.5
+        assert all(each.result().status_code == 200 for each in working)

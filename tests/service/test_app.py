@@ -1,0 +1,53 @@
+import subprocess
+import sys
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.app import create_app
+from service.routes.detect import preferred_picture
+from service.settings import Settings
+
+
+def test_importing_the_service_brings_neither_torch_nor_onnx_nor_a_model():
+    code = "import service.app, sys; print(*[m for m in ('torch', 'onnx', 'scipy') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+
+
+def test_two_applications_in_a_process_do_not_share_metrics():
+    one, other = (create_app(Settings()).state.runtime.metrics for _ in range(2))
+    one.queue_depth.inc()
+    assert (one.registry.get_sample_value("detector_queue_depth")) == 1
+    assert (other.registry.get_sample_value("detector_queue_depth")) == 0
+
+
+def test_every_metric_is_explained():
+    scrape = create_app(Settings()).state.runtime.metrics.scrape().decode()
+    families = list(text_string_to_metric_families(scrape))
+    assert all(family.documentation for family in families)
+    ours = [family.name for family in families if family.name.startswith("detector_")]
+    assert len(ours) >= 14
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", None),
+        ("*/*", None),
+        ("application/json", None),
+        ("image/png", "image/png"),
+        ("image/jpeg", "image/jpeg"),
+        ("image/*", "image/png"),
+        ("IMAGE/JPEG; q=0.5", "image/jpeg"),
+        ("application/json, image/png", None),
+        ("image/png, application/json;q=0.9", "image/png"),
+        ("image/png;q=0.1, */*", None),
+        ("image/jpeg;q=0.5, image/png;q=0.8", "image/png"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", None),
+        ("image/png;q=0", None),
+        ("image/png;q=junk", None),
+        (";;;,,,", None),
+    ],
+)
+def test_a_picture_is_drawn_only_for_who_prefers_one(accept, expected):
+    assert preferred_picture(accept) == expected

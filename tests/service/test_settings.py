@@ -1,0 +1,26 @@
+import pytest
+
+from service import settings
+
+
+def test_the_environment_is_read(monkeypatch):
+    monkeypatch.setenv("PORT", "9001")
+    monkeypatch.setenv("REQUIRE_CUDA", "1")
+    read = settings.from_environment()
+    assert (read.port, read.require_cuda, read.host) == (9001, True, "127.0.0.1")
+
+
+def test_every_bad_value_gets_a_line_that_names_its_variable(monkeypatch):
+    monkeypatch.setenv("PORT", "http")
+    monkeypatch.setenv("MAX_IN_FLIGHT", "0")
+    with pytest.raises(ValueError, match="PORT") as caught:
+        settings.from_environment()
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("PORT='http': ")
+    assert lines[1].startswith("MAX_IN_FLIGHT='0': ")
+
+
+def test_every_setting_says_what_it_is_for():
+    plain = {"log_level"}
+    undescribed = {name for name, field in settings.Settings.model_fields.items() if not field.description}
+    assert undescribed <= plain
