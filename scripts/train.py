@@ -10,9 +10,12 @@ import os
 import platform
 import shlex
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
+
+# PyTorch's threads would spin while they wait for each other and take the cores from the processes that draw pictures:
+# 1.4 batches a second instead of 1.7 on two cores. OpenMP reads this when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torchvision
@@ -70,7 +73,6 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(run, indent=1) + "\n")
     options = TrainingOptions(**run["options"])
-    started = time.monotonic()
     metrics = train(
         detector.to(arguments.device),
         joint_losses(options.mixed_precision),
@@ -80,7 +82,7 @@ def main() -> None:
         folder,
         arguments.resume,
     )
-    run["seconds"] = round(run.get("seconds", 0) + time.monotonic() - started)
+    run["seconds"] = metrics["seconds"]
     record.write_text(json.dumps(run, indent=1) + "\n")
     print(
         f"{folder}: AP {metrics['AP']}, AP50 {metrics['AP50']} after {options.iterations} batches, {run['seconds']} s"

@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from faster_rcnn.proposals import ProposalLimits
 from faster_rcnn.resize import ResizeRule
 from faster_rcnn.roi_head import DetectionLimits
@@ -45,21 +47,7 @@ class DetectorConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DetectorConfig":
         """The inverse of `to_dict`, also after a trip through JSON, which knows no tuples."""
-        parts = {
-            "resize": ResizeRule,
-            "training_proposals": ProposalLimits,
-            "proposals": ProposalLimits,
-            "detections": DetectionLimits,
-            "anchor_sampling": AnchorSampling,
-            "proposal_sampling": ProposalSampling,
-        }
-        return cls(
-            **{name: parts[name](**value) if name in parts else _tuples(value) for name, value in values.items()}
-        )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        return TypeAdapter(cls).validate_python(values)
 
 
 def preset(backbone: str, labels: tuple[str, ...]) -> DetectorConfig:

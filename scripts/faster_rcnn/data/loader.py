@@ -116,5 +116,6 @@ def training_batches(
         num_workers=workers,
         collate_fn=_Collate(stride),
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # the global one would lose a number to each start, and a resumed run differ
     )
     return iter(loader)

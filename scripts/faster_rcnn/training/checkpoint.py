@@ -13,10 +13,16 @@ from faster_rcnn.detector import FasterRCNN
 NAME = "checkpoint.pt"
 
 
-def save_checkpoint(folder: Path, iteration: int, detector: FasterRCNN, optimiser: torch.optim.Optimizer) -> None:
-    """Writes `folder/checkpoint.pt`, aside first, so that a crash leaves the former one whole."""
+def save_checkpoint(
+    folder: Path, iteration: int, seconds: float, detector: FasterRCNN, optimiser: torch.optim.Optimizer
+) -> None:
+    """Writes `folder/checkpoint.pt`, aside first, so that a crash leaves the former one whole.
+
+    iteration, seconds: how many are done and how long the run has taken so far, over all its parts.
+    """
     state = {
         "iteration": iteration,
+        "seconds": seconds,
         "config": detector.config.to_dict(),
         "detector": detector.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -52,8 +58,8 @@ def load_detector(path: Path) -> FasterRCNN:
     return detector.eval()
 
 
-def restore(state: dict[str, Any], detector: FasterRCNN, optimiser: torch.optim.Optimizer) -> int:
-    """Puts a checkpoint's state back, random generators included.  Returns the number of iterations done."""
+def restore(state: dict[str, Any], detector: FasterRCNN, optimiser: torch.optim.Optimizer) -> None:
+    """Puts a checkpoint's state back, random generators included."""
     detector.load_state_dict(state["detector"])
     optimiser.load_state_dict(state["optimiser"])
     random.setstate(state["random"]["python"])
@@ -61,4 +67,3 @@ def restore(state: dict[str, Any], detector: FasterRCNN, optimiser: torch.optim.
     torch.set_rng_state(state["random"]["torch"])
     if torch.cuda.is_available() and state["random"]["cuda"]:
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return int(state["iteration"])

@@ -65,16 +65,23 @@ def train(
     folder: Path,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Trains `detector` in place and returns its last validation metrics.
+    """Trains `detector` in place and returns its last validation metrics and the seconds that all of the run took.
 
     In `folder`: `checkpoint.pt`; `losses.csv`, a row an iteration; `validation.jsonl`, a line a validation;
     `predictions/`, a sheet of pictures a validation; `losses.png`.
-    Raises FloatingPointError when the losses are no longer finite; the last checkpoint is from before.
+    Raises ValueError if there is nothing left to resume, FloatingPointError when the losses are no longer finite; the last checkpoint is from before.
     """
     device = detector.mean.device
     detector.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     optimiser = _optimiser(detector, options)
-    start = restore(read_checkpoint(folder), detector, optimiser) if resume else 0
+    start, seconds = 0, 0.0
+    if resume:
+        state = read_checkpoint(folder)
+        restore(state, detector, optimiser)
+        start, seconds = state["iteration"], state["seconds"]
+        if start >= options.iterations:
+            raise ValueError(f"{folder} has done its {start} iterations; start another run in another --out")
+    began = time.monotonic() - seconds
     batches = training_batches(
         training,
         detector.config.resize,
@@ -102,17 +109,17 @@ def train(
         optimiser.step()
         log.write(iteration, rate, losses)
         if iteration % 20 == 0:
-            progress.set_postfix({"loss": f"{float(loss):.3f}", "rate": f"{rate:.4f}"})
+            progress.set_postfix({"loss": f"{loss.item():.3f}", "rate": f"{rate:.4f}"})
         done = iteration + 1
         if done % options.checkpoint_every == 0 or done == options.iterations:
             log.flush()
-            save_checkpoint(folder, done, detector, optimiser)
+            save_checkpoint(folder, done, time.monotonic() - began, detector, optimiser)
         if done % options.validate_every == 0 or done == options.iterations:
             metrics = _validate(detector, validation, options, folder, done)
             progress.write(f"{done}: AP {metrics['AP']}  AP50 {metrics['AP50']}  AP75 {metrics['AP75']}")
     log.close()
     plot_losses(folder / "losses.csv", folder / "losses.png")
-    return metrics
+    return {**metrics, "seconds": round(time.monotonic() - began)}
 
 
 def _optimiser(detector: FasterRCNN, options: TrainingOptions) -> torch.optim.SGD:

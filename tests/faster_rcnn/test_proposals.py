@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead
+
+from faster_rcnn.anchors import cell_anchors, grid_anchors
+from faster_rcnn.boxes import decode
+from faster_rcnn.operators import top_k
+from faster_rcnn.proposals import ProposalLimits, propose
+
+
+def random_rpn_output(n: int, h: int = 20, w: int = 28) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(n)
+    anchors = grid_anchors(cell_anchors((32, 64, 128), (0.5, 1.0, 2.0)), h, w, 16)
+    return torch.randn(n, len(anchors)) * 2, torch.randn(n, len(anchors), 4) * 0.3, anchors
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_proposals_equal_torchvisions(n: int) -> None:
+    logits, deltas, anchors = random_rpn_output(n)
+    sizes = torch.randint(150, 320, (n, 2))
+    theirs = RegionProposalNetwork(
+        AnchorGenerator(), RPNHead(8, 9), 0.7, 0.3, 256, 0.5,
+        pre_nms_top_n={"training": 1000, "testing": 1000}, post_nms_top_n={"training": 100, "testing": 100},
+        nms_thresh=0.7,
+    ).eval()  # fmt: skip
+    theirs.min_size = 1e-3  # they drop the small after the top 1000, we before: let no box be small
+    boxes = decode(deltas, anchors)
+    expected_boxes, expected_scores = theirs.filter_proposals(
+        boxes, logits.reshape(-1, 1), [tuple(size) for size in sizes.tolist()], [len(anchors)]
+    )
+    limits = ProposalLimits(1000, 100, 0.7, min_side=1e-3)
+    found = propose(logits.sigmoid(), deltas, anchors, torch.ones(n, len(anchors), dtype=torch.bool), sizes, limits)
+    for image in range(n):
+        count = int(found.count[image])
+        assert count == len(expected_boxes[image])
+        torch.testing.assert_close(found.boxes[image, :count], expected_boxes[image])
+        torch.testing.assert_close(found.objectness[image, :count], expected_scores[image])
+        assert found.boxes[image, count:].eq(0).all()
+        assert found.objectness[image, count:].eq(0).all()
+
+
+def test_small_and_invalid_anchors_are_dropped_before_the_best_are_taken() -> None:
+    anchors = torch.tensor([[0.0, 0, 100, 100], [200, 200, 204, 204], [300, 0, 400, 100], [0, 300, 100, 400]])
+    scores = torch.tensor([[0.2, 0.9, 0.8, 0.7]])
+    valid = torch.tensor([[True, True, False, True]])
+    limits = ProposalLimits(before_nms=2, after_nms=3, min_side=16)
+    found = propose(scores, torch.zeros(1, 4, 4), anchors, valid, torch.tensor([[1000, 1000]]), limits)
+    # the second is small, the third invalid: neither takes one of the two places before the suppression
+    assert found.count.tolist() == [2]
+    torch.testing.assert_close(found.objectness, torch.tensor([[0.7, 0.2, 0.0]]))
+
+
+def test_an_overlap_above_the_threshold_is_suppressed() -> None:
+    anchors = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100, 71], [0, 0, 100, 69]])  # IoU 0.71 and 0.69 with the first
+    scores = torch.tensor([[0.9, 0.8, 0.7]])
+    found = propose(
+        scores, torch.zeros(1, 3, 4), anchors, torch.ones(1, 3, dtype=torch.bool), torch.tensor([[500, 500]]),
+        ProposalLimits(100, 100),
+    )  # fmt: skip
+    # the second goes; the third's IoU with the second is 0.97, but what is suppressed suppresses nothing
+    torch.testing.assert_close(found.objectness[0, :3], torch.tensor([0.9, 0.7, 0.0]))
+
+
+def test_an_image_without_proposals_leaves_the_others_alone() -> None:
+    logits, deltas, anchors = random_rpn_output(2)
+    valid = torch.ones(2, len(anchors), dtype=torch.bool)
+    valid[0] = False
+    found = propose(logits.sigmoid(), deltas, anchors, valid, torch.tensor([[320, 448]] * 2), ProposalLimits(500, 50))
+    assert found.count.tolist() == [0, 50]
+
+
+def test_equal_scores_keep_the_order_of_their_place() -> None:
+    values, places = top_k(torch.tensor([[0.5, 0.9, 0.5, 0.9, 0.5]]), 4)
+    torch.testing.assert_close(values, torch.tensor([[0.9, 0.9, 0.5, 0.5]]))
+    assert places.tolist() == [[1, 3, 0, 2]]
+
+
+def test_too_few_candidates_are_filled_up() -> None:
+    values, places = top_k(torch.tensor([[0.5, 0.9]]), 4)
+    torch.testing.assert_close(values, torch.tensor([[0.9, 0.5, -1.0, -1.0]]))
+    assert places.tolist() == [[1, 0, 0, 0]]

@@ -1,0 +1,46 @@
+import torch
+from torchvision.models.detection.roi_heads import RoIHeads
+
+from faster_rcnn.roi_head import TARGET_WEIGHTS, DetectionLimits, detect
+
+
+def test_detections_equal_torchvisions() -> None:
+    torch.manual_seed(3)
+    N, P, C = 3, 80, 6
+    sizes = torch.tensor([[300, 400], [200, 410], [288, 288]])
+    corners = torch.rand(N, P, 2) * 200
+    proposals = torch.cat([corners, corners + 20 + torch.rand(N, P, 2) * 120], dim=2)
+    scores, deltas = torch.randn(N, P, C + 1) * 2, torch.randn(N, P, C, 4)
+    count = torch.tensor([P, 50, 0])
+    theirs = RoIHeads(
+        None, None, None, 0.5, 0.5, 128, 0.25, TARGET_WEIGHTS, score_thresh=0.05, nms_thresh=0.5, detections_per_img=100
+    )
+    found = detect(scores, deltas, proposals, count, sizes, DetectionLimits(candidates=N * P * C))
+    for image in range(N):
+        real = int(count[image])
+        with_background = torch.cat([torch.zeros(real, 1, 4), deltas[image, :real]], dim=1)
+        boxes, expected_scores, labels = (
+            one[0]
+            for one in theirs.postprocess_detections(
+                scores[image, :real],
+                with_background.flatten(1),
+                [proposals[image, :real]],
+                [tuple(sizes[image].tolist())],
+            )
+        )
+        kept = int(found.count[image])
+        assert kept == len(boxes)
+        torch.testing.assert_close(found.boxes[image, :kept], boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found.scores[image, :kept], expected_scores)
+        assert (found.labels[image, :kept] + 1).tolist() == labels.tolist()  # theirs count background
+        assert found.boxes[image, kept:].eq(0).all()
+
+
+def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
+    proposals = torch.tensor([[[10.0, 10, 60, 60], [11, 11, 61, 61]]])
+    scores = torch.tensor([[[0.0, 5, 0], [0, 0, 4]]])
+    found = detect(
+        scores, torch.zeros(1, 2, 2, 4), proposals, torch.tensor([2]), torch.tensor([[100, 100]]), DetectionLimits()
+    )
+    assert found.count.tolist() == [2]
+    assert found.labels[0, :2].tolist() == [0, 1]
