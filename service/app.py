@@ -41,6 +41,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Objects in pictures: detections, and the region proposals behind them.",
         version=_version(),
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from the internet
+        redoc_url=None,
     )
     app.state.runtime = runtime
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ EXAMPLE_PICTURE = (
     "5wAAAABJRU5ErkJggg=="
 )
 
-UPLOAD: dict[str, Any] = {
+BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "One picture: JPEG, PNG, WebP, BMP or GIF (the first frame), in any of three ways.",
@@ -42,7 +42,13 @@ UPLOAD: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
-                    "properties": {"image": {"type": "string", "format": "binary", "description": "or named file"}},
+                    "properties": {
+                        "image": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "the file; the field may also be named file",
+                        }
+                    },
                 }
             },
             "application/json": {
@@ -63,7 +69,23 @@ UPLOAD: dict[str, Any] = {
     }
 }
 
+# What each upload route shows first; the page at /docs puts its own address in.
+BASE = "http://127.0.0.1:8000"
+CURL = {
+    "detect": [
+        f'curl -F image=@picture.jpg "{BASE}/detect"',
+        f'curl --data-binary @picture.jpg -H "Content-Type: image/jpeg" "{BASE}/detect?score_threshold=0.7"',
+        f'curl -F image=@picture.jpg -H "Accept: image/png" -o drawn.png "{BASE}/detect"',
+    ],
+    "proposals": [f'curl -F image=@picture.jpg "{BASE}/proposals?max_proposals=50"'],
+}
+
 PICTURE = {"schema": {"type": "string", "format": "binary"}}
+
+
+def upload(route: str) -> dict[str, Any]:
+    """The `openapi_extra` of a route that takes a picture."""
+    return BODY | {"x-codeSamples": [{"lang": "shell", "source": line} for line in CURL[route]]}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

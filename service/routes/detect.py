@@ -21,7 +21,7 @@ PICTURES = ("image/png", "image/jpeg")
 @router.post(
     "/detect",
     summary="Detect objects in a picture",
-    openapi_extra=openapi.UPLOAD,
+    openapi_extra=openapi.upload("detect"),
     responses={
         200: {"model": DetectAnswer, "content": dict.fromkeys(PICTURES, openapi.PICTURE)},
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504),

@@ -1,4 +1,4 @@
-"""GET /: the page for trying the service in a browser."""
+"""GET / and GET /docs: the pages for trying the service in a browser, and for reading what it offers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 
 router = APIRouter(include_in_schema=False)
 
-# The page is one file and asks nobody but us.
+# A page is one file and asks nobody but us, so it also works where there is no internet.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'"
@@ -17,10 +17,19 @@ POLICY = (
 
 
 @router.get("/")
-async def page() -> Response:
-    return Response(html(), media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
+async def index() -> Response:
+    return page("index.html")
+
+
+@router.get("/docs")
+async def docs() -> Response:
+    return page("docs.html")
+
+
+def page(name: str) -> Response:
+    return Response(html(name), media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
 
 
 @cache
-def html() -> bytes:
-    return (files("service") / "page" / "index.html").read_bytes()
+def html(name: str) -> bytes:
+    return (files("service") / "page" / name).read_bytes()

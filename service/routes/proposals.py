@@ -18,7 +18,7 @@ router = APIRouter(tags=["proposals"])
 @router.post(
     "/proposals",
     summary="Region proposals of a picture",
-    openapi_extra=openapi.UPLOAD,
+    openapi_extra=openapi.upload("proposals"),
     responses={200: {"model": ProposalsAnswer}, **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504)},
 )
 async def post_proposals(request: Request, query: Annotated[ProposalsQuery, Query()]) -> Response:

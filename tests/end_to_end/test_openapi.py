@@ -1,8 +1,12 @@
 """The document at /openapi.json, and that its examples work when pasted."""
 
 import json
+import subprocess
 
 import httpx
+from PIL import Image
+
+from tests.end_to_end.conftest import scene
 
 
 def document(server) -> dict:
@@ -16,6 +20,17 @@ def test_the_json_example_works_when_pasted(server):
         response = server.http.post(path, content=json.dumps(example), headers={"Content-Type": "application/json"})
         assert response.status_code == 200
         assert (response.json()["image"]["width"], response.json()["image"]["height"]) == (160, 120)
+
+
+def test_the_curl_lines_work_when_pasted(server, tmp_path):
+    scene(640, 480).save(tmp_path / "picture.jpg")
+    for path in ("/detect", "/proposals"):
+        for sample in document(server)["paths"][path]["post"]["x-codeSamples"]:
+            command = sample["source"].replace("http://127.0.0.1:8000", server.url)
+            said = subprocess.run(f"{command} --fail -sS", shell=True, cwd=tmp_path, capture_output=True, check=True)
+            if "drawn.png" not in command:
+                assert json.loads(said.stdout)["boxes"]
+    assert Image.open(tmp_path / "drawn.png").size == (640, 480)
 
 
 def test_all_three_ways_to_upload_are_documented(server):
