@@ -12,6 +12,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 # PyTorch's threads would spin while they wait for each other and take the cores from the processes that draw pictures:
 # 1.4 batches a second instead of 1.7 on two cores. OpenMP reads this when torch is first imported.
@@ -26,16 +27,19 @@ from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.training.checkpoint import NAME, load_detector
 from faster_rcnn.training.joint import joint_losses
-from faster_rcnn.training.loop import TrainingOptions, train
+from faster_rcnn.training.loop import OPTIMISERS, TrainingOptions, train
 
-# Iterations, batch size, learning rate and warm-up that suit a backbone: the paper's for VGG-16 (section 3.3).
-SCHEDULES = {"compact": (5000, 16, 0.02, 300), "vgg16": (80000, 1, 0.001, 500)}
+# What suits a backbone: for VGG-16 the paper's (section 3.3).
+DEFAULTS = {
+    "compact": {"iterations": 4500, "batch_size": 16, "learning_rate": 0.001, "warm_up": 100, "optimiser": "adamw"},
+    "vgg16": {"iterations": 80000, "batch_size": 1, "learning_rate": 0.001, "warm_up": 500, "optimiser": "sgd"},
+}
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="shapes", help="shapes, or coco:DIR")
-    parser.add_argument("--backbone", choices=sorted(SCHEDULES), default="compact")
+    parser.add_argument("--backbone", choices=sorted(DEFAULTS), default="compact")
     parser.add_argument("--schedule", choices=["joint"], default="joint", help="joint: approximate joint training")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on from RUN's checkpoint, with RUN's options")
@@ -43,6 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="pictures a batch")
     parser.add_argument("--learning-rate", type=float, help="its highest value")
     parser.add_argument("--warm-up", type=int, help="batches until then")
+    parser.add_argument("--optimiser", choices=sorted(OPTIMISERS), help="compact: adamw, vgg16: sgd")
     parser.add_argument("--validate-every", type=int, default=1000, metavar="ITERATIONS")
     parser.add_argument("--checkpoint-every", type=int, default=250, metavar="ITERATIONS")
     parser.add_argument("--validation-pictures", type=int, default=200)
@@ -89,14 +94,14 @@ def main() -> None:
     )
 
 
-def new_run(arguments: argparse.Namespace) -> dict[str, object]:
+def new_run(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `run.json` keeps: how the run is made, so that it can be resumed and told of."""
-    iterations, batch_size, rate, warm_up = SCHEDULES[arguments.backbone]
+    chosen = {
+        name: default if getattr(arguments, name) is None else getattr(arguments, name)
+        for name, default in DEFAULTS[arguments.backbone].items()
+    }
     options = TrainingOptions(
-        iterations=arguments.iterations or iterations,
-        batch_size=arguments.batch_size or batch_size,
-        learning_rate=arguments.learning_rate or rate,
-        warm_up=warm_up if arguments.warm_up is None else arguments.warm_up,
+        **chosen,
         validate_every=arguments.validate_every,
         checkpoint_every=arguments.checkpoint_every,
         validation_pictures=arguments.validation_pictures,

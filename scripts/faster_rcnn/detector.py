@@ -84,7 +84,8 @@ class FasterRCNN(nn.Module):
         rpn = self._rpn(images, sizes)
         proposals = self._propose(rpn, sizes, config.proposals)
         regions = self.pool(rpn.features, proposals.boxes, config.roi_size, self.backbone.stride)
-        found = detect(*self.head(regions), proposals.boxes, proposals.count, sizes, config.detections)
+        class_scores, deltas = self.head(regions)
+        found = detect(class_scores, deltas, proposals.boxes, proposals.number, sizes, config.detections)
         return Answer(*found, *proposals)
 
     def losses(
@@ -142,8 +143,8 @@ class FasterRCNN(nn.Module):
     def _head_losses(self, features: Tensor, proposals: Proposals, truth: Sequence[GroundTruth]) -> dict[str, Tensor]:
         config = self.config
         sampled = [
-            sample_proposals(boxes[:count], objects.boxes, objects.labels + 1, config.proposal_sampling)
-            for boxes, count, objects in zip(proposals.boxes, proposals.count.tolist(), truth, strict=True)
+            sample_proposals(boxes[:number], objects.boxes, objects.labels + 1, config.proposal_sampling)
+            for boxes, number, objects in zip(proposals.boxes, proposals.number.tolist(), truth, strict=True)
         ]
         regions = torch.stack([one.boxes for one in sampled])
         class_scores, deltas = self.head(self.pool(features, regions, config.roi_size, self.backbone.stride))

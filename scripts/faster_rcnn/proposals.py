@@ -25,9 +25,9 @@ class ProposalLimits:
 
 
 class Proposals(NamedTuple):
-    """count: int64 [N], how many rows are real;  boxes: [N, P, 4] and objectness: [N, P], best first, zero-padded."""
+    """number: int64 [N], how many rows are real;  boxes: [N, P, 4] and objectness: [N, P], best first, zero-padded."""
 
-    count: Tensor
+    number: Tensor
     boxes: Tensor
     objectness: Tensor
 

@@ -52,9 +52,9 @@ class DetectionLimits:
 
 
 class Detections(NamedTuple):
-    """count: int64 [N], how many rows are real;  boxes [N, D, 4], scores [N, D], labels int64 [N, D], zero-padded."""
+    """number: int64 [N], how many rows are real;  boxes [N, D, 4], scores [N, D], labels int64 [N, D], zero-padded."""
 
-    count: Tensor
+    number: Tensor
     boxes: Tensor
     scores: Tensor
     labels: Tensor

@@ -23,6 +23,7 @@ class RPNHead(nn.Module):
         self.bbox_pred = nn.Conv2d(channels, 4 * self.k, 1)
         for layer in (self.conv, self.cls_score, self.bbox_pred):
             nn.init.normal_(layer.weight, std=0.01)  # section 3.1.3
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,5 +57,5 @@ def test_no_object_means_no_box_loss() -> None:
 
 
 def test_a_diverged_loss_is_named() -> None:
-    with pytest.raises(FloatingPointError, match="diverged.*rpn_box nan.*lower --learning-rate"):
+    with pytest.raises(FloatingPointError, match=r"diverged.*rpn_box nan.*lower --learning-rate"):
         losses.total({"rpn_classification": torch.tensor(1.0), "rpn_box": torch.tensor(math.nan)})

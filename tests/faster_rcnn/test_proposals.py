@@ -31,7 +31,7 @@ def test_proposals_equal_torchvisions(n: int) -> None:
     limits = ProposalLimits(1000, 100, 0.7, min_side=1e-3)
     found = propose(logits.sigmoid(), deltas, anchors, torch.ones(n, len(anchors), dtype=torch.bool), sizes, limits)
     for image in range(n):
-        count = int(found.count[image])
+        count = int(found.number[image])
         assert count == len(expected_boxes[image])
         torch.testing.assert_close(found.boxes[image, :count], expected_boxes[image])
         torch.testing.assert_close(found.objectness[image, :count], expected_scores[image])
@@ -46,7 +46,7 @@ def test_small_and_invalid_anchors_are_dropped_before_the_best_are_taken() -> No
     limits = ProposalLimits(before_nms=2, after_nms=3, min_side=16)
     found = propose(scores, torch.zeros(1, 4, 4), anchors, valid, torch.tensor([[1000, 1000]]), limits)
     # the second is small, the third invalid: neither takes one of the two places before the suppression
-    assert found.count.tolist() == [2]
+    assert found.number.tolist() == [2]
     torch.testing.assert_close(found.objectness, torch.tensor([[0.7, 0.2, 0.0]]))
 
 
@@ -66,7 +66,7 @@ def test_an_image_without_proposals_leaves_the_others_alone() -> None:
     valid = torch.ones(2, len(anchors), dtype=torch.bool)
     valid[0] = False
     found = propose(logits.sigmoid(), deltas, anchors, valid, torch.tensor([[320, 448]] * 2), ProposalLimits(500, 50))
-    assert found.count.tolist() == [0, 50]
+    assert found.number.tolist() == [0, 50]
 
 
 def test_equal_scores_keep_the_order_of_their_place() -> None:

@@ -28,7 +28,7 @@ def test_detections_equal_torchvisions() -> None:
                 [tuple(sizes[image].tolist())],
             )
         )
-        kept = int(found.count[image])
+        kept = int(found.number[image])
         assert kept == len(boxes)
         torch.testing.assert_close(found.boxes[image, :kept], boxes, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(found.scores[image, :kept], expected_scores)
@@ -42,5 +42,5 @@ def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
     found = detect(
         scores, torch.zeros(1, 2, 2, 4), proposals, torch.tensor([2]), torch.tensor([[100, 100]]), DetectionLimits()
     )
-    assert found.count.tolist() == [2]
+    assert found.number.tolist() == [2]
     assert found.labels[0, :2].tolist() == [0, 1]

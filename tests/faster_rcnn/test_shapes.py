@@ -31,7 +31,7 @@ def test_sizes_and_aspect_ratios_are_as_promised(pictures: list) -> None:
     for index, sample in enumerate(pictures):
         height, width = sample.image.shape[:2]
         assert dataset.size(index) == (height, width)
-        assert 199 <= min(height, width)
+        assert min(height, width) >= 199
         assert max(height, width) <= 1001
         assert 0.49 < height / width < 2.04
     ratios = [sample.image.shape[0] / sample.image.shape[1] for sample in pictures]

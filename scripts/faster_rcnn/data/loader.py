@@ -112,7 +112,7 @@ def training_batches(
     """The endless batches of a run from number `start` on, made by `workers` processes (0: by this one)."""
     loader = DataLoader(
         _Items(dataset, rule),
-        batch_sampler=batch_order(dataset, batch_size, seed, start),  # type: ignore[arg-type]  # an iterator will do
+        batch_sampler=batch_order(dataset, batch_size, seed, start),
         num_workers=workers,
         collate_fn=_Collate(stride),
         prefetch_factor=4 if workers else None,

@@ -32,7 +32,7 @@ SUPERSAMPLING = 2  # edges are drawn twice as fine and averaged
 class Shapes:
     """A split of the data set: `Shapes("train")[17]`."""
 
-    labels = LABELS
+    labels: tuple[str, ...] = LABELS
 
     def __init__(self, split: str, length: int | None = None, seed: int = 0) -> None:
         if split not in SPLITS:
@@ -67,7 +67,8 @@ def write_coco(dataset: Shapes, folder: Path) -> None:
     pictures = folder / dataset.split
     pictures.mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for index in tqdm(range(len(dataset)), desc=f"writing {dataset.split}", unit="picture"):
         sample = dataset[index]
         name = f"{index:06d}.png"
@@ -156,10 +157,7 @@ def _draw_objects(rng: np.random.Generator, canvas: np.ndarray) -> tuple[np.ndar
     labels: list[int] = []
     wholes: list[float] = []
     visible: list[int] = []
-    if rng.random() < EMPTY_SHARE:
-        count = 0
-    else:
-        count = int(rng.integers(1, 11))
+    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, 11))
     filling = rng.random() < FILLING_SHARE
     for turn in range(count):
         for _ in range(8):
@@ -193,7 +191,7 @@ def _bounds(outline: np.ndarray, top: int, left: int, solid: np.ndarray, height:
     (x1, y1), (x2, y2) = outline.min(axis=0), outline.max(axis=0)
     if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height:
         return [x1, y1, x2, y2]
-    rows, columns = solid.any(axis=1).nonzero()[0], solid.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
     return [left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1]
 
 

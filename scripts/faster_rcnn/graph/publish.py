@@ -1,8 +1,7 @@
-"""A trained detector to `model_store/<name>/<version>/`: exported, verified, measured, then moved into place at once."""
+"""A trained detector to `model_store/<name>/<version>/`: exported, verified, measured, moved into place at once."""
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
@@ -78,7 +77,7 @@ def publish(
         card["metrics"] = {measured_on: evaluate(test, onnx_predictor(folder), limit)}
         _write(folder, card)
         final.parent.mkdir(exist_ok=True)
-        os.rename(folder, final)
+        folder.rename(final)
     return final
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from faster_rcnn.operators import OUT
 
 OPSET = 18
+op: Any = opset18  # its type annotations are those of eager evaluation, not of tracing
 
 
 def _top_k(scores: Any, k: int) -> tuple[Any, Any]:

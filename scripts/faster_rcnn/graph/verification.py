@@ -30,7 +30,7 @@ TO_PYTORCH = Tolerance(0.1, 1e-3)
 TO_ALONE = Tolerance(0.01, 1e-4)
 
 
-class Disagreement(ValueError):
+class Disagreement(ValueError):  # noqa: N818  the word for it
     """The graph does not answer what it must; the message says where and by how much."""
 
 
@@ -204,13 +204,14 @@ def _cuts(detector: FasterRCNN) -> dict[str, float]:
 def _boxes(answer: Answer, kind: str, cuts: dict[str, float]) -> Boxes:
     if kind == "detections":
         count = int(answer.num_detections)
-        boxes, scores, labels = answer.boxes, answer.scores, answer.labels
+        boxes, scores, labels = np.asarray(answer.boxes), np.asarray(answer.scores), np.asarray(answer.labels)
     else:
         count = int(answer.num_proposals)
-        boxes, scores, labels = answer.proposals, answer.objectness, np.zeros(len(answer.objectness), np.int64)
+        boxes, scores = np.asarray(answer.proposals), np.asarray(answer.objectness)
+        labels = np.zeros(len(scores), np.int64)
     full = count == len(scores)
     cut = float(scores[count - 1]) if full and count else cuts[kind]
-    return Boxes(np.asarray(boxes[:count]), np.asarray(scores[:count]), np.asarray(labels[:count]), cut)
+    return Boxes(boxes[:count], scores[:count], labels[:count], cut)
 
 
 def _check_padding(answer: Answer, where: str) -> None:
