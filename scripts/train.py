@@ -30,7 +30,7 @@ from faster_rcnn.training.joint import joint_losses
 from faster_rcnn.training.loop import OPTIMISERS, TrainingOptions, train
 
 # What suits a backbone: for VGG-16 the paper's (section 3.3).
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "compact": {"iterations": 4500, "batch_size": 16, "learning_rate": 0.001, "warm_up": 100, "optimiser": "adamw"},
     "vgg16": {"iterations": 80000, "batch_size": 1, "learning_rate": 0.001, "warm_up": 500, "optimiser": "sgd"},
 }

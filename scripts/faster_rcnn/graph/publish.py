@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from faster_rcnn.config import canvases
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.detector import FasterRCNN
-from faster_rcnn.evaluation import evaluate
+from faster_rcnn.drawing import PALETTE, draw_boxes
+from faster_rcnn.evaluation import Predictor, evaluate
 from faster_rcnn.graph.export import export_onnx
 from faster_rcnn.graph.serving import onnx_predictor
 from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.graph.verification import verify
 
 SERVED_THRESHOLD = 0.5  # what a client gets who names none: few false boxes
+EXAMPLES = 24  # pictures from which the fullest is shown
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript")
 
 
@@ -74,11 +77,27 @@ def publish(
             "tools": {tool: version_of(tool) for tool in TOOLS},
         }
         _write(folder, card)  # the service's own loader, which measures, wants it whole
-        card["metrics"] = {measured_on: evaluate(test, onnx_predictor(folder), limit)}
+        predict = onnx_predictor(folder)
+        card["metrics"] = {measured_on: evaluate(test, predict, limit)}
         _write(folder, card)
+        _draw_example(folder, test, predict)
         final.parent.mkdir(exist_ok=True)
         folder.rename(final)
     return final
+
+
+def _draw_example(folder: Path, test: Dataset, predict: Predictor) -> None:
+    """`example.jpg`, the fullest of the first pictures, and `result.jpg`, what the model sees in it."""
+    sample = max((test[index] for index in range(min(EXAMPLES, len(test)))), key=lambda one: len(one.labels))
+    Image.fromarray(sample.image).save(folder / "example.jpg", quality=92)
+    found = predict(sample)
+    shown = found.scores >= SERVED_THRESHOLD
+    captions = [
+        f"{test.labels[label]} {score:.2f}"
+        for label, score in zip(found.labels[shown], found.scores[shown], strict=True)
+    ]
+    colours = [PALETTE[label % len(PALETTE)] for label in found.labels[shown]]
+    draw_boxes(sample.image, found.boxes[shown], captions, colours).save(folder / "result.jpg", quality=92)
 
 
 def _write(folder: Path, card: dict[str, Any]) -> None:

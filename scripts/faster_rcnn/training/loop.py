@@ -122,7 +122,7 @@ def train(
     return {**metrics, "seconds": round(time.monotonic() - began)}
 
 
-OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float], float]] = {
+OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, float], float]] = {
     # class, options, weight decay
     "sgd": (torch.optim.SGD, {"momentum": 0.9}, 0.0005),  # both papers
     # From scratch it needs a third of the iterations: head_classification is at 0.61 after 300, with SGD after 700.

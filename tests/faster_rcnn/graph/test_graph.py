@@ -209,7 +209,8 @@ def test_a_version_is_published_whole_or_not_at_all(
     monkeypatch.setattr("faster_rcnn.graph.publish.verify", disagree)
     with pytest.raises(Disagreement):
         publish(detector, tmp_path, "toy", 2, **arguments)
-    assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["1", "model.json", "model.onnx", "toy"]
+    files = {"example.jpg", "model.json", "model.onnx", "result.jpg"}
+    assert {entry.name for entry in tmp_path.rglob("*")} == {"toy", "1"} | files
 
 
 def test_answers_are_named_as_the_outputs() -> None:

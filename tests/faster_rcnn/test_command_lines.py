@@ -1,0 +1,89 @@
+"""The command lines as a person uses them: train, evaluate, export, evaluate again; and their errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / str(arguments[0])), *map(str, arguments[1:])]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = run(
+        "train.py", "--data", "shapes", "--backbone", "compact", "--out", folder, "--iterations", 3, "--batch-size", 2,
+        "--validation-pictures", 4, "--validate-every", 3, "--workers", 0, "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "AP50" in done.stdout
+    return folder
+
+
+def test_a_run_says_how_it_was_made(trained: Path) -> None:
+    record = json.loads((trained / "run.json").read_text())
+    assert record["command"].startswith("scripts/train.py --data shapes")
+    assert record["options"]["iterations"] == 3
+    assert record["options"]["optimiser"] == "adamw"
+    assert record["seconds"] > 0
+    assert {"python", "torch", "torchvision"} <= set(record["versions"])
+
+
+def test_a_run_is_not_overwritten_and_a_finished_one_not_resumed(trained: Path) -> None:
+    again = run("train.py", "--out", trained)
+    assert again.returncode != 0
+    assert again.stderr.strip().endswith("holds a run already; add --resume to go on with it, or choose another --out")
+    resumed = run("train.py", "--out", trained, "--resume")
+    assert resumed.returncode != 0
+    assert "has done its 3 iterations" in resumed.stderr.splitlines()[-1]
+
+
+def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    published = run("export.py", trained, "--name", "tiny", "--store", store, "--pictures", 4)
+    assert published.returncode == 0, published.stderr
+    model = store / "tiny" / "1"
+    card = json.loads((model / "model.json").read_text())
+    assert card["verification"]["to_alone"]["unmatched"] == 0
+    assert card["metrics"]["shapes/test"]["pictures"] == 4
+    assert card["training"]["command"].startswith("scripts/train.py")
+    in_pytorch = run("evaluate.py", trained, "--split", "test", "--pictures", 4)
+    in_onnx = run("evaluate.py", model, "--split", "test", "--pictures", 4, "--out", tmp_path)
+    for done, metrics in ((in_pytorch, trained / "metrics.json"), (in_onnx, tmp_path / "metrics.json")):
+        assert done.returncode == 0, done.stderr
+        measured = json.loads(metrics.read_text())
+        assert measured["pictures"] == 4
+        assert measured["AP"] is not None
+    assert json.loads((tmp_path / "metrics.json").read_text())["AP50"] == card["metrics"]["shapes/test"]["AP50"]
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (("train.py", "--out", "nowhere", "--resume"), "there is nothing to resume; leave out --resume to start"),
+        (("train.py", "--out", "nowhere", "--data", "voc2012"), "is of no known kind; there are: shapes, coco:DIR"),
+        (("evaluate.py", "nowhere"), "nowhere is not there; scripts/train.py --out nowhere writes it"),
+        (("export.py", "nowhere", "--name", "x"), "nowhere is not there; scripts/train.py --out nowhere writes it"),
+        (("benchmark.py", "graph", "nowhere"), "publish the model again"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_that_says_what_to_do(command: tuple[str, ...], complaint: str) -> None:
+    done = run(*command)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["train.py", "evaluate.py", "export.py", "benchmark.py"])
+def test_help_shows_an_example(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"scripts/{command} " in done.stdout
