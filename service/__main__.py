@@ -13,6 +13,7 @@ import uvicorn
 
 from service import settings as settings_module
 from service.app import create_app
+from service.connections import Connection
 from service.runtime import Runtime
 
 log = logging.getLogger("service")
@@ -65,6 +66,9 @@ def main() -> int:
         log_config=None,
         log_level="info" if settings.access_log else "warning",
         access_log=settings.access_log,
+        http=Connection,
+        ws="none",
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.drain_timeout),
     )
