@@ -20,6 +20,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("target", type=Path, metavar="RUN|MODEL_DIR", help="a run's folder or a published version's")
     parser.add_argument("--data", default="shapes", help="shapes, or coco:DIR")
     parser.add_argument("--split", default="val", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
     parser.add_argument("--pictures", type=int, help="measure on this many (default: all)")
     parser.add_argument("--out", type=Path, help="where metrics.json goes (default: RUN, else the current folder)")
     return parser.parse_args()
@@ -29,7 +30,7 @@ def main() -> None:
     arguments = parse()
     target: Path = arguments.target
     published = (target / "model.onnx").is_file()
-    dataset = open_dataset(arguments.data, arguments.split)
+    dataset = open_dataset(arguments.data, arguments.split, arguments.seed)
     if published:
         predict, labels = onnx_predictor(target), json.loads((target / "model.json").read_text())["labels"]
     else:
@@ -38,7 +39,7 @@ def main() -> None:
     if labels != list(dataset.labels):
         fail(f"{target} knows the classes {labels}, {arguments.data} has {list(dataset.labels)}; take data of its own")
     metrics = evaluate(dataset, predict, arguments.pictures)
-    record = {"target": str(target), "data": f"{arguments.data}/{arguments.split}", **metrics}
+    record = {"target": str(target), "data": f"{arguments.data}/{arguments.split}", "seed": arguments.seed, **metrics}
     out: Path = arguments.out or (Path() if published else target)
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -26,6 +26,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--store", type=Path, default=Path("model_store"), help="default: %(default)s")
     parser.add_argument("--data", help="what the published graph is measured on (default: the run's own data)")
     parser.add_argument("--split", default="test", help="its split (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
     parser.add_argument("--pictures", type=int, help="measure on this many (default: all)")
     return parser.parse_args()
 
@@ -35,7 +36,7 @@ def main() -> None:
     detector = load_detector(arguments.run)
     record = json.loads((arguments.run / "run.json").read_text())
     data = arguments.data or record["data"]
-    test = open_dataset(data, arguments.split)
+    test = open_dataset(data, arguments.split, arguments.seed)
     version = arguments.version or next_version(arguments.store, arguments.name)
     folder = publish(
         detector,

@@ -82,7 +82,7 @@ def test_a_mistake_ends_with_one_line_that_says_what_to_do(command: tuple[str, .
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["train.py", "evaluate.py", "export.py", "benchmark.py"])
+@pytest.mark.parametrize("command", ["train.py", "evaluate.py", "export.py", "benchmark.py", "write_shapes.py"])
 def test_help_shows_an_example(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0

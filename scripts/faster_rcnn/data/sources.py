@@ -7,13 +7,13 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.shapes import Shapes
 
 
-def open_dataset(source: str, split: str) -> Dataset:
-    """`shapes` is drawn as it is read; `coco:DIR` is a folder with `annotations/<split>.json`.
+def open_dataset(source: str, split: str, seed: int = 0) -> Dataset:
+    """`shapes` is drawn from `seed` as it is read; `coco:DIR` is a folder with `annotations/<split>.json`.
 
     Raises ValueError for a source of another kind, FileNotFoundError where files are missing.
     """
     if source == "shapes":
-        return Shapes(split)
+        return Shapes(split, seed=seed)
     kind, _, folder = source.partition(":")
     if kind == "coco" and folder:
         return Coco(Path(folder), split)
