@@ -10,7 +10,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ import torch
 import torchvision
 
 from faster_rcnn.command_line import fail, run_command
-from faster_rcnn.config import preset
+from faster_rcnn.config import DetectorConfig, preset
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.roi_pooling import POOLINGS
 from faster_rcnn.training.checkpoint import NAME, load_detector
 from faster_rcnn.training.joint import joint_losses
 from faster_rcnn.training.loop import OPTIMISERS, TrainingOptions, train
@@ -40,6 +41,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="shapes", help="shapes, or coco:DIR")
     parser.add_argument("--backbone", choices=sorted(DEFAULTS), default="compact")
+    parser.add_argument("--anchor-scales", type=float, nargs="+", metavar="PIXELS", help="sides of the square anchors")
+    parser.add_argument("--anchor-ratios", type=float, nargs="+", metavar="RATIO", help="heights over widths")
+    parser.add_argument("--roi-pooling", choices=sorted(POOLINGS))
     parser.add_argument("--schedule", choices=["joint"], default="joint", help="joint: approximate joint training")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on from RUN's checkpoint, with RUN's options")
@@ -74,7 +78,7 @@ def main() -> None:
             fail(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
         run = new_run(arguments)
         torch.manual_seed(run["options"]["seed"])
-        detector = FasterRCNN(preset(run["backbone"], open_dataset(run["data"], "train").labels))
+        detector = FasterRCNN(configure(arguments, open_dataset(run["data"], "train").labels))
         folder.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(run, indent=1) + "\n")
     options = TrainingOptions(**run["options"])
@@ -92,6 +96,18 @@ def main() -> None:
     print(
         f"{folder}: AP {metrics['AP']}, AP50 {metrics['AP50']} after {options.iterations} batches, {run['seconds']} s"
     )
+
+
+def configure(arguments: argparse.Namespace, labels: tuple[str, ...]) -> DetectorConfig:
+    """The backbone's preset with what the command line changes of it."""
+    changes: dict[str, Any] = {}
+    if arguments.anchor_scales:
+        changes["anchor_scales"] = tuple(arguments.anchor_scales)
+    if arguments.anchor_ratios:
+        changes["anchor_ratios"] = tuple(arguments.anchor_ratios)
+    if arguments.roi_pooling:
+        changes["roi_pooling"] = arguments.roi_pooling
+    return replace(preset(arguments.backbone, labels), **changes)
 
 
 def new_run(arguments: argparse.Namespace) -> dict[str, Any]:

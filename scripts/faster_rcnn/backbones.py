@@ -87,8 +87,8 @@ BACKBONES: dict[str, type[Compact] | type[VGG16]] = {"compact": Compact, "vgg16"
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The reduced precision that this hardware computes convolutions faster in, or None."""
+    """bfloat16 where this hardware computes convolutions faster in it, else None. float16 would need its loss scaled."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     capabilities = torch.cpu.get_capabilities()
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None

@@ -20,6 +20,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     done = run(
         "train.py", "--data", "shapes", "--backbone", "compact", "--out", folder, "--iterations", 3, "--batch-size", 2,
+        "--anchor-scales", 32, 64, 128,
         "--validation-pictures", 4, "--validate-every", 3, "--workers", 0, "--device", "cpu",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -54,6 +55,7 @@ def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path)
     assert card["verification"]["to_alone"]["unmatched"] == 0
     assert card["metrics"]["shapes/test"]["pictures"] == 4
     assert card["training"]["command"].startswith("scripts/train.py")
+    assert card["detector"]["anchor_scales"] == [32, 64, 128]
     in_pytorch = run("evaluate.py", trained, "--split", "test", "--pictures", 4)
     in_onnx = run("evaluate.py", model, "--split", "test", "--pictures", 4, "--out", tmp_path)
     for done, metrics in ((in_pytorch, trained / "metrics.json"), (in_onnx, tmp_path / "metrics.json")):
