@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def main() -> int:
         ws="none",
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=int(settings.drain_timeout),
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
     )
     runtime: Runtime = app.state.runtime
     Server(config, runtime).run()

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -49,7 +48,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Edge, metrics=runtime.metrics)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_problem)
-    app.add_exception_handler(RequestValidationError, _parameter_problem)
     app.add_exception_handler(ClientDisconnect, _nobody)
     for routes in (detect, proposals, models, health, page):
         app.include_router(routes.router)
@@ -74,18 +72,6 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     detail = details.get(error.status_code, str(error.detail))
     reason = {404: "unknown_path", 405: "method"}.get(error.status_code, "http")
     return await _problem(request, Problem(error.status_code, reason, detail, error.headers))
-
-
-async def _parameter_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    faults = [(".".join(map(str, fault["loc"][1:])), fault) for fault in error.errors()[:10]]
-    listed = [
-        {"parameter": name[:100], "detail": "unknown parameter" if fault["type"] == "extra_forbidden" else fault["msg"]}
-        for name, fault in faults
-    ]
-    detail = "; ".join(f"{fault['parameter']}: {fault['detail']}" for fault in listed)
-    more = {"errors": listed}
-    return await _problem(request, Problem(422, "parameter", f"{detail}. GET /docs lists the parameters.", more=more))
 
 
 async def _nobody(_: Request, __: Exception) -> Response:

@@ -102,10 +102,14 @@ class Engine:
         pieces.
         """
         for canvas in sorted(self.card.geometry.canvases, key=math.prod, reverse=True):
-            largest = max(1, batch_pixels // math.prod(canvas))
-            for n in {largest, 1} if self.provider == CUDA else {1}:
-                for proposals_only in (False, True):
-                    self.run([_blank(canvas)] * n, proposals_only)
+            largest = max(1, batch_pixels // math.prod(canvas)) if self.provider == CUDA else 1
+            if largest > 1:
+                try:
+                    self.run([_blank(canvas)] * largest)
+                except Exception:  # most likely out of memory: such batches will be halved, which costs time
+                    log.warning("a batch of %d on %d x %d fails; lower BATCH_PIXELS", largest, *canvas)
+            for proposals_only in (False, True):
+                self.run([_blank(canvas)], proposals_only)
 
     def probe(self) -> None:
         """A small run that any healthy engine survives. Raises what ONNX Runtime raises."""

@@ -46,12 +46,13 @@ class Metrics:
             LATENCY,
             ("method", "route", "status"),
         )
-        self.stages = histogram(
+        stages = histogram(
             "detector_stage_seconds",
             "Time of one request in a stage: read (body), decode (to canvas), queue, inference (its batch), encode",
             LATENCY,
             ("stage",),
         )
+        self.stage = {name: stages.labels(name) for name in ("read", "decode", "queue", "inference", "encode")}
         self.batch_size = histogram(
             "detector_batch_size", "Pictures in a batch given to the engine", BATCH_SIZES, ("graph",)
         )

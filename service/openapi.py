@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from service.schemas import ProblemAnswer
 
@@ -86,6 +87,19 @@ PICTURE = {"schema": {"type": "string", "format": "binary"}}
 def upload(route: str) -> dict[str, Any]:
     """The `openapi_extra` of a route that takes a picture."""
     return BODY | {"x-codeSamples": [{"lang": "shell", "source": line} for line in CURL[route]]}
+
+
+def query(kind: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose query is a `kind`."""
+    parameters = []
+    for name, schema in kind.model_json_schema()["properties"].items():
+        kinds = [each for each in schema.pop("anyOf", []) if each != {"type": "null"}]
+        description = schema.pop("description", "")
+        schema |= kinds[0] if kinds else {}
+        if schema.get("default", 0) is None:
+            del schema["default"]
+        parameters.append({"name": name, "in": "query", "description": description, "schema": schema})
+    return {"parameters": parameters}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         description="pixels of canvas in one batch, padding included, which bounds memory; "
-        "default 8 million on CUDA and 0.5 million on the CPU, where a larger batch only makes its members wait",
+        "default 8 million on CUDA and 0.25 million on the CPU, where a larger batch only makes its members wait",
     )
     decode_threads: int | None = Field(default=None, ge=1, le=256, description="default one a usable core")
 

@@ -25,7 +25,7 @@ def json_answer(runtime: Runtime, seen: Seen, answer: dict[str, Any]) -> Respons
 def encoded_answer(runtime: Runtime, seen: Seen, body: bytes, media_type: str, began: float) -> Response:
     """`body` with the time of every stage in its header; encoding `began` then."""
     took = time.perf_counter() - began
-    runtime.metrics.stages.labels("encode").observe(took)
+    runtime.metrics.stage["encode"].observe(took)
     stages = seen.seconds | {"encode": took}
     timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())
     return Response(body, media_type=media_type, headers={"Server-Timing": timing})

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from service import drawing, openapi
 from service.problems import Problem
 from service.routes.answers import encoded_answer, json_answer, runtime_of
-from service.schemas import DetectAnswer, DetectQuery, detections
+from service.schemas import DetectAnswer, DetectQuery, detections, from_query
 from service.store import Card
 
 router = APIRouter(tags=["detection"])
@@ -21,17 +20,18 @@ PICTURES = ("image/png", "image/jpeg")
 @router.post(
     "/detect",
     summary="Detect objects in a picture",
-    openapi_extra=openapi.upload("detect"),
+    openapi_extra=openapi.upload("detect") | openapi.query(DetectQuery),
     responses={
         200: {"model": DetectAnswer, "content": dict.fromkeys(PICTURES, openapi.PICTURE)},
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504),
     },
 )
-async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
+async def detect(request: Request) -> Response:
     """Boxes, scores and labels, best first, in pixels of the upright picture.
 
     With `Accept: image/png` or `image/jpeg` the answer is the picture with the boxes drawn.
     """
+    query = from_query(DetectQuery, request.query_params)
     runtime = runtime_of(request)
     engine = runtime.engine(query.model, query.version)
     check_labels(query.label, engine.card)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Request, Response
 
 from service import openapi
 from service.engine import Engine
 from service.routes.answers import runtime_of
 from service.runtime import Runtime
-from service.schemas import ModelAnswer, ModelsAnswer, to_json
+from service.schemas import ModelAnswer, ModelsAnswer, VersionQuery, from_query, to_json
 
 router = APIRouter(tags=["models"])
-
-
-class VersionQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    version: int | None = Field(None, ge=0, description="default: the highest")
 
 
 @router.get("/models", summary="All models", responses={200: {"model": ModelsAnswer}, **openapi.problems(503)})
@@ -40,10 +33,12 @@ async def list_models(request: Request) -> Response:
 @router.get(
     "/models/{name}",
     summary="One model",
+    openapi_extra=openapi.query(VersionQuery),
     responses={200: {"model": ModelAnswer}, **openapi.problems(404, 422, 503)},
 )
-async def get_model(request: Request, name: str, query: Annotated[VersionQuery, Query()]) -> Response:
+async def get_model(request: Request, name: str) -> Response:
     """Labels, canvases, metrics and hash: `model.json`, the versions there are, and what runs it."""
+    query = from_query(VersionQuery, request.query_params)
     runtime = runtime_of(request)
     engine = runtime.engine(name, query.version)
     return Response(to_json(describe(runtime, engine)), media_type="application/json")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from service import openapi, schemas
 from service.problems import Problem
 from service.routes.answers import json_answer, runtime_of
-from service.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery
+from service.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery, from_query
 from service.uploads import has_body
 
 router = APIRouter(tags=["proposals"])
@@ -18,21 +16,23 @@ router = APIRouter(tags=["proposals"])
 @router.post(
     "/proposals",
     summary="Region proposals of a picture",
-    openapi_extra=openapi.upload("proposals"),
+    openapi_extra=openapi.upload("proposals") | openapi.query(ProposalsQuery),
     responses={200: {"model": ProposalsAnswer}, **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504)},
 )
-async def post_proposals(request: Request, query: Annotated[ProposalsQuery, Query()]) -> Response:
+async def post_proposals(request: Request) -> Response:
     """The same numbers as `proposals` in the answer of `/detect?proposals=true`."""
-    return await answer(request, query)
+    return await answer(request, from_query(ProposalsQuery, request.query_params))
 
 
 @router.get(
     "/proposals",
     summary="Region proposals of a recent upload",
+    openapi_extra=openapi.query(RecentQuery),
     responses={200: {"model": ProposalsAnswer}, **openapi.problems(400, 404, 422, 429, 503, 504)},
 )
-async def get_proposals(request: Request, query: Annotated[RecentQuery, Query()]) -> Response:
+async def get_proposals(request: Request) -> Response:
     """For `image.id` of a recent answer. A GET that carries a picture is answered like a POST."""
+    query = from_query(RecentQuery, request.query_params)
     if has_body(request) == (query.image_id is not None):
         raise Problem(
             422, "parameter", "Give image_id, the image.id of a recent answer, or send the picture: POST /proposals."
