@@ -81,7 +81,7 @@ def directories(store: Path) -> list[Path]:
 
 def load(directory: Path | str) -> Model:
     """The model in `directory`. Raises Refused with the reason."""
-    directory = Path(directory).resolve()
+    directory = Path(directory).absolute()  # not resolved: a mounted store may be made of links
     try:
         card = Card.model_validate_json((directory / "model.json").read_bytes())
         graph = (directory / "model.onnx").read_bytes()

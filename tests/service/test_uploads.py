@@ -1,9 +1,13 @@
+import asyncio
 import base64
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
 
 from service.problems import Problem
-from service.uploads import from_json
+from service.uploads import from_json, read
 
 DATA = bytes(range(256))
 TEXT = base64.b64encode(DATA).decode()
@@ -50,3 +54,83 @@ def test_json_of_another_shape_is_a_bad_request_that_says_what_to_send(body, wor
     assert caught.value.status == 400
     assert word in caught.value.detail
     assert '{"image": "<base64' in caught.value.detail
+
+
+# --- whatever is sent, it is bytes of a picture or a problem ---------------------------------------------------------
+
+
+def outcome(content_type: str, chunks: list[bytes]) -> bytes | int:
+    """What `read` makes of a body that comes in `chunks`: the picture's bytes, or the problem's status."""
+    waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    waiting.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> dict:
+        return waiting.pop(0)
+
+    headers = [(b"content-type", content_type.encode("latin-1", "replace"))]
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+    try:
+        return asyncio.run(read(Request(scope, receive), limit=10_000, timeout=5))
+    except Problem as problem:
+        return problem.status
+
+
+PIECES = st.sampled_from(
+    [
+        b"--x\r\n",
+        b"--x--\r\n",
+        b"\r\n",
+        b"Content-Disposition: form-data; ",
+        b'name="image"',
+        b'; filename="a.png"\r\n',
+        b"filename*=utf-8''%ff",
+        b"Content-Type: image/png\r\n",
+        b"Content-Transfer-Encoding: base64\r\n",
+        b"\0",
+        b"\xff\xfe",
+        b"=?utf-8?q?=ff?=",
+        b'"' * 50,
+        b":",
+    ]
+)
+TYPES = st.sampled_from(
+    [
+        "multipart/form-data; boundary=x",
+        'multipart/form-data; boundary="x"; charset=utf-16',
+        "multipart/form-data; boundary=x; charset=nonsense",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=" + "x" * 5000,
+        "multipart/form-data; boundary*=utf-8''x",
+        "multipart/form-data",
+        "multipart/mixed; boundary=x",
+        "application/json",
+        "image/png",
+        "",
+    ]
+)
+
+
+@given(TYPES, st.lists(PIECES | st.binary(max_size=20), max_size=12))
+def test_no_body_brings_anything_but_bytes_or_a_problem(content_type, pieces):
+    for chunks in (pieces, [b"".join(pieces)]):
+        found = outcome(content_type, chunks)
+        assert isinstance(found, bytes) or found in (400, 413, 415)
+
+
+@given(st.text(max_size=60))
+def test_no_content_type_brings_anything_but_bytes_or_a_problem(content_type):
+    found = outcome(content_type, [b"abc"])
+    assert found == b"abc" or found in (400, 415)
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 50))
+def test_a_form_gives_back_what_was_put_in_however_it_is_cut(data, step):
+    body = b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data + b"\r\n--xyz--\r\n"
+    if b"--xyz" in data:
+        return
+    assert outcome("multipart/form-data; boundary=xyz", [body[i : i + step] for i in range(0, len(body), step)]) == data
+
+
+def test_the_limit_counts_what_comes_not_what_was_declared():
+    assert outcome("image/png", [b"a" * 5000] * 2) == b"a" * 10_000
+    assert outcome("image/png", [b"a" * 5000] * 3) == 413
