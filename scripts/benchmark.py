@@ -193,7 +193,7 @@ def drive(url: str, uploads: Sequence[bytes], clients: int, seconds: float) -> L
                 continue
             timing = json.loads(body)["timing"]
             latencies.append(taken)
-            overheads.append(taken - sum(timing[stage] for stage in ("decode", "queue", "inference")) / 1e3)
+            overheads.append(taken - sum(timing[f"{stage}_ms"] for stage in ("decode", "queue", "inference")) / 1e3)
         connection.close()
         return latencies, overheads, failed
 

@@ -87,7 +87,7 @@ BACKBONES: dict[str, type[Compact] | type[VGG16]] = {"compact": Compact, "vgg16"
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where this hardware computes convolutions faster in it, else None. float16 would need its loss scaled."""
+    """bfloat16 where this hardware is faster in it, else None. float16 would need its loss scaled."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     capabilities = torch.cpu.get_capabilities()
