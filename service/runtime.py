@@ -110,7 +110,7 @@ class Runtime:
         self.loaded = True
 
     def _load_one(self, directory: Any, batch_pixels: int) -> None:
-        engine = Engine(store.load(directory), self.provider, self.settings.engine_threads)
+        engine = Engine(store.load(directory), self.provider, self.settings.engine_threads, self.settings.allow_tf32)
         try:
             engine.warm_up(batch_pixels)
         except Exception as error:

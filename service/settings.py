@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     engine_threads: int = Field(
         default=1, ge=1, le=256, description="threads within a run on the CPU; 1 gives the most pictures a second"
     )
+    allow_tf32: bool = Field(
+        default=False,
+        description="let CUDA multiply in TF32: faster, but answers then differ by more than 1e-4 from batch to batch",
+    )
     batch_pixels: int | None = Field(
         default=None,
         ge=1,

@@ -1,9 +1,13 @@
+import asyncio
+import signal
 import subprocess
 import sys
 
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.__main__ import Server
 from service.app import create_app
 from service.routes.detect import preferred_picture
 from service.settings import Settings
@@ -51,3 +55,23 @@ def test_every_metric_is_explained():
 )
 def test_a_picture_is_drawn_only_for_who_prefers_one(accept, expected):
     assert preferred_picture(accept) == expected
+
+
+def test_an_engine_that_died_makes_the_service_unready_and_ends_it():
+    app = create_app(Settings())
+    runtime = app.state.runtime
+    runtime.loaded = True
+    server = Server(uvicorn.Config(app), runtime)
+    server._announced = True
+    assert not asyncio.run(server.on_tick(0))
+    runtime.fail("the engine fails on every picture")
+    problem = runtime.not_ready()
+    assert (problem.status, problem.headers) == (503, {"Retry-After": "30"})
+    assert asyncio.run(server.on_tick(0))
+
+
+def test_a_signal_makes_the_service_unready_at_once():
+    app = create_app(Settings())
+    app.state.runtime.loaded = True
+    Server(uvicorn.Config(app), app.state.runtime).handle_exit(signal.SIGTERM, None)
+    assert app.state.runtime.not_ready().reason == "draining"
