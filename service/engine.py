@@ -144,18 +144,17 @@ def pick_provider(require_cuda: bool = False) -> str:
 
     Raises Refused if CUDA is required and cannot be had.
     """
-    built_in = CUDA in onnxruntime.get_available_providers()
-    reason = ""
-    if not built_in:
-        reason = "this onnxruntime is built without CUDA; install onnxruntime-gpu"
+    if CUDA not in onnxruntime.get_available_providers():
+        reason, remedy = "this onnxruntime is built without CUDA", "install onnxruntime-gpu"
     elif (devices := _cuda_devices()) < 1:
-        reason = "no NVIDIA GPU is visible; check nvidia-smi and the container's GPU reservation"
+        reason, remedy = "no NVIDIA GPU is visible", "check nvidia-smi, and the container's GPU reservation"
     elif not _cuda_starts():
-        reason = f"CUDA or cuDNN does not load ({devices} GPU); update the driver, or pip install '.[cuda]'"
-    if not reason:
+        reason = f"CUDA or cuDNN does not load ({devices} GPU)"
+        remedy = "update the driver, or install the libraries: pip install '.[cuda]'"
+    else:
         return CUDA
     if require_cuda:
-        raise Refused(f"REQUIRE_CUDA is set, but {reason}")
+        raise Refused(f"REQUIRE_CUDA is set, but {reason}; {remedy}")
     log.info("running on the CPU: %s", reason)
     return CPU
 
