@@ -22,7 +22,7 @@ from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.graph.verification import verify
 
 SERVED_THRESHOLD = 0.5  # what a client gets who names none: few false boxes
-EXAMPLES = 24  # pictures from which the fullest is shown
+EXAMPLES = 48  # pictures from which one is shown
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript")
 
 
@@ -87,8 +87,9 @@ def publish(
 
 
 def _draw_example(folder: Path, test: Dataset, predict: Predictor) -> None:
-    """`example.jpg`, the fullest of the first pictures, and `result.jpg`, what the model sees in it."""
-    sample = max((test[index] for index in range(min(EXAMPLES, len(test)))), key=lambda one: len(one.labels))
+    """`example.jpg`, the fullest wide picture of the first, and `result.jpg`, what the model sees in it."""
+    candidates = (test[index] for index in range(min(EXAMPLES, len(test))))
+    sample = max(candidates, key=lambda one: (one.image.shape[1] > one.image.shape[0], len(one.labels)))
     Image.fromarray(sample.image).save(folder / "example.jpg", quality=92)
     found = predict(sample)
     shown = found.scores >= SERVED_THRESHOLD
