@@ -14,7 +14,7 @@ from tests.service import graphs
 
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))  # brightness 0.4
 WHITE = encoded(Image.new("RGB", (96, 64), "white"))
-SLOW = 60  # matrix products, about 10 ms each
+SLOW = 100  # matrix products of 5 to 10 ms: long enough for all that a test does meanwhile
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_beyond_its_places_the_service_says_429_at_once_and_recovers(start, slow
     for response in shed:
         problem(response, 429)
         assert int(response.headers["retry-after"]) >= 1
-        assert response.elapsed.total_seconds() < 0.5  # a served one takes longer than that
+        assert response.elapsed < min(each.elapsed for each in served)
     assert server.metric("detector_rejected_total", reason="overloaded") == len(shed)
     assert server.http.post("/detect", content=GREY).status_code == 200
 
@@ -58,7 +58,6 @@ def test_a_deadline_in_the_queue_is_a_504(start, slow_store):
     server = start(MODEL_STORE=slow_store, REQUEST_TIMEOUT=0.2, ENGINE_WORKERS=1).ready()
     response = server.http.post("/detect", content=GREY)
     assert "0.2 s" in problem(response, 504)["detail"]
-    assert response.elapsed.total_seconds() < 0.5
     assert server.metric("detector_cancelled_total", reason="deadline") == 1
 
 
