@@ -61,8 +61,9 @@ def test_a_deadline_in_the_queue_is_a_504(start, slow_store):
     assert server.metric("detector_cancelled_total", reason="deadline") == 1
 
 
-def test_who_hangs_up_is_not_computed(start, slow_store):
-    server = start(MODEL_STORE=slow_store, ENGINE_WORKERS=1, BATCH_PIXELS=1).ready()
+def test_who_hangs_up_is_not_computed(start, tmp_path):
+    graphs.publish(tmp_path, work=4 * SLOW)  # the first must still run when the others have gone
+    server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1).ready()
     running = threading.Thread(target=lambda: server.http.post("/detect", content=GREY))
     running.start()
     server.wait_for("detector_requests_in_flight", 1)
