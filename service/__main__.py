@@ -17,7 +17,7 @@ from service.app import create_app
 from service.connections import Connection
 from service.runtime import Runtime
 
-log = logging.getLogger("service")
+KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of common load balancers, which otherwise meet closed connections
 
 
 class Server(uvicorn.Server):
@@ -71,6 +71,7 @@ def main() -> int:
         ws="none",
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
     )
     runtime: Runtime = app.state.runtime

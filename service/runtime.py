@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cachetools import LRUCache
@@ -47,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 class Runtime:
-    """One application's state. Made cheaply; `load` does the work, and is called off the event loop."""
+    """One application's state. Cheap to make; `start` loads the models, off the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -109,7 +110,7 @@ class Runtime:
         gc.freeze()  # what lives as long as the process need not be walked at every collection
         self.loaded = True
 
-    def _load_one(self, directory: Any, batch_pixels: int) -> None:
+    def _load_one(self, directory: Path, batch_pixels: int) -> None:
         engine = Engine(store.load(directory), self.provider, self.settings.engine_threads, self.settings.allow_tf32)
         try:
             engine.warm_up(batch_pixels)

@@ -4,6 +4,7 @@ from service import settings
 
 
 def test_the_environment_is_read(monkeypatch):
+    monkeypatch.delenv("HOST", raising=False)
     monkeypatch.setenv("PORT", "9001")
     monkeypatch.setenv("REQUIRE_CUDA", "1")
     read = settings.from_environment()
