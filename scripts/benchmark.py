@@ -77,6 +77,9 @@ def graph(arguments: argparse.Namespace) -> None:
 
 def one_core(model: store.Model, picture: Image.Image) -> None:
     """A 640×480 JPEG, decode to boxes, all of it on one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        print("One core: not measured, this system cannot bind a process to a core.\n")
+        return
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -133,46 +136,55 @@ def service(arguments: argparse.Namespace) -> None:
         url = arguments.url or stack.enter_context(own_service(arguments.model.parent.parent))
         ready = json.loads(ask(url, "GET", "/readyz")[1])
         print(f"{url}, {json.dumps(ready)}; pictures of {len(SIZES)} sizes, {arguments.seconds:g} s a row\n")
-        drive(url, uploads, 2, 2.0)
         model = store.load(arguments.model)
-        bare = None if arguments.url else bare_throughput(model, uploads)
+        path = f"/detect?model={model.card.name}&version={model.card.version}"
+        drive(url, path, uploads, 2, 2.0)
+        bare = None if arguments.url else Bare(model, uploads)
         rows = []
         for clients in CLIENTS:
-            load = drive(url, uploads, clients, arguments.seconds)
+            load = drive(url, path, uploads, clients, arguments.seconds)
+            if len(load.latencies) < 2:
+                sys.exit(f"benchmark: {url} answered {len(load.latencies)} of {load.failed} requests; see its log")
             rate = len(load.latencies) / load.seconds
             cuts = statistics.quantiles(load.latencies, n=100)
             rows.append(
                 [str(clients), f"{rate:.1f}"]
                 + [f"{1e3 * cuts[place]:.1f}" for place in (49, 94, 98)]
                 + [f"{1e3 * statistics.median(load.overheads):.2f}", str(load.failed)]
-                + ([] if bare is None else [f"{rate / bare:.2f}"])
+                + ([] if bare is None else [f"{rate / bare.rate(arguments.seconds):.2f}"])
             )
         head = ["clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "overhead ms", "failed"]
         table(head + ([] if bare is None else ["against bare"]), rows)
         print("overhead: the median of what a client waits beyond decode, queue and inference.")
         if bare is not None:
-            print(f"bare: {bare:.1f} images/s decode to boxes in as many threads as cores, no HTTP, same process.")
+            print("bare: decode to boxes in as many threads as cores, without HTTP, measured beside each row.")
 
 
-def bare_throughput(model: store.Model, uploads: Sequence[bytes], seconds: float = 5.0) -> float:
-    """Images a second of decode and inference alone, in one thread a core (CUDA: one engine, decoding threads)."""
-    provider = pick_provider()
-    engine = Engine(model, provider, 1)
-    cores = usable_cores()
-    stop = time.perf_counter() + seconds
+class Bare:
+    """Decode and inference alone, in a thread a core: what the service could reach if HTTP cost nothing."""
 
-    def work(first: int) -> int:
-        done = 0
-        while time.perf_counter() < stop:
-            engine.run([images.decode(uploads[(first + done) % len(uploads)], engine.card.geometry)])
-            done += 1
-        return done
+    def __init__(self, model: store.Model, uploads: Sequence[bytes]) -> None:
+        self._engine = Engine(model, pick_provider(), 1)
+        self._uploads = uploads
 
-    with ThreadPoolExecutor(cores) as threads:
-        return sum(threads.map(work, range(cores))) / seconds
+    def rate(self, seconds: float) -> float:
+        """Images a second."""
+        cores = usable_cores()
+        stop = time.perf_counter() + seconds
+
+        def work(first: int) -> int:
+            done = 0
+            while time.perf_counter() < stop:
+                upload = self._uploads[(first + done) % len(self._uploads)]
+                self._engine.run([images.decode(upload, self._engine.card.geometry)])
+                done += 1
+            return done
+
+        with ThreadPoolExecutor(cores) as threads:
+            return sum(threads.map(work, range(cores))) / seconds
 
 
-def drive(url: str, uploads: Sequence[bytes], clients: int, seconds: float) -> Load:
+def drive(url: str, path: str, uploads: Sequence[bytes], clients: int, seconds: float) -> Load:
     """Sends pictures from `clients` connections, each one request after the other."""
     began = time.perf_counter()
 
@@ -184,7 +196,7 @@ def drive(url: str, uploads: Sequence[bytes], clients: int, seconds: float) -> L
             upload = uploads[number % len(uploads)]
             number += 1
             sent = time.perf_counter()
-            connection.request("POST", "/detect", upload, {"Content-Type": "image/jpeg"})
+            connection.request("POST", path, upload, {"Content-Type": "image/jpeg"})
             response = connection.getresponse()
             body = response.read()
             taken = time.perf_counter() - sent
@@ -252,7 +264,7 @@ def main() -> None:
     arguments.model = arguments.model.resolve()
     try:
         arguments.run(arguments)
-    except (store.Refused, FileNotFoundError) as error:
+    except (store.Refused, OSError) as error:
         sys.exit(f"benchmark: {error}")
 
 

@@ -8,8 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
-from faster_rcnn.command_line import fail, run_command
-from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.command_line import run_command
+from faster_rcnn.data.sources import check_labels, open_dataset
 from faster_rcnn.evaluation import evaluate, torch_predictor
 from faster_rcnn.graph.serving import onnx_predictor
 from faster_rcnn.training.checkpoint import load_detector
@@ -32,12 +32,11 @@ def main() -> None:
     published = (target / "model.onnx").is_file()
     dataset = open_dataset(arguments.data, arguments.split, arguments.seed)
     if published:
-        predict, labels = onnx_predictor(target), json.loads((target / "model.json").read_text())["labels"]
+        predict, labels = onnx_predictor(target), tuple(json.loads((target / "model.json").read_text())["labels"])
     else:
         detector = load_detector(target)
-        predict, labels = torch_predictor(detector), list(detector.config.labels)
-    if labels != list(dataset.labels):
-        fail(f"{target} knows the classes {labels}, {arguments.data} has {list(dataset.labels)}; take data of its own")
+        predict, labels = torch_predictor(detector), detector.config.labels
+    check_labels(dataset, labels, str(target))
     metrics = evaluate(dataset, predict, arguments.pictures)
     record = {"target": str(target), "data": f"{arguments.data}/{arguments.split}", "seed": arguments.seed, **metrics}
     out: Path = arguments.out or (Path() if published else target)

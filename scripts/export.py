@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from faster_rcnn.command_line import run_command
-from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.data.sources import check_labels, open_dataset
 from faster_rcnn.graph.publish import next_version, publish
 from faster_rcnn.training.checkpoint import load_detector
 
@@ -37,6 +37,7 @@ def main() -> None:
     record = json.loads((arguments.run / "run.json").read_text())
     data = arguments.data or record["data"]
     test = open_dataset(data, arguments.split, arguments.seed)
+    check_labels(test, detector.config.labels, str(arguments.run))
     version = arguments.version or next_version(arguments.store, arguments.name)
     folder = publish(
         detector,
@@ -44,7 +45,7 @@ def main() -> None:
         arguments.name,
         version,
         training=record,
-        measured_on=f"{data}/{arguments.split}",
+        measured_on=f"{data}/{arguments.split}" + (f", seed {arguments.seed}" if arguments.seed else ""),
         test=test,
         pictures=[test[index].image for index in range(min(VERIFIED_PICTURES, len(test)))],
         limit=arguments.pictures,

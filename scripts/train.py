@@ -10,7 +10,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import torchvision
 
-from faster_rcnn.command_line import fail, run_command
+from faster_rcnn.command_line import fail, positive, run_command
 from faster_rcnn.config import DetectorConfig, preset
-from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.data.sources import check_labels, open_dataset
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.roi_pooling import POOLINGS
 from faster_rcnn.training.checkpoint import NAME, load_detector
@@ -39,58 +39,60 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="shapes", help="shapes, or coco:DIR")
-    parser.add_argument("--backbone", choices=sorted(DEFAULTS), default="compact")
-    parser.add_argument("--anchor-scales", type=float, nargs="+", metavar="PIXELS", help="sides of the square anchors")
-    parser.add_argument("--anchor-ratios", type=float, nargs="+", metavar="RATIO", help="heights over widths")
-    parser.add_argument("--roi-pooling", choices=sorted(POOLINGS))
-    parser.add_argument("--schedule", choices=["joint"], default="joint", help="joint: approximate joint training")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on from RUN's checkpoint, with RUN's options")
-    parser.add_argument("--iterations", type=int, help="batches in all")
-    parser.add_argument("--batch-size", type=int, help="pictures a batch")
-    parser.add_argument("--learning-rate", type=float, help="its highest value")
-    parser.add_argument("--warm-up", type=int, help="batches until then")
-    parser.add_argument("--optimiser", choices=sorted(OPTIMISERS), help="compact: adamw, vgg16: sgd")
-    parser.add_argument("--validate-every", type=int, default=1000, metavar="ITERATIONS")
-    parser.add_argument("--checkpoint-every", type=int, default=250, metavar="ITERATIONS")
-    parser.add_argument("--validation-pictures", type=int, default=200)
-    parser.add_argument(
-        "--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes that prepare pictures"
-    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--no-mixed-precision", action="store_true", help="compute everything in float32")
-    parser.add_argument("--seed", type=int, default=0)
+    run = parser.add_argument_group("what a run is made of")
+    run.add_argument("--data", help="shapes (the default), or coco:DIR")
+    run.add_argument("--train-split", help="default: train")
+    run.add_argument("--val-split", help="default: val")
+    run.add_argument("--backbone", choices=sorted(DEFAULTS), help="default: compact")
+    run.add_argument("--anchor-scales", type=float, nargs="+", metavar="PIXELS", help="sides of the square anchors")
+    run.add_argument("--anchor-ratios", type=float, nargs="+", metavar="RATIO", help="heights over widths")
+    run.add_argument("--roi-pooling", choices=sorted(POOLINGS))
+    run.add_argument("--schedule", choices=["joint"], help="joint (the default): approximate joint training")
+    run.add_argument("--iterations", type=positive, help="batches in all")
+    run.add_argument("--batch-size", type=positive, help="pictures a batch")
+    run.add_argument("--learning-rate", type=float, help="its highest value; may be lowered with --resume")
+    run.add_argument("--warm-up", type=positive, metavar="ITERATIONS", help="until the rate is at its highest")
+    run.add_argument("--optimiser", choices=sorted(OPTIMISERS), help="compact: adamw, vgg16: sgd")
+    run.add_argument("--validate-every", type=positive, metavar="ITERATIONS")
+    run.add_argument("--checkpoint-every", type=positive, metavar="ITERATIONS")
+    run.add_argument("--validation-pictures", type=positive)
+    run.add_argument("--workers", type=int, help="processes that prepare pictures; may be changed with --resume")
+    run.add_argument("--mixed-precision", action=argparse.BooleanOptionalAction, help="where the hardware has it")
+    run.add_argument("--seed", type=int)
     return parser.parse_args()
+
+
+# Neither changes which pictures a resumed run sees, nor what it keeps.
+CHANGEABLE = ("learning_rate", "workers")
 
 
 def main() -> None:
     arguments = parse()
-    folder: Path = arguments.out
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    folder, resume, device = given.pop("out"), given.pop("resume"), given.pop("device")
     record = folder / "run.json"
-    if arguments.resume:
-        if not (folder / NAME).is_file():
-            fail(f"{folder / NAME} is not there, so there is nothing to resume; leave out --resume to start")
-        run = json.loads(record.read_text())
+    if resume:
+        run = resumed_run(folder, given)
         detector = load_detector(folder)
     else:
         if (folder / NAME).exists():
             fail(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
-        run = new_run(arguments)
+        run = new_run(given, device)
         torch.manual_seed(run["options"]["seed"])
-        detector = FasterRCNN(configure(arguments, open_dataset(run["data"], "train").labels))
+        labels = open_dataset(run["data"], run["train_split"]).labels
+        detector = FasterRCNN(configure(given, run["backbone"], labels))
         folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(run, indent=1) + "\n")
+    record.write_text(json.dumps(run, indent=1) + "\n")
+    training = open_dataset(run["data"], run["train_split"])
+    validation = open_dataset(run["data"], run["val_split"])
+    for dataset in (training, validation):
+        check_labels(dataset, detector.config.labels, str(folder))
     options = TrainingOptions(**run["options"])
-    metrics = train(
-        detector.to(arguments.device),
-        joint_losses(options.mixed_precision),
-        open_dataset(run["data"], "train"),
-        open_dataset(run["data"], "val"),
-        options,
-        folder,
-        arguments.resume,
-    )
+    losses = joint_losses(options.mixed_precision)
+    metrics = train(detector.to(device), losses, training, validation, options, folder, resume)
     run["seconds"] = metrics["seconds"]
     record.write_text(json.dumps(run, indent=1) + "\n")
     print(
@@ -98,45 +100,45 @@ def main() -> None:
     )
 
 
-def configure(arguments: argparse.Namespace, labels: tuple[str, ...]) -> DetectorConfig:
+def resumed_run(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The record of the run in `folder`, with what may be changed of it."""
+    if not (folder / NAME).is_file():
+        fail(f"{folder / NAME} is not there, so there is nothing to resume; leave out --resume to start")
+    if fixed := [f"--{name.replace('_', '-')}" for name in given if name not in CHANGEABLE]:
+        fail(f"--resume goes on with the run's own options; leave out {', '.join(fixed)}")
+    run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    run["options"] |= given
+    return run
+
+
+def configure(given: dict[str, Any], backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
     """The backbone's preset with what the command line changes of it."""
-    changes: dict[str, Any] = {}
-    if arguments.anchor_scales:
-        changes["anchor_scales"] = tuple(arguments.anchor_scales)
-    if arguments.anchor_ratios:
-        changes["anchor_ratios"] = tuple(arguments.anchor_ratios)
-    if arguments.roi_pooling:
-        changes["roi_pooling"] = arguments.roi_pooling
-    return replace(preset(arguments.backbone, labels), **changes)
+    changes: dict[str, Any] = {name: tuple(given[name]) for name in ("anchor_scales", "anchor_ratios") if name in given}
+    if "roi_pooling" in given:
+        changes["roi_pooling"] = given["roi_pooling"]
+    return replace(preset(backbone, labels), **changes)
 
 
-def new_run(arguments: argparse.Namespace) -> dict[str, Any]:
+def new_run(given: dict[str, Any], device: str) -> dict[str, Any]:
     """What `run.json` keeps: how the run is made, so that it can be resumed and told of."""
-    chosen = {
-        name: default if getattr(arguments, name) is None else getattr(arguments, name)
-        for name, default in DEFAULTS[arguments.backbone].items()
-    }
-    options = TrainingOptions(
-        **chosen,
-        validate_every=arguments.validate_every,
-        checkpoint_every=arguments.checkpoint_every,
-        validation_pictures=arguments.validation_pictures,
-        workers=arguments.workers,
-        seed=arguments.seed,
-        mixed_precision=not arguments.no_mixed_precision,
-    )
+    backbone = given.get("backbone", "compact")
+    known = {field.name for field in fields(TrainingOptions)}
+    workers = max(1, (os.cpu_count() or 2) // 2)
+    chosen = DEFAULTS[backbone] | {"workers": workers} | {name: given[name] for name in given if name in known}
     return {
         "command": shlex.join(["scripts/train.py", *sys.argv[1:]]),
-        "data": arguments.data,
-        "backbone": arguments.backbone,
-        "schedule": arguments.schedule,
-        "options": asdict(options),
+        "data": given.get("data", "shapes"),
+        "train_split": given.get("train_split", "train"),
+        "val_split": given.get("val_split", "val"),
+        "backbone": backbone,
+        "schedule": given.get("schedule", "joint"),
+        "options": asdict(TrainingOptions(**chosen)),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
         },
-        "device": arguments.device,
+        "device": device,
     }
 
 

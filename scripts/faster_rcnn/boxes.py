@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-# A side may grow at most to this multiple in one step, so that exp() of an untrained delta stays finite.
-# 1000 / 16 is the reference code's bound: the longest image side over the smallest anchor step.
+# A side may grow at most to this multiple in one step, so that exp() of an untrained delta stays finite: torchvision's
+# bound, the longest image side over the stride.
 MAX_LOG_GROWTH = math.log(1000.0 / 16)
 
 Weights = tuple[float, float, float, float]

@@ -80,8 +80,8 @@ def preset(backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
 def canvases(resize: ResizeRule, stride: int) -> list[tuple[int, int]]:
     """The canvases, height × width, that hold every image resized by `resize`: smallest first.
 
-    The shorter side is `min_size`; the longer grows in steps of about a sixth, which bounds the padding at a seventh
-    of a canvas and their number at a dozen.
+    The shorter side is `min_size`; the longer grows in steps of about a sixth, so that an image of up to
+    max_size : min_size fills all but a fifth of its canvas, and there are a dozen at most to warm up.
     """
 
     def up(side: float) -> int:

@@ -16,12 +16,12 @@ from faster_rcnn import losses
 from faster_rcnn.anchors import cell_anchors, grid_anchors, inside_image
 from faster_rcnn.backbones import BACKBONES, autocast_dtype
 from faster_rcnn.boxes import encode
-from faster_rcnn.config import DetectorConfig
+from faster_rcnn.config import DetectorConfig, canvases
 from faster_rcnn.padding import inside
 from faster_rcnn.proposals import ProposalLimits, Proposals, propose
 from faster_rcnn.roi_head import TARGET_WEIGHTS, RoIHead, detect
-from faster_rcnn.roi_pooling import POOLINGS
-from faster_rcnn.rpn import RPNHead, objectness
+from faster_rcnn.roi_pooling import LONGEST_BIN, POOLINGS
+from faster_rcnn.rpn import RPNHead, foreground_margin
 from faster_rcnn.sampling import POSITIVE, label_anchors, sample_anchors, sample_proposals
 
 
@@ -59,6 +59,17 @@ class RPNOutput(NamedTuple):
     valid: Tensor
 
 
+def check_map_size(config: DetectorConfig, stride: int) -> None:
+    """Raises ValueError if a canvas is too large for the exported form of RoI max pooling."""
+    longest = max(max(canvas) for canvas in canvases(config.resize, stride)) // stride
+    allowed = LONGEST_BIN * config.roi_size - config.roi_size  # a bin's ends are rounded outwards
+    if config.roi_pooling == "max" and longest > allowed:
+        raise ValueError(
+            f"RoI max pooling takes maps of up to {allowed} cells a side, the resize rule asks for {longest}; "
+            "lower max_size or use roi_pooling 'align'"
+        )
+
+
 class FasterRCNN(nn.Module):
     """Faster R-CNN with one feature map, as in the paper. `forward` is what is exported, `losses` what is trained."""
 
@@ -74,6 +85,7 @@ class FasterRCNN(nn.Module):
         self.rpn = RPNHead(channels, config.rpn_channels, config.anchors_per_location)
         self.head = RoIHead(channels, config.roi_size, config.head_units, len(config.labels), config.head_dropout)
         self.pool = POOLINGS[config.roi_pooling]
+        check_map_size(config, self.backbone.stride)
         self.register_buffer("cell", cell_anchors(config.anchor_scales, config.anchor_ratios), persistent=False)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1) * 255, persistent=False)
@@ -123,7 +135,7 @@ class FasterRCNN(nn.Module):
         return RPNOutput(features.float(), scores.float(), deltas.float(), anchors, valid)
 
     def _propose(self, rpn: RPNOutput, sizes: Tensor, limits: ProposalLimits) -> Proposals:
-        return propose(objectness(rpn.scores), rpn.deltas, rpn.anchors, rpn.valid, sizes, limits)
+        return propose(foreground_margin(rpn.scores), rpn.deltas, rpn.anchors, rpn.valid, sizes, limits)
 
     def _rpn_losses(self, rpn: RPNOutput, sizes: Tensor, image: int, truth: GroundTruth) -> tuple[Tensor, Tensor]:
         rule = self.config.anchor_sampling

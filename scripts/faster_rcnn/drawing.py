@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from faster_rcnn.data.dataset import Prediction
+
 PALETTE = ((230, 57, 70), (29, 161, 242), (46, 196, 82), (255, 183, 3), (157, 78, 221), (255, 121, 198), (0, 200, 200))
 TRUTH = (255, 255, 255)
 
@@ -23,6 +25,15 @@ def draw_boxes(
             draw.rectangle([tag[0] - 2, tag[1] - 2, tag[2] + 2, tag[3] + 2], fill=colour)
             draw.text((x1, max(0, y1 - size - 4)), caption, fill=(0, 0, 0), font_size=size)
     return picture
+
+
+def draw_prediction(image: np.ndarray, prediction: Prediction, names: Sequence[str], threshold: float) -> Image.Image:
+    """A copy of `image` with the detections that score at least `threshold`, a colour for each class."""
+    shown = prediction.scores >= threshold
+    labels, scores = prediction.labels[shown].tolist(), prediction.scores[shown].tolist()
+    captions = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    colours = [PALETTE[label % len(PALETTE)] for label in labels]
+    return draw_boxes(image, prediction.boxes[shown], captions, colours)
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int = 4, side: int = 360) -> Image.Image:

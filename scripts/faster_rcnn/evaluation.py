@@ -6,7 +6,7 @@ G  ground-truth objects;  D  detections of one picture.  Boxes are x1, y1, x2, y
 import contextlib
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,10 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from faster_rcnn.boxes import clip_to_sizes
-from faster_rcnn.data.dataset import Dataset, Sample
+from faster_rcnn.data.dataset import Dataset, Prediction, Sample
 from faster_rcnn.data.loader import collate
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.resize import resize_image
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """boxes: float32 [D, 4];  scores: float32 [D];  labels: int64 [D], from 0."""
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-
 
 Predictor = Callable[[Sample], Prediction]
 
@@ -59,12 +49,13 @@ def torch_predictor(detector: FasterRCNN) -> Predictor:
 def evaluate(dataset: Dataset, predict: Predictor, limit: int | None = None) -> dict[str, Any]:
     """COCO metrics of a predictor on the first `limit` pictures of a data set."""
     indices = range(len(dataset) if limit is None else min(limit, len(dataset)))
-    samples, predictions = [], []
+    truths, predictions = [], []
     for index in tqdm(indices, desc="evaluating", unit="picture", leave=False):
         sample = dataset[index]
         predictions.append(predict(sample))
-        samples.append(sample)
-    return coco_ap(samples, predictions, dataset.labels)
+        # the pixels are no longer needed, and thousands of pictures would fill the memory
+        truths.append(replace(sample, image=np.broadcast_to(np.uint8(0), sample.image.shape)))
+    return coco_ap(truths, predictions, dataset.labels)
 
 
 def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:
@@ -79,7 +70,11 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
     for number, (sample, prediction) in enumerate(zip(samples, predictions, strict=True), start=1):
         height, width = sample.image.shape[:2]
         images.append({"id": number, "height": height, "width": width})
-        for box, label in zip(_coco_boxes(sample.boxes), sample.labels.tolist(), strict=True):
+        crowd = sample.crowd.tolist() if sample.crowd is not None else [False] * len(sample.labels)
+        areas = sample.areas.tolist() if sample.areas is not None else _areas(sample.boxes)
+        for box, label, area, is_crowd in zip(
+            _coco_boxes(sample.boxes), sample.labels.tolist(), areas, crowd, strict=True
+        ):
             identity = len(annotations) + 1
             annotations.append(
                 {
@@ -87,15 +82,15 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
                     "image_id": number,
                     "category_id": label + 1,
                     "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
+                    "area": area,
+                    "iscrowd": int(is_crowd),
                 }
             )
         for box, score, label in zip(
             _coco_boxes(prediction.boxes), prediction.scores.tolist(), prediction.labels.tolist(), strict=True
         ):
             results.append({"image_id": number, "category_id": label + 1, "bbox": box, "score": score})
-    if not annotations:
+    if not any(annotation["iscrowd"] == 0 for annotation in annotations):
         raise ValueError("the pictures hold no object, so that no precision can be told; take more pictures")
     categories = [{"id": place + 1, "name": name} for place, name in enumerate(labels)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each of its steps
@@ -114,7 +109,12 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
         name: _known(np.mean(of_class) if (of_class := precision[:, :, place]).max() > -1 else -1)
         for place, name in enumerate(labels)
     }
-    return metrics | {"pictures": len(images), "objects": len(annotations)}
+    return metrics | {"pictures": len(images), "objects": sum(annotation["iscrowd"] == 0 for annotation in annotations)}
+
+
+def _areas(boxes: np.ndarray) -> list[float]:
+    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
+    return sides.prod(axis=1).tolist()
 
 
 def _no_results(truth: COCO) -> COCO:

@@ -14,6 +14,8 @@ HEAD_LAMBDA = 1.0
 # Where the quadratic part of smooth L1 ends. 1 as both papers print it; the Faster R-CNN code has 1/9 in the RPN.
 SMOOTH_L1_BETA = 1.0
 
+DIVERGED_REMEDY = "go on from the last checkpoint with --resume and a lower --learning-rate"
+
 
 def log_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """-log of the softmax probability of the true class, for each row.
@@ -73,7 +75,5 @@ def total(losses: dict[str, Tensor]) -> Tensor:
     loss = torch.stack(list(losses.values())).sum()
     if not bool(torch.isfinite(loss)):
         values = ", ".join(f"{name} {float(value):.3g}" for name, value in losses.items())
-        raise FloatingPointError(
-            f"training has diverged ({values}); resume from the last checkpoint with a lower --learning-rate"
-        )
+        raise FloatingPointError(f"training has diverged ({values}); {DIVERGED_REMEDY}")
     return loss

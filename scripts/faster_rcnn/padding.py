@@ -3,7 +3,8 @@
 A canvas is larger than its image, and every convolution wider than 1×1 carries what lies outside into the image: zeros
 of the padding on a larger canvas, but on a tight one the zeros of the convolution itself, with no bias, normalisation
 or activation applied to them. The two differ, so an answer would depend on the canvas. The cure: what lies outside the
-image is set to zero before each such convolution. Then every canvas gives what the tight one gives.
+image is set to zero before each such convolution. Then every canvas gives what the tight one gives. (In training the
+padding still enters the statistics of a batch normalisation, and through its running mean all images alike.)
 
 N  images;  h, w  feature map size;  sizes are height, width of each image on its canvas, in pixels.
 """

@@ -20,8 +20,15 @@ class ProposalLimits:
     before_nms: int
     after_nms: int
     nms_threshold: float = 0.7  # section 3.3
-    # Pixels of the canvas. The reference code drops what is under 16 pixels of the original image.
+    # Pixels of the canvas. The reference code has 16 pixels of the original image, which suits VOC's large objects
+    # only; a box that pools less than a pixel carries nothing for any data.
     min_side: float = 1.0
+
+
+# Margins are held to ±LIMIT, far beyond what a probability in float32 tells apart, and raised to be positive, since
+# the operators take a score <= 0 for a candidate that is out of the running. Both are exact in float32.
+LIMIT = 30.0
+RAISE = 64.0
 
 
 class Proposals(NamedTuple):
@@ -33,20 +40,23 @@ class Proposals(NamedTuple):
 
 
 def propose(
-    objectness: Tensor, deltas: Tensor, anchors: Tensor, valid: Tensor, sizes: Tensor, limits: ProposalLimits
+    margins: Tensor, deltas: Tensor, anchors: Tensor, valid: Tensor, sizes: Tensor, limits: ProposalLimits
 ) -> Proposals:
     """Decode all, clip, drop the small, keep the best, suppress, keep the best again: the reference code's order.
 
-    objectness: [N, A] in 0..1;  deltas: [N, A, 4];  anchors: [A, 4];  valid: bool [N, A], False where the anchor
-    stands outside the image;  sizes: int64 [N, 2] as height, width.
+    margins: [N, A], the logits of the objectness;  deltas: [N, A, 4];  anchors: [A, 4];
+    valid: bool [N, A], False where the anchor stands outside the image;  sizes: int64 [N, 2] as height, width.
     """
     boxes = clip_to_sizes(decode(deltas, anchors), sizes)
     running = valid & sides_at_least(boxes, limits.min_side)
-    scores = torch.where(running, objectness, torch.full_like(objectness, OUT))
+    ranks = margins.clamp(-LIMIT, LIMIT) + RAISE
+    scores = torch.where(running, ranks, torch.full_like(ranks, OUT))
     scores, places = top_k(scores, limits.before_nms)
     boxes = take_rows(boxes, places)
     survivors = nms(boxes, scores, limits.nms_threshold, limits.after_nms)
     scores, places = top_k(survivors, limits.after_nms)
     kept = scores > 0
     boxes = torch.where(kept[..., None], take_rows(boxes, places), torch.zeros_like(boxes[:, :1]))
-    return Proposals(kept.to(torch.int64).sum(dim=1), boxes, scores.clamp(min=0))
+    objectness = torch.where(kept, torch.sigmoid(scores - RAISE), torch.zeros_like(scores))
+    objectness, places = top_k(objectness, limits.after_nms)  # best first also where the sigmoid's last bit disagrees
+    return Proposals(kept.to(torch.int64).sum(dim=1), take_rows(boxes, places), objectness)

@@ -9,6 +9,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+# Windows of RoI max pooling are tabled up to 2³ cells a side, and two of them cover a bin.
+WINDOW_LEVELS = 4
+LONGEST_BIN = 2**WINDOW_LEVELS
+
 
 def roi_align(features: Tensor, rois: Tensor, size: int, stride: int, samples: int = 2) -> Tensor:
     """RoIAlign: the mean of `samples`² bilinear samples in each of S×S bins (half-pixel aligned).
@@ -61,11 +65,11 @@ def range_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Te
 
     ONNX's MaxRoiPool has no CUDA kernel in ONNX Runtime: the feature map would travel to the host and back. Here the
     maxima over all windows of 2^i × 2^j cells are tabled by max pooling, and a bin is the maximum of four overlapping
-    windows of the table. A bin may be up to 16 cells long: a feature map of up to 7 * 16 cells a side at S = 7.
+    windows of the table. A bin may be up to LONGEST_BIN cells long; `detector.check_map_size` sees to it.
 
     Shapes as in `roi_max_pool`; returns [N * P, C, S, S].
     """
-    levels = 4
+    levels = WINDOW_LEVELS
     N, C, h, w = features.shape
     table = torch.stack(
         [_window_max(features, 2**i, 2**j) for i in range(levels) for j in range(levels)]

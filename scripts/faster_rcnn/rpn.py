@@ -35,11 +35,12 @@ class RPNHead(nn.Module):
         return scores, deltas
 
 
-def objectness(scores: Tensor) -> Tensor:
-    """The softmax's foreground probability of `scores` [..., 2], as the sigmoid of the difference, which it equals.
+def foreground_margin(scores: Tensor) -> Tensor:
+    """By how much the foreground score of `scores` [..., 2] exceeds the background's; its sigmoid is their softmax.
 
-    The difference is rounded to 2⁻¹⁴ first (at most 1.6e-5 of probability): two runtimes differ in its last bits, and
-    without the rounding these bits would rank the anchors of a blank image, where thousands are equal.
+    Proposals are ranked by this and not by the probability: near 1 a float32 sigmoid merges what differs, and ONNX
+    Runtime's does not even rise everywhere. Rounded to 2⁻¹⁴ (at most 1.6e-5 of probability), because two runtimes
+    differ in the last bits, and these bits would rank the anchors of a blank image, where thousands are equal.
     """
     steps = 16384.0
-    return torch.sigmoid(torch.round((scores[..., 1] - scores[..., 0]) * steps) / steps)
+    return torch.round((scores[..., 1] - scores[..., 0]) * steps) / steps

@@ -1,6 +1,7 @@
 """The command lines as a person uses them: train, evaluate, export, evaluate again; and their errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,10 @@ def test_a_run_is_not_overwritten_and_a_finished_one_not_resumed(trained: Path) 
     again = run("train.py", "--out", trained)
     assert again.returncode != 0
     assert again.stderr.strip().endswith("holds a run already; add --resume to go on with it, or choose another --out")
-    resumed = run("train.py", "--out", trained, "--resume")
+    changed = run("train.py", "--out", trained, "--resume", "--batch-size", 4, "--seed", 1)
+    assert changed.returncode != 0
+    assert changed.stderr.strip().endswith("goes on with the run's own options; leave out --batch-size, --seed")
+    resumed = run("train.py", "--out", trained, "--resume", "--learning-rate", 0.0001)
     assert resumed.returncode != 0
     assert "has done its 3 iterations" in resumed.stderr.splitlines()[-1]
 
@@ -89,3 +93,20 @@ def test_help_shows_an_example(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0
     assert f"scripts/{command} " in done.stdout
+
+
+def test_a_fault_met_by_a_worker_process_is_one_line_too(tmp_path: Path) -> None:
+    write = run("write_shapes.py", "--out", tmp_path, "--split", "train", "--pictures", 4)
+    assert write.returncode == 0, write.stderr
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    document = (tmp_path / "annotations" / "train.json").read_text()
+    (tmp_path / "annotations" / "val.json").write_text(document)
+    for picture in (tmp_path / "train").iterdir():
+        picture.write_bytes(b"no picture")
+    done = run(
+        "train.py", "--data", f"coco:{tmp_path}", "--out", tmp_path / "run", "--iterations", 1, "--batch-size", 2,
+        "--workers", 1,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "cannot be read: The upload is not a picture" in done.stderr.splitlines()[-1]

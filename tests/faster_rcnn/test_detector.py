@@ -1,6 +1,7 @@
 """The whole detector in PyTorch: it learns, and an image's answer depends on that image alone."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,9 +60,7 @@ def test_ten_steps_on_one_picture_reach_its_boxes() -> None:
 @pytest.mark.parametrize("backbone", ["compact", "vgg16"])
 def test_a_step_reaches_every_parameter(backbone: str) -> None:
     torch.manual_seed(0)
-    config = DetectorConfig(
-        **{**vars(preset(backbone, Shapes.labels)), "head_units": 64, "rpn_channels": 64, "anchor_scales": (32.0, 64.0)}
-    )
+    config = replace(preset(backbone, Shapes.labels), head_units=64, rpn_channels=64, anchor_scales=(32.0, 64.0))
     detector = FasterRCNN(config).train()
     batch = collate([small_picture(3), small_picture(7)], detector.backbone.stride)
     losses = detector.losses(batch.images, batch.sizes, batch.truth)
@@ -138,6 +137,19 @@ def test_every_image_has_a_canvas(backbone: str, ratio: float) -> None:
     height, width = rule(round(3000 * ratio) or 1, 3000)
     assert any(h >= height and w >= width for h, w in canvases(rule, 16))
     assert all(h % 16 == 0 and w % 16 == 0 for h, w in canvases(rule, 16))
+
+
+def test_a_map_too_large_for_roi_max_pooling_is_refused() -> None:
+    config = replace(preset("vgg16", Shapes.labels), resize=ResizeRule(600, 1800), head_units=8)
+    with pytest.raises(ValueError, match="maps of up to 105 cells a side, the resize rule asks for 113"):
+        FasterRCNN(config)
+
+
+def test_one_class_is_enough() -> None:
+    detector = FasterRCNN(replace(preset("compact", ("thing",)), head_units=8)).eval()
+    with torch.no_grad():
+        answer = detector(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.tensor([[32, 32]]))
+    assert answer.labels.eq(0).all()
 
 
 def test_an_unknown_backbone_is_named() -> None:

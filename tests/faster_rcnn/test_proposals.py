@@ -29,7 +29,7 @@ def test_proposals_equal_torchvisions(n: int) -> None:
         boxes, logits.reshape(-1, 1), [tuple(size) for size in sizes.tolist()], [len(anchors)]
     )
     limits = ProposalLimits(1000, 100, 0.7, min_side=1e-3)
-    found = propose(logits.sigmoid(), deltas, anchors, torch.ones(n, len(anchors), dtype=torch.bool), sizes, limits)
+    found = propose(logits, deltas, anchors, torch.ones(n, len(anchors), dtype=torch.bool), sizes, limits)
     for image in range(n):
         count = int(found.number[image])
         assert count == len(expected_boxes[image])
@@ -41,10 +41,10 @@ def test_proposals_equal_torchvisions(n: int) -> None:
 
 def test_small_and_invalid_anchors_are_dropped_before_the_best_are_taken() -> None:
     anchors = torch.tensor([[0.0, 0, 100, 100], [200, 200, 204, 204], [300, 0, 400, 100], [0, 300, 100, 400]])
-    scores = torch.tensor([[0.2, 0.9, 0.8, 0.7]])
+    margins = torch.tensor([[0.2, 0.9, 0.8, 0.7]]).logit()
     valid = torch.tensor([[True, True, False, True]])
     limits = ProposalLimits(before_nms=2, after_nms=3, min_side=16)
-    found = propose(scores, torch.zeros(1, 4, 4), anchors, valid, torch.tensor([[1000, 1000]]), limits)
+    found = propose(margins, torch.zeros(1, 4, 4), anchors, valid, torch.tensor([[1000, 1000]]), limits)
     # the second is small, the third invalid: neither takes one of the two places before the suppression
     assert found.number.tolist() == [2]
     torch.testing.assert_close(found.objectness, torch.tensor([[0.7, 0.2, 0.0]]))
@@ -52,9 +52,9 @@ def test_small_and_invalid_anchors_are_dropped_before_the_best_are_taken() -> No
 
 def test_an_overlap_above_the_threshold_is_suppressed() -> None:
     anchors = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100, 71], [0, 0, 100, 69]])  # IoU 0.71 and 0.69 with the first
-    scores = torch.tensor([[0.9, 0.8, 0.7]])
+    margins = torch.tensor([[0.9, 0.8, 0.7]]).logit()
     found = propose(
-        scores, torch.zeros(1, 3, 4), anchors, torch.ones(1, 3, dtype=torch.bool), torch.tensor([[500, 500]]),
+        margins, torch.zeros(1, 3, 4), anchors, torch.ones(1, 3, dtype=torch.bool), torch.tensor([[500, 500]]),
         ProposalLimits(100, 100),
     )  # fmt: skip
     # the second goes; the third's IoU with the second is 0.97, but what is suppressed suppresses nothing
@@ -65,7 +65,7 @@ def test_an_image_without_proposals_leaves_the_others_alone() -> None:
     logits, deltas, anchors = random_rpn_output(2)
     valid = torch.ones(2, len(anchors), dtype=torch.bool)
     valid[0] = False
-    found = propose(logits.sigmoid(), deltas, anchors, valid, torch.tensor([[320, 448]] * 2), ProposalLimits(500, 50))
+    found = propose(logits, deltas, anchors, valid, torch.tensor([[320, 448]] * 2), ProposalLimits(500, 50))
     assert found.number.tolist() == [0, 50]
 
 
@@ -79,3 +79,23 @@ def test_too_few_candidates_are_filled_up() -> None:
     values, places = top_k(torch.tensor([[0.5, 0.9]]), 4)
     torch.testing.assert_close(values, torch.tensor([[0.9, 0.5, -1.0, -1.0]]))
     assert places.tolist() == [[1, 0, 0, 0]]
+
+
+def test_margins_are_ranked_where_their_sigmoids_are_equal() -> None:
+    """sigmoid(18) and sigmoid(19) are both 1 in float32; the better anchor still suppresses the other."""
+    anchors = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100, 99]])
+    margins = torch.tensor([[18.0, 19.0]])
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    found = propose(margins, torch.zeros(1, 2, 4), anchors, valid, torch.tensor([[500, 500]]), ProposalLimits(9, 9))
+    assert found.number.tolist() == [1]
+    assert found.boxes[0, 0].tolist() == [0, 0, 100, 99]
+
+
+def test_the_least_likely_anchor_is_still_a_candidate() -> None:
+    anchors = torch.tensor([[0.0, 0, 100, 100]])
+    found = propose(
+        torch.tensor([[-1000.0]]), torch.zeros(1, 1, 4), anchors, torch.ones(1, 1, dtype=torch.bool),
+        torch.tensor([[500, 500]]), ProposalLimits(9, 9),
+    )  # fmt: skip
+    assert found.number.tolist() == [1]
+    assert 0 < float(found.objectness[0, 0]) < 1e-12

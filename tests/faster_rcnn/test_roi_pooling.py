@@ -32,7 +32,7 @@ def test_roi_align_equals_torchvisions_on_a_larger_canvas(h: int, w: int, sample
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("h", "w"), [(18, 24), (38, 63), (63, 38), (1, 5)])
+@pytest.mark.parametrize(("h", "w"), [(18, 24), (38, 63), (63, 38), (1, 5), (105, 2)])
 def test_roi_max_pooling_by_range_queries_equals_torchvisions_bit_for_bit(h: int, w: int) -> None:
     features, rois = features_and_rois(2, h, w, 300)
     expected = torchvision.ops.roi_pool(features, list(rois), 7, 1 / STRIDE)

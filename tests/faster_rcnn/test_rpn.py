@@ -1,12 +1,13 @@
 import torch
 import torch.nn.functional as F
 
-from faster_rcnn.rpn import RPNHead, objectness
+from faster_rcnn.rpn import RPNHead, foreground_margin
 
 
-def test_objectness_is_the_softmaxs_foreground_probability() -> None:
+def test_the_margins_sigmoid_is_the_softmaxs_foreground_probability() -> None:
     scores = torch.randn(3, 500, 2) * 4
-    torch.testing.assert_close(objectness(scores), torch.softmax(scores, dim=2)[..., 1], rtol=0, atol=2e-5)
+    found = torch.sigmoid(foreground_margin(scores))
+    torch.testing.assert_close(found, torch.softmax(scores, dim=2)[..., 1], rtol=0, atol=2e-5)
 
 
 def test_the_output_per_location_is_that_of_the_paper() -> None:

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -96,19 +95,3 @@ def test_a_split_written_as_coco_reads_back_the_same(tmp_path: Path) -> None:
         assert np.array_equal(again[index].image, dataset[index].image)
         assert np.array_equal(again[index].labels, dataset[index].labels)
         np.testing.assert_allclose(again[index].boxes, dataset[index].boxes, atol=1e-3)
-
-
-def test_missing_and_inconsistent_annotations_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"needs annotations/<split>.json"):
-        open_dataset(f"coco:{tmp_path}", "val")
-    with pytest.raises(ValueError, match="of no known kind"):
-        open_dataset("imagenet", "val")
-    (tmp_path / "annotations").mkdir()
-    document = {
-        "images": [{"id": 1, "file_name": "a.png", "height": 9, "width": 9}],
-        "categories": [{"id": 7, "name": "cell"}],
-        "annotations": [{"id": 5, "image_id": 2, "category_id": 7, "bbox": [0, 0, 4, 4]}],
-    }
-    (tmp_path / "annotations" / "val.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="annotation 5 names image 2"):
-        open_dataset(f"coco:{tmp_path}", "val")

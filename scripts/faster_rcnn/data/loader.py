@@ -6,6 +6,7 @@ a run can go on from any batch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 
 import numpy as np
@@ -39,7 +40,9 @@ Item = tuple[int, bool]  # index in the data set, mirrored
 
 
 def batch_order(dataset: Dataset, batch_size: int, seed: int, start: int = 0) -> Iterator[list[Item]]:
-    """The endless sequence of batches from number `start` on, each picture once an epoch.
+    """The endless sequence of batches from number `start` on, a picture at most once an epoch.
+
+    What is left over when an epoch's pictures do not fill a last batch waits for another epoch.
 
     Raises ValueError if the data set has not enough pictures for one batch.
     """
@@ -69,16 +72,16 @@ def batch_order(dataset: Dataset, batch_size: int, seed: int, start: int = 0) ->
             yield from islice(batches, max(0, skip - window * WINDOW), None)
 
 
-class _Items(torch.utils.data.Dataset[tuple[Sample, float, float]]):
+class _Items(torch.utils.data.Dataset[Sample]):
     """The data set behind a DataLoader: one resized, perhaps mirrored sample for each item."""
 
     def __init__(self, dataset: Dataset, rule: ResizeRule) -> None:
         self.dataset = dataset
         self.rule = rule
 
-    def __getitem__(self, item: Item) -> Sample:  # type: ignore[override]  # a sample is not a tuple
+    def __getitem__(self, item: Item) -> Sample:
         index, mirrored = item
-        sample = self.dataset[index]
+        sample = self.dataset[index].objects()
         image, scale_x, scale_y = resize_image(sample.image, self.rule)
         boxes = sample.boxes * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
         if mirrored:
@@ -98,14 +101,6 @@ def collate(samples: list[Sample], stride: int) -> Batch:
     return Batch(torch.from_numpy(images), torch.from_numpy(sizes), truth)
 
 
-class _Collate:
-    def __init__(self, stride: int) -> None:
-        self.stride = stride
-
-    def __call__(self, samples: list[Sample]) -> Batch:
-        return collate(samples, self.stride)
-
-
 def training_batches(
     dataset: Dataset, rule: ResizeRule, stride: int, batch_size: int, seed: int, start: int, workers: int
 ) -> Iterator[Batch]:
@@ -114,7 +109,7 @@ def training_batches(
         _Items(dataset, rule),
         batch_sampler=batch_order(dataset, batch_size, seed, start),
         num_workers=workers,
-        collate_fn=_Collate(stride),
+        collate_fn=partial(collate, stride=stride),
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # the global one would lose a number to each start, and a resumed run differ
     )

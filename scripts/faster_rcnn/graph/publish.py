@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from PIL import Image
 
 from faster_rcnn.config import canvases
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.detector import FasterRCNN
-from faster_rcnn.drawing import PALETTE, draw_boxes
+from faster_rcnn.drawing import draw_prediction
 from faster_rcnn.evaluation import Predictor, evaluate
 from faster_rcnn.graph.export import export_onnx
 from faster_rcnn.graph.serving import onnx_predictor
@@ -23,7 +24,7 @@ from faster_rcnn.graph.verification import verify
 
 SERVED_THRESHOLD = 0.5  # what a client gets who names none: few false boxes
 EXAMPLES = 48  # pictures from which one is shown
-TOOLS = ("torch", "torchvision", "onnx", "onnxscript")
+TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
 
 
 def next_version(store: Path, name: str) -> int:
@@ -74,7 +75,7 @@ def publish(
             "training": training,
             "detector": detector.config.to_dict(),
             "verification": verification.to_dict(),
-            "tools": {tool: version_of(tool) for tool in TOOLS},
+            "tools": {tool: version_of(tool) for tool in TOOLS} | {"onnxruntime": onnxruntime.__version__},
         }
         _write(folder, card)  # the service's own loader, which measures, wants it whole
         predict = onnx_predictor(folder)
@@ -91,14 +92,8 @@ def _draw_example(folder: Path, test: Dataset, predict: Predictor) -> None:
     candidates = (test[index] for index in range(min(EXAMPLES, len(test))))
     sample = max(candidates, key=lambda one: (one.image.shape[1] > one.image.shape[0], len(one.labels)))
     Image.fromarray(sample.image).save(folder / "example.jpg", quality=92)
-    found = predict(sample)
-    shown = found.scores >= SERVED_THRESHOLD
-    captions = [
-        f"{test.labels[label]} {score:.2f}"
-        for label, score in zip(found.labels[shown], found.scores[shown], strict=True)
-    ]
-    colours = [PALETTE[label % len(PALETTE)] for label in found.labels[shown]]
-    draw_boxes(sample.image, found.boxes[shown], captions, colours).save(folder / "result.jpg", quality=92)
+    picture = draw_prediction(sample.image, predict(sample), test.labels, SERVED_THRESHOLD)
+    picture.save(folder / "result.jpg", quality=92)
 
 
 def _write(folder: Path, card: dict[str, Any]) -> None:

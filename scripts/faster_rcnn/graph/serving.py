@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from faster_rcnn.data.dataset import Sample
-from faster_rcnn.evaluation import Prediction, Predictor
+from faster_rcnn.data.dataset import Prediction, Sample
+from faster_rcnn.evaluation import Predictor
 from service import images, store
 from service.engine import Engine, pick_provider, usable_cores
 

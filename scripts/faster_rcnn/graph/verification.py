@@ -16,6 +16,7 @@ from faster_rcnn.graph.export import INPUTS, OUTPUTS
 from faster_rcnn.resize import resize_image
 
 BATCH_SIZES = (1, 2, 3, 8)
+EXTREME_SIZES = ((1, 1), (1, 30), (30, 1), (7, 100))  # height, width before resizing
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest differences of matched boxes, and how many boxes have no partner."""
+    """The largest differences of matched boxes, how many boxes have no partner, and how far the nearest box of the
+    same label lies from the one that misses its partner most: infinity where there is none."""
 
     box: float = 0.0
     score: float = 0.0
     unmatched: int = 0
+    missed_by: float = 0.0
 
     def worst(self, other: "Difference") -> "Difference":
         return Difference(max(self.box, other.box), max(self.score, other.score), max(self.unmatched, other.unmatched))
@@ -91,16 +94,20 @@ def compare(first: Boxes, second: Boxes, tolerance: Tolerance) -> Difference:
             free_first[i] = free_second[j] = False
             box, score = max(box, float(distance[i, j])), max(score, float(gap[i, j]))
     cut = max(first.cut, second.cut) + tolerance.score
-    unmatched = int((free_first & (first.scores > cut)).sum() + (free_second & (second.scores > cut)).sum())
-    return Difference(box, score, unmatched)
+    lone_first, lone_second = free_first & (first.scores > cut), free_second & (second.scores > cut)
+    nearest = np.concatenate(
+        [distance[lone_first].min(axis=1, initial=np.inf), distance[:, lone_second].min(axis=0, initial=np.inf)]
+    )
+    return Difference(box, score, len(nearest), float(nearest.max(initial=0.0)))
 
 
 def verify(
     path: Path, detector: FasterRCNN, canvases: Sequence[tuple[int, int]], pictures: Sequence[np.ndarray]
 ) -> Verification:
-    """Runs the graph at N = 1, 2, 3 and 8 on every canvas, a blank picture among the pictures and rubbish around them.
+    """Runs the graph at N = 1, 2, 3 and 8 on every canvas, a blank picture among them, rubbish around them.
 
-    Each answer is compared with PyTorch on that picture alone, and with the graph on that picture alone.
+    Pictures of extreme shapes are added. Each answer is compared with PyTorch on that picture alone, and with the
+    graph on that picture alone.
     pictures: uint8 [H, W, 3], at least one that fits each canvas.
     Raises Disagreement if a promise is broken.
     """
@@ -108,6 +115,7 @@ def verify(
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     rule = detector.config.resize
     resized = [resize_image(picture, rule)[0] for picture in pictures]
+    resized += [_noise(*rule(height, width)) for height, width in EXTREME_SIZES]
     resized.append(np.full((rule.min_size, rule.min_size, 3), 127, np.uint8))
     by_pytorch = [_in_pytorch(detector, picture) for picture in resized]
     alone = [_in_onnx(session, [picture], _smallest(canvases, picture), None)[0] for picture in resized]
@@ -118,9 +126,9 @@ def verify(
         members = [resized[place] for place in batch.places]
         answers = _in_onnx(session, members, batch.canvas, batch.rubbish)
         batches += 1
-        for place, answer in zip(batch.places, answers, strict=True):
+        for place, member, answer in zip(batch.places, members, answers, strict=True):
             where = f"picture {place} in a batch of {len(batch.places)} on canvas {batch.canvas[0]}×{batch.canvas[1]}"
-            _check_padding(answer, where)
+            _check_form(answer, member.shape[:2], where)
             for kind in ("detections", "proposals"):
                 found = _boxes(answer, kind, limits)
                 for name, wanted, tolerance in (
@@ -154,6 +162,10 @@ def _batches(pictures: Sequence[np.ndarray], canvases: Sequence[tuple[int, int]]
             places = rng.choice(fitting, size - 1).tolist()
             places.insert(int(rng.integers(size)), len(pictures) - 1 if size > 1 else int(rng.choice(fitting)))
             yield _Batch(places, (height, width), rng)
+
+
+def _noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def _smallest(canvases: Sequence[tuple[int, int]], picture: np.ndarray) -> tuple[int, int]:
@@ -210,25 +222,38 @@ def _boxes(answer: Answer, kind: str, cuts: dict[str, float]) -> Boxes:
         boxes, scores = np.asarray(answer.proposals), np.asarray(answer.objectness)
         labels = np.zeros(len(scores), np.int64)
     full = count == len(scores)
-    cut = float(scores[count - 1]) if full and count else cuts[kind]
+    cut = float(scores.min()) if full and count else cuts[kind]
     return Boxes(boxes[:count], scores[:count], labels[:count], cut)
 
 
-def _check_padding(answer: Answer, where: str) -> None:
-    detections, proposals = int(answer.num_detections), int(answer.num_proposals)
-    for name, values in (
-        ("boxes", answer.boxes[detections:]),
-        ("scores", answer.scores[detections:]),
-        ("labels", answer.labels[detections:]),
-        ("proposals", answer.proposals[proposals:]),
-        ("objectness", answer.objectness[proposals:]),
+def _check_form(answer: Answer, size: tuple[int, ...], where: str) -> None:
+    """Counts in range, rows best first, boxes inside the picture, zeros past the count, no NaN."""
+    height, width = size
+    for kind, count, boxes, scores, others in (
+        ("detections", answer.num_detections, answer.boxes, answer.scores, [answer.labels]),
+        ("proposals", answer.num_proposals, answer.proposals, answer.objectness, []),
     ):
-        if np.any(np.asarray(values) != 0):
-            raise Disagreement(f"{name} of {where}: rows past the count are not zero")
+        values = [np.asarray(one) for one in (boxes, scores, *others)]
+        number = int(count)
+        faults = {
+            "their count is out of range": not 0 <= number <= len(values[1]),
+            "a value is not finite": not all(np.isfinite(one).all() for one in values),
+            "scores are not best first": bool((np.diff(values[1]) > 0).any()),
+            "a box leaves the picture": bool(
+                (values[0] < 0).any() or (values[0][:, 0::2] > width).any() or (values[0][:, 1::2] > height).any()
+            ),
+            "rows past the count are not zero": any(one[number:].any() for one in values),
+        }
+        for fault, found in faults.items():
+            if found:
+                raise Disagreement(f"{kind} of {where}: {fault}")
 
 
 def _check_difference(difference: Difference, tolerance: Tolerance, what: str) -> None:
     if difference.unmatched:
-        raise Disagreement(f"{what}: {difference.unmatched} boxes have no partner within {tolerance.box} pixels")
+        raise Disagreement(
+            f"{what}: {difference.unmatched} boxes have no partner within {tolerance.box} pixels, "
+            f"the worst misses by {difference.missed_by:.3g}"
+        )
     if difference.score > tolerance.score:
         raise Disagreement(f"{what}: scores differ by up to {difference.score:.2g}, {tolerance.score:.2g} is allowed")

@@ -1,10 +1,11 @@
-"""Checkpoints: everything that an interrupted run needs to go on as if it had not been."""
+"""Checkpoints: everything that an interrupted run needs to go on as if it had not been.
 
-import random
+Of the random generators only torch's is used while training; the order of the pictures follows from the seed.
+"""
+
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from faster_rcnn.config import DetectorConfig
@@ -27,9 +28,7 @@ def save_checkpoint(
         "detector": detector.state_dict(),
         "optimiser": optimiser.state_dict(),
         "random": {
-            "python": random.getstate(),
-            "numpy": np.random.get_state(legacy=True),
-            "torch": torch.get_rng_state(),
+            "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
     }
@@ -46,7 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     file = path / NAME if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there; scripts/train.py --out {path} writes it")
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state
 
 
@@ -59,11 +58,9 @@ def load_detector(path: Path) -> FasterRCNN:
 
 
 def restore(state: dict[str, Any], detector: FasterRCNN, optimiser: torch.optim.Optimizer) -> None:
-    """Puts a checkpoint's state back, random generators included."""
+    """Puts a checkpoint's state back, torch's random generators included."""
     detector.load_state_dict(state["detector"])
     optimiser.load_state_dict(state["optimiser"])
-    random.setstate(state["random"]["python"])
-    np.random.set_state(state["random"]["numpy"])
-    torch.set_rng_state(state["random"]["torch"])
+    torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and state["random"]["cuda"]:
         torch.cuda.set_rng_state_all(state["random"]["cuda"])

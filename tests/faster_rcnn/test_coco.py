@@ -1,0 +1,106 @@
+"""COCO's format: what is read, and what is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faster_rcnn.data.dataset import Prediction
+from faster_rcnn.data.sources import check_labels, open_dataset
+from faster_rcnn.evaluation import coco_ap
+
+CATEGORIES = [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}]
+
+
+def write(folder: Path, annotations: list[dict[str, Any]], **image: Any) -> Path:
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
+    listed = {"id": 1, "file_name": "a.png", "height": 60, "width": 100} | image
+    Image.new("RGB", (100, 60), "red").save(folder / "images" / "a.png")
+    document = {"images": [listed], "categories": CATEGORIES, "annotations": annotations}
+    (folder / "annotations" / "val.json").write_text(json.dumps(document))
+    return folder
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    return {"id": 5, "image_id": 1, "category_id": 7, "bbox": [10, 20, 30, 20], "area": 300.0} | changes
+
+
+def test_boxes_classes_areas_and_crowds_are_read(tmp_path: Path) -> None:
+    crowd = annotation(id=6, category_id=9, iscrowd=1, bbox=[0, 0, 100, 60])
+    dataset = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")
+    assert dataset.labels == ("cat", "dog")  # by category id
+    sample = dataset[0]
+    assert sample.boxes.tolist() == [[10, 20, 40, 40], [0, 0, 100, 60]]
+    assert sample.labels.tolist() == [0, 1]
+    assert sample.crowd is not None
+    assert sample.crowd.tolist() == [False, True]
+    assert sample.objects().boxes.tolist() == [[10, 20, 40, 40]]
+
+
+def test_detections_inside_a_crowd_are_neither_right_nor_wrong(tmp_path: Path) -> None:
+    crowd = annotation(id=6, iscrowd=1, bbox=[50, 0, 50, 60])
+    sample = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")[0]
+    boxes = np.array([[10, 20, 40, 40], [60, 10, 80, 40], [55, 5, 90, 50]], np.float32)
+    found = Prediction(boxes, np.array([0.5, 0.9, 0.8], np.float32), np.zeros(3, np.int64))
+    metrics = coco_ap([sample], [found], ("cat", "dog"))
+    assert metrics["AP_by_class"]["cat"] == 1.0
+    assert metrics["objects"] == 1
+
+
+def test_a_rotated_photograph_is_read_upright(tmp_path: Path) -> None:
+    write(tmp_path, [], file_name="b.jpg", height=100, width=60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways = Image.new("RGB", (100, 60), "red")
+    sideways.paste("blue", (0, 0, 100, 30))  # the top half as stored, the right half upright
+    sideways.save(tmp_path / "images" / "b.jpg", exif=exif)
+    image = open_dataset(f"coco:{tmp_path}", "val")[0].image
+    assert image.shape == (100, 60, 3)
+    assert image[50, 55, 2] > 200
+    assert image[50, 5, 0] > 200
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"image_id": 2}, "annotation 5 names image 2 and category 7"),
+        ({"category_id": 8}, "annotation 5 names image 1 and category 8"),
+        ({"bbox": [12, 20, 0, 20]}, r"annotation 5: its box \[12, 20, 0, 20\] in a.png has no area inside the picture"),
+        ({"bbox": [100, 20, 30, 20]}, "has no area inside the picture; remove it"),
+    ],
+)
+def test_a_faulty_annotation_is_named(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        open_dataset(f"coco:{write(tmp_path, [annotation(**change)])}", "val")
+
+
+def test_faulty_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of no known kind"):
+        open_dataset("imagenet", "val")
+    with pytest.raises(FileNotFoundError, match=r"splits found: none"):
+        open_dataset(f"coco:{tmp_path}", "val")
+    write(tmp_path, [])
+    with pytest.raises(FileNotFoundError, match=r"splits found: val"):
+        open_dataset(f"coco:{tmp_path}", "test")
+    with pytest.raises(ValueError, match=r"a.png is 100×60 upright, listed as 100×61; correct the list"):
+        open_dataset(f"coco:{write(tmp_path, [], height=61)}", "val")[0]
+    with pytest.raises(FileNotFoundError, match=r"names missing.png, which is none of"):
+        open_dataset(f"coco:{write(tmp_path, [], file_name='missing.png')}", "val")[0]
+    write(tmp_path, [])
+    (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(ValueError, match=r"a.png cannot be read"):
+        open_dataset(f"coco:{tmp_path}", "val")[0]
+    (tmp_path / "annotations" / "val.json").write_text("{}")
+    with pytest.raises(ValueError, match="not COCO's format"):
+        open_dataset(f"coco:{tmp_path}", "val")
+
+
+def test_other_classes_than_the_detectors_are_refused(tmp_path: Path) -> None:
+    dataset = open_dataset(f"coco:{write(tmp_path, [])}", "val")
+    check_labels(dataset, ("cat", "dog"), "runs/x")
+    with pytest.raises(ValueError, match="runs/x knows the classes dog, cat; the data has cat, dog"):
+        check_labels(dataset, ("dog", "cat"), "runs/x")
