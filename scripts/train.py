@@ -1,7 +1,8 @@
 """Trains a Faster R-CNN.
 
 scripts/train.py --data shapes --backbone compact --out runs/shapes
-scripts/train.py --out runs/shapes --resume
+scripts/train.py --out runs/shapes --resume                        (after an interruption)
+scripts/train.py --out runs/shapes --resume --iterations 6500      (to train a finished run further)
 """
 
 import argparse
@@ -51,7 +52,7 @@ def parse() -> argparse.Namespace:
     run.add_argument("--anchor-ratios", type=float, nargs="+", metavar="RATIO", help="heights over widths")
     run.add_argument("--roi-pooling", choices=sorted(POOLINGS))
     run.add_argument("--schedule", choices=["joint"], help="joint (the default): approximate joint training")
-    run.add_argument("--iterations", type=positive, help="batches in all")
+    run.add_argument("--iterations", type=positive, help="batches in all; may be raised with --resume")
     run.add_argument("--batch-size", type=positive, help="pictures a batch")
     run.add_argument("--learning-rate", type=float, help="its highest value; may be lowered with --resume")
     run.add_argument("--warm-up", type=positive, metavar="ITERATIONS", help="until the rate is at its highest")
@@ -65,8 +66,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# Neither changes which pictures a resumed run sees, nor what it keeps.
-CHANGEABLE = ("learning_rate", "workers")
+# What may change when a run goes on: the rate of a run that diverged, the length of one that could learn more (its rate
+# then follows the longer schedule), and what has no effect on the result.
+CHANGEABLE = ("learning_rate", "iterations", "workers")
 
 
 def main() -> None:
@@ -108,7 +110,13 @@ def resumed_run(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         fail(f"--resume goes on with the run's own options; leave out {', '.join(fixed)}")
     run: dict[str, Any] = json.loads((folder / "run.json").read_text())
     run["options"] |= given
+    if given:
+        run.setdefault("resumed", []).append(command())
     return run
+
+
+def command() -> str:
+    return shlex.join(["scripts/train.py", *sys.argv[1:]])
 
 
 def configure(given: dict[str, Any], backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
@@ -126,7 +134,7 @@ def new_run(given: dict[str, Any], device: str) -> dict[str, Any]:
     workers = max(1, (os.cpu_count() or 2) // 2)
     chosen = DEFAULTS[backbone] | {"workers": workers} | {name: given[name] for name in given if name in known}
     return {
-        "command": shlex.join(["scripts/train.py", *sys.argv[1:]]),
+        "command": command(),
         "data": given.get("data", "shapes"),
         "train_split": given.get("train_split", "train"),
         "val_split": given.get("val_split", "val"),

@@ -38,16 +38,22 @@ def test_a_run_says_how_it_was_made(trained: Path) -> None:
     assert {"python", "torch", "torchvision"} <= set(record["versions"])
 
 
-def test_a_run_is_not_overwritten_and_a_finished_one_not_resumed(trained: Path) -> None:
+def test_a_run_is_not_overwritten_and_a_finished_one_only_lengthened(trained: Path) -> None:
     again = run("train.py", "--out", trained)
     assert again.returncode != 0
     assert again.stderr.strip().endswith("holds a run already; add --resume to go on with it, or choose another --out")
     changed = run("train.py", "--out", trained, "--resume", "--batch-size", 4, "--seed", 1)
     assert changed.returncode != 0
     assert changed.stderr.strip().endswith("goes on with the run's own options; leave out --batch-size, --seed")
-    resumed = run("train.py", "--out", trained, "--resume", "--learning-rate", 0.0001)
+    resumed = run("train.py", "--out", trained, "--resume")
     assert resumed.returncode != 0
-    assert "has done its 3 iterations" in resumed.stderr.splitlines()[-1]
+    assert "has done its 3 iterations; raise --iterations" in resumed.stderr.splitlines()[-1]
+    further = run("train.py", "--out", trained, "--resume", "--iterations", 4)
+    assert further.returncode == 0, further.stderr
+    record = json.loads((trained / "run.json").read_text())
+    assert record["options"]["iterations"] == 4
+    assert record["resumed"] == [f"scripts/train.py --out {trained} --resume --iterations 4"]
+    assert len((trained / "losses.csv").read_text().splitlines()) == 1 + 4
 
 
 def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def train(
         restore(state, detector, optimiser)
         start, seconds = state["iteration"], state["seconds"]
         if start >= options.iterations:
-            raise ValueError(f"{folder} has done its {start} iterations; start another run in another --out")
+            raise ValueError(f"{folder} has done its {start} iterations; raise --iterations to train it further")
     began = time.monotonic() - seconds
     batches = training_batches(
         training,
