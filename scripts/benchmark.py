@@ -121,12 +121,14 @@ def in_turns(parts: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests of one load: seconds of each answered one, how many failed, and how long all took."""
+    """Requests of one load: seconds of each answered one, how many failed, how long all took, and the service's own
+    processor seconds."""
 
     latencies: list[float]
     overheads: list[float]
     failed: int
     seconds: float
+    cpu_seconds: float
 
 
 def service(arguments: argparse.Namespace) -> None:
@@ -151,13 +153,15 @@ def service(arguments: argparse.Namespace) -> None:
                 [str(clients), f"{rate:.1f}"]
                 + [f"{1e3 * cuts[place]:.1f}" for place in (49, 94, 98)]
                 + [f"{1e3 * statistics.median(load.overheads):.2f}", str(load.failed)]
-                + ([] if bare is None else [f"{rate / bare.rate(arguments.seconds):.2f}"])
+                + [f"{1e3 * (cpu := load.cpu_seconds / len(load.latencies)):.1f}"]
+                + ([] if bare is None else [f"{cpu / bare.cpu_seconds(arguments.seconds):.2f}"])
             )
-        head = ["clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "overhead ms", "failed"]
+        head = ["clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "overhead ms", "failed", "CPU ms an image"]
         table(head + ([] if bare is None else ["against bare"]), rows)
         print("overhead: the median of what a client waits beyond decode, queue and inference.")
+        print("CPU: the service's own processor time, which the clients beside it do not change.")
         if bare is not None:
-            print("bare: decode to boxes in as many threads as cores, without HTTP, measured beside each row.")
+            print("bare: the same for decode to boxes in as many threads as cores, without HTTP, beside each row.")
 
 
 class Bare:
@@ -167,9 +171,10 @@ class Bare:
         self._engine = Engine(model, pick_provider(), 1)
         self._uploads = uploads
 
-    def rate(self, seconds: float) -> float:
-        """Images a second."""
+    def cpu_seconds(self, seconds: float) -> float:
+        """Processor seconds of an image, measured for `seconds`."""
         cores = usable_cores()
+        spent = time.process_time()
         stop = time.perf_counter() + seconds
 
         def work(first: int) -> int:
@@ -181,7 +186,8 @@ class Bare:
             return done
 
         with ThreadPoolExecutor(cores) as threads:
-            return sum(threads.map(work, range(cores))) / seconds
+            images_done = sum(threads.map(work, range(cores)))
+        return (time.process_time() - spent) / images_done
 
 
 def drive(url: str, path: str, uploads: Sequence[bytes], clients: int, seconds: float) -> Load:
@@ -209,6 +215,7 @@ def drive(url: str, path: str, uploads: Sequence[bytes], clients: int, seconds: 
         connection.close()
         return latencies, overheads, failed
 
+    spent = cpu_of(url)
     with ThreadPoolExecutor(clients) as threads:
         answers = list(threads.map(client, range(clients)))
     return Load(
@@ -216,6 +223,7 @@ def drive(url: str, path: str, uploads: Sequence[bytes], clients: int, seconds: 
         [value for _, overheads, _ in answers for value in overheads],
         sum(failed for _, _, failed in answers),
         time.perf_counter() - began,
+        cpu_of(url) - spent,
     )
 
 
@@ -235,6 +243,14 @@ def own_service(model_store: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def cpu_of(url: str) -> float:
+    """Processor seconds that the service has used so far, as it says in its metrics."""
+    for line in ask(url, "GET", "/metrics")[1].decode().splitlines():
+        if line.startswith("process_cpu_seconds_total"):
+            return float(line.split()[1])
+    sys.exit(f"benchmark: {url}/metrics has no process_cpu_seconds_total; is it this service?")
 
 
 def ask(url: str, method: str, path: str) -> tuple[int, bytes]:

@@ -78,20 +78,21 @@ def preset(backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
     raise ValueError(f"unknown backbone {backbone!r}; there are: compact, vgg16")
 
 
+# What cameras make (1:1, 4:3, 3:2, 16:9), so that photographs fill their canvas, and one step between the first two.
+CANVAS_RATIOS = (1.0, 7 / 6, 4 / 3, 3 / 2, 16 / 9)
+
+
 def canvases(resize: ResizeRule, stride: int) -> list[tuple[int, int]]:
     """The canvases, height × width, that hold every image resized by `resize`: smallest first.
 
-    The shorter side is `min_size`; the longer grows in steps of about a sixth, so that an image of up to
-    max_size : min_size fills all but a fifth of its canvas, and there are a dozen at most to warm up.
+    The shorter side is `min_size`; the longer follows CANVAS_RATIOS up to `max_size`, which is the last.
     """
 
     def up(side: float) -> int:
-        return math.ceil(side / stride) * stride
+        return math.ceil(round(side, 6) / stride) * stride
 
-    steps = max(1, round(math.log(resize.max_size / resize.min_size) / math.log(7 / 6)))
-    longer = sorted(
-        {up(resize.min_size * (resize.max_size / resize.min_size) ** (step / steps)) for step in range(steps + 1)}
-    )
+    longer = {up(resize.min_size * ratio) for ratio in CANVAS_RATIOS if resize.min_size * ratio < resize.max_size}
+    longer.add(up(resize.max_size))
     shorter = up(resize.min_size)
     return sorted(
         {(shorter, side) for side in longer} | {(side, shorter) for side in longer}, key=lambda s: (s[0] * s[1], s)
