@@ -16,6 +16,7 @@ from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector import Answer, FasterRCNN
 from faster_rcnn.losses import total
 from faster_rcnn.resize import ResizeRule, resize_image
+from tests.faster_rcnn.lively import lively
 
 
 def small_picture(index: int) -> Sample:
@@ -78,21 +79,6 @@ def test_a_batch_of_pictures_without_objects_trains() -> None:
     losses = detector.losses(batch.images, batch.sizes, batch.truth)
     assert losses["rpn_box"].item() == losses["head_box"].item() == 0
     total(losses).backward()
-
-
-def lively(backbone: str) -> FasterRCNN:
-    """An untrained detector whose scores and boxes are spread out, so that a difference would show."""
-    torch.manual_seed(1)
-    detector = FasterRCNN(preset(backbone, Shapes.labels)).eval()
-    with torch.no_grad():
-        for layer, factor in (
-            (detector.rpn.cls_score, 100.0),
-            (detector.rpn.bbox_pred, 5.0),
-            (detector.head.cls_score, 60.0),
-            (detector.head.bbox_pred, 300.0),
-        ):
-            layer.weight *= factor
-    return detector
 
 
 def test_an_answer_depends_on_its_image_alone() -> None:

@@ -25,6 +25,7 @@ from faster_rcnn.resize import ResizeRule
 from faster_rcnn.training.checkpoint import load_detector, read_checkpoint
 from faster_rcnn.training.joint import joint_losses
 from faster_rcnn.training.loop import TrainingOptions, learning_rate, train
+from tests.faster_rcnn.lively import lively
 
 # As the command line has it: AdamW, mixed precision where the machine has it, a process that prepares pictures.
 OPTIONS = TrainingOptions(
@@ -171,11 +172,7 @@ def test_a_diverged_step_is_never_saved(tmp_path: Path) -> None:
 
 def test_both_predictors_answer_in_the_pixels_of_the_original(tmp_path: Path) -> None:
     """A detector that finds objects everywhere, in PyTorch and published: the same boxes on odd-sized pictures."""
-    torch.manual_seed(1)
-    detector = FasterRCNN(preset("compact", Shapes.labels)).eval()
-    with torch.no_grad():
-        for layer, factor in ((detector.rpn.cls_score, 100.0), (detector.head.cls_score, 60.0)):
-            layer.weight *= factor
+    detector = lively("compact")
     pictures = [Shapes("test")[index].image for index in range(4)]
     folder = publish(
         detector, tmp_path, "toy", 1, training={}, measured_on="shapes/test", test=Shapes("test", 2), pictures=pictures

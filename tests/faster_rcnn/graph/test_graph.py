@@ -8,9 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 
-from faster_rcnn.config import canvases, preset
+from faster_rcnn.config import canvases
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector import Answer, FasterRCNN
 from faster_rcnn.graph.export import export_onnx
@@ -24,24 +23,9 @@ from faster_rcnn.graph.verification import (
     verify,
 )
 from faster_rcnn.resize import ResizeRule
+from tests.faster_rcnn.lively import lively
 
 PICTURES = [Shapes("test")[index].image for index in range(12)]
-
-
-def lively(backbone: str, **changes: object) -> FasterRCNN:
-    """An untrained detector whose scores and boxes are spread out, so that a difference would show."""
-    torch.manual_seed(1)
-    config = preset(backbone, Shapes.labels)
-    detector = FasterRCNN(type(config)(**{**vars(config), **changes})).eval()
-    with torch.no_grad():
-        for layer, factor in (
-            (detector.rpn.cls_score, 100.0),
-            (detector.rpn.bbox_pred, 5.0),
-            (detector.head.cls_score, 60.0),
-            (detector.head.bbox_pred, 300.0),
-        ):
-            layer.weight *= factor
-    return detector
 
 
 @pytest.fixture(scope="module")
