@@ -21,9 +21,9 @@ def draw_boxes(
     for (x1, y1, x2, y2), caption, colour in zip(boxes.tolist(), captions, colours, strict=True):
         draw.rectangle([x1, y1, x2, y2], outline=colour, width=max(2, size // 6))
         if caption:
-            tag = draw.textbbox((x1, max(0, y1 - size - 4)), caption, font_size=size)
-            draw.rectangle([tag[0] - 2, tag[1] - 2, tag[2] + 2, tag[3] + 2], fill=colour)
-            draw.text((x1, max(0, y1 - size - 4)), caption, fill=(0, 0, 0), font_size=size)
+            left, top = min(x1, picture.width - draw.textlength(caption, font_size=size) - 4), max(0, y1 - size - 4)
+            draw.rectangle(draw.textbbox((left, top), caption, font_size=size), fill=colour, outline=colour, width=2)
+            draw.text((left, top), caption, fill=(0, 0, 0), font_size=size)
     return picture
 
 
