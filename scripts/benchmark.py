@@ -136,7 +136,7 @@ def service(arguments: argparse.Namespace) -> None:
         uploads = [jpeg(file.convert("RGB"), size) for size in SIZES]
     with contextlib.ExitStack() as stack:
         url = arguments.url or stack.enter_context(own_service(arguments.model.parent.parent))
-        ready = json.loads(ask(url, "GET", "/readyz")[1])
+        ready = json.loads(get(url, "/readyz"))
         print(f"{url}, {json.dumps(ready)}; pictures of {len(SIZES)} sizes, {arguments.seconds:g} s a row\n")
         model = store.load(arguments.model)
         path = f"/detect?model={model.card.name}&version={model.card.version}"
@@ -247,17 +247,16 @@ def own_service(model_store: Path) -> Iterator[str]:
 
 def cpu_of(url: str) -> float:
     """Processor seconds that the service has used so far, as it says in its metrics."""
-    for line in ask(url, "GET", "/metrics")[1].decode().splitlines():
+    for line in get(url, "/metrics").decode().splitlines():
         if line.startswith("process_cpu_seconds_total"):
             return float(line.split()[1])
     sys.exit(f"benchmark: {url}/metrics has no process_cpu_seconds_total; is it this service?")
 
 
-def ask(url: str, method: str, path: str) -> tuple[int, bytes]:
+def get(url: str, path: str) -> bytes:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
-    connection.request(method, path)
-    response = connection.getresponse()
-    return response.status, response.read()
+    connection.request("GET", path)
+    return connection.getresponse().read()
 
 
 def main() -> None:

@@ -109,6 +109,8 @@ def resumed_run(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     if fixed := [f"--{name.replace('_', '-')}" for name in given if name not in CHANGEABLE]:
         fail(f"--resume goes on with the run's own options; leave out {', '.join(fixed)}")
     run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    if given.get("iterations", run["options"]["iterations"]) < run["options"]["iterations"]:
+        fail(f"--iterations of a run can only be raised; {folder} has {run['options']['iterations']}")
     run["options"] |= given
     if given:
         run.setdefault("resumed", []).append(command())

@@ -45,6 +45,11 @@ def test_a_run_is_not_overwritten_and_a_finished_one_only_lengthened(trained: Pa
     changed = run("train.py", "--out", trained, "--resume", "--batch-size", 4, "--seed", 1)
     assert changed.returncode != 0
     assert changed.stderr.strip().endswith("goes on with the run's own options; leave out --batch-size, --seed")
+    before = (trained / "run.json").read_text()
+    shorter = run("train.py", "--out", trained, "--resume", "--iterations", 2)
+    assert shorter.returncode != 0
+    assert "can only be raised" in shorter.stderr.splitlines()[-1]
+    assert (trained / "run.json").read_text() == before
     resumed = run("train.py", "--out", trained, "--resume")
     assert resumed.returncode != 0
     assert "has done its 3 iterations; raise --iterations" in resumed.stderr.splitlines()[-1]

@@ -62,9 +62,21 @@ def test_a_batch_never_mixes_canvases(plain):
         plain().run([grey(1), grey(1, 96, 64, (96, 64))])
 
 
-def test_warming_up_runs_every_canvas(plain):
-    plain().warm_up()
-    plain().probe()
+def test_warming_up_runs_every_canvas_through_both_graphs(plain, monkeypatch):
+    engine = plain()
+    ran = []
+    run = engine.run
+
+    def watched(canvases, proposals_only=False):
+        ran.append((canvases[0].size, proposals_only))
+        return run(canvases, proposals_only)
+
+    monkeypatch.setattr(engine, "run", watched)
+    engine.warm_up()
+    assert set(ran) == {(canvas, only) for canvas in engine.card.geometry.canvases for only in (False, True)}
+    ran.clear()
+    engine.probe()
+    assert len(ran) == 1
 
 
 @pytest.mark.parametrize(

@@ -104,12 +104,7 @@ def train(
             group["lr"] = rate
         losses = compute_losses(detector, next(batches).to(device))
         loss = total(losses)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(detector.parameters(), options.clip_norm)
-        if not bool(torch.isfinite(norm)):  # a finite loss may have an infinite gradient; no such step is ever saved
-            raise FloatingPointError(f"training has diverged (gradients of norm {norm.item()}); {DIVERGED_REMEDY}")
-        optimiser.step()
+        _step(detector, optimiser, loss, options.clip_norm)
         log.write(iteration, rate, losses)
         if iteration % 20 == 0:
             progress.set_postfix({"loss": f"{loss.item():.3f}", "rate": f"{rate:.4f}"})
@@ -140,6 +135,16 @@ def _optimiser(detector: FasterRCNN, options: TrainingOptions) -> torch.optim.Op
     others = [parameter for parameter in detector.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return kind(groups, lr=options.learning_rate, **details)
+
+
+def _step(detector: FasterRCNN, optimiser: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> None:
+    """One step down the gradient. Raises FloatingPointError before it if the gradient is not finite."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(detector.parameters(), clip_norm)
+    if not bool(torch.isfinite(norm)):  # a finite loss may have an infinite gradient; no such step is ever saved
+        raise FloatingPointError(f"training has diverged (gradients of norm {norm.item()}); {DIVERGED_REMEDY}")
+    optimiser.step()
 
 
 def _validate(
