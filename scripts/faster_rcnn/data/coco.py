@@ -47,6 +47,9 @@ class Coco:
     def size(self, index: int) -> tuple[int, int]:
         return self.images[index]["height"], self.images[index]["width"]
 
+    def name(self, index: int) -> str:
+        return str(self.images[index]["file_name"])
+
     def __getitem__(self, index: int) -> Sample:
         image = self.images[index]
         annotations = self._annotations_of[image["id"]]

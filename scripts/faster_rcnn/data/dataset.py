@@ -14,6 +14,8 @@ class Sample:
     labels: int64 [G], indices into the data set's `labels`, from 0.
     crowd: bool [G], True where a box stands for many objects (COCO): not trained on, and what is detected in it is
     neither right nor wrong; None: no crowds.  areas: float [G], of the objects' outlines; None: of the boxes.
+    difficult: bool [G], True where a person would hardly find the object (VOC): neither right nor wrong to detect;
+    None: no such objects.  proposals: float32 [P, 4], regions given for this picture, best first; None: none given.
     """
 
     image: np.ndarray
@@ -21,22 +23,30 @@ class Sample:
     labels: np.ndarray
     crowd: np.ndarray | None = None
     areas: np.ndarray | None = None
+    difficult: np.ndarray | None = None
+    proposals: np.ndarray | None = None
 
-    def objects(self) -> "Sample":
-        """The sample without its crowds."""
-        if self.crowd is None:
-            return self
-        single = ~self.crowd
-        return Sample(self.image, self.boxes[single], self.labels[single])
+    def objects(self, with_difficult: bool = False) -> "Sample":
+        """The sample with what is trained on: without its crowds and, unless wanted, its difficult objects."""
+        wanted = np.ones(len(self.labels), bool)
+        if self.crowd is not None:
+            wanted &= ~self.crowd
+        if self.difficult is not None and not with_difficult:
+            wanted &= ~self.difficult
+        return Sample(self.image, self.boxes[wanted], self.labels[wanted], proposals=self.proposals)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says of a sample.  boxes: float32 [D, 4];  scores: float32 [D];  labels: int64 [D], from 0."""
+    """What a detector says of a sample.  boxes: float32 [D, 4];  scores: float32 [D];  labels: int64 [D], from 0.
+
+    proposals: float32 [P, 4], the regions that its head saw, best first; None where nobody asked for them.
+    """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    proposals: np.ndarray | None = None
 
 
 class Dataset(Protocol):
@@ -50,4 +60,8 @@ class Dataset(Protocol):
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What tells a picture from all others of the data set, the same in every run: its file's name, if any."""
         ...

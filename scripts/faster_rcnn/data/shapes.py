@@ -47,6 +47,9 @@ class Shapes:
     def size(self, index: int) -> tuple[int, int]:
         return _draw_size(self._generator(index))
 
+    def name(self, index: int) -> str:
+        return f"{self.split}/{self.seed}/{index}"
+
     def __getitem__(self, index: int) -> Sample:
         rng = self._generator(index)
         height, width = _draw_size(rng)
