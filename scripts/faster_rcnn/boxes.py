@@ -14,12 +14,9 @@ from torch import Tensor
 # bound, the longest image side over the stride.
 MAX_LOG_GROWTH = math.log(1000.0 / 16)
 
-Weights = tuple[float, float, float, float]
-UNIT_WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
 
-
-def encode(boxes: Tensor, references: Tensor, weights: Weights = UNIT_WEIGHTS) -> Tensor:
-    """Deltas that turn `references` into `boxes` (eq. 2), each multiplied by its weight.
+def encode(boxes: Tensor, references: Tensor) -> Tensor:
+    """Deltas that turn `references` into `boxes` (eq. 2).
 
     boxes, references: [..., 4].  Returns [..., 4] as dx, dy, dw, dh.
     Raises ValueError if a box has no area, naming the first such row.
@@ -34,20 +31,18 @@ def encode(boxes: Tensor, references: Tensor, weights: Weights = UNIT_WEIGHTS) -
     reference_sides = references[..., 2:] - references[..., :2]
     centres = boxes[..., :2] + 0.5 * sides
     reference_centres = references[..., :2] + 0.5 * reference_sides
-    deltas = torch.cat([(centres - reference_centres) / reference_sides, torch.log(sides / reference_sides)], dim=-1)
-    return deltas * deltas.new_tensor(weights)
+    return torch.cat([(centres - reference_centres) / reference_sides, torch.log(sides / reference_sides)], dim=-1)
 
 
-def decode(deltas: Tensor, references: Tensor, weights: Weights = UNIT_WEIGHTS) -> Tensor:
+def decode(deltas: Tensor, references: Tensor) -> Tensor:
     """Boxes that `deltas` make of `references`: the inverse of `encode`.
 
     deltas, references: [..., 4].  Returns [..., 4].
     """
     reference_sides = references[..., 2:] - references[..., :2]
     reference_centres = references[..., :2] + 0.5 * reference_sides
-    shift = deltas[..., :2] / deltas.new_tensor(weights[:2])
-    growth = torch.clamp(deltas[..., 2:] / deltas.new_tensor(weights[2:]), max=MAX_LOG_GROWTH)
-    centres = reference_centres + shift * reference_sides
+    growth = torch.clamp(deltas[..., 2:], max=MAX_LOG_GROWTH)
+    centres = reference_centres + deltas[..., :2] * reference_sides
     half_sides = 0.5 * torch.exp(growth) * reference_sides
     return torch.cat([centres - half_sides, centres + half_sides], dim=-1)
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from faster_rcnn.losses import LossRule
 from faster_rcnn.proposals import ProposalLimits
 from faster_rcnn.resize import ResizeRule
-from faster_rcnn.roi_head import DetectionLimits
+from faster_rcnn.roi_head import DetectionLimits, TargetNormalisation
 from faster_rcnn.sampling import AnchorSampling, ProposalSampling
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,6 +37,8 @@ class DetectorConfig:
     detections: DetectionLimits = DetectionLimits()
     anchor_sampling: AnchorSampling = AnchorSampling()
     proposal_sampling: ProposalSampling = ProposalSampling()
+    losses: LossRule = LossRule()
+    target_normalisation: TargetNormalisation = TargetNormalisation()
 
     @property
     def anchors_per_location(self) -> int:

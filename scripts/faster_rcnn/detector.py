@@ -5,24 +5,19 @@ Images are uint8 [N, H, W, 3], RGB, each at the top left of its canvas; sizes ar
 An image's answer depends on that image alone: not on its canvas, its neighbours or the bytes outside its size.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from faster_rcnn import losses
-from faster_rcnn.anchors import cell_anchors, grid_anchors, inside_image
-from faster_rcnn.backbones import BACKBONES, autocast_dtype
-from faster_rcnn.boxes import encode
+from faster_rcnn.anchors import cell_anchors, grid_anchors
+from faster_rcnn.backbones import BACKBONES
 from faster_rcnn.config import DetectorConfig, canvases
 from faster_rcnn.padding import inside
 from faster_rcnn.proposals import ProposalLimits, Proposals, propose
-from faster_rcnn.roi_head import TARGET_WEIGHTS, RoIHead, detect
+from faster_rcnn.roi_head import Detections, RoIHead, detect
 from faster_rcnn.roi_pooling import LONGEST_BIN, POOLINGS
 from faster_rcnn.rpn import RPNHead, foreground_margin
-from faster_rcnn.sampling import POSITIVE, label_anchors, sample_anchors, sample_proposals
 
 
 class Answer(NamedTuple):
@@ -41,18 +36,9 @@ class Answer(NamedTuple):
     objectness: Tensor
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """The objects of one image.  boxes: float [G, 4] in canvas pixels;  labels: int64 [G] from 0."""
-
-    boxes: Tensor
-    labels: Tensor
-
-
 class RPNOutput(NamedTuple):
-    """features [N, C, h, w], class scores [N, A, 2], deltas [N, A, 4], anchors [A, 4], valid bool [N, A]."""
+    """class scores [N, A, 2], deltas [N, A, 4], anchors [A, 4], valid bool [N, A]: not of the padding."""
 
-    features: Tensor
     scores: Tensor
     deltas: Tensor
     anchors: Tensor
@@ -71,7 +57,7 @@ def check_map_size(config: DetectorConfig, stride: int) -> None:
 
 
 class FasterRCNN(nn.Module):
-    """Faster R-CNN with one feature map, as in the paper. `forward` is what is exported, `losses` what is trained."""
+    """Faster R-CNN with one feature map, as in the paper. `forward` is what is exported; `training/` trains its parts."""
 
     cell: Tensor
     mean: Tensor
@@ -92,79 +78,47 @@ class FasterRCNN(nn.Module):
 
     def forward(self, images: Tensor, sizes: Tensor) -> Answer:
         """Detections and proposals of a batch."""
-        config = self.config
-        rpn = self._rpn(images, sizes)
-        proposals = self._propose(rpn, sizes, config.proposals)
-        regions = self.pool(rpn.features, proposals.boxes, config.roi_size, self.backbone.stride)
-        class_scores, deltas = self.head(regions)
-        found = detect(class_scores, deltas, proposals.boxes, proposals.number, sizes, config.detections)
+        features = self.features(images, sizes)
+        proposals = self.select(self.regions(features, sizes), sizes, self.config.proposals)
+        found = self.detect_in(features, proposals.boxes, proposals.number, sizes)
         return Answer(*found, *proposals)
 
-    def losses(
-        self, images: Tensor, sizes: Tensor, truth: Sequence[GroundTruth], mixed_precision: bool = False
-    ) -> dict[str, Tensor]:
-        """The four losses of joint training, each the mean over the images. Proposals carry no gradient (section 3.2).
+    def propose(self, images: Tensor, sizes: Tensor, limits: ProposalLimits) -> Proposals:
+        """The region proposal network alone."""
+        return self.select(self.regions(self.features(images, sizes), sizes), sizes, limits)
 
-        mixed_precision: compute backbone and RPN in the reduced precision that the device is faster in, if any.
-        """
-        rpn = self._rpn(images, sizes, autocast_dtype(images.device) if mixed_precision else None)
-        with torch.no_grad():
-            proposals = self._propose(rpn, sizes, self.config.training_proposals)
-        rpn_losses = [self._rpn_losses(rpn, sizes, image, objects) for image, objects in enumerate(truth)]
-        head_losses = self._head_losses(rpn.features, proposals, truth)
-        return {
-            "rpn_classification": torch.stack([one for one, _ in rpn_losses]).mean(),
-            "rpn_box": torch.stack([other for _, other in rpn_losses]).mean(),
-            **head_losses,
-        }
+    def detect_given(self, images: Tensor, sizes: Tensor, boxes: Tensor, count: Tensor) -> Detections:
+        """Fast R-CNN alone, on given regions: boxes [N, P, 4] in canvas pixels, of which the first `count` are real."""
+        return self.detect_in(self.features(images, sizes), boxes, count, sizes)
+
+    def features(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """The backbone's feature map, which the RPN and the head share."""
+        return self.backbone(self._normalise(images, sizes), sizes)
+
+    def regions(self, features: Tensor, sizes: Tensor) -> RPNOutput:
+        """What the RPN says of every anchor."""
+        stride = self.backbone.stride
+        scores, deltas = self.rpn(features)
+        h, w = features.shape[2:]
+        valid = inside(sizes, stride, h, w)[..., None].expand(-1, -1, -1, self.rpn.k).flatten(1)
+        return RPNOutput(scores.float(), deltas.float(), grid_anchors(self.cell, h, w, stride), valid)
+
+    def select(self, rpn: RPNOutput, sizes: Tensor, limits: ProposalLimits) -> Proposals:
+        """The proposals among the anchors."""
+        return propose(foreground_margin(rpn.scores), rpn.deltas, rpn.anchors, rpn.valid, sizes, limits)
+
+    def classify(self, features: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head says of regions [N, P, 4]: class scores [N, P, C + 1] and normalised deltas [N, P, C, 4]."""
+        return self.head(self.pool(features, boxes, self.config.roi_size, self.backbone.stride))
+
+    def detect_in(self, features: Tensor, boxes: Tensor, count: Tensor, sizes: Tensor) -> Detections:
+        """The detections in the first `count` [N] of regions [N, P, 4]."""
+        config = self.config
+        scores, deltas = self.classify(features, boxes)
+        return detect(scores, deltas, boxes, count, sizes, config.detections, config.target_normalisation)
 
     def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] to float [N, 3, H, W], zero outside the sizes whatever the bytes are there."""
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
         mask = inside(sizes, 1, pixels.shape[2], pixels.shape[3])
         return torch.where(mask[:, None], pixels, torch.zeros_like(pixels[:, :, :1, :1]))
-
-    def _rpn(self, images: Tensor, sizes: Tensor, reduced: torch.dtype | None = None) -> RPNOutput:
-        stride = self.backbone.stride
-        with torch.autocast(images.device.type, dtype=reduced, enabled=reduced is not None):
-            features = self.backbone(self._normalise(images, sizes), sizes)
-            scores, deltas = self.rpn(features)
-        h, w = features.shape[2:]
-        valid = inside(sizes, stride, h, w)[..., None].expand(-1, -1, -1, self.rpn.k).flatten(1)
-        anchors = grid_anchors(self.cell, h, w, stride)
-        return RPNOutput(features.float(), scores.float(), deltas.float(), anchors, valid)
-
-    def _propose(self, rpn: RPNOutput, sizes: Tensor, limits: ProposalLimits) -> Proposals:
-        return propose(foreground_margin(rpn.scores), rpn.deltas, rpn.anchors, rpn.valid, sizes, limits)
-
-    def _rpn_losses(self, rpn: RPNOutput, sizes: Tensor, image: int, truth: GroundTruth) -> tuple[Tensor, Tensor]:
-        rule = self.config.anchor_sampling
-        usable = rpn.valid[image]
-        if not rule.keep_crossing:
-            usable = usable & inside_image(rpn.anchors, sizes[image])
-        targets = label_anchors(rpn.anchors, usable, truth.boxes, rule)
-        positive, negative = sample_anchors(targets.labels, rule)
-        sampled = torch.cat([positive, negative])
-        classification = losses.rpn_classification_loss(
-            rpn.scores[image, sampled], (targets.labels[sampled] == POSITIVE).to(torch.int64)
-        )
-        wanted = encode(truth.boxes[targets.objects[positive]], rpn.anchors[positive])
-        locations = int(rpn.valid[image].sum()) // self.rpn.k
-        return classification, losses.rpn_box_loss(rpn.deltas[image, positive], wanted, locations)
-
-    def _head_losses(self, features: Tensor, proposals: Proposals, truth: Sequence[GroundTruth]) -> dict[str, Tensor]:
-        config = self.config
-        sampled = [
-            sample_proposals(boxes[:number], objects.boxes, objects.labels + 1, config.proposal_sampling)
-            for boxes, number, objects in zip(proposals.boxes, proposals.number.tolist(), truth, strict=True)
-        ]
-        regions = torch.stack([one.boxes for one in sampled])
-        class_scores, deltas = self.head(self.pool(features, regions, config.roi_size, self.backbone.stride))
-        classification, box = [], []
-        for image, one in enumerate(sampled):
-            real = one.labels >= 0
-            labels = one.labels[real]
-            targets = encode(one.targets[real], one.boxes[real], TARGET_WEIGHTS)
-            classification.append(losses.head_classification_loss(class_scores[image, real], labels))
-            box.append(losses.head_box_loss(deltas[image, real], targets, labels))
-        return {"head_classification": torch.stack(classification).mean(), "head_box": torch.stack(box).mean()}

@@ -3,16 +3,31 @@
 A  anchors;  R  regions;  C  classes without background.  Everything here is for one image; a batch takes the mean.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Ren et al. 2015, section 3.1.2: "λ = 10, and thus both terms are roughly equally weighted".
-RPN_LAMBDA = 10.0
-# Girshick 2015, section 2.3: "all experiments use λ = 1".
-HEAD_LAMBDA = 1.0
-# Where the quadratic part of smooth L1 ends. 1 as both papers print it; the Faster R-CNN code has 1/9 in the RPN.
-SMOOTH_L1_BETA = 1.0
+
+@dataclass(frozen=True)
+class LossRule:
+    """The constants of the losses. The defaults are what the papers print.
+
+    rpn_normaliser is what the box term is divided by. Ren et al. print N_reg = 2400, the number of anchor *locations*,
+    in eq. 1; read as the number of *anchors* it is nine times that. The reference code divides by the 256 *sampled*
+    anchors and has no λ: with rpn_lambda 1 that is the same weight, 1 / 256 against 10 / 2400.
+    """
+
+    rpn_lambda: float = 10.0  # section 3.1.2: "λ = 10, and thus both terms are roughly equally weighted"
+    rpn_normaliser: Literal["locations", "anchors", "sampled"] = "locations"
+    # Where the quadratic part of smooth L1 ends: 1 as both papers print it; the reference code has 1 / 9 in the RPN,
+    # torchvision in both stages.
+    rpn_beta: float = 1.0
+    head_beta: float = 1.0
+    head_lambda: float = 1.0  # Girshick 2015, section 2.3: "all experiments use λ = 1"
+
 
 DIVERGED_REMEDY = "go on from the last checkpoint with --resume and a lower --learning-rate"
 
@@ -25,7 +40,7 @@ def log_loss(scores: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(scores, labels, reduction="none")
 
 
-def smooth_l1(deltas: Tensor, targets: Tensor, beta: float = SMOOTH_L1_BETA) -> Tensor:
+def smooth_l1(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
     """Fast R-CNN eq. 3, summed over the four deltas: 0.5 x² / β where |x| < β, else |x| - 0.5 β.
 
     deltas, targets: [R, 4].  Returns [R].
@@ -41,12 +56,12 @@ def rpn_classification_loss(scores: Tensor, labels: Tensor) -> Tensor:
     return log_loss(scores, labels).sum() / max(len(labels), 1)
 
 
-def rpn_box_loss(deltas: Tensor, targets: Tensor, locations: int, beta: float = SMOOTH_L1_BETA) -> Tensor:
-    """λ (1 / N_reg) Σ p*_i L_reg(t_i, t*_i), the second term of eq. 1; N_reg is the number of anchor locations.
+def rpn_box_loss(deltas: Tensor, targets: Tensor, normaliser: int, rule: LossRule) -> Tensor:
+    """λ (1 / N_reg) Σ p*_i L_reg(t_i, t*_i), the second term of eq. 1.
 
-    deltas, targets: [positives, 4], of the sampled anchors with p* = 1;  locations: N_reg.  Returns a scalar.
+    deltas, targets: [positives, 4], of the sampled anchors with p* = 1;  normaliser: N_reg.  Returns a scalar.
     """
-    return RPN_LAMBDA * smooth_l1(deltas, targets, beta).sum() / locations
+    return rule.rpn_lambda * smooth_l1(deltas, targets, rule.rpn_beta).sum() / max(normaliser, 1)
 
 
 def head_classification_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -57,14 +72,14 @@ def head_classification_loss(scores: Tensor, labels: Tensor) -> Tensor:
     return log_loss(scores, labels).sum() / max(len(labels), 1)
 
 
-def head_box_loss(deltas: Tensor, targets: Tensor, labels: Tensor, beta: float = SMOOTH_L1_BETA) -> Tensor:
+def head_box_loss(deltas: Tensor, targets: Tensor, labels: Tensor, rule: LossRule) -> Tensor:
     """λ [u ≥ 1] L_loc(t^u, v) (Fast R-CNN eq. 1 and 2), the mean over the sampled regions, background included.
 
     deltas: [R, C, 4];  targets: [R, 4];  labels: int64 [R].  Returns a scalar.
     """
     objects = (labels >= 1).nonzero()[:, 0]
     of_true_class = deltas[objects, labels[objects] - 1]
-    return HEAD_LAMBDA * smooth_l1(of_true_class, targets[objects], beta).sum() / max(len(labels), 1)
+    return rule.head_lambda * smooth_l1(of_true_class, targets[objects], rule.head_beta).sum() / max(len(labels), 1)
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

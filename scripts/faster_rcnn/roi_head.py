@@ -11,12 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faster_rcnn.boxes import Weights, clip_to_sizes, decode, sides_at_least
+from faster_rcnn.boxes import clip_to_sizes, decode, sides_at_least
 from faster_rcnn.operators import OUT, nms, take_rows, top_k
 
-# Targets are divided by these standard deviations to about unit variance (Fast R-CNN, section 2.3: "normalized to have
-# zero mean and unit variance"; 0.1 and 0.2 are the reference code's fixed estimates).
-TARGET_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)
+FourDeltas = tuple[float, float, float, float]  # dx, dy, dw, dh
+
+
+@dataclass(frozen=True)
+class TargetNormalisation:
+    """How the head's regression targets are brought to "zero mean and unit variance" (Fast R-CNN, section 2.3).
+
+    The defaults are the Faster R-CNN reference code's fixed estimates. Fast R-CNN measures both on the training set
+    (`measure_normalisation`), which only given proposals allow: those of an RPN in training change all the time.
+    """
+
+    means: FourDeltas = (0.0, 0.0, 0.0, 0.0)
+    stds: FourDeltas = (0.1, 0.1, 0.2, 0.2)
+
+    def apply(self, deltas: Tensor) -> Tensor:
+        """Deltas [..., 4] to what the head is to predict."""
+        return (deltas - deltas.new_tensor(self.means)) / deltas.new_tensor(self.stds)
+
+    def undo(self, predicted: Tensor) -> Tensor:
+        """What the head predicts [..., 4] to deltas."""
+        return predicted * predicted.new_tensor(self.stds) + predicted.new_tensor(self.means)
 
 
 class RoIHead(nn.Module):
@@ -61,12 +79,18 @@ class Detections(NamedTuple):
 
 
 def detect(
-    class_scores: Tensor, deltas: Tensor, proposals: Tensor, count: Tensor, sizes: Tensor, limits: DetectionLimits
+    class_scores: Tensor,
+    deltas: Tensor,
+    proposals: Tensor,
+    count: Tensor,
+    sizes: Tensor,
+    limits: DetectionLimits,
+    normalisation: TargetNormalisation,
 ) -> Detections:
     """Softmax, the best candidates of all classes, their boxes, suppression within each class.
 
-    class_scores: [N, P, C + 1];  deltas: [N, P, C, 4];  proposals: [N, P, 4] of which the first `count` [N] are real;
-    sizes: int64 [N, 2] as height, width.
+    class_scores: [N, P, C + 1];  deltas: [N, P, C, 4], normalised;  proposals: [N, P, 4] of which the first `count` [N]
+    are real;  sizes: int64 [N, 2] as height, width.
 
     Classes are kept apart by moving the boxes of each class to a place of their own, so that one suppression an image
     does for all of them: on CUDA each call costs a launch and a synchronisation for every image and class.
@@ -78,10 +102,8 @@ def detect(
     scores = torch.where(running, probabilities, torch.full_like(probabilities, OUT)).reshape(N, P * C)
     scores, places = top_k(scores, min(limits.candidates, P * C))
     labels = places % C
-    boxes = decode(
-        take_rows(deltas.reshape(N, P * C, 4), places), take_rows(proposals, places // C), weights=TARGET_WEIGHTS
-    )
-    boxes = clip_to_sizes(boxes, sizes)
+    chosen = normalisation.undo(take_rows(deltas.reshape(N, P * C, 4), places))
+    boxes = clip_to_sizes(decode(chosen, take_rows(proposals, places // C)), sizes)
     scores = torch.where(sides_at_least(boxes, 1e-2), scores, torch.full_like(scores, OUT))
     apart = labels * (sizes.amax(dim=1, keepdim=True) + 1)
     survivors = nms(boxes + apart[..., None].to(boxes.dtype), scores, limits.nms_threshold, limits.detections)

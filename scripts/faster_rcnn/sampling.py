@@ -1,7 +1,7 @@
 """Which anchors and which proposals take part in a training step.
 
 A  anchors;  G  ground-truth objects;  P  proposals;  R  sampled regions.  Boxes are x1, y1, x2, y2 in canvas pixels.
-Everything here is for one image. Random choices use torch's global generator, whose state a checkpoint keeps.
+Everything here is for one image. Random choices use the given generator, torch's global one if there is none.
 """
 
 from dataclasses import dataclass
@@ -64,10 +64,12 @@ def label_anchors(anchors: Tensor, usable: Tensor, boxes: Tensor, rule: AnchorSa
     return AnchorTargets(labels, objects)
 
 
-def sample_anchors(labels: Tensor, rule: AnchorSampling) -> tuple[Tensor, Tensor]:
+def sample_anchors(
+    labels: Tensor, rule: AnchorSampling, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """At most 128 positives, and negatives to fill the 256 (section 3.1.3).  labels: [A].  Returns their places."""
-    positive = _choose(labels == POSITIVE, int(rule.batch * rule.positive_share))
-    negative = _choose(labels == NEGATIVE, rule.batch - len(positive))
+    positive = _choose(labels == POSITIVE, int(rule.batch * rule.positive_share), generator)
+    negative = _choose(labels == NEGATIVE, rule.batch - len(positive), generator)
     return positive, negative
 
 
@@ -79,7 +81,9 @@ class SampledRegions(NamedTuple):
     targets: Tensor
 
 
-def sample_proposals(proposals: Tensor, boxes: Tensor, labels: Tensor, rule: ProposalSampling) -> SampledRegions:
+def sample_proposals(
+    proposals: Tensor, boxes: Tensor, labels: Tensor, rule: ProposalSampling, generator: torch.Generator | None = None
+) -> SampledRegions:
     """Regions for the head: a quarter foreground, the rest background; the objects themselves are candidates too.
 
     proposals: [P, 4];  boxes: [G, 4];  labels: int64 [G] from 1.
@@ -89,9 +93,9 @@ def sample_proposals(proposals: Tensor, boxes: Tensor, labels: Tensor, rule: Pro
         overlap, objects = candidates.new_zeros(len(candidates)), None
     else:
         overlap, objects = box_iou(candidates, boxes).max(dim=1)
-    foreground = _choose(overlap >= rule.foreground_iou, int(rule.batch * rule.foreground_share))
+    foreground = _choose(overlap >= rule.foreground_iou, int(rule.batch * rule.foreground_share), generator)
     low, high = rule.background_iou
-    background = _choose((overlap >= low) & (overlap < high), rule.batch - len(foreground))
+    background = _choose((overlap >= low) & (overlap < high), rule.batch - len(foreground), generator)
     chosen = torch.cat([foreground, background])
     sampled_labels = torch.full((rule.batch,), IGNORED, device=candidates.device)
     sampled_labels[: len(chosen)] = 0
@@ -104,7 +108,7 @@ def sample_proposals(proposals: Tensor, boxes: Tensor, labels: Tensor, rule: Pro
     return SampledRegions(regions, sampled_labels, targets)
 
 
-def _choose(mask: Tensor, count: int) -> Tensor:
+def _choose(mask: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """At most `count` of the places where `mask` is True, at random."""
     places = mask.nonzero()[:, 0]
-    return places[torch.randperm(len(places), device=places.device)[:count]]
+    return places[torch.randperm(len(places), device=places.device, generator=generator)[:count]]

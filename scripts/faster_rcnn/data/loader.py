@@ -15,12 +15,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from faster_rcnn.data.dataset import Dataset, Sample
-from faster_rcnn.detector import GroundTruth
 from faster_rcnn.resize import ResizeRule, resize_image
 
 # Batches whose pictures are sorted by aspect ratio together: enough for a batch to hold like with like, few enough that
 # the order stays random.
 WINDOW = 16
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The objects of one image.  boxes: float [G, 4] in canvas pixels;  labels: int64 [G] from 0."""
+
+    boxes: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True)
