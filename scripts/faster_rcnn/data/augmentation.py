@@ -1,0 +1,72 @@
+"""Augmentation: what may be changed of a training picture without changing what is in it.
+
+Flips, crops and colours are torchvision's v2 transforms, which take the boxes along. The scale is changed by resizing
+the original once, as the service resizes: two resamplings in a row would blur what the detector is served sharp.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from faster_rcnn.data.dataset import Sample
+from faster_rcnn.resize import ResizeRule, resize_image
+
+AUGMENTATIONS = ("flip", "vertical-flip", "scale-jitter", "photometric")
+SCALES = (0.75, 1.35)  # of the sides, evenly; wider needs longer training to pay
+VISIBLE = 0.3  # an object of which a crop leaves less of its area is no longer one to be found
+FLIPS = {"flip": v2.RandomHorizontalFlip(), "vertical-flip": v2.RandomVerticalFlip()}
+# Moderate: hue by a hundredth of the circle more or less, since the colour tells some classes apart.
+COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
+
+
+def prepare(sample: Sample, rule: ResizeRule, augmentations: tuple[str, ...], seed: int) -> Sample:
+    """The sample resized by `rule` and changed by those of AUGMENTATIONS that are named, a function of `seed` alone.
+
+    A picture that a larger scale lets grow is cropped to the size that the rule gives it; boxes and proposals are cut
+    to the crop, and those of which too little is left are dropped.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        scale = float(torch.empty(()).uniform_(*SCALES)) if "scale-jitter" in augmentations else 1.0
+        jittered = ResizeRule(max(1, round(rule.min_size * scale)), max(1, round(rule.max_size * scale)))
+        image, scale_x, scale_y = resize_image(sample.image, jittered)
+        factors = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+        proposals = None if sample.proposals is None else sample.proposals * factors
+        resized = replace(sample, image=image, boxes=sample.boxes * factors, proposals=proposals)
+        transforms: list[v2.Transform] = [FLIPS[name] for name in FLIPS if name in augmentations]
+        if scale > 1:
+            height, width = rule(*sample.image.shape[:2])
+            transforms.append(v2.RandomCrop((min(height, image.shape[0]), min(width, image.shape[1]))))
+        if "photometric" in augmentations:
+            transforms.append(COLOURS)
+        return _transformed(resized, v2.Compose(transforms)) if transforms else resized
+
+
+def _transformed(sample: Sample, transform: v2.Compose) -> Sample:
+    size = sample.image.shape[:2]
+    inputs = {"image": tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1))}
+    for name in ("boxes", "proposals"):
+        if (boxes := getattr(sample, name)) is not None:
+            inputs[name] = tv_tensors.BoundingBoxes(
+                torch.from_numpy(boxes).clone(), format="XYXY", canvas_size=size, clamping_mode=None
+            )
+    outputs = transform(inputs)
+    image = np.ascontiguousarray(outputs["image"].permute(1, 2, 0).numpy())
+    boxes, visible = _cut(outputs["boxes"].numpy(), image.shape[:2])
+    proposals = None
+    if "proposals" in outputs:
+        cut, kept = _cut(outputs["proposals"].numpy(), image.shape[:2])
+        proposals = cut[kept]
+    return Sample(image, boxes[visible], sample.labels[visible], proposals=proposals)
+
+
+def _cut(boxes: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes cut to a picture, and of which enough is left: at least VISIBLE of the area, and a pixel a side."""
+    height, width = size
+    cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
+    sides, whole = cut[:, 2:] - cut[:, :2], boxes[:, 2:] - boxes[:, :2]
+    untouched = (sides == whole).all(axis=1)  # small as it may be, an object that nothing was cut off stays
+    return cut, untouched | ((sides.prod(axis=1) >= VISIBLE * whole.prod(axis=1)) & (sides >= 1).all(axis=1))
