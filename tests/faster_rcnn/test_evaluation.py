@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from faster_rcnn.data.dataset import Sample
-from faster_rcnn.evaluation import Prediction, coco_ap
+from faster_rcnn.data.dataset import Prediction, Sample
+from faster_rcnn.evaluation import coco_ap
 
 LABELS = ("cat", "dog")
 

@@ -26,13 +26,18 @@ class Sample:
     difficult: np.ndarray | None = None
     proposals: np.ndarray | None = None
 
+    def counted(self, with_difficult: bool = False) -> np.ndarray:
+        """bool [G]: which objects are to be found; not the crowds and, unless wanted, not the difficult ones."""
+        counted = np.ones(len(self.labels), bool)
+        if self.crowd is not None:
+            counted &= ~self.crowd
+        if self.difficult is not None and not with_difficult:
+            counted &= ~self.difficult
+        return counted
+
     def objects(self, with_difficult: bool = False) -> "Sample":
         """The sample with what is trained on: without its crowds and, unless wanted, its difficult objects."""
-        wanted = np.ones(len(self.labels), bool)
-        if self.crowd is not None:
-            wanted &= ~self.crowd
-        if self.difficult is not None and not with_difficult:
-            wanted &= ~self.difficult
+        wanted = self.counted(with_difficult)
         return Sample(self.image, self.boxes[wanted], self.labels[wanted], proposals=self.proposals)
 
 

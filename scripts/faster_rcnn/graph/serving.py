@@ -25,6 +25,6 @@ def onnx_predictor(folder: Path) -> Predictor:
         upload = io.BytesIO()
         Image.fromarray(sample.image).save(upload, "PNG", compress_level=1)
         result = engine.run([images.decode(upload.getvalue(), engine.card.geometry)])[0]
-        return Prediction(result.boxes, result.scores, result.labels)
+        return Prediction(result.boxes, result.scores, result.labels, result.proposals)
 
     return predict

@@ -1,0 +1,89 @@
+"""COCO's average precision, by pycocotools.  Boxes are x1, y1, x2, y2 in the pixels of the original picture."""
+
+import contextlib
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from faster_rcnn.data.dataset import Prediction, Sample
+from faster_rcnn.evaluation.overlaps import corners_to_coco
+
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+
+
+def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:
+    """COCO's average precision, computed by pycocotools.
+
+    Returns AP (mean over IoU 0.50:0.95), AP50, AP75, APs, APm, APl, AR100, and AP by class; a class without an object
+    is None. Difficult objects, which COCO does not know, are treated as crowds: the only kind that it does not count.
+    Raises ValueError if there is no object at all, for then there is nothing to measure.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for number, (sample, prediction) in enumerate(zip(samples, predictions, strict=True), start=1):
+        height, width = sample.image.shape[:2]
+        images.append({"id": number, "height": height, "width": width})
+        annotations += _annotations(sample, number, first=len(annotations) + 1)
+        results += _results(prediction, number)
+    objects = sum(not annotation["iscrowd"] for annotation in annotations)
+    if objects == 0:
+        raise ValueError("the pictures hold no object, so that no precision can be told; take more pictures")
+    categories = [{"id": place + 1, "name": name} for place, name in enumerate(labels)]
+    run = _run({"info": {}, "images": images, "annotations": annotations, "categories": categories}, results)
+    metrics: dict[str, Any] = {name: _known(value) for name, value in zip(SUMMARY, run.stats, strict=False)}
+    precision = run.eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recalls, classes, all areas, 100 detections
+    metrics["AP_by_class"] = {
+        name: _known(np.mean(of_class) if (of_class := precision[:, :, place]).max() > -1 else -1)
+        for place, name in enumerate(labels)
+    }
+    return metrics | {"pictures": len(images), "objects": objects}
+
+
+def _annotations(sample: Sample, image: int, first: int) -> list[dict[str, Any]]:
+    """A sample's objects in COCO's form, numbered from `first`."""
+    boxes = corners_to_coco(sample.boxes)
+    areas = boxes[:, 2:].prod(axis=1) if sample.areas is None else sample.areas
+    uncounted = ~sample.counted()
+    return [
+        {"id": first + row, "image_id": image, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": crowd}
+        for row, (label, box, area, crowd) in enumerate(
+            zip(sample.labels.tolist(), boxes.tolist(), areas.tolist(), uncounted.astype(int).tolist(), strict=True)
+        )
+    ]
+
+
+def _results(prediction: Prediction, image: int) -> list[dict[str, Any]]:
+    boxes = corners_to_coco(prediction.boxes).tolist()
+    return [
+        {"image_id": image, "category_id": label + 1, "bbox": box, "score": score}
+        for box, score, label in zip(boxes, prediction.scores.tolist(), prediction.labels.tolist(), strict=True)
+    ]
+
+
+def _run(document: dict[str, Any], results: list[dict[str, Any]]) -> COCOeval:
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each of its steps
+        truth = COCO()
+        truth.dataset = document
+        truth.createIndex()
+        run = COCOeval(truth, truth.loadRes(results) if results else _no_results(truth), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run
+
+
+def _no_results(truth: COCO) -> COCO:
+    nothing = COCO()
+    nothing.dataset = {**truth.dataset, "annotations": []}
+    nothing.createIndex()
+    return nothing
+
+
+def _known(value: float) -> float | None:
+    """pycocotools writes -1 where there is nothing to measure."""
+    return None if value < 0 else round(float(value), 4)
