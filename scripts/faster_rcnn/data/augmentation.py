@@ -47,7 +47,7 @@ def prepare(sample: Sample, rule: ResizeRule, augmentations: tuple[str, ...], se
 
 def _transformed(sample: Sample, transform: v2.Compose) -> Sample:
     size = sample.image.shape[:2]
-    inputs = {"image": tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1))}
+    inputs = {"image": tv_tensors.Image(torch.from_numpy(np.array(sample.image)).permute(2, 0, 1))}
     for name in ("boxes", "proposals"):
         if (boxes := getattr(sample, name)) is not None:
             inputs[name] = tv_tensors.BoundingBoxes(
