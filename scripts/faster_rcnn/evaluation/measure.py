@@ -76,9 +76,19 @@ def measure(truths: Sequence[Sample], predictions: Sequence[Prediction], labels:
     metrics = coco_ap(truths, predictions, labels)
     voc = voc_ap(truths, predictions, labels)
     del voc["VOC_curves"]
+    metrics |= rounded(voc)
     regions = [prediction.proposals for prediction in predictions if prediction.proposals is not None]
     if len(regions) < len(predictions):
-        return {**metrics, **voc}
+        return metrics
     most = max(len(one) for one in regions)
     given = tuple(number for number in NUMBERS if number <= most) or (most,)
-    return {**metrics, **voc, "proposals": proposal_recall(truths, regions, given)["by_number"]}
+    return metrics | {"proposals": rounded(proposal_recall(truths, regions, given)["by_number"])}
+
+
+def rounded(value: Any) -> Any:
+    """Every float in nested dicts and lists to four places, as in COCO's metrics."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
