@@ -21,8 +21,17 @@ def write(folder: Path, annotations: list[dict[str, Any]], **image: Any) -> Path
     listed = {"id": 1, "file_name": "a.png", "height": 60, "width": 100} | image
     Image.new("RGB", (100, 60), "red").save(folder / "images" / "a.png")
     document = {"images": [listed], "categories": CATEGORIES, "annotations": annotations}
-    (folder / "annotations" / "val.json").write_text(json.dumps(document))
+    (folder / "annotations" / "val.json").write_text(pretty(document))
     return folder
+
+
+def pretty(document: dict[str, list[Any]]) -> str:
+    """A line an element: with one picture and the two classes, the first annotation is on line 7."""
+    lists = []
+    for name, values in document.items():
+        elements = ",\n ".join(json.dumps(value) for value in values)
+        lists.append(f'"{name}": [\n {elements}]')
+    return "{" + ",\n".join(lists) + "}"
 
 
 def annotation(**changes: Any) -> dict[str, Any]:
@@ -67,10 +76,26 @@ def test_a_rotated_photograph_is_read_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"image_id": 2}, "annotation 5 names image 2 and category 7"),
-        ({"category_id": 8}, "annotation 5 names image 1 and category 8"),
-        ({"bbox": [12, 20, 0, 20]}, r"annotation 5: its box \[12, 20, 0, 20\] in a.png has no area inside the picture"),
-        ({"bbox": [100, 20, 30, 20]}, "has no area inside the picture; remove it"),
+        ({"image_id": 2}, r"val.json:7:2: annotation 5 names picture 2, which the file does not list; add the picture"),
+        ({"category_id": 8}, "annotation 5 names category 8, which the file does not list; add the category"),
+        ({"bbox": [12, 20, 0, 20]}, r"annotation 5: its box \[12, 20, 0, 20\] in a.png has no area; correct or remove"),
+        ({"bbox": [12, 20, -3, 20]}, r"its box \[12, 20, -3, 20\] in a.png has no area"),
+        ({"bbox": [100, 20, 30, 20]}, "lies outside a.png, which is 100×60; correct or remove it"),
+        ({"bbox": [10, 20, 93, 20]}, "reaches out of a.png, which is 100×60; correct or remove it"),
+        (
+            {"bbox": ["10", 20, 30, 20]},
+            r"annotation 5: its bbox is \['10', 20, 30, 20\]: input should be a valid n",
+        ),
+        ({"bbox": [float("nan"), 20, 30, 20]}, "its bbox is .*finite number; correct or remove it"),
+        ({"bbox": [10**400, 20, 30, 20]}, "annotation 5: its bbox is"),
+        ({"bbox": [10, 20, 30]}, "its bbox is .* at least 4 items"),
+        ({"bbox": None}, "its bbox is None: input should be a valid list"),
+        ({"bbox": {"x": 1}}, "its bbox is {'x': 1}: input should be a valid list"),
+        ({"image_id": None}, "its image_id is None"),
+        ({"image_id": [1]}, r"its image_id is \[1\]"),
+        ({"iscrowd": "yes"}, "its iscrowd is 'yes': input should be 0 or 1"),
+        ({"area": -1}, "its area is -1: input should be greater than or equal to 0"),
+        ({"category_id": True}, "its category_id is True"),
     ],
 )
 def test_a_faulty_annotation_is_named(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
@@ -88,8 +113,8 @@ def test_faulty_files_are_named(tmp_path: Path) -> None:
         open_dataset(f"coco:{tmp_path}", "test")
     with pytest.raises(ValueError, match=r"a.png is 100×60 upright, listed as 100×61; correct the list"):
         open_dataset(f"coco:{write(tmp_path, [], height=61)}", "val")[0]
-    with pytest.raises(FileNotFoundError, match=r"names missing.png, which is none of"):
-        open_dataset(f"coco:{write(tmp_path, [], file_name='missing.png')}", "val")[0]
+    with pytest.raises(ValueError, match=r"val.json:2:2: names missing.png, which is none of"):
+        open_dataset(f"coco:{write(tmp_path, [], file_name='missing.png')}", "val")
     write(tmp_path, [])
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(ValueError, match=r"a.png cannot be read"):

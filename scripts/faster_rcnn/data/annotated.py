@@ -1,0 +1,274 @@
+"""Annotated pictures in a folder: what COCO's and VOC's readers have in common.
+
+G  objects of a picture.  A reader turns files into `Parsed`; here its boxes are checked and its pictures decoded.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from faster_rcnn.data.dataset import Sample
+from faster_rcnn.data.faults import Fault
+from service import images
+from service.problems import Problem
+
+# Pixels that a box may reach over the border: one for tools that count pixels from 0 where the format counts from 1,
+# one for rounding. It is cut at the border; what reaches further was drawn on another picture or at another size.
+TOLERANCE = 2.0
+MIN_SIDE = 0.1  # pixels; less could vanish in float32 when a large picture is resized
+NEAR_DUPLICATE = 0.8  # IoU; of two objects of a class so close together, one is nearly always a slip of the hand
+CHUNK = 256  # boxes compared with all others at a time: the memory for a picture with very many stays small
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An object as a file has it.  box: x1, y1, x2, y2;  title and given: what the file calls it and its box."""
+
+    where: str
+    title: str
+    given: str
+    box: tuple[float, float, float, float]
+    label: int
+    crowd: bool = False
+    difficult: bool = False
+    area: float | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a file has it.  height, width: upright;  where: the place that says so."""
+
+    name: str
+    path: Path
+    height: int
+    width: int
+    where: str
+    annotations: list[Annotation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a reader found in the annotations of a split, and the faults that it met on the way."""
+
+    source: str
+    split: str
+    labels: tuple[str, ...]
+    pictures: list[Picture]
+    faults: list[Fault]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A picture that is part of the data set.  The arrays are as in `Sample`."""
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+    where: str
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    areas: np.ndarray
+
+
+class AnnotatedPictures:
+    """A split of a folder: its pictures without what is faulty, and `faults`, which tells of it.
+
+    Objects without area, outside their picture, or there twice are left out; those partly outside are cut at the
+    border; near duplicates go only with `skip_bad_boxes`. Whether the faults are grave enough to stop is for the
+    caller to say (`faults.refuse`).
+
+    Pictures are decoded by the service's own code, so that a detector is trained on what it will be served: EXIF
+    orientation, transparency and 16-bit samples included.
+    """
+
+    def __init__(self, parsed: Parsed, skip_bad_boxes: bool = False) -> None:
+        self.source = parsed.source
+        self.split = parsed.split
+        self.labels = parsed.labels
+        self.skip_bad_boxes = skip_bad_boxes
+        self.faults = [*parsed.faults, *class_name_faults(parsed)]
+        self._entries: list[_Entry] = []
+        self._add(parsed.pictures)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._entries[index].size
+
+    def name(self, index: int) -> str:
+        return self._entries[index].name
+
+    def path(self, index: int) -> Path:
+        return self._entries[index].path
+
+    def where(self, index: int) -> str:
+        """The place in the annotations that tells of a picture."""
+        return self._entries[index].where
+
+    def objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is trained on, without reading the picture.  Returns boxes float32 [G, 4] and labels int64 [G]."""
+        entry = self._entries[index]
+        wanted = ~entry.crowd & ~entry.difficult
+        return entry.boxes[wanted], entry.labels[wanted]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises ValueError that names the picture if it cannot be read or has another size than is written."""
+        entry = self._entries[index]
+        return Sample(
+            self.decode(index, entry.path.read_bytes()),
+            entry.boxes.copy(),
+            entry.labels.copy(),
+            crowd=entry.crowd.copy(),
+            areas=entry.areas.copy(),
+            difficult=entry.difficult.copy(),
+        )
+
+    def decode(self, index: int, data: bytes) -> np.ndarray:
+        """The bytes of picture `index` as uint8 [H, W, 3].  Raises ValueError as `__getitem__` does."""
+        entry = self._entries[index]
+        try:
+            pixels = np.asarray(images.upright(data))
+        except Problem as problem:
+            raise ValueError(f"{entry.where}: {entry.name} cannot be read: {problem.detail}") from problem
+        if pixels.shape[:2] != entry.size:
+            (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
+            raise ValueError(
+                f"{entry.where}: {entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}; "
+                "correct the list, or the boxes if they were drawn on the picture as it is stored"
+            )
+        return pixels
+
+    def leave_out(self, indices: Iterable[int]) -> None:
+        """Takes pictures off the data set; those behind them move up."""
+        gone = set(indices)
+        self._entries = [entry for index, entry in enumerate(self._entries) if index not in gone]
+
+    def _add(self, pictures: list[Picture]) -> None:
+        seen: dict[Path, str] = {}
+        for picture in pictures:
+            if (first := seen.setdefault(picture.path, picture.where)) != picture.where:
+                what = f"{picture.name} is listed already at {first}"
+                self.faults.append(Fault("picture listed twice", picture.where, what, "remove one of the two"))
+                continue
+            kept, faults = check_boxes(picture, self.skip_bad_boxes)
+            self.faults += faults
+            self._entries.append(_entry(picture, kept))
+
+
+def _entry(picture: Picture, objects: list[tuple[Annotation, np.ndarray]]) -> _Entry:
+    boxes = np.array([box for _, box in objects], np.float32).reshape(-1, 4)
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    given = np.array([np.nan if one.area is None else one.area for one, _ in objects], np.float64)
+    return _Entry(
+        picture.name,
+        picture.path,
+        (picture.height, picture.width),
+        picture.where,
+        boxes,
+        labels=np.array([one.label for one, _ in objects], np.int64),
+        crowd=np.array([one.crowd for one, _ in objects], bool),
+        difficult=np.array([one.difficult for one, _ in objects], bool),
+        areas=np.where(np.isnan(given), width * height, given),
+    )
+
+
+def escapes(name: str) -> bool:
+    """Whether a file name leads out of the folder that it is looked for in."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or ":" in name[:2]
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def check_boxes(
+    picture: Picture, drop_near_duplicates: bool
+) -> tuple[list[tuple[Annotation, np.ndarray]], list[Fault]]:
+    """The objects of a picture that can be trained on, their boxes float64 [4] cut at its border; and the faults."""
+    kept: list[tuple[Annotation, np.ndarray]] = []
+    faults: list[Fault] = []
+    border = np.array([picture.width, picture.height] * 2, np.float64)
+    for one in picture.annotations:
+        box = np.array(one.box, np.float64)
+        cut = box.clip(0, border)
+        if min(box[2:] - box[:2]) < MIN_SIDE:
+            faults.append(no_area(one, picture.name))
+        elif min(cut[2:] - cut[:2]) < MIN_SIDE:
+            faults.append(_outside(one, picture, "lies outside"))
+        else:
+            if abs(box - cut).max() > TOLERANCE:
+                faults.append(_outside(one, picture, "reaches out of"))
+            kept.append((one, cut))
+    duplicates = duplicate_faults(picture, kept)
+    dropped = {place for place, fault in duplicates.items() if drop_near_duplicates or not fault.warning}
+    return [one for place, one in enumerate(kept) if place not in dropped], [*faults, *duplicates.values()]
+
+
+def no_area(one: Annotation, picture: str) -> Fault:
+    what = f"{one.title}: its box {one.given} in {picture} has no area"
+    return Fault("box without area", one.where, what, "correct or remove it")
+
+
+def _outside(one: Annotation, picture: Picture, how: str) -> Fault:
+    what = f"{one.title}: its box {one.given} {how} {picture.name}, which is {picture.width}×{picture.height}"
+    return Fault("box outside the picture", one.where, what, "correct or remove it")
+
+
+def duplicate_faults(picture: Picture, objects: list[tuple[Annotation, np.ndarray]]) -> dict[int, Fault]:
+    """The objects, by place, that repeat an earlier one of the same class. Crowds overlap what is in them."""
+    faults: dict[int, Fault] = {}
+    seen: dict[tuple[float, ...], int] = {}
+    places = [place for place, (one, _) in enumerate(objects) if not one.crowd]
+    for place in places:
+        one, box = objects[place]
+        if (first := seen.setdefault((one.label, *box.tolist()), place)) != place:
+            faults[place] = _duplicate("duplicate box", picture, one, objects[first][0], "is the box of")
+    for place, first, iou in _overlapping(objects, [place for place in places if place not in faults]):
+        if place not in faults and first not in faults:
+            how = f"overlaps with IoU {iou:.2f} the box of"
+            faults[place] = _duplicate("near-duplicate box", picture, objects[place][0], objects[first][0], how)
+    return faults
+
+
+def _duplicate(kind: str, picture: Picture, one: Annotation, other: Annotation, how: str) -> Fault:
+    what = f"{one.title}: its box {one.given} in {picture.name} {how} {other.title} ({other.where})"
+    return Fault(kind, one.where, what, "remove one of the two", warning=kind != "duplicate box")
+
+
+def _overlapping(objects: list[tuple[Annotation, np.ndarray]], places: list[int]) -> Iterator[tuple[int, int, float]]:
+    """Pairs of `places`, the later one first, whose objects are of one class and overlap far, and their IoU."""
+    if len(places) < 2:
+        return
+    boxes = torch.from_numpy(np.array([objects[place][1] for place in places]))
+    labels = torch.tensor([objects[place][0].label for place in places])
+    for start in range(0, len(places), CHUNK):
+        iou = box_iou(boxes[start : start + CHUNK], boxes[: start + CHUNK])
+        alike = labels[start : start + CHUNK, None] == labels[None, : start + CHUNK]
+        for row, first in ((iou > NEAR_DUPLICATE) & alike).tril(start - 1).nonzero().tolist():
+            yield places[start + row], places[first], iou[row, first].item()
+
+
+def class_name_faults(parsed: Parsed) -> list[Fault]:
+    """Names of classes that a person would take for one another."""
+    faults = []
+    seen: dict[str, str] = {}
+    for name in parsed.labels:
+        plain = " ".join(name.split()).casefold()
+        other = seen.setdefault(plain, name)
+        if other is not name:
+            what = f"the classes {other!r} and {name!r} differ only in case or spaces, and count as two"
+            where = f"{parsed.source} ({parsed.split})"
+            faults.append(Fault("alike class names", where, what, "rename one if they are one", warning=True))
+    return faults
