@@ -1,6 +1,7 @@
 """Checkpoints: everything that an interrupted run needs to go on as if it had not been.
 
-Of the random generators only torch's is used while training; the order of the pictures follows from the seed.
+No state of a random generator is among it: what is drawn in an iteration follows from the run's seed and the number of
+the iteration, so there is none to lose.
 """
 
 from pathlib import Path
@@ -11,56 +12,52 @@ import torch
 from faster_rcnn.config import DetectorConfig
 from faster_rcnn.detector import FasterRCNN
 
-NAME = "checkpoint.pt"
+NAME = "checkpoint.pt"  # the last state, from which a run goes on
+BEST = "best.pt"  # the detector that did best in validation
 
 
-def save_checkpoint(
-    folder: Path, iteration: int, seconds: float, detector: FasterRCNN, optimiser: torch.optim.Optimizer
-) -> None:
-    """Writes `folder/checkpoint.pt`, aside first, so that a crash leaves the former one whole.
+def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int, **more: Any) -> None:
+    """Writes a checkpoint, aside first, so that a crash leaves the former one whole.
 
-    iteration, seconds: how many are done and how long the run has taken so far, over all its parts.
+    objective: a key of OBJECTIVES, what of the detector was trained;  iteration: how many are done.
     """
     state = {
+        "objective": objective,
         "iteration": iteration,
-        "seconds": seconds,
         "config": detector.config.to_dict(),
         "detector": detector.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "random": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        **more,
     }
-    aside = folder / f"{NAME}.part"
+    aside = path.with_name(f"{path.name}.part")
     torch.save(state, aside)
-    aside.replace(folder / NAME)
+    aside.replace(path)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote; `path` is the file or its run folder.
+def read_checkpoint(path: Path, which: str = "last") -> dict[str, Any]:
+    """A state that `save_state` wrote; `path` is the file or its run folder.
 
-    Raises FileNotFoundError that says where a checkpoint would come from.
+    which: "last", or "best" for the detector that did best in validation, which a run without validation lacks.
+    Raises FileNotFoundError that says where a checkpoint would come from, ValueError if the file is something else.
     """
-    file = path / NAME if path.is_dir() else path
+    file = path if path.is_file() else path / (BEST if which == "best" else NAME)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there; scripts/train.py --out {path} writes it")
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a file that is not its own
+        raise ValueError(f"{file} is not a checkpoint, or a broken one; name a run that scripts/train.py made") from error
+    if not isinstance(state, dict) or not {"config", "detector"} <= state.keys():
+        raise ValueError(f"{file} is not a checkpoint of this project; name a run that scripts/train.py made")
     return state
 
 
-def load_detector(path: Path) -> FasterRCNN:
-    """The detector of a run folder or checkpoint file, ready to infer."""
-    state = read_checkpoint(path)
+def build_detector(state: dict[str, Any]) -> FasterRCNN:
+    """The detector of a checkpoint's state."""
     detector = FasterRCNN(DetectorConfig.from_dict(state["config"]))
     detector.load_state_dict(state["detector"])
-    return detector.eval()
+    return detector
 
 
-def restore(state: dict[str, Any], detector: FasterRCNN, optimiser: torch.optim.Optimizer) -> None:
-    """Puts a checkpoint's state back, torch's random generators included."""
-    detector.load_state_dict(state["detector"])
-    optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and state["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+def load_detector(path: Path, which: str = "last") -> FasterRCNN:
+    """The detector of a run folder or checkpoint file, ready to infer."""
+    return build_detector(read_checkpoint(path, which)).eval()

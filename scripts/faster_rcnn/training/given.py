@@ -1,0 +1,78 @@
+"""Fast R-CNN by itself: detection in given regions, as a predictor, and the normalisation of its targets.
+
+P  regions of a picture.  Boxes are x1, y1, x2, y2.
+"""
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from faster_rcnn.boxes import clip_to_sizes, encode
+from faster_rcnn.data.dataset import Dataset, Prediction, Sample
+from faster_rcnn.data.loader import collate
+from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.evaluation import Predictor
+from faster_rcnn.resize import resize_image
+from faster_rcnn.roi_head import TargetNormalisation
+from faster_rcnn.sampling import ProposalSampling
+from torchvision.ops import box_iou
+
+
+def given_predictor(detector: FasterRCNN) -> Predictor:
+    """The detector's head on the regions that a sample carries, one picture at a time.
+
+    Raises ValueError for a sample without them.
+    """
+    device = detector.mean.device
+
+    @torch.no_grad()
+    def predict(sample: Sample) -> Prediction:
+        if sample.proposals is None:
+            raise ValueError("the pictures carry no proposals; open the data set with those of a source")
+        training = detector.training
+        detector.eval()
+        image, scale_x, scale_y = resize_image(sample.image, detector.config.resize)
+        scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+        resized = Sample(image, sample.boxes, sample.labels, proposals=sample.proposals * scale)
+        batch = collate([resized], detector.backbone.stride).to(device)
+        assert batch.proposals is not None
+        regions = batch.proposals[0]
+        # A detector needs a region to look at: where a source gave none, one that nothing comes of.
+        padded = regions if len(regions) else regions.new_tensor([[0.0, 0.0, 1.0, 1.0]])
+        count = torch.tensor([len(regions)], device=device)
+        found = detector.detect_given(batch.images, batch.sizes, padded[None], count)
+        detector.train(training)
+        real = int(found.number[0])
+        boxes = clip_to_sizes(found.boxes[:, :real].cpu() / torch.from_numpy(scale), _size(sample))[0]
+        scores, labels = found.scores[0, :real].cpu().numpy(), found.labels[0, :real].cpu().numpy()
+        return Prediction(boxes.numpy(), scores, labels, sample.proposals)
+
+    return predict
+
+
+def _size(sample: Sample) -> torch.Tensor:
+    return torch.tensor([sample.image.shape[:2]])
+
+
+def measure_normalisation(dataset: Dataset, rule: ProposalSampling) -> TargetNormalisation:
+    """The mean and deviation of the targets of all foreground regions (Fast R-CNN, section 2.3).
+
+    dataset: its samples carry proposals.  Deltas do not change with an image's scale, so the originals are measured.
+    Raises ValueError if there are fewer than two foreground regions.
+    """
+    targets = []
+    for index in tqdm(range(len(dataset)), desc="measuring targets", unit="picture", leave=False):
+        sample = dataset[index].objects()
+        if sample.proposals is None or not len(sample.proposals) or not len(sample.boxes):
+            continue
+        regions, boxes = torch.from_numpy(sample.proposals), torch.from_numpy(sample.boxes)
+        overlap, objects = box_iou(regions, boxes).max(dim=1)
+        foreground = overlap >= rule.foreground_iou
+        targets.append(encode(boxes[objects[foreground]], regions[foreground]))
+    deltas = torch.cat([torch.zeros(0, 4), *targets]).double()
+    if len(deltas) < 2:
+        raise ValueError(
+            "hardly any proposal overlaps an object by half, so there are no targets to measure; take another source"
+        )
+    std, mean = torch.std_mean(deltas, dim=0)
+    return TargetNormalisation(tuple(mean.tolist()), tuple(std.clamp(min=1e-3).tolist()))

@@ -1,0 +1,104 @@
+"""Training on several GPUs or processes, started by `torchrun`: who is who, and what they tell each other.
+
+The mean over a batch is the mean over its pictures however they are dealt out: every process takes equally many, their
+gradients are averaged, and batch normalisation takes its statistics over all of them.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from faster_rcnn.data.loader import Batch
+
+PATIENCE = timedelta(hours=4)  # the others wait while the first one validates
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Joins the processes that `torchrun` started, if it did, and gives the device that this one is to use."""
+    if "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of `values` over the processes, without a gradient."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def same_canvas(batch: Batch) -> Batch:
+    """The batch on the largest canvas that any process has, because padding enters normalisation's statistics."""
+    if not dist.is_initialized():
+        return batch
+    canvas = torch.tensor(batch.images.shape[1:3], device=batch.images.device)
+    dist.all_reduce(canvas, dist.ReduceOp.MAX)
+    height, width = (canvas - torch.tensor(batch.images.shape[1:3], device=canvas.device)).tolist()
+    return replace(batch, images=F.pad(batch.images, (0, 0, 0, width, 0, height)))
+
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation whose statistics are those of the batches of all processes, equally large.
+
+    torch's own SyncBatchNorm does the same, but on GPUs only.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(features)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        count = features.numel() / features.shape[1] * dist.get_world_size()
+        whole = features.float()
+        mean = all_reduce(whole.sum(dim=(0, 2, 3))) / count
+        centred = whole - mean[:, None, None]
+        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum or 0.0)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum or 0.0)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(features.dtype)
+
+
+def share_statistics(module: nn.Module) -> None:
+    """Lets every batch normalisation in `module` see the batches of all processes.
+
+    In place, by the class alone: whoever holds one of these modules goes on holding it.
+    """
+    if dist.is_initialized():
+        for part in module.modules():
+            if type(part) is nn.BatchNorm2d:
+                part.__class__ = _SharedBatchNorm

@@ -1,0 +1,159 @@
+"""How a run is made: what `run.json` keeps, so that it can be told of, resumed, and made again."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from faster_rcnn.config import DetectorConfig, preset
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.resize import ResizeRule
+from faster_rcnn.roi_head import TargetNormalisation
+from faster_rcnn.training.alternating import step_iterations
+from faster_rcnn.training.options import TrainingOptions
+from faster_rcnn.weights import load_backbone_weights
+
+RECORD = "run.json"
+SCHEDULES = ("joint", "alternating", "fast-rcnn")
+PRETRAINED = ("vgg16", "resnet50", "resnet50_fpn", "mobilenet_v3_large", "mobilenet_v3_large_fpn")
+
+# From given weights, what the papers do: SGD, the rate cut to a tenth after three quarters (section 3.1.3), the first
+# stages as they are (Fast R-CNN, section 4.5). With batches of more than the papers' one picture the rate grows.
+_FINE_TUNING: dict[str, dict[str, Any]] = {
+    "vgg16": {"batch_size": 1, "learning_rate": 0.001, "trainable_from": "conv3_1"},
+    "resnet50": {"batch_size": 4, "learning_rate": 0.005, "trainable_from": "layer2"},
+    "resnet50_fpn": {"batch_size": 4, "learning_rate": 0.005, "trainable_from": "layer2"},
+    "mobilenet_v3_large": {"batch_size": 8, "learning_rate": 0.01},
+    "mobilenet_v3_large_fpn": {"batch_size": 8, "learning_rate": 0.01},
+}
+_FROM_SCRATCH: dict[str, dict[str, Any]] = {
+    "compact": {"batch_size": 8, "learning_rate": 0.001},
+    "vgg16": {"batch_size": 4, "learning_rate": 0.0001},
+    "resnet50": {"batch_size": 4, "learning_rate": 0.0003},
+    "resnet50_fpn": {"batch_size": 4, "learning_rate": 0.0003},
+    "mobilenet_v3_large": {"batch_size": 8, "learning_rate": 0.0005},
+    "mobilenet_v3_large_fpn": {"batch_size": 8, "learning_rate": 0.0005},
+}
+EPOCHS, LEAST_BATCHES = 30, 2500  # for data of one's own: the first where there is much, the second where little
+SHAPES = {"batch_size": 16, "iterations": 4500, "augmentations": ("flip",)}  # pictures without end need no more
+NAME_OF_NO_WEIGHTS = "none"
+
+
+def default_weights(backbone: str) -> str:
+    return "imagenet" if backbone in PRETRAINED else NAME_OF_NO_WEIGHTS
+
+
+def default_options(backbone: str, weights: str, data: str, pictures: int) -> dict[str, Any]:
+    """The training options that suit a backbone, where it starts from, and the data."""
+    if weights == NAME_OF_NO_WEIGHTS:
+        chosen = {"optimiser": "adamw", "decay": "cosine", "warm_up": 100} | _FROM_SCRATCH[backbone]
+    else:
+        frozen = {"frozen_statistics": True, "optimiser": "sgd", "decay": "step", "warm_up": 500}
+        chosen = frozen | _FINE_TUNING[backbone]
+    chosen |= {"augmentations": ("flip", "scale-jitter", "photometric"), "workers": max(1, (os.cpu_count() or 2) // 2)}
+    if data == "shapes":
+        return chosen | SHAPES
+    return chosen | {"iterations": max(LEAST_BATCHES, EPOCHS * pictures // chosen["batch_size"])}
+
+
+def configure(given: dict[str, Any], backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
+    """The backbone's preset with what the command line changes of it."""
+    config = preset(backbone, labels)
+    changes: dict[str, Any] = {name: tuple(given[name]) for name in ("anchor_scales", "anchor_ratios") if name in given}
+    if "roi_pooling" in given:
+        changes["roi_pooling"] = given["roi_pooling"]
+    smallest = given.get("min_size", config.resize.min_size)
+    longest = given.get("max_size", max(config.resize.max_size, smallest))
+    changes["resize"] = ResizeRule(smallest, longest)
+    if "crossing_anchors" in given:
+        keep = given["crossing_anchors"] == "keep"
+        changes["anchor_sampling"] = replace(config.anchor_sampling, keep_crossing=keep)
+    if "rois" in given:
+        changes["proposal_sampling"] = replace(config.proposal_sampling, batch=given["rois"])
+    loss_names = {field.name for field in fields(config.losses)}
+    changes["losses"] = replace(config.losses, **{name: given[name] for name in loss_names if name in given})
+    threshold = given.get("proposal_nms", config.proposals.nms_threshold)
+    for name in ("training_proposals", "proposals"):
+        limits = getattr(config, name)
+        before, after = given.get(name, (limits.before_nms, limits.after_nms))
+        changes[name] = replace(limits, before_nms=before, after_nms=after, nms_threshold=threshold)
+    if "detection_nms" in given:
+        changes["detections"] = replace(config.detections, nms_threshold=given["detection_nms"])
+    if given.get("target_normalisation") == "none":
+        changes["target_normalisation"] = TargetNormalisation(stds=(1.0, 1.0, 1.0, 1.0))
+    return replace(config, **changes)
+
+
+def new_run(given: dict[str, Any], command: str, device: str, dataset: Dataset) -> dict[str, Any]:
+    """The record of a run that begins.
+
+    given: what the command line names;  dataset: what is trained on.
+    """
+    backbone, data = given.get("backbone", "compact"), given.get("data", "shapes")
+    weights = given.get("weights", default_weights(backbone))
+    known = {field.name for field in fields(TrainingOptions)}
+    options = default_options(backbone, weights, data, len(dataset))
+    options |= {name: value for name, value in given.items() if name in known}
+    options["warm_up"] = min(options["warm_up"], options["iterations"])
+    run = {
+        "command": command,
+        "data": data,
+        "train_split": given.get("train_split", "train"),
+        "val_split": given.get("val_split", "val"),
+        "skip_bad_boxes": given.get("skip_bad_boxes", False),
+        "backbone": backbone,
+        "weights": weights,
+        "schedule": given.get("schedule", "joint"),
+        "options": asdict(TrainingOptions(**options)),
+        "config": configure(given, backbone, dataset.labels).to_dict(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "device": device,
+    }
+    if run["schedule"] == "alternating":
+        run["step_iterations"] = list(given.get("step_iterations", step_iterations(run["options"]["iterations"])))
+        run["options"]["iterations"] = sum(run["step_iterations"])
+    if run["schedule"] == "fast-rcnn":
+        run["proposals"] = given["proposals"]
+        run["proposal_limit"] = given.get("proposal_limit", 2000)
+    if given.get("target_normalisation") == "measured":
+        run["measure_targets"] = True
+    return run
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of the run in a folder."""
+    run: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    return run
+
+
+def write_run(folder: Path, run: dict[str, Any]) -> None:
+    (folder / RECORD).write_text(json.dumps(run, indent=1) + "\n")
+
+
+def options_of(run: dict[str, Any]) -> TrainingOptions:
+    options = run["options"]
+    return TrainingOptions(**{**options, "augmentations": tuple(options["augmentations"])})
+
+
+def fresh_detector(run: dict[str, Any], weights: Any, device: torch.device) -> Callable[[], FasterRCNN]:
+    """What builds the run's detector as it is before the first iteration, the same each time."""
+
+    def build() -> FasterRCNN:
+        torch.manual_seed(run["options"]["seed"])
+        detector = FasterRCNN(DetectorConfig.from_dict(run["config"]))
+        if weights is not None:
+            load_backbone_weights(detector, weights)
+        return detector.to(device)
+
+    return build
