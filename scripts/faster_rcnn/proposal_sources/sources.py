@@ -1,0 +1,52 @@
+"""Sources of proposals by the name that the command lines take."""
+
+from pathlib import Path
+
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
+from faster_rcnn.proposal_sources.selective_search import selective_search_table
+from faster_rcnn.proposal_sources.sliding_window import sliding_window_table
+from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, known
+from faster_rcnn.training.checkpoint import load_detector
+
+SOURCES = "sliding-window, selective-search, rpn:RUN, FILE.npz"
+
+
+def propose_for(
+    dataset: Dataset,
+    source: str,
+    limit: int = LIMIT,
+    cache: Path | None = None,
+    workers: int = 1,
+    pictures: int | None = None,
+    device: str = "cpu",
+) -> ProposalTable:
+    """At most `limit` proposals for each of the first `pictures` pictures of a data set (None: of all).
+
+    source: `sliding-window`, `selective-search`, `rpn:RUN` (a run's folder or a checkpoint) or a table's `.npz`.
+    cache, workers: of selective search;  device: of the RPN.
+    Raises ValueError for a source of another kind or a file that does not have every picture, FileNotFoundError for
+    a run or file that is not there.
+    """
+    if limit < 1:
+        raise ValueError(f"a limit of {limit} leaves no proposals; take at least 1")
+    kind, _, run = source.partition(":")
+    if source == "sliding-window":
+        return sliding_window_table(dataset, limit, pictures)
+    if source == "selective-search":
+        return selective_search_table(dataset, limit, cache, workers, pictures)
+    if kind == "rpn" and run:
+        detector = load_detector(Path(run)).to(device)
+        return rpn_regions(detector, dataset, uncut_limits(detector, limit), source, pictures)
+    if source.endswith(".npz"):
+        return _given(dataset, Path(source), limit, pictures)
+    raise ValueError(f"{source!r} is no source of proposals; there are: {SOURCES}")
+
+
+def _given(dataset: Dataset, file: Path, limit: int, pictures: int | None) -> ProposalTable:
+    table = ProposalTable.load(file)
+    try:
+        names = known(dataset, table, pictures)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return ProposalTable({name: table[name].best(limit) for name in names}, f"{table.made}; limit {limit}")

@@ -1,0 +1,220 @@
+"""Proposals of a whole data set, the same from every source, in memory and on disk.
+
+On disk a table is one NumPy archive without pickles, which any tool can write. For lists `names` (of pictures: a file's
+name as the data set lists it), `boxes` (of arrays [P, 4] as x1, y1, x2, y2 in pixels of the upright original picture,
+best first) and `scores` (of arrays [P], falling):
+
+    counts = np.array([len(one) for one in boxes], np.int64)
+    everything = {"boxes": np.concatenate(boxes), "scores": np.concatenate(scores), "counts": counts}
+    np.savez("table.npz", names=np.array(names), made=np.array("how they were made"), **everything)
+
+P  proposals of a picture.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from faster_rcnn.data.dataset import Dataset, Sample
+
+LIMIT = 2000  # of proposals a picture: what Fast R-CNN (section 4.7) and Faster R-CNN (section 3.3) train on
+ARRAYS = ("names", "counts", "boxes", "scores", "made")
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The proposals of one picture, best first.
+
+    boxes: float32 [P, 4] as x1, y1, x2, y2 in pixels of the upright original;  scores: float32 [P], not rising.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+
+    def best(self, limit: int) -> "Regions":
+        return Regions(self.boxes[:limit], self.scores[:limit])
+
+
+def ranked(boxes: np.ndarray) -> Regions:
+    """Regions of boxes [P, 4] that have an order but no scores: these fall evenly from 1 towards 0."""
+    return Regions(boxes.astype(np.float32), np.linspace(1, 0, len(boxes), endpoint=False, dtype=np.float32))
+
+
+class ProposalTable(Mapping[str, Regions]):
+    """The regions of each picture by its name, and `made`: how, in words.
+
+    Raises ValueError if a picture's boxes or scores cannot be what they should be, naming the picture and the row.
+    """
+
+    def __init__(self, regions: Mapping[str, Regions], made: str) -> None:
+        for name, one in regions.items():
+            _check(name, one)
+        self.regions = dict(regions)
+        self.made = made
+
+    def __getitem__(self, name: str) -> Regions:
+        return self.regions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.regions)
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def save(self, path: Path) -> None:
+        """Writes the table aside first, so that a crash leaves a former one whole."""
+        every = list(self.regions.values())
+        arrays = {
+            "names": np.array(list(self.regions), np.str_),
+            "counts": np.array([len(one.boxes) for one in every], np.int64),
+            "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes for one in every)]),
+            "scores": np.concatenate([np.zeros(0, np.float32), *(one.scores for one in every)]),
+            "made": np.array(self.made),
+        }
+        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        with aside.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the arrays for its allow_pickle
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "ProposalTable":
+        """Reads a table.
+
+        Raises FileNotFoundError, or ValueError that names the file and what is wrong with it.
+        """
+        try:
+            return _table(_arrays(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def known(dataset: Dataset, table: Mapping[str, Regions], pictures: int | None = None) -> list[str]:
+    """The names of the first `pictures` pictures of a data set (None: of all), each of which the table has.
+
+    Raises ValueError that names the first picture that it has not, and how many there are.
+    """
+    names = [dataset.name(index) for index in picture_range(dataset, pictures)]
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(
+            f"the table of proposals has none for {missing[0]} ({len(missing)} of {len(names)} pictures are missing; "
+            f"it has {len(table)}, the first is {next(iter(table), 'none')}); "
+            "make it for this data set and split with scripts/propose.py"
+        )
+    return names
+
+
+def picture_range(dataset: Dataset, pictures: int | None) -> range:
+    """The indices of the first `pictures` pictures of a data set; None: of all."""
+    return range(len(dataset) if pictures is None else min(pictures, len(dataset)))
+
+
+class WithProposals:
+    """A data set whose samples carry the best `limit` proposals of a table.
+
+    They are clipped to their picture and left out where nothing remains, but are not made up where there are none.
+    Raises ValueError at once if the table has nothing for a picture, or only boxes outside it.
+    """
+
+    def __init__(self, dataset: Dataset, table: Mapping[str, Regions], limit: int = LIMIT) -> None:
+        names = known(dataset, table)
+        self.labels = dataset.labels
+        self._dataset = dataset
+        self._boxes: list[np.ndarray] = []
+        for index, name in enumerate(tqdm(names, desc="fitting proposals", unit="picture", leave=False)):
+            given = table[name].boxes
+            fitting = _clip(given, dataset.size(index))[:limit]
+            if len(given) and not len(fitting):
+                height, width = dataset.size(index)
+                raise ValueError(
+                    f"the table of proposals has {len(given)} boxes for {name}, all outside its "
+                    f"{width}×{height} pixels; write them as x1, y1, x2, y2 in pixels of the upright original"
+                )
+            self._boxes.append(fitting)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(self._dataset[index], proposals=self._boxes[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._dataset.size(index)
+
+    def name(self, index: int) -> str:
+        return self._dataset.name(index)
+
+
+def _clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    inside = boxes.clip(0, np.array([width, height, width, height], np.float32))
+    return inside[(inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])]
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; scripts/propose.py --out {path} writes such a table")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ARRAYS if name in archive}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise ValueError(f"not a NumPy archive (.npz) without pickles: {error}; write it with numpy.savez") from error
+    if missing := [name for name in ARRAYS if name not in arrays]:
+        raise ValueError(f"has no array {', '.join(missing)}; a table has {', '.join(ARRAYS)}")
+    return arrays
+
+
+def _table(arrays: dict[str, np.ndarray]) -> ProposalTable:
+    names, counts, boxes, scores = (arrays[name] for name in ARRAYS[:4])
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise ValueError(f"names is {names.dtype} {list(names.shape)}; write text [pictures]")
+    if counts.shape != names.shape or counts.dtype.kind not in "iu" or (counts < 0).any():
+        raise ValueError(f"counts is {counts.dtype} {list(counts.shape)}; write one count from 0 for each of the names")
+    rows = int(counts.sum())
+    if boxes.shape != (rows, 4) or scores.shape != (rows,):
+        raise ValueError(
+            f"counts add up to {rows}, boxes are {list(boxes.shape)} and scores {list(scores.shape)}; "
+            f"write [{rows}, 4] and [{rows}], or correct counts"
+        )
+    if boxes.dtype.kind not in "fiu" or scores.dtype.kind not in "fiu":
+        raise ValueError(f"boxes are {boxes.dtype} and scores {scores.dtype}; write float32")
+    listed = names.tolist()
+    if len(set(listed)) < len(listed):
+        twice = next(name for place, name in enumerate(listed) if name in listed[:place])
+        raise ValueError(f"names has {twice} twice; keep one of them")
+    ends = counts.cumsum()
+    pieces = zip(
+        listed,
+        np.split(boxes.astype(np.float32, copy=False), ends[:-1]),
+        np.split(scores.astype(np.float32, copy=False), ends[:-1]),
+        strict=False,  # of no names, np.split still makes one piece
+    )
+    return ProposalTable({name: Regions(some, falling) for name, some, falling in pieces}, str(arrays["made"]))
+
+
+def _check(name: str, regions: Regions) -> None:
+    boxes, scores = regions.boxes, regions.scores
+    if boxes.dtype != np.float32 or scores.dtype != np.float32 or boxes.shape != (len(scores), 4):
+        raise ValueError(
+            f"{name}: boxes are {boxes.dtype} {list(boxes.shape)}, scores {scores.dtype} {list(scores.shape)}; "
+            "give float32 [P, 4] and [P]"
+        )
+    finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
+    area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    for sound, fault in (
+        (finite, "which is not a finite number throughout; remove it"),
+        (area, "whose box has no area; write x1, y1, x2, y2 with x2 > x1 and y2 > y1, or remove it"),
+        ((boxes[:, 2:] > 0).all(axis=1), "whose box is left of or above every picture; remove it"),
+        (
+            np.append(True, scores[1:] <= scores[:-1])[: len(scores)],
+            "whose score is higher than the one before it; sort best first",
+        ),
+    ):
+        if not sound.all():
+            row = int(np.flatnonzero(~sound)[0])
+            raise ValueError(f"{name}: row {row} is {boxes[row].tolist()} with score {scores[row]}, {fault}")
