@@ -8,15 +8,16 @@ An image's answer depends on that image alone: not on its canvas, its neighbours
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faster_rcnn.anchors import cell_anchors, grid_anchors
-from faster_rcnn.backbones import BACKBONES
+from faster_rcnn.backbones import BACKBONES, Backbone
 from faster_rcnn.config import DetectorConfig, canvases
 from faster_rcnn.padding import inside
 from faster_rcnn.proposals import ProposalLimits, Proposals, propose
 from faster_rcnn.roi_head import Detections, RoIHead, detect
-from faster_rcnn.roi_pooling import LONGEST_BIN, POOLINGS
+from faster_rcnn.roi_pooling import LONGEST_BIN, pool_regions
 from faster_rcnn.rpn import RPNHead, foreground_margin
 
 
@@ -37,17 +38,21 @@ class Answer(NamedTuple):
 
 
 class RPNOutput(NamedTuple):
-    """class scores [N, A, 2], deltas [N, A, 4], anchors [A, 4], valid bool [N, A]: not of the padding."""
+    """class scores [N, A, 2], deltas [N, A, 4], anchors [A, 4], valid bool [N, A]: not of the padding.
+
+    levels: how many of the anchors are of each feature map, finest first, which is their order.
+    """
 
     scores: Tensor
     deltas: Tensor
     anchors: Tensor
     valid: Tensor
+    levels: tuple[int, ...]
 
 
-def check_map_size(config: DetectorConfig, stride: int) -> None:
+def check_map_size(config: DetectorConfig, backbone: Backbone) -> None:
     """Raises ValueError if a canvas is too large for the exported form of RoI max pooling."""
-    longest = max(max(canvas) for canvas in canvases(config.resize, stride)) // stride
+    longest = max(max(canvas) for canvas in canvases(config.resize, backbone.stride)) // backbone.strides[0]
     allowed = LONGEST_BIN * config.roi_size - config.roi_size  # a bin's ends are rounded outwards
     if config.roi_pooling == "max" and longest > allowed:
         raise ValueError(
@@ -56,10 +61,29 @@ def check_map_size(config: DetectorConfig, stride: int) -> None:
         )
 
 
-class FasterRCNN(nn.Module):
-    """Faster R-CNN with one feature map, as in the paper. `forward` is what is exported; `training/` trains its parts."""
+def scales_of_maps(config: DetectorConfig, maps: int) -> list[tuple[float, ...]]:
+    """The anchor scales dealt to the feature maps, finest first, as many to each.
 
-    cell: Tensor
+    On one map all of them stand at every location (Ren et al. 2015, section 3.1.1); on a pyramid of five each of five
+    has a map of its own (Lin et al. 2017, section 4.1).
+    Raises ValueError if they cannot be dealt evenly.
+    """
+    scales, each = config.anchor_scales, len(config.anchor_scales) // maps
+    if each * maps != len(scales) or not scales:
+        raise ValueError(
+            f"{config.backbone} has {maps} feature maps and {len(scales)} anchor scales to deal to them; "
+            f"give {maps}, or a multiple of it"
+        )
+    return [scales[place * each : (place + 1) * each] for place in range(maps)]
+
+
+class FasterRCNN(nn.Module):
+    """Faster R-CNN. `forward` is what is exported; `training/` trains its parts.
+
+    One feature map, as in the paper, or those of a pyramid: then the RPN's head slides over each of them.
+    """
+
+    cells: Tensor
     mean: Tensor
     std: Tensor
 
@@ -68,11 +92,12 @@ class FasterRCNN(nn.Module):
         self.config = config
         self.backbone = BACKBONES[config.backbone]()
         channels = self.backbone.out_channels
-        self.rpn = RPNHead(channels, config.rpn_channels, config.anchors_per_location)
+        scales = scales_of_maps(config, len(self.backbone.strides))
+        self.rpn = RPNHead(channels, config.rpn_channels, len(scales[0]) * len(config.anchor_ratios))
         self.head = RoIHead(channels, config.roi_size, config.head_units, len(config.labels), config.head_dropout)
-        self.pool = POOLINGS[config.roi_pooling]
-        check_map_size(config, self.backbone.stride)
-        self.register_buffer("cell", cell_anchors(config.anchor_scales, config.anchor_ratios), persistent=False)
+        check_map_size(config, self.backbone)
+        cells = torch.stack([cell_anchors(of_map, config.anchor_ratios) for of_map in scales])  # [maps, k, 4]
+        self.register_buffer("cells", cells, persistent=False)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1) * 255, persistent=False)
 
@@ -91,27 +116,42 @@ class FasterRCNN(nn.Module):
         """Fast R-CNN alone, on given regions: boxes [N, P, 4] in canvas pixels, of which the first `count` are real."""
         return self.detect_in(self.features(images, sizes), boxes, count, sizes)
 
-    def features(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """The backbone's feature map, which the RPN and the head share."""
+    def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
+        """The backbone's feature maps, finest first, which the RPN and the head share."""
         return self.backbone(self._normalise(images, sizes), sizes)
 
-    def regions(self, features: Tensor, sizes: Tensor) -> RPNOutput:
+    def regions(self, features: list[Tensor], sizes: Tensor) -> RPNOutput:
         """What the RPN says of every anchor."""
-        stride = self.backbone.stride
+        maps = [
+            self._regions_of_map(one, cell, sizes, stride)
+            for one, cell, stride in zip(features, self.cells, self.backbone.strides, strict=True)
+        ]
+        if len(maps) == 1:
+            return maps[0]
+        scores, deltas, anchors, valid, levels = zip(*maps, strict=True)
+        return RPNOutput(
+            torch.cat(scores, 1), torch.cat(deltas, 1), torch.cat(anchors), torch.cat(valid, 1), sum(levels, ())
+        )
+
+    def _regions_of_map(self, features: Tensor, cell: Tensor, sizes: Tensor, stride: int) -> RPNOutput:
         scores, deltas = self.rpn(features)
         h, w = features.shape[2:]
         valid = inside(sizes, stride, h, w)[..., None].expand(-1, -1, -1, self.rpn.k).flatten(1)
-        return RPNOutput(scores.float(), deltas.float(), grid_anchors(self.cell, h, w, stride), valid)
+        anchors = grid_anchors(cell, h, w, stride)
+        return RPNOutput(scores.float(), deltas.float(), anchors, valid, (h * w * self.rpn.k,))
 
     def select(self, rpn: RPNOutput, sizes: Tensor, limits: ProposalLimits) -> Proposals:
         """The proposals among the anchors."""
-        return propose(foreground_margin(rpn.scores), rpn.deltas, rpn.anchors, rpn.valid, sizes, limits)
+        return propose(foreground_margin(rpn.scores), rpn.deltas, rpn.anchors, rpn.valid, sizes, limits, rpn.levels)
 
-    def classify(self, features: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(self, features: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """What the head says of regions [N, P, 4]: class scores [N, P, C + 1] and normalised deltas [N, P, C, 4]."""
-        return self.head(self.pool(features, boxes, self.config.roi_size, self.backbone.stride))
+        pooled, strides = features[: self.backbone.pooled], self.backbone.strides
+        if self.config.roi_pooling == "max" and self.backbone.signed:
+            pooled = [F.relu(one) for one in pooled]  # outside the image is zero, which must not win over what is in it
+        return self.head(pool_regions(pooled, strides, boxes, self.config.roi_size, self.config.roi_pooling))
 
-    def detect_in(self, features: Tensor, boxes: Tensor, count: Tensor, sizes: Tensor) -> Detections:
+    def detect_in(self, features: list[Tensor], boxes: Tensor, count: Tensor, sizes: Tensor) -> Detections:
         """The detections in the first `count` [N] of regions [N, P, 4]."""
         config = self.config
         scores, deltas = self.classify(features, boxes)

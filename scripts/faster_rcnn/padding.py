@@ -27,3 +27,9 @@ def blank_outside(features: Tensor, sizes: Tensor, stride: int) -> Tensor:
     """`features` [N, C, h, w] with every cell outside the image set to zero."""
     mask = inside(sizes, stride, features.shape[2], features.shape[3])
     return features * mask[:, None].to(features.dtype)
+
+
+def mean_inside(features: Tensor, sizes: Tensor, stride: int) -> Tensor:
+    """The mean of `features` [N, C, h, w] over the cells of the image: [N, C]; zero where there are none."""
+    mask = inside(sizes, stride, features.shape[2], features.shape[3])[:, None].to(torch.float32)
+    return (features * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)).clamp(min=1)

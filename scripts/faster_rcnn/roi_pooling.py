@@ -1,8 +1,11 @@
 """Region features of a fixed size: RoI max pooling (Girshick 2015, section 2.1) and RoIAlign (He et al. 2017).
 
 N  images;  P  regions an image;  C, h, w  feature map;  S  output size.  Regions are x1, y1, x2, y2 in canvas pixels.
-Both take features that are zero outside the image, and give the same on every canvas.
+Both take features that are zero outside the image, and give the same on every canvas. Of several maps, those of a
+feature pyramid, each region is pooled from one (Lin et al. 2017, section 4.2).
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -124,3 +127,62 @@ def _log2(lengths: Tensor, levels: int) -> Tensor:
 
 
 POOLINGS = {"align": roi_align, "max": roi_max_pool}
+
+# Lin et al. 2017, eq. 1: a region of ImageNet's 224² pixels belongs to the map of stride 16. torchvision lets a region
+# that misses a border by a millionth have it.
+CANONICAL_SIDE = 224.0
+CANONICAL_STRIDE = 16
+SLACK = 1e-6
+
+
+def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size: int, pooling: str) -> Tensor:
+    """The features of each region from the map that it belongs to.
+
+    maps: [N, C, h, w] each, finest first, one or of strides that double;  strides: theirs, more are ignored;
+    rois: [N, P, 4];  size: S;  pooling: a key of POOLINGS.  Returns [N, P, C, S, S].
+    """
+    if len(maps) == 1:
+        return POOLINGS[pooling](maps[0], rois, size, strides[0])
+    sheet, tops = atlas(maps)
+    level = level_of(rois, strides[: len(maps)])
+    scale = rois.new_tensor([1 / stride for stride in strides])[level]
+    top = torch.stack([(level == place).to(rois.dtype) * first for place, first in enumerate(tops)]).sum(dim=0)
+    left = torch.ones_like(top)
+    in_cells = rois * scale[..., None] + torch.stack([left, top, left, top], dim=2)
+    if pooling == "max":
+        return roi_max_pool(sheet, in_cells, size, 1)
+    N, P = rois.shape[:2]
+    image = torch.arange(N, device=rois.device).to(rois.dtype)[:, None, None].expand(-1, P, 1)
+    numbered = torch.cat([image, in_cells], dim=2).reshape(N * P, 5)
+    pooled = torchvision.ops.roi_align(sheet, numbered, size, 1.0, sampling_ratio=2, aligned=True)
+    return pooled.reshape(N, P, sheet.shape[1], size, size)
+
+
+def level_of(rois: Tensor, strides: Sequence[int]) -> Tensor:
+    """Which map each region belongs to: eq. 1, k = ⌊4 + log2(√(wh) / 224)⌋, held to the maps that there are.
+
+    rois: [N, P, 4];  strides: doubling.  Returns int64 [N, P], places in `strides`. Written as comparisons of areas,
+    which come out alike everywhere, where the last bit of a logarithm does not.
+    """
+    areas = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
+    sides = [CANONICAL_SIDE * stride / CANONICAL_STRIDE for stride in strides[1:]]
+    borders = areas.new_tensor([(side * 2**-SLACK) ** 2 for side in sides])
+    return (areas[..., None] >= borders).to(torch.int64).sum(dim=-1)
+
+
+def atlas(maps: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """All maps below each other on one sheet, so that one pooling serves every region, whichever map it belongs to.
+
+    A map's first row and column stand twice, because RoIAlign holds on to them half a cell before the map begins; at
+    its end it has two of zeros, as on a larger canvas.
+    maps: [N, C, h, w] each, the widest first.  Returns [N, C, Σ(h + 3), w + 3] and the row where each map begins; all
+    begin in column 1.
+    """
+    width = maps[0].shape[3] + 3
+    framed, tops, row = [], [], 0
+    for one in maps:
+        h, w = one.shape[2:]
+        framed.append(F.pad(F.pad(one, (1, 0, 1, 0), mode="replicate"), (0, width - w - 1, 0, 2)))
+        tops.append(row + 1)
+        row = row + h + 3
+    return torch.cat(framed, dim=2), tops

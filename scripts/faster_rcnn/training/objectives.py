@@ -46,7 +46,7 @@ def fast_rcnn_losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) 
         raise ValueError("the pictures carry no proposals; open the data set with those of a source")
     with _precision(batch.images, mixed_precision):
         features = detector.features(batch.images, batch.sizes)
-    return _head_losses(detector, features.float(), batch.proposals, batch)
+    return _head_losses(detector, [one.float() for one in features], batch.proposals, batch)
 
 
 OBJECTIVES: dict[str, Compute] = {"joint": joint_losses, "rpn": rpn_losses, "fast-rcnn": fast_rcnn_losses}
@@ -72,11 +72,11 @@ def _precision(images: Tensor, mixed: bool) -> torch.autocast:
     return torch.autocast(images.device.type, dtype=reduced, enabled=reduced is not None)
 
 
-def _features_and_regions(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> tuple[Tensor, RPNOutput]:
+def _features_and_regions(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> tuple[list[Tensor], RPNOutput]:
     with _precision(batch.images, mixed_precision):
         features = detector.features(batch.images, batch.sizes)
         rpn = detector.regions(features, batch.sizes)
-    return features.float(), rpn
+    return [one.float() for one in features], rpn
 
 
 def _generator(device: torch.device, seed: int) -> torch.Generator:
@@ -114,7 +114,7 @@ def _rpn_losses_of_image(
     return classification, box
 
 
-def _head_losses(detector: FasterRCNN, features: Tensor, proposals: list[Tensor], batch: Batch) -> Losses:
+def _head_losses(detector: FasterRCNN, features: list[Tensor], proposals: list[Tensor], batch: Batch) -> Losses:
     config = detector.config
     sampled = [
         sample_proposals(
