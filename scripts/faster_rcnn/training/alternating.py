@@ -14,10 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from faster_rcnn.config import canvases
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.detector import FasterRCNN
-from faster_rcnn.proposal_sources.rpn import rpn_regions
+from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
 from faster_rcnn.proposals import ProposalLimits
 from faster_rcnn.training.checkpoint import BEST, NAME, build_detector, read_checkpoint, save_state
@@ -54,8 +53,9 @@ def alternate(
         name, data = STEPS[number - 1], (training, validation)
         if given is not None:
             before = folder / STEPS[number - 2]
+            most = given.config.training_proposals.after_nms
             data = (
-                with_rpn_proposals(given, training, before / "proposals-train.npz", _without_cut(given)),
+                with_rpn_proposals(given, training, before / "proposals-train.npz", uncut_limits(given, most)),
                 with_rpn_proposals(given, validation, before / "proposals-val.npz", given.config.proposals),
             )
         return _run_step(detector, task, data, replace(options, iterations=iterations[number - 1]), folder / name)
@@ -79,14 +79,6 @@ def with_rpn_proposals(detector: FasterRCNN, dataset: Dataset, path: Path, limit
         rpn_regions(detector, dataset, limits).save(path)
     wait_for_all()
     return WithProposals(dataset, ProposalTable.load(path), limits.after_nms)
-
-
-def _without_cut(detector: FasterRCNN) -> ProposalLimits:
-    """In alternating training all anchors enter the suppression (the reference code's RPN_PRE_NMS_TOP_N = -1)."""
-    config, stride = detector.config, min(detector.backbone.strides)
-    height, width = canvases(config.resize, stride)[-1]
-    anchors = (height // stride) * (width // stride) * detector.rpn.k
-    return replace(config.training_proposals, before_nms=anchors)
 
 
 def _run_step(

@@ -45,7 +45,9 @@ def read_checkpoint(path: Path, which: str = "last") -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a file that is not its own
-        raise ValueError(f"{file} is not a checkpoint, or a broken one; name a run that scripts/train.py made") from error
+        raise ValueError(
+            f"{file} is not a checkpoint, or a broken one; name a run that scripts/train.py made"
+        ) from error
     if not isinstance(state, dict) or not {"config", "detector"} <= state.keys():
         raise ValueError(f"{file} is not a checkpoint of this project; name a run that scripts/train.py made")
     return state

@@ -42,8 +42,9 @@ class DivergenceWatch:
             return
         if average > RISE * self.lowest:
             raise FloatingPointError(
-                f"training has diverged by iteration {iteration}: the losses ({values}) are {average / self.lowest:.0f} "
-                f"times what they were at best; likely the learning rate {rate:.2g} is too high; {_LOWER_RATE}"
+                f"training has diverged by iteration {iteration}: the losses ({values}) are "
+                f"{average / self.lowest:.0f} times what they were at best; likely the learning rate {rate:.2g} "
+                f"is too high; {_LOWER_RATE}"
             )
         self.lowest = min(self.lowest, average)
 

@@ -5,6 +5,7 @@ P  regions of a picture.  Boxes are x1, y1, x2, y2.
 
 import numpy as np
 import torch
+from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from faster_rcnn.boxes import clip_to_sizes, encode
@@ -15,7 +16,6 @@ from faster_rcnn.evaluation import Predictor
 from faster_rcnn.resize import resize_image
 from faster_rcnn.roi_head import TargetNormalisation
 from faster_rcnn.sampling import ProposalSampling
-from torchvision.ops import box_iou
 
 
 def given_predictor(detector: FasterRCNN) -> Predictor:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from faster_rcnn.backbones import freeze_before
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.loader import Batch, Loading, Share, training_batches
 from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.freezing import freeze_before
 from faster_rcnn.losses import total
 from faster_rcnn.training.checkpoint import BEST, NAME, read_checkpoint, save_state
 from faster_rcnn.training.divergence import DivergenceWatch
@@ -73,9 +73,7 @@ def train(
     if resume:
         _restore(run, parts, folder, options)
     share = Share(rank(), processes(), options.accumulate)
-    loading = Loading(
-        options.batch_size, options.seed, options.workers, options.augmentations, options.with_difficult
-    )
+    loading = Loading(options.batch_size, options.seed, options.workers, options.augmentations, options.with_difficult)
     stride = detector.backbone.stride
     batches = training_batches(training, detector.config.resize, stride, loading, run.done, share)
     first = rank() == 0
@@ -182,7 +180,9 @@ def _freeze_normalisations(module: nn.Module) -> list[nn.Module]:
 def _restore(run: _Run, parts: _Parts, folder: Path, options: TrainingOptions) -> None:
     state = read_checkpoint(folder)
     if state["iteration"] >= options.iterations:
-        raise ValueError(f"{folder} has done its {state['iteration']} iterations; raise --iterations to train it further")
+        raise ValueError(
+            f"{folder} has done its {state['iteration']} iterations; raise --iterations to train it further"
+        )
     parts.detector.load_state_dict(state["detector"])
     parts.optimiser.load_state_dict(state["optimiser"])
     run.done, run.best, run.metrics = state["iteration"], state["best"], state["metrics"]

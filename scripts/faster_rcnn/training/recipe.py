@@ -12,13 +12,13 @@ import torch
 import torchvision
 
 from faster_rcnn.config import DetectorConfig, preset
-from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.resize import ResizeRule
 from faster_rcnn.roi_head import TargetNormalisation
 from faster_rcnn.training.alternating import step_iterations
 from faster_rcnn.training.options import TrainingOptions
-from faster_rcnn.weights import load_backbone_weights
+from faster_rcnn.weights import fetch_weights, load_backbone_weights
 
 RECORD = "run.json"
 SCHEDULES = ("joint", "alternating", "fast-rcnn")
@@ -80,9 +80,9 @@ def configure(given: dict[str, Any], backbone: str, labels: tuple[str, ...]) -> 
     loss_names = {field.name for field in fields(config.losses)}
     changes["losses"] = replace(config.losses, **{name: given[name] for name in loss_names if name in given})
     threshold = given.get("proposal_nms", config.proposals.nms_threshold)
-    for name in ("training_proposals", "proposals"):
+    for name, option in (("training_proposals", "training_proposals"), ("proposals", "test_proposals")):
         limits = getattr(config, name)
-        before, after = given.get(name, (limits.before_nms, limits.after_nms))
+        before, after = given.get(option, (limits.before_nms, limits.after_nms))
         changes[name] = replace(limits, before_nms=before, after_nms=after, nms_threshold=threshold)
     if "detection_nms" in given:
         changes["detections"] = replace(config.detections, nms_threshold=given["detection_nms"])
@@ -91,18 +91,24 @@ def configure(given: dict[str, Any], backbone: str, labels: tuple[str, ...]) -> 
     return replace(config, **changes)
 
 
-def new_run(given: dict[str, Any], command: str, device: str, dataset: Dataset) -> dict[str, Any]:
-    """The record of a run that begins.
+# What may change when a run goes on: the rate of a run that diverged, the length of one that could learn more (its rate
+# then follows the longer schedule), and what has no effect on the result.
+CHANGEABLE = ("learning_rate", "iterations", "workers")
 
-    given: what the command line names;  dataset: what is trained on.
+
+def begun_run(folder: Path, given: dict[str, Any], command: str, device: str) -> dict[str, Any]:
+    """The record of a new run.
+
+    given: what the command line names;  command: as it was typed.
+    Raises ValueError, FileExistsError or ConnectionError, before the data is read, for what cannot be.
     """
+    if (folder / RECORD).exists():
+        raise FileExistsError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
+    _check_together(given)
     backbone, data = given.get("backbone", "compact"), given.get("data", "shapes")
     weights = given.get("weights", default_weights(backbone))
-    known = {field.name for field in fields(TrainingOptions)}
-    options = default_options(backbone, weights, data, len(dataset))
-    options |= {name: value for name, value in given.items() if name in known}
-    options["warm_up"] = min(options["warm_up"], options["iterations"])
-    run = {
+    fetch_weights(backbone, weights)  # what is missing must not show after an hour of reading data
+    run: dict[str, Any] = {
         "command": command,
         "data": data,
         "train_split": given.get("train_split", "train"),
@@ -111,8 +117,6 @@ def new_run(given: dict[str, Any], command: str, device: str, dataset: Dataset) 
         "backbone": backbone,
         "weights": weights,
         "schedule": given.get("schedule", "joint"),
-        "options": asdict(TrainingOptions(**options)),
-        "config": configure(given, backbone, dataset.labels).to_dict(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -120,14 +124,58 @@ def new_run(given: dict[str, Any], command: str, device: str, dataset: Dataset) 
         },
         "device": device,
     }
+    training = open_dataset(data, run["train_split"], skip_bad_boxes=run["skip_bad_boxes"])
+    run["config"] = configure(given, backbone, training.labels).to_dict()
+    known = {field.name for field in fields(TrainingOptions)}
+    options = default_options(backbone, weights, data, len(training))
+    options |= {name: value for name, value in given.items() if name in known}
     if run["schedule"] == "alternating":
-        run["step_iterations"] = list(given.get("step_iterations", step_iterations(run["options"]["iterations"])))
-        run["options"]["iterations"] = sum(run["step_iterations"])
+        run["step_iterations"] = list(given.get("step_iterations", step_iterations(options["iterations"])))
+        options["iterations"] = sum(run["step_iterations"])
     if run["schedule"] == "fast-rcnn":
-        run["proposals"] = given["proposals"]
-        run["proposal_limit"] = given.get("proposal_limit", 2000)
-    if given.get("target_normalisation") == "measured":
-        run["measure_targets"] = True
+        run["proposals"], run["proposal_limit"] = given["proposals"], given.get("proposal_limit", 2000)
+        run["measure_targets"] = given.get("target_normalisation") == "measured"
+    options["warm_up"] = min(options["warm_up"], options["iterations"])
+    run["options"] = asdict(TrainingOptions(**options))
+    return run
+
+
+def _check_together(given: dict[str, Any]) -> None:
+    """Raises ValueError for options that do not go together."""
+    schedule = given.get("schedule", "joint")
+    if (schedule == "fast-rcnn") != ("proposals" in given):
+        raise ValueError("--proposals SOURCE and --schedule fast-rcnn belong together; give both or neither")
+    if "step_iterations" in given and schedule != "alternating":
+        raise ValueError("--step-iterations are those of --schedule alternating; give --iterations")
+    if "step_iterations" in given and "iterations" in given:
+        raise ValueError("--step-iterations say how long the run is; leave out --iterations")
+    if given.get("target_normalisation") == "measured" and schedule != "fast-rcnn":
+        raise ValueError(
+            "targets are measured on given proposals, and those of an RPN in training change all the time; "
+            "take --target-normalisation fixed, or --schedule fast-rcnn"
+        )
+
+
+def resumed_run(folder: Path, given: dict[str, Any], command: str) -> dict[str, Any]:
+    """The record of the run in `folder`, with what may be changed of it.
+
+    Raises FileNotFoundError where there is no run, ValueError for what may not be changed.
+    """
+    if not (folder / RECORD).is_file():
+        raise FileNotFoundError(f"{folder / RECORD} is not there, so there is nothing to resume; leave out --resume")
+    if fixed := [f"--{name.replace('_', '-')}" for name in given if name not in CHANGEABLE]:
+        raise ValueError(f"--resume goes on with the run's own options; leave out {', '.join(fixed)}")
+    run = read_run(folder)
+    options = run["options"]
+    if given.get("iterations", options["iterations"]) < options["iterations"]:
+        raise ValueError(f"--iterations of a run can only be raised; {folder} has {options['iterations']}")
+    if "iterations" in given and run["schedule"] == "alternating":
+        raise ValueError(
+            "each step of alternating training builds on the finished ones; start a new run to train longer"
+        )
+    run["options"] = options | given
+    if given:
+        run.setdefault("resumed", []).append(command)
     return run
 
 

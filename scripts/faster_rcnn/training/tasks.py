@@ -10,7 +10,7 @@ import torch
 from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.evaluation import Predictor, measure, proposal_recall, torch_predictor
-from faster_rcnn.proposal_sources.rpn import picture_proposals
+from faster_rcnn.proposal_sources.rpn import picture_regions
 from faster_rcnn.training.given import given_predictor
 from faster_rcnn.training.objectives import Compute, fast_rcnn_losses, joint_losses, rpn_losses
 
@@ -31,8 +31,9 @@ class Task:
 
 
 def _rpn_predictor(detector: FasterRCNN) -> Predictor:
+    @torch.no_grad()
     def predict(sample: Sample) -> Prediction:
-        regions = picture_proposals(detector, sample.image, detector.config.proposals)
+        regions = picture_regions(detector, sample, detector.config.proposals)
         nothing = np.zeros(0, np.int64)
         return Prediction(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), nothing, regions.boxes)
 

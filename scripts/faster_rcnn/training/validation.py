@@ -1,4 +1,4 @@
-"""Validation during training: the losses and the metrics on pictures that nothing is learned from, and a look at them."""
+"""Validation during training: losses and metrics on pictures that nothing is learned from, and a look at them."""
 
 from itertools import islice
 from typing import Any
