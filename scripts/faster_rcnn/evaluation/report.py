@@ -1,0 +1,180 @@
+"""An evaluation as a folder: metrics, plots, tables, pictures and mistakes, and a page that shows all of it."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from faster_rcnn.data.dataset import Dataset, Prediction, Sample
+from faster_rcnn.evaluation import page
+from faster_rcnn.evaluation.measure import measure, rounded, without_pixels
+from faster_rcnn.evaluation.mistakes import KINDS, Mistake, find_mistakes
+from faster_rcnn.evaluation.pictures import draw_mistake, draw_overview, draw_sources
+from faster_rcnn.evaluation.plots import plot_precision_recall, plot_recall
+from faster_rcnn.evaluation.recall import MEASURES, proposal_recall, recall_rows, recall_table
+from faster_rcnn.evaluation.voc import voc_ap
+from faster_rcnn.proposal_sources.table import Regions
+
+SHOWN_SCORE = 0.5  # what a client of the service gets who names no threshold
+WORST_SHOWN = 12  # of each kind of mistake
+QUALITY = 85  # of JPEG
+TILES = ("AP", "AP50", "AP75", "VOC_mAP", "VOC_mAP_11", "AR100", "pictures", "objects")
+RECALL_HEAD = ("source", "proposals", *MEASURES, "given a picture")
+
+
+def write_report(
+    out: Path,
+    dataset: Dataset,
+    truths: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    about: dict[str, Any],
+    pictures: int,
+) -> dict[str, Any]:
+    """Measures and writes `metrics.json`, plots, `recall.csv`, `recall.md`, `mistakes.csv`, `pictures/`, `mistakes/`,
+    `index.html`; returns what is in `metrics.json`.
+
+    truths, predictions: of every picture of `dataset`, as `collect` gives them;  about: what was measured and how,
+    put before the metrics;  pictures: how many are drawn, evenly spread. Pictures are read again when they are drawn.
+    Raises ValueError if there is no object to find.
+    """
+    record = {**about, **measure(truths, predictions, dataset.labels)}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+    plot_precision_recall(voc_ap(truths, predictions, dataset.labels), out / "precision_recall.png")
+    sections = [_results(record)]
+    if "proposals" in record:
+        numbers = tuple(int(number) for number in record["proposals"])
+        regions = [one.proposals for one in predictions if one.proposals is not None]
+        sections.append(_write_recall(out, {"the detector's": proposal_recall(truths, regions, numbers)}))
+    mistakes = find_mistakes(truths, predictions, dataset.labels, SHOWN_SCORE)
+    sections.append(_write_mistakes(out, dataset, mistakes))
+
+    def overview(index: int) -> Image.Image:
+        return draw_overview(dataset[index], predictions[index], dataset.labels, SHOWN_SCORE, dataset.name(index))
+
+    sections.append(_write_pictures(out / "pictures", dataset, pictures, overview))
+    note = ", ".join(f"{key} {value}" for key, value in about.items())
+    (out / "index.html").write_text(page.page(f"Evaluation of {about['target']}", note, sections))
+    return record
+
+
+def compare_sources(
+    out: Path, dataset: Dataset, tables: Mapping[str, Mapping[str, Regions]], about: dict[str, Any], pictures: int
+) -> str:
+    """Measures sources of proposals alone: `metrics.json`, `recall.csv`, `recall.md`, a plot with all of them,
+    `pictures/` and `index.html`; returns the table of `recall.md`.
+
+    tables: what `propose_for` made for all of `dataset`, by the name of its source;  about, pictures: as above.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    indices = range(len(dataset))
+    progress = tqdm(indices, desc="reading", unit="picture", leave=False)
+    truths = [without_pixels(dataset[index]) for index in progress]
+    regions = {source: [table[dataset.name(index)].boxes for index in indices] for source, table in tables.items()}
+    results = {source: proposal_recall(truths, boxes) for source, boxes in regions.items()}
+    (out / "metrics.json").write_text(json.dumps({**about, "sources": rounded(results)}, indent=1) + "\n")
+    drawn = _write_pictures(
+        out / "pictures",
+        dataset,
+        pictures,
+        lambda index: draw_sources(dataset[index], {source: boxes[index] for source, boxes in regions.items()}),
+    )
+    note = ", ".join(f"{key} {value}" for key, value in about.items())
+    (out / "index.html").write_text(page.page("Recall of proposals", note, [_write_recall(out, results), drawn]))
+    return recall_table(results)
+
+
+def _results(record: dict[str, Any]) -> str:
+    rows = [
+        [name, *(_number(record[key][name]) for key in ("AP_by_class", "VOC_AP_by_class", "VOC_AP_11_by_class"))]
+        for name in record["AP_by_class"]
+    ]
+    return page.section(
+        "Detections",
+        "AP: mean over IoU 0.50 to 0.95 (COCO). VOC: at IoU 0.5, the area under the curve, or its mean at 11 recalls.",
+        page.tiles({name: _number(record[name]) for name in TILES}),
+        page.table(("class", "AP", "VOC AP (area)", "VOC AP (11 points)"), rows),
+        page.picture("precision_recall.png"),
+    )
+
+
+def _write_recall(out: Path, sources: dict[str, dict[str, Any]]) -> str:
+    plot_recall(sources, out / "proposal_recall.png")
+    (out / "recall.md").write_text(recall_table(sources))
+    rows = recall_rows(sources)
+    _write_csv(out / "recall.csv", RECALL_HEAD, rows)
+    return page.section(
+        "Proposals",
+        "The share of objects that the best proposals of a picture cover, and AR, its mean over IoU 0.50 to 0.95.",
+        page.table(RECALL_HEAD, rows),
+        page.picture("proposal_recall.png"),
+    )
+
+
+def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) -> str:
+    """`mistakes.csv` with all of them, `mistakes/` with the worst of each kind, named by their rank among all."""
+    _write_csv(
+        out / "mistakes.csv",
+        ("rank", "kind", "picture", "class", "severity", "x1", "y1", "x2", "y2", "caption"),
+        [
+            [str(rank), one.kind, dataset.name(one.picture), dataset.labels[one.label], f"{one.severity:.4f}"]
+            + [f"{corner:.1f}" for corner in one.box.tolist()]
+            + [one.caption]
+            for rank, one in enumerate(mistakes, start=1)
+        ],
+    )
+    folder = _emptied(out / "mistakes", "mistake-*.jpg")
+    counts, galleries = [], []
+    progress = tqdm(KINDS, desc="drawing mistakes", unit="kind", leave=False)
+    for kind in progress:
+        of_kind = [(rank, one) for rank, one in enumerate(mistakes, start=1) if one.kind == kind]
+        names = []
+        for rank, mistake in of_kind[:WORST_SHOWN]:
+            names.append(f"mistake-{rank:04d}-{kind.replace(' ', '-')}.jpg")
+            drawn = draw_mistake(dataset[mistake.picture], mistake, dataset.name(mistake.picture))
+            drawn.save(folder / names[-1], quality=QUALITY)
+        counts.append([kind, str(len(of_kind))])
+        galleries.append(page.gallery(f"{kind}: {len(of_kind)}", [f"{folder.name}/{name}" for name in names]))
+    return page.section(
+        "Mistakes",
+        f"Detections with a score of {SHOWN_SCORE} or more that are false, and objects that none of them found; "
+        f"the {WORST_SHOWN} worst of each kind. Red is the detection, white the object. All are in mistakes.csv.",
+        page.table(("kind", "number"), counts),
+        *galleries,
+    )
+
+
+def _write_pictures(folder: Path, dataset: Dataset, number: int, draw: Callable[[int], Image.Image]) -> str:
+    """`number` pictures that `draw` makes of their index, evenly spread over the data set."""
+    _emptied(folder, "picture-*.jpg")
+    last = len(dataset) - 1
+    chosen = np.unique(np.linspace(0, last, min(number, len(dataset))).round().astype(int))
+    paths = []
+    for index in tqdm(chosen.tolist(), desc="drawing pictures", unit="picture", leave=False):
+        paths.append(f"{folder.name}/picture-{index:05d}.jpg")
+        draw(index).save(folder.parent / paths[-1], quality=QUALITY)
+    return page.section("Pictures", f"{len(paths)} of {len(dataset)}.", *map(page.picture, paths))
+
+
+def _emptied(folder: Path, pattern: str) -> Path:
+    """The folder without what a former evaluation drew there."""
+    folder.mkdir(exist_ok=True)
+    for former in folder.glob(pattern):
+        former.unlink()
+    return folder
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
