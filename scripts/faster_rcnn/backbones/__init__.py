@@ -6,10 +6,22 @@ import torch
 
 from faster_rcnn.backbones.base import Backbone
 from faster_rcnn.backbones.compact import Compact
+from faster_rcnn.backbones.freezing import freeze_before
 from faster_rcnn.backbones.mobilenet_v3 import MobileNetV3Large
 from faster_rcnn.backbones.pyramid import mobilenet_v3_large_fpn, resnet50_fpn
 from faster_rcnn.backbones.resnet50 import ResNet50
 from faster_rcnn.backbones.vgg16 import VGG16
+
+__all__ = [
+    "BACKBONES",
+    "VGG16",
+    "Backbone",
+    "Compact",
+    "MobileNetV3Large",
+    "ResNet50",
+    "autocast_dtype",
+    "freeze_before",
+]
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "compact": Compact,

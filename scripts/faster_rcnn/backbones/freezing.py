@@ -1,13 +1,16 @@
 """Fine-tuning depth: how much of a pretrained backbone is left as it is (Girshick 2015, section 4.5)."""
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
-from faster_rcnn.detector import FasterRCNN
+if TYPE_CHECKING:  # a detector is built of backbones
+    from faster_rcnn.detector import FasterRCNN
 
 HEAD = "fc6"
 
 
-def freeze_before(detector: FasterRCNN, name: str) -> list[nn.Module]:
+def freeze_before(detector: "FasterRCNN", name: str) -> list[nn.Module]:
     """Takes the gradients from all stages of the backbone before the one of that name; `fc6` freezes all of them.
 
     A pyramid's own layers always learn. Returns the frozen modules, whose batch normalisations must stay in evaluation
