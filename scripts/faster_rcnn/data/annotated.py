@@ -121,8 +121,11 @@ class AnnotatedPictures:
     def __getitem__(self, index: int) -> Sample:
         """Raises ValueError that names the picture if it cannot be read or has another size than is written."""
         entry = self._entries[index]
+        pixels = self.decode(index, entry.path.read_bytes())
+        if isinstance(pixels, Fault):
+            raise ValueError(str(pixels))
         return Sample(
-            self.decode(index, entry.path.read_bytes()),
+            pixels,
             entry.boxes.copy(),
             entry.labels.copy(),
             crowd=entry.crowd.copy(),
@@ -130,19 +133,19 @@ class AnnotatedPictures:
             difficult=entry.difficult.copy(),
         )
 
-    def decode(self, index: int, data: bytes) -> np.ndarray:
-        """The bytes of picture `index` as uint8 [H, W, 3].  Raises ValueError as `__getitem__` does."""
+    def decode(self, index: int, data: bytes) -> np.ndarray | Fault:
+        """The bytes of picture `index` as uint8 [H, W, 3], or why they are not what is annotated."""
         entry = self._entries[index]
         try:
             pixels = np.asarray(images.upright(data))
         except Problem as problem:
-            raise ValueError(f"{entry.where}: {entry.name} cannot be read: {problem.detail}") from problem
+            what = f"{entry.name} cannot be read: {problem.detail}"
+            return Fault("unreadable picture", entry.where, what, "mend it or take it off the list")
         if pixels.shape[:2] != entry.size:
             (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
-            raise ValueError(
-                f"{entry.where}: {entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}; "
-                "correct the list, or the boxes if they were drawn on the picture as it is stored"
-            )
+            what = f"{entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}"
+            remedy = "correct the list, and the boxes if they were drawn at that size"
+            return Fault("picture of another size", entry.where, what, remedy)
         return pixels
 
     def leave_out(self, indices: Iterable[int]) -> None:

@@ -30,13 +30,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def errors(faults: Sequence[Fault]) -> list[Fault]:
-    return [fault for fault in faults if not fault.warning]
+def stopping(faults: Sequence[Fault], skip_bad_boxes: bool) -> list[Fault]:
+    """The errors among the faults, less those that can be skipped if they are to be."""
+    return [fault for fault in faults if not fault.warning and not (skip_bad_boxes and fault.skippable)]
 
 
 def refuse(faults: Sequence[Fault], source: str, skip_bad_boxes: bool) -> None:
     """Raises ValueError if training cannot start with these faults, naming the first few of them in one line."""
-    serious = [fault for fault in errors(faults) if not (skip_bad_boxes and fault.skippable)]
+    serious = stopping(faults, skip_bad_boxes)
     if not serious:
         return
     more = f" · and {len(serious) - SHOWN} more" if len(serious) > SHOWN else ""

@@ -1,0 +1,204 @@
+"""How many objects of a data set have an anchor that fits: what the RPN can learn depends on it.
+
+An object whose best anchor has an IoU above 0.7 gives all such anchors to learn from; one without has its best one
+alone (Ren et al. 2015, section 3.1.2), which must be moved far.
+T  objects;  k  anchor shapes.  Boxes are x1, y1, x2, y2 in pixels of the resized picture.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from faster_rcnn.anchors import cell_anchors
+from faster_rcnn.config import DetectorConfig
+from faster_rcnn.data.annotated import AnnotatedPictures
+from faster_rcnn.data.dataset import Dataset
+
+SAMPLES = 200  # of a data set whose objects cannot be had without drawing the picture
+ENOUGH = 0.9  # of a class's objects with an anchor above 0.5; with fewer, other scales are suggested
+OCTAVES = 2.0 ** np.arange(3, 11)  # borders of the classes of size, 8 to 1024 pixels
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """best: float [T], IoU of an object with the anchor that fits it best;  classes: int64 [T];  sides: float [T],
+    square roots of the objects' areas, resized;  never_inside: anchor shapes that are wholly inside no picture;
+    suggestion: scales that cover more, if few objects of some class are covered;  suggested: the shares above 0.5 that
+    they would give, of all objects and of the class with the fewest.
+    """
+
+    config: DetectorConfig
+    best: np.ndarray
+    classes: np.ndarray
+    sides: np.ndarray
+    never_inside: tuple[str, ...]
+    suggestion: tuple[float, ...] = ()
+    suggested: tuple[float, float] = (0.0, 0.0)
+
+    def share(self, iou: float, where: np.ndarray | None = None) -> float:
+        """The share of the objects, of those chosen by a mask, whose best anchor is above `iou`."""
+        best = self.best if where is None else self.best[where]
+        return float((best > iou).mean()) if len(best) else 0.0
+
+    def worst_class(self) -> float:
+        """The share above 0.5 of the class that has the fewest; classes without objects do not count."""
+        return min((self.share(0.5, self.classes == label) for label in np.unique(self.classes)), default=0.0)
+
+    def report(self) -> str:
+        """A table for a person, and what to do where it is poor."""
+        rows = [("all", np.ones(len(self.best), bool)), *self._by_class(), *self._by_size()]
+        width = max(len(name) for name, _ in rows)
+        lines = [
+            f"{name:{width}} {mask.sum():8} {self.share(0.5, mask):7.1%} {self.share(0.7, mask):7.1%}"
+            for name, mask in rows
+        ]
+        return "\n".join([f"{'anchors':{width}} {'objects':>8} {'IoU>0.5':>7} {'IoU>0.7':>7}", *lines, *self._advice()])
+
+    def _by_class(self) -> Iterator[tuple[str, np.ndarray]]:
+        for label, name in enumerate(self.config.labels):
+            yield name, self.classes == label
+
+    def _by_size(self) -> Iterator[tuple[str, np.ndarray]]:
+        place = np.searchsorted(OCTAVES, self.sides, side="right")
+        for octave in np.unique(place):
+            low = f"{OCTAVES[octave - 1]:.0f}" if octave else "0"
+            high = f" to {OCTAVES[octave]:.0f}" if octave < len(OCTAVES) else " and more"
+            yield f"{low}{high} pixels", place == octave
+
+    def _advice(self) -> Iterator[str]:
+        if self.never_inside:
+            shapes = f"{len(self.never_inside)} of {len(_shape_names(self.config))} ({', '.join(self.never_inside)})"
+            effect = (
+                "they are trained on as they cross the border"
+                if self.config.anchor_sampling.keep_crossing
+                else "warning: anchors that cross the border are dropped, so these are never trained; "
+                "keep them with --crossing-anchors keep, or choose smaller --anchor-scales"
+            )
+            yield f"anchor shapes that are wholly inside no picture: {shapes}; {effect}"
+        if self.suggestion:
+            scales = " ".join(f"{scale:g}" for scale in self.suggestion)
+            all_objects, worst = self.suggested
+            yield (
+                f"warning: of some class only {self.worst_class():.1%} have an anchor above 0.5; "
+                f"--anchor-scales {scales} would give {worst:.1%} of each class, {all_objects:.1%} of all"
+            )
+
+
+def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[int]) -> Coverage:
+    """The coverage of a data set's objects by the anchors that `config` would train on.
+
+    strides: of the backbone's feature maps, which share the scales evenly, the finest taking the first.
+    """
+    boxes, classes, owner, sizes = _resized(dataset, config)
+    if len(boxes) == 0:
+        return Coverage(config, np.zeros(0), classes, np.zeros(0), ())
+    best, inside = best_overlaps(boxes, sizes[owner], config, strides), inside_somewhere(sizes, config, strides)
+    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    never = tuple(name for name, there in zip(_shape_names(config), inside, strict=True) if not there)
+    coverage = Coverage(config, best, classes, sides, never)
+    if coverage.worst_class() >= ENOUGH:
+        return coverage
+    scales = suggest_scales(sides, classes, None if len(strides) == 1 else len(config.anchor_scales))
+    other = replace(coverage, best=best_overlaps(boxes, sizes[owner], replace(config, anchor_scales=scales), strides))
+    if other.worst_class() <= coverage.worst_class():
+        return coverage
+    return replace(coverage, suggestion=scales, suggested=(other.share(0.5), other.worst_class()))
+
+
+def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) -> tuple[float, ...]:
+    """`count` scales, None: at most an octave apart, from the smallest to the largest objects but for a twentieth of a
+    class at each end.
+
+    An anchor of half or twice the area of an object, and otherwise alike, has an IoU of 0.5 with it.
+    """
+    ends = [np.quantile(sides[classes == label], [0.05, 0.95]) for label in np.unique(classes)]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    steps = count or max(1, math.ceil(math.log2(high / low)))
+    return tuple(float(max(1, round(low * (high / low) ** ((step + 0.5) / steps)))) for step in range(steps))
+
+
+def _resized(dataset: Dataset, config: DetectorConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The objects as they enter the detector: boxes [T, 4], classes [T], picture [T]; and height, width of each
+    picture [N, 2].
+    """
+    folder = isinstance(dataset, AnnotatedPictures)
+    indices = range(len(dataset) if folder else min(len(dataset), SAMPLES))
+    boxes, classes, owner = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    sizes = []
+    for index in indices:
+        height, width = dataset.size(index)
+        new_height, new_width = config.resize(height, width)
+        if isinstance(dataset, AnnotatedPictures):
+            found, labels = dataset.objects(index)
+        else:
+            sample = dataset[index].objects()
+            found, labels = sample.boxes, sample.labels
+        boxes.append(found * np.array([new_width / width, new_height / height] * 2))
+        classes.append(labels)
+        owner.append(np.full(len(labels), index))
+        sizes.append((new_height, new_width))
+    return np.concatenate(boxes), np.concatenate(classes), np.concatenate(owner), np.array(sizes).reshape(-1, 2)
+
+
+def _shape_names(config: DetectorConfig) -> list[str]:
+    return [f"{scale:g} at ratio {ratio:g}" for ratio in config.anchor_ratios for scale in config.anchor_scales]
+
+
+def _shapes(config: DetectorConfig, strides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Width and height [k, 2] of every anchor shape, and the stride [k] of the map that it stands on."""
+    corners = cell_anchors(config.anchor_scales, config.anchor_ratios).numpy().astype(np.float64)
+    of_scales = np.repeat(np.array(strides, np.float64), len(config.anchor_scales) // len(strides))
+    return corners[:, 2:] - corners[:, :2], np.tile(of_scales, len(config.anchor_ratios))
+
+
+def _cells(
+    length: np.ndarray, extent: np.ndarray, strides: np.ndarray, keep_crossing: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """First and last cell [T, k], along one side of pictures of `length` [T], whose anchors of `extent` [k] are used.
+
+    The last is before the first where there is none.
+    """
+    last = np.ceil(length[:, None] / strides) - 1
+    if keep_crossing:
+        return np.zeros_like(last), last
+    first = np.ceil(extent / 2 / strides - 0.5)
+    return np.broadcast_to(first, last.shape), np.minimum(
+        last, np.floor((length[:, None] - extent / 2) / strides - 0.5)
+    )
+
+
+def inside_somewhere(sizes: np.ndarray, config: DetectorConfig, strides: Sequence[int]) -> np.ndarray:
+    """Which anchor shapes are wholly inside at least one picture.  sizes: [N, 2].  Returns bool [k]."""
+    shapes, of_shapes = _shapes(config, strides)
+    unique = np.unique(sizes, axis=0).astype(np.float64)
+    inside = np.ones((len(unique), len(shapes)), bool)
+    for axis in (0, 1):
+        first, last = _cells(unique[:, 1 - axis], shapes[:, axis], of_shapes, keep_crossing=False)
+        inside &= first <= last
+    return np.asarray(inside.any(axis=0))
+
+
+def best_overlaps(boxes: np.ndarray, sizes: np.ndarray, config: DetectorConfig, strides: Sequence[int]) -> np.ndarray:
+    """IoU of each box with the anchor that fits it best, of those that `config` trains on.
+
+    boxes: [T, 4];  sizes: [T, 2], height and width of their pictures.  Returns [T]; 0 where no anchor is used.
+
+    Of all anchors of one shape, that with its centre nearest along x and along y overlaps a box most, because an
+    overlap never grows as centres move apart; so k anchors are compared with a box and not those of all locations.
+    """
+    shapes, of_shapes = _shapes(config, strides)
+    overlap = np.ones((len(boxes), len(shapes)))
+    for axis in (0, 1):
+        low, high, extent = boxes[:, None, axis], boxes[:, None, axis + 2], shapes[:, axis]
+        length = sizes[:, 1 - axis].astype(np.float64)
+        first, last = _cells(length, extent, of_shapes, config.anchor_sampling.keep_crossing)
+        cell = np.clip(np.round((low + high) / 2 / of_shapes - 0.5), first, last)
+        centre = (cell + 0.5) * of_shapes
+        shared = np.minimum(high, centre + extent / 2) - np.maximum(low, centre - extent / 2)
+        overlap *= np.where(first <= last, shared.clip(0), 0)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    union = area[:, None] + shapes.prod(axis=1) - overlap
+    best: np.ndarray = (overlap / union).max(axis=1)
+    return best

@@ -1,0 +1,113 @@
+"""Every picture of a data set is decoded before training, so that none is found broken in the middle of a long run."""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm.contrib.concurrent import thread_map
+
+from faster_rcnn.data.annotated import AnnotatedPictures
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.faults import Fault, refuse
+from service import images
+
+Seen = dict[str, tuple[str, Path]]  # SHA-256 of a picture's bytes to the split and the file where it was first met
+
+
+def check_before_training(datasets: Sequence[Dataset], workers: int) -> list[Fault]:
+    """Reads every picture of every folder among `datasets`; what is drawn as it is read needs no check.
+
+    Returns all faults, those of the annotations too: warnings, and what `skip_bad_boxes` has left out.
+    Raises ValueError with the first faults in one line if training cannot start with one of the data sets.
+    """
+    seen: Seen = {}
+    found: list[Fault] = []
+    for dataset in datasets:
+        if isinstance(dataset, AnnotatedPictures):
+            faults = [*dataset.faults, *check_pictures(dataset, workers, seen)]
+            refuse(faults, dataset.source, dataset.skip_bad_boxes)
+            if not len(dataset):
+                raise ValueError(f"{dataset.source}: split {dataset.split} has no picture that can be read; add some")
+            found += faults
+    return found
+
+
+def summary(faults: Sequence[Fault]) -> str:
+    """How many faults there are of each kind, the most frequent first, in one line."""
+    counts = Counter(fault.kind for fault in faults).most_common()
+    return ", ".join(f"{count} × {kind}" for kind, count in counts) or "none"
+
+
+def check_pictures(dataset: AnnotatedPictures, workers: int, seen: Seen | None = None) -> list[Fault]:
+    """Decodes every picture in `workers` threads: the decoders let go of the interpreter's lock while they work.
+
+    What cannot be trained on is an error, and left out of the data set. A file whose name tells of another format is a
+    warning, and so are the same bytes twice, here or in a split checked before with the same `seen`.
+    """
+    looks = thread_map(
+        lambda index: _look(dataset, index),
+        range(len(dataset)),
+        max_workers=workers,
+        desc=f"{dataset.source}, {dataset.split}",
+        unit=" pictures",
+        leave=False,
+    )
+    faults = [fault for look in looks for fault in look.faults]
+    faults += _repeated(dataset, looks, {} if seen is None else seen)
+    dataset.leave_out(index for index, look in enumerate(looks) if not look.readable)
+    return faults
+
+
+@dataclass(frozen=True)
+class _Look:
+    readable: bool
+    digest: str
+    faults: list[Fault]
+
+
+def _repeated(dataset: AnnotatedPictures, looks: Sequence[_Look], seen: Seen) -> list[Fault]:
+    """Files with the bytes of another, one by one; and in one line the pictures that two splits share."""
+    faults = []
+    shared: dict[str, list[str]] = {}
+    for index, look in enumerate(looks):
+        path, name = dataset.path(index), dataset.name(index)
+        split, first = seen.setdefault(look.digest, (dataset.split, path)) if look.readable else (dataset.split, path)
+        if first == path and split != dataset.split:
+            shared.setdefault(split, []).append(name)
+        elif first != path:
+            what = f"{name} has the same bytes as {first} (split {split})"
+            remedy = "keep one, and both out of different splits"
+            faults.append(Fault("duplicate picture", dataset.where(index), what, remedy, warning=True))
+    for split, names in shared.items():
+        what = f"{len(names)} pictures of split {dataset.split} are in split {split} too, the first {names[0]}"
+        remedy = "what is measured on pictures that were trained on says little"
+        faults.append(Fault("splits share pictures", dataset.source, what, remedy, warning=True))
+    return faults
+
+
+def _look(dataset: AnnotatedPictures, index: int) -> _Look:
+    where, path = dataset.where(index), dataset.path(index)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        what = f"{dataset.name(index)} cannot be read: {error.strerror}"
+        return _Look(False, "", [Fault("unreadable picture", where, what, "mend it or take it off the list")])
+    decoded = dataset.decode(index, data)
+    if isinstance(decoded, Fault):
+        return _Look(False, "", [decoded])
+    return _Look(True, hashlib.sha256(data).hexdigest(), _format_faults(where, path, data))
+
+
+def _format_faults(where: str, path: Path, data: bytes) -> list[Fault]:
+    Image.init()
+    named = Image.registered_extensions().get(path.suffix.lower())
+    with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+        found = "JPEG" if image.format == "MPO" else image.format  # several JPEGs in one, as some cameras write them
+    if named in (None, found):
+        return []
+    what = f"{path.name} is a {found} picture by its content"
+    return [Fault("mislabelled picture", where, what, "rename it", warning=True)]
