@@ -1,48 +1,121 @@
-"""Measures a run's detector in PyTorch, or a published model through the service's own code.
+"""Measures a run's detector in PyTorch, a published model through the service's own code, or sources of proposals.
 
-scripts/evaluate.py runs/shapes --data shapes --split test
+scripts/evaluate.py runs/mine --data voc:DIR --split test
 scripts/evaluate.py model_store/shapes/1 --data shapes --split test
+scripts/evaluate.py runs/fast --proposals selective-search           (another source than it was trained on)
+scripts/evaluate.py --proposals sliding-window --proposals rpn:runs/mine --data voc:DIR
+
+Writes a folder with metrics.json, tables, plots, pictures and mistakes; index.html in it shows all of them.
 """
 
 import argparse
 import json
+import os
 from pathlib import Path
+from typing import Any
 
-from faster_rcnn.command_line import run_command
+import torch
+
+from faster_rcnn.command_line import positive, run_command
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.first import FirstPictures
 from faster_rcnn.data.sources import check_labels, open_dataset
-from faster_rcnn.evaluation import evaluate, torch_predictor
+from faster_rcnn.evaluation import Predictor, collect, torch_predictor
+from faster_rcnn.evaluation.report import compare_sources, write_report
 from faster_rcnn.graph.serving import onnx_predictor
-from faster_rcnn.training.checkpoint import load_detector
+from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
+from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
+from faster_rcnn.training.checkpoint import BEST, build_detector, read_checkpoint
+from faster_rcnn.training.given import given_predictor
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", type=Path, metavar="RUN|MODEL_DIR", help="a run's folder or a published version's")
-    parser.add_argument("--data", default="shapes", help="shapes, or coco:DIR")
+    parser.add_argument(
+        "target", type=Path, nargs="?", metavar="RUN|MODEL_DIR", help="a run's folder or a published version's"
+    )
+    parser.add_argument("--data", help="voc:DIR, coco:DIR or shapes (default: RUN's own, else shapes)")
     parser.add_argument("--split", default="val", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, help="measure on this many (default: all)")
-    parser.add_argument("--out", type=Path, help="where metrics.json goes (default: RUN, else the current folder)")
+    parser.add_argument("--skip-bad-boxes", action="store_true", help="leave out what the check refuses")
+    parser.add_argument("--pictures", type=positive, help="measure on this many (default: all)")
+    parser.add_argument("--show", type=int, default=50, help="draw this many of them (default: %(default)s)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), help="default: RUN's best, if it has one")
+    parser.add_argument(
+        "--proposals",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help=f"{SOURCES}: without RUN, measure them, may be repeated; with it, the regions that its head looks at",
+    )
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="of selective search")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--out", type=Path, help="the folder that is written (default: RUN/evaluation-SPLIT, else ./evaluation-SPLIT)"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
-    target: Path = arguments.target
-    published = (target / "model.onnx").is_file()
-    dataset = open_dataset(arguments.data, arguments.split, arguments.seed)
-    if published:
-        predict, labels = onnx_predictor(target), tuple(json.loads((target / "model.json").read_text())["labels"])
+    target: Path | None = arguments.target
+    record = None if target is None else target / "run.json"
+    run = json.loads(record.read_text()) if record is not None and record.is_file() else {}
+    data = arguments.data or run.get("data", "shapes")
+    skip = arguments.skip_bad_boxes or run.get("skip_bad_boxes", False)
+    dataset = open_dataset(data, arguments.split, arguments.seed, skip)
+    if arguments.pictures is not None:
+        dataset = FirstPictures(dataset, arguments.pictures)
+    out: Path = arguments.out or (target if run and target else Path()) / f"evaluation-{arguments.split}"
+    about = {"target": str(target), "data": f"{data}/{arguments.split}", "seed": arguments.seed}
+    if target is None:
+        print(measure_sources(dataset, arguments, about, out))
     else:
-        detector = load_detector(target)
-        predict, labels = torch_predictor(detector), detector.config.labels
-    check_labels(dataset, labels, str(target))
-    metrics = evaluate(dataset, predict, arguments.pictures)
-    record = {"target": str(target), "data": f"{arguments.data}/{arguments.split}", "seed": arguments.seed, **metrics}
-    out: Path = arguments.out or (Path() if published else target)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+        dataset, predict = open_target(target, dataset, run, arguments)
+        truths, predictions = collect(dataset, predict)
+        print(json.dumps(write_report(out, dataset, truths, predictions, about, arguments.show), indent=1))
+    print(f"wrote {out / 'index.html'}")
+
+
+def measure_sources(dataset: Dataset, arguments: argparse.Namespace, about: dict[str, Any], out: Path) -> str:
+    """The recall of sources alone, as a table."""
+    if not arguments.proposals:
+        raise ValueError("there is nothing to measure; name a RUN or MODEL_DIR, or a source by --proposals")
+    tables = {source: propose(dataset, source, LIMIT, arguments) for source in dict.fromkeys(arguments.proposals)}
+    return compare_sources(out, dataset, tables, about | {"target": ", ".join(tables)}, arguments.show)
+
+
+def open_target(
+    target: Path, dataset: Dataset, run: dict[str, Any], arguments: argparse.Namespace
+) -> tuple[Dataset, Predictor]:
+    """What answers for a run or a published model, and the data set with the proposals that it looks at, if given."""
+    if (target / "model.onnx").is_file():
+        if arguments.proposals:
+            raise ValueError(f"{target} makes its own proposals; leave out --proposals, or name a run")
+        labels = tuple(json.loads((target / "model.json").read_text())["labels"])
+        check_labels(dataset, labels, str(target))
+        return dataset, onnx_predictor(target)
+    which = arguments.checkpoint or ("best" if (target / BEST).is_file() else "last")
+    state = read_checkpoint(target, which)
+    detector = build_detector(state).to(arguments.device).eval()
+    check_labels(dataset, detector.config.labels, str(target))
+    objective = state.get("objective", "joint")  # all that there was before runs said so
+    if objective == "rpn":
+        raise ValueError(f"{target} has trained an RPN alone; measure it by --proposals rpn:{target} without RUN")
+    sources = arguments.proposals or ([run["proposals"]] if "proposals" in run else [])
+    if len(sources) > 1:
+        raise ValueError(f"{target} looks at the proposals of one source; name only one by --proposals")
+    if not sources and objective == "fast-rcnn":
+        raise ValueError(f"{target} makes no proposals of its own; name their source by --proposals")
+    if not sources:
+        return dataset, torch_predictor(detector)
+    limit = run.get("proposal_limit", LIMIT)
+    table = propose(dataset, sources[0], limit, arguments)
+    return WithProposals(dataset, table, limit), given_predictor(detector)
+
+
+def propose(dataset: Dataset, source: str, limit: int, arguments: argparse.Namespace) -> ProposalTable:
+    return propose_for(dataset, source, limit, workers=arguments.workers, device=arguments.device)
 
 
 if __name__ == "__main__":

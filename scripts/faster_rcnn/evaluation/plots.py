@@ -48,7 +48,7 @@ def plot_recall(sources: dict[str, dict[str, Any]], path: Path) -> None:
         for name, result in sources.items():
             panel.plot(result["curve"]["number"], result["curve"][measure], marker=".", label=name)
         panel.set(title=NAMES[measure], xlabel="proposals a picture", xscale="log", ylim=(0, 1.02))
-    panels[0].legend(loc="lower left", fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sources), frameon=False)
     figure.savefig(path, dpi=100)
 
 
