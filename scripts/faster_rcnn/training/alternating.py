@@ -104,4 +104,5 @@ def _conclude(
         save_state(folder / NAME, detector, "joint", iterations, metrics=metrics)
         shutil.copyfile(folder / NAME, folder / BEST)
     wait_for_all()
-    return metrics
+    seconds = sum(read_checkpoint(folder / step)["seconds"] for step in STEPS)
+    return {**metrics, "seconds": round(seconds)}

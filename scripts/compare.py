@@ -1,0 +1,201 @@
+"""Trains detectors that differ in one thing, with several seeds each, and writes a table of each comparison.
+
+scripts/compare.py --data voc:DIR --out runs/compare
+scripts/compare.py schedules pooling --data shapes --iterations 1000 --seeds 0 1 2 3 4 --out runs/compare
+scripts/compare.py proposals --data voc:DIR --out runs/compare -- --min-size 240 --anchor-scales 16 32 64 128
+
+schedules: joint against alternating training;  pooling: RoIAlign against RoI max pooling (both joint);
+proposals: Fast R-CNN on those of an RPN, of Selective Search, of sliding windows.
+What stands after -- goes to scripts/train.py. Run again after an interruption, it goes on where it was.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tqdm import tqdm
+
+from faster_rcnn.command_line import positive, run_command
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.evaluation import evaluate, proposal_recall
+from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
+from faster_rcnn.training.checkpoint import NAME, load_detector, read_checkpoint
+from faster_rcnn.training.given import given_predictor
+from faster_rcnn.training.recipe import RECORD, read_run
+
+FEW = 300  # proposals that a Faster R-CNN looks at (section 3.3), where Fast R-CNN takes 2000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training: its name in the tables, and what it asks of scripts/train.py.
+
+    after: the arm whose runs it takes its proposals from.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    after: str = ""
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("joint, RoIAlign", ("--schedule", "joint", "--roi-pooling", "align")),
+        Arm("joint, RoI max pooling", ("--schedule", "joint", "--roi-pooling", "max")),
+        Arm("alternating, RoIAlign", ("--schedule", "alternating", "--roi-pooling", "align")),
+        Arm("RPN", ("--schedule", "fast-rcnn", "--roi-pooling", "align"), after="joint, RoIAlign"),
+        Arm(
+            "Selective Search",
+            ("--schedule", "fast-rcnn", "--roi-pooling", "align", "--proposals", "selective-search"),
+        ),
+        Arm("sliding window", ("--schedule", "fast-rcnn", "--roi-pooling", "align", "--proposals", "sliding-window")),
+    )
+}
+COMPARISONS = {
+    "schedules": ("joint, RoIAlign", "alternating, RoIAlign"),
+    "pooling": ("joint, RoIAlign", "joint, RoI max pooling"),
+    "proposals": ("RPN", "Selective Search", "sliding window"),
+}
+# Of the iterations, for the four steps. The reference code's 2:1:2:1 suits a pretrained backbone; from scratch the
+# shared one learns in the second step alone.
+FROM_SCRATCH_SHARES = (0.2, 0.5, 0.15, 0.15)
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    own, passed_on = sys.argv[1:], []
+    if "--" in own:
+        place = own.index("--")
+        own, passed_on = own[:place], own[place + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "comparisons", nargs="*", metavar="COMPARISON", help="schedules, pooling, proposals (default: all)"
+    )
+    parser.add_argument("--data", default="shapes", help="voc:DIR, coco:DIR or shapes")
+    parser.add_argument("--split", default="val", help="measured on; nothing is chosen on it (default: %(default)s)")
+    parser.add_argument("--iterations", type=positive, default=800, help="of every run (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the runs and tables go")
+    arguments = parser.parse_args(own)
+    if unknown := set(arguments.comparisons) - COMPARISONS.keys():
+        parser.error(f"no comparison {', '.join(unknown)}; there are: {', '.join(COMPARISONS)}")
+    arguments.comparisons = arguments.comparisons or list(COMPARISONS)
+    return arguments, passed_on
+
+
+def main() -> None:
+    arguments, passed_on = parse()
+    names: list[str] = []
+    for comparison in arguments.comparisons:
+        for name in COMPARISONS[comparison]:
+            names += [one for one in (ARMS[name].after, name) if one and one not in names]
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    runs = [(ARMS[name], seed) for seed in arguments.seeds for name in names]
+    dataset = open_dataset(arguments.data, arguments.split, skip_bad_boxes="--skip-bad-boxes" in passed_on)
+    for arm, seed in tqdm(runs, desc="runs", unit="run"):
+        folder = train_arm(arm, seed, arguments, passed_on)
+        results[arm.name].append(measured(folder, dataset))
+        write_tables(arguments, passed_on, results)
+    print((arguments.out / "comparison.md").read_text())
+
+
+def folder_of(name: str, seed: int, out: Path) -> Path:
+    return out / f"{name.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
+
+
+def train_arm(arm: Arm, seed: int, arguments: argparse.Namespace, passed_on: list[str]) -> Path:
+    """The folder of the arm's run with a seed, which is made or finished by scripts/train.py."""
+    folder = folder_of(arm.name, seed, arguments.out)
+    begun = (folder / RECORD).is_file()
+    if begun and "seconds" in read_run(folder):
+        return folder
+    command = [sys.executable, str(Path(__file__).with_name("train.py")), "--out", str(folder)]
+    if begun:
+        command.append("--resume")
+    else:
+        length = ["--iterations", str(arguments.iterations)]
+        if "alternating" in arm.options:
+            steps = [max(1, round(share * arguments.iterations)) for share in FROM_SCRATCH_SHARES]
+            length = ["--step-iterations", *map(str, steps)]
+        source = ["--proposals", f"rpn:{folder_of(arm.after, seed, arguments.out)}"] if arm.after else []
+        # a rehearsal of nothing: validated once, at the end
+        rest = ["--validate-every", str(10**9), "--validation-pictures", str(10**9), "--seed", str(seed)]
+        command += ["--data", arguments.data, *arm.options, *source, *length, *rest, *passed_on]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with (arguments.out / f"{folder.name}.log").open("a") as log:
+        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
+            raise RuntimeError(f"{folder} failed; {log.name} says why. Mend that and run this again")
+    return folder
+
+
+def measured(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """What a finished run reached, kept in its folder."""
+    file = folder / "compared.json"
+    if file.is_file():
+        known: dict[str, Any] = json.loads(file.read_text())
+        return known
+    metrics = read_checkpoint(folder / NAME)["metrics"]
+    result = {name: metrics[name] for name in ("VOC_mAP", "AP50", "AP")}
+    result["minutes"] = read_run(folder)["seconds"] / 60
+    table = folder / "proposals-val.npz"
+    if table.is_file():
+        proposals = ProposalTable.load(table)
+        few = WithProposals(dataset, proposals, FEW)
+        result[f"VOC_mAP_{FEW}"] = evaluate(few, given_predictor(load_detector(folder)))["VOC_mAP"]
+        truths = [dataset[index] for index in range(len(dataset))]
+        regions = [proposals[dataset.name(index)].boxes for index in range(len(dataset))]
+        by_number = proposal_recall(truths, regions, (FEW, 2000))["by_number"]
+        for number in (FEW, 2000):
+            result[f"recall@0.5_{number}"] = by_number[str(number)]["R@0.5"]
+            result[f"AR_{number}"] = by_number[str(number)]["AR"]
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+COLUMNS = {
+    "VOC_mAP": "mAP@0.5 (area)",
+    "AP": "AP@[.5:.95]",
+    f"VOC_mAP_{FEW}": f"mAP@0.5 with {FEW} proposals",
+    f"recall@0.5_{FEW}": f"recall@0.5, {FEW}",
+    "recall@0.5_2000": "recall@0.5, 2000",
+    f"AR_{FEW}": f"AR, {FEW}",
+    "AR_2000": "AR, 2000",
+    "minutes": "minutes",
+}
+
+
+def write_tables(arguments: argparse.Namespace, passed_on: list[str], results: dict[str, list[dict[str, Any]]]) -> None:
+    """`comparison.json` with every run, `comparison.md` with mean ± deviation over the seeds."""
+    (arguments.out / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = [
+        f"{arguments.data}, measured on {arguments.split}; {arguments.iterations} iterations a run, "
+        f"seeds {' '.join(map(str, arguments.seeds))}; mean ± standard deviation. "
+        f"Options of scripts/train.py: {' '.join(passed_on) or 'none'}",
+    ]
+    for comparison in arguments.comparisons:
+        rows = [name for name in COMPARISONS[comparison] if results[name]]
+        if not rows:
+            continue
+        columns = [column for column in COLUMNS if column in results[rows[0]][0]]
+        lines += ["", f"### {comparison}", "", "| |" + "|".join(COLUMNS[column] for column in columns) + "|"]
+        lines.append("|---|" + "---|" * len(columns))
+        for name in rows:
+            cells = [_cell([one[column] for one in results[name]], column) for column in columns]
+            lines.append(f"| {name} |" + "|".join(cells) + "|")
+    (arguments.out / "comparison.md").write_text("\n".join(lines) + "\n")
+
+
+def _cell(values: list[float], column: str) -> str:
+    digits = 1 if column == "minutes" else 3
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f" {mean(values):.{digits}f}{deviation} "
+
+
+if __name__ == "__main__":
+    run_command(main)
