@@ -73,7 +73,10 @@ def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path)
     assert card["detector"]["anchor_scales"] == [32, 64, 128]
     in_pytorch = run("evaluate.py", trained, "--split", "test", "--pictures", 4)
     in_onnx = run("evaluate.py", model, "--split", "test", "--pictures", 4, "--out", tmp_path)
-    for done, metrics in ((in_pytorch, trained / "evaluation-test" / "metrics.json"), (in_onnx, tmp_path / "metrics.json")):
+    for done, metrics in (
+        (in_pytorch, trained / "evaluation-test" / "metrics.json"),
+        (in_onnx, tmp_path / "metrics.json"),
+    ):
         assert done.returncode == 0, done.stderr
         measured = json.loads(metrics.read_text())
         assert measured["pictures"] == 4
@@ -99,7 +102,9 @@ def test_a_mistake_ends_with_one_line_that_says_what_to_do(command: tuple[str, .
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["train.py", "evaluate.py", "export.py", "benchmark.py", "write_shapes.py"])
+@pytest.mark.parametrize(
+    "command", ["train.py", "evaluate.py", "export.py", "propose.py", "benchmark.py", "write_shapes.py"]
+)
 def test_help_shows_an_example(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0

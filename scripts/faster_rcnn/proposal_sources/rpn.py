@@ -38,7 +38,7 @@ def rpn_regions(
     detector.eval()
     table = {}
     for index in tqdm(picture_range(dataset, pictures), desc="proposing", unit="picture"):
-        table[dataset.name(index)] = _regions(detector, dataset[index], limits)
+        table[dataset.name(index)] = picture_regions(detector, dataset[index], limits)
     detector.train(training)
     before = "all" if limits.before_nms == EVERY else limits.before_nms
     return ProposalTable(
@@ -48,7 +48,9 @@ def rpn_regions(
     )
 
 
-def _regions(detector: FasterRCNN, sample: Sample, limits: ProposalLimits) -> Regions:
+@torch.no_grad()
+def picture_regions(detector: FasterRCNN, sample: Sample, limits: ProposalLimits) -> Regions:
+    """The proposals for one picture, on the tightest canvas. The detector is to be in the mode for inference."""
     image, scale_x, scale_y = resize_image(sample.image, detector.config.resize)
     device = detector.mean.device
     batch = collate([Sample(image, sample.boxes, sample.labels)], detector.backbone.stride).to(device)

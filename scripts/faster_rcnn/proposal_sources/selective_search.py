@@ -10,7 +10,10 @@ Order. The paper ranks regions by a random number times their place in the hiera
 does so from the other end, the smallest pieces first, and draws from C's `rand`, so that no two calls agree (the set of
 boxes is the same). The rule is applied anew: size stands for the place in the hierarchy, the generator has a seed.
 
-Aspect. Pictures more than 2.4 times as long as wide made OpenCV throw until 4.1.1 (opencv_contrib#2102).
+Aspect. Pictures more than 2.4 times as long as wide made OpenCV throw until 4.1.1 (opencv_contrib#2102). It still turns
+the picture by 45°, so that time and memory grow with the square of the longer side: one of 1×100000 would take 20 GB.
+Hence a side beyond LONGEST is squeezed to it, which leaves the shorter side, and with it small objects, as large as can
+be; that happens to pictures of 12:1 and beyond only, most of which are strips.
 
 P  regions of a picture;  boxes are x1, y1, x2, y2 in pixels of the original picture.
 """
@@ -22,6 +25,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Indexed
 from tqdm import tqdm
@@ -30,10 +34,14 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, picture_range, ranked
 
 AREA = 500 * 375  # pixels; R-CNN's width (Girshick et al. 2014, section 4.2) at an aspect of 4:3
+LONGEST = 1500  # pixels
 BASE_K, INCREMENT_K, SIGMA = 150, 150, 0.8  # OpenCV's defaults: k is 150, 300 and 450 in two colour spaces
 
-# Everything that the boxes of a picture depend on beside its pixels; the last number is raised when this file changes.
-RECIPE = f"selective-search fast; k {BASE_K}+{INCREMENT_K}; sigma {SIGMA}; area {AREA}; OpenCV {cv2.__version__}; 1"
+# Everything that the boxes of a picture depend on beside its pixels; the last number rises with this file's rules.
+RECIPE = (
+    f"selective-search fast; k {BASE_K}+{INCREMENT_K}; sigma {SIGMA}; area {AREA}; longest {LONGEST}; "
+    f"OpenCV {cv2.__version__}; 1"
+)
 
 
 def selective_search(image: np.ndarray) -> np.ndarray:
@@ -41,7 +49,7 @@ def selective_search(image: np.ndarray) -> np.ndarray:
     cv2.setNumThreads(1)  # the parallel work is in processes
     height, width = image.shape[:2]
     scale = min(1.0, (AREA / (height * width)) ** 0.5)
-    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = [min(max(1, round(side * scale)), LONGEST) for side in (width, height)]
     bgr = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), small, interpolation=cv2.INTER_AREA)
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(bgr)
@@ -74,6 +82,7 @@ def selective_search_table(
         batch_size=None,
         collate_fn=_unchanged,  # the default would make a tensor of it
         num_workers=workers if workers > 1 else 0,
+        generator=torch.Generator(),  # the global one would lose a number, and what is drawn later differ
     )
     table = {}
     for index, boxes in zip(indices, tqdm(work, desc="selective search", unit="picture"), strict=True):
@@ -109,7 +118,7 @@ def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         boxes = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged file fails in many ways, and whatever it is, its boxes can be made again
         return None
     height, width = shape[:2]
     if not isinstance(boxes, np.ndarray) or boxes.dtype != np.float32 or boxes.ndim != 2 or boxes.shape[1] != 4:

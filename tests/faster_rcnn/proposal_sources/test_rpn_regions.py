@@ -1,0 +1,85 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from faster_rcnn.data.dataset import Sample
+from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.evaluation.measure import torch_predictor
+from faster_rcnn.proposal_sources.rpn import EVERY, rpn_regions, uncut_limits
+from tests.faster_rcnn.lively import lively
+
+
+@pytest.fixture(scope="module")
+def detector() -> FasterRCNN:
+    return lively("compact")
+
+
+class SmallShapes:
+    """Pictures of `shapes` that fit a small canvas and one long one."""
+
+    labels = Shapes.labels
+    cuts = (np.s_[:120, :160], np.s_[:200, :130], np.s_[:30, :260])
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = np.ascontiguousarray(Shapes("val")[1].image[self.cuts[index]])
+        return Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+
+    def size(self, index: int) -> tuple[int, int]:
+        height, width = self[index].image.shape[:2]
+        return height, width
+
+    def name(self, index: int) -> str:
+        return f"cut {index}"
+
+
+def test_they_are_the_proposals_that_the_detector_looks_at(detector: FasterRCNN) -> None:
+    dataset = SmallShapes()
+    predict = torch_predictor(detector)
+    table = rpn_regions(detector, dataset, detector.config.proposals, "rpn:test")
+    assert list(table) == ["cut 0", "cut 1", "cut 2"]
+    for index in range(len(dataset)):
+        regions, proposals = table[dataset.name(index)], predict(dataset[index]).proposals
+        assert proposals is not None
+        assert len(regions.boxes) > 20
+        np.testing.assert_allclose(regions.boxes, proposals, atol=1e-3)
+        height, width = dataset.size(index)
+        assert (regions.boxes >= 0).all()
+        assert (regions.boxes <= [width, height, width, height]).all()
+    assert table.made == "rpn:test; 1000 before NMS at 0.7, 100 after it; sides from 4"
+
+
+def test_without_a_cut_every_anchor_is_weighed(detector: FasterRCNN) -> None:
+    limits = uncut_limits(detector)
+    assert (limits.before_nms, limits.after_nms) == (EVERY, 2000)
+    table = rpn_regions(detector, SmallShapes(), limits)
+    cut = rpn_regions(detector, SmallShapes(), replace(limits, before_nms=50))
+    assert "all before NMS" in table.made
+    for name, regions in table.items():
+        assert len(regions.boxes) > len(cut[name].boxes)
+        assert len(cut[name].boxes) <= 50
+        # what survives among the best fifty survives among all, as NMS looks at the better ones only
+        np.testing.assert_allclose(regions.boxes[: len(cut[name].boxes)], cut[name].boxes, atol=1e-3)
+
+
+def test_a_detector_is_left_in_the_mode_that_it_was_in(detector: FasterRCNN) -> None:
+    detector.train()
+    state = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    rpn_regions(detector, SmallShapes(), detector.config.proposals, pictures=1)
+    assert detector.training
+    detector.eval()
+    for name, tensor in detector.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_a_table_of_them_passes_through_a_file(detector: FasterRCNN, tmp_path: Path) -> None:
+    table = rpn_regions(detector, SmallShapes(), detector.config.proposals)
+    table.save(tmp_path / "table.npz")
+    again = type(table).load(tmp_path / "table.npz")
+    np.testing.assert_array_equal(again["cut 0"].boxes, table["cut 0"].boxes)

@@ -1,0 +1,223 @@
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from faster_rcnn.data.dataset import Sample
+from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.proposal_sources import selective_search as module
+from faster_rcnn.proposal_sources.selective_search import (
+    AREA,
+    cached_search,
+    default_cache,
+    selective_search,
+    selective_search_table,
+)
+
+
+def plain(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    """A red picture with a green rectangle."""
+    image = np.full((height, width, 3), (200, 30, 30), np.uint8)
+    x1, y1, x2, y2 = box
+    image[y1:y2, x1:x2] = (20, 200, 60)
+    return image
+
+
+def best_overlap(boxes: np.ndarray, box: tuple[int, ...]) -> float:
+    return float(box_iou(torch.tensor([box], dtype=torch.float32), torch.from_numpy(boxes)).max())
+
+
+@pytest.fixture(scope="module")
+def small() -> np.ndarray:
+    return np.ascontiguousarray(Shapes("val")[1].image[:150, :200])
+
+
+class Cuts:
+    """A few small cuts of `shapes`, in which Selective Search takes no time."""
+
+    labels = Shapes.labels
+
+    def __init__(self, length: int = 5) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        image = np.ascontiguousarray(Shapes("val")[index].image[:90, :120])
+        return Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+
+    def size(self, index: int) -> tuple[int, int]:
+        height, width = Shapes("val").size(index)
+        return min(height, 90), min(width, 120)
+
+    def name(self, index: int) -> str:
+        return f"cut {index}"
+
+
+def test_the_boxes_are_opencvs_in_corners(small: np.ndarray) -> None:
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(small[:, :, ::-1].copy())
+    search.switchToSelectiveSearchFast()
+    opencv = {(x, y, x + width, y + height) for x, y, width, height in search.process().tolist()}
+    boxes = selective_search(small)
+    assert {tuple(one) for one in boxes.tolist()} == opencv
+    assert len(boxes) == len(opencv)
+    assert boxes.dtype == np.float32
+
+
+def test_the_order_is_the_same_each_time(small: np.ndarray) -> None:
+    np.testing.assert_array_equal(selective_search(small), selective_search(small))
+
+
+def test_large_regions_tend_to_come_first(small: np.ndarray) -> None:
+    boxes = selective_search(small)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    half = len(areas) // 2
+    assert np.median(areas[:half]) > np.median(areas[half:])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (60, 600, (200, 15, 230, 45)),  # 10:1
+        (600, 60, (20, 150, 40, 450)),
+        (300, 731, (243, 75, 393, 225)),  # the aspect that OpenCV took before 4.1.1, and
+        (300, 732, (244, 75, 394, 225)),  # the one that it did not
+        (60, 3000, (1000, 15, 1060, 45)),  # 50:1, squeezed to 60 × 1500
+    ],
+)
+def test_a_rectangle_is_found_in_a_picture_of_any_aspect(height: int, width: int, box: tuple[int, ...]) -> None:
+    boxes = selective_search(plain(height, width, box))  # type: ignore[arg-type]
+    assert best_overlap(boxes, box) > 0.95
+    assert (boxes[:, 2:] <= [width, height]).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 500), (3, 3)])
+def test_the_smallest_pictures_have_at_least_themselves(size: tuple[int, int]) -> None:
+    height, width = size
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for image in (noise, np.zeros_like(noise)):
+        boxes = selective_search(image)
+        assert [0, 0, width, height] in boxes.tolist()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_a_strip_of_any_length_is_searched() -> None:
+    # OpenCV would turn it by 45°, into a square of 70711 pixels a side
+    noise = np.random.default_rng(0).integers(0, 256, (1, 100_000, 3), dtype=np.uint8)
+    boxes = selective_search(noise)
+    assert len(boxes) > 1
+    assert (boxes[:, 2:] <= [100_000, 1]).all()
+    assert boxes[:, 2].max() == 100_000
+
+
+def test_a_grey_picture_is_searched_by_its_brightness() -> None:
+    grey = np.repeat(plain(100, 120, (30, 20, 70, 60)).mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    assert best_overlap(selective_search(grey), (30, 20, 70, 60)) > 0.95
+
+
+def test_a_large_picture_is_searched_reduced_and_its_boxes_are_in_its_own_pixels() -> None:
+    box = (400, 300, 1000, 900)
+    image = plain(1200, 1600, box)
+    assert image.shape[0] * image.shape[1] > AREA
+    boxes = selective_search(image)
+    assert best_overlap(boxes, box) > 0.95
+    assert [0, 0, 1600, 1200] in boxes.tolist()
+
+
+def test_a_picture_is_searched_once(small: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cached_search(small, tmp_path)
+    assert [file.suffix for file in tmp_path.rglob("*") if file.is_file()] == [".npy"]
+
+    def fail(image: np.ndarray) -> np.ndarray:
+        raise AssertionError("searched again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "selective_search", fail)
+        np.testing.assert_array_equal(cached_search(small.copy(), tmp_path), first, strict=True)
+        changed = small.copy()
+        changed[0, 0, 0] ^= 1
+        for other in (changed, small.reshape(small.shape[1], small.shape[0], 3)):  # the same bytes in another shape
+            with pytest.raises(AssertionError, match="searched again"):
+                cached_search(other, tmp_path)
+        patched.setattr(module, "RECIPE", "another recipe")
+        with pytest.raises(AssertionError, match="searched again"):
+            cached_search(small, tmp_path)
+
+
+def test_a_damaged_file_of_the_cache_is_made_again(small: np.ndarray, tmp_path: Path) -> None:
+    right = cached_search(small, tmp_path)
+    (file,) = tmp_path.rglob("*.npy")
+    whole = file.read_bytes()
+    for content in (b"", whole[:40], whole[:-7], b"PK\3\4 no archive", whole.replace(b"<f4", b"<f8")):
+        file.write_bytes(content)
+        np.testing.assert_array_equal(cached_search(small, tmp_path), right, strict=True)
+        assert file.read_bytes() == whole
+    for boxes in (right[:0], right[:, :3], np.full((3, 4), np.nan, np.float32), right + 1000):
+        np.save(file, boxes)
+        np.testing.assert_array_equal(cached_search(small, tmp_path), right, strict=True)
+
+
+def test_several_processes_make_what_one_makes(tmp_path: Path) -> None:
+    alone = selective_search_table(Cuts(), limit=50, cache=tmp_path / "alone")
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    together = selective_search_table(Cuts(), limit=50, cache=tmp_path / "together", workers=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert list(together) == list(alone) == [f"cut {index}" for index in range(5)]
+    for name in alone:
+        assert len(alone[name].boxes) <= 50
+        np.testing.assert_array_equal(together[name].boxes, alone[name].boxes)
+        assert (np.diff(together[name].scores) < 0).all()
+    files = {file.name: file.read_bytes() for file in (tmp_path / "alone").rglob("*.npy")}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "together").rglob("*.npy")} == files
+
+
+def search_all(cache: Path) -> None:
+    os.setpgid(0, 0)
+    selective_search_table(Cuts(300), cache=cache, workers=2)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = multiprocessing.get_context("fork").Process(target=search_all, args=(tmp_path,))
+    run.start()
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.rglob("*.npy"))) < 6 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert run.pid is not None
+    os.killpg(run.pid, signal.SIGKILL)  # the run and its workers, wherever they are
+    run.join()
+    done = {file.name for file in tmp_path.rglob("*.npy")}
+    assert 6 <= len(done) < 300
+    searched = []
+    plain_search = module.selective_search
+
+    def counted(image: np.ndarray) -> np.ndarray:
+        searched.append(image.shape)
+        return plain_search(image)
+
+    monkeypatch.setattr(module, "selective_search", counted)
+    pictures = len(done) + 3
+    table = selective_search_table(Cuts(300), cache=tmp_path, pictures=pictures)
+    fresh = selective_search_table(Cuts(300), cache=tmp_path / "fresh", pictures=3)
+    assert len(table) == pictures
+    # the workers may have been at most one picture apart
+    assert 3 <= len(searched) - 3 <= 5
+    for name in fresh:
+        np.testing.assert_array_equal(table[name].boxes, fresh[name].boxes)
+
+
+def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "faster-rcnn" / "selective-search"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_cache() == tmp_path / "home" / ".cache" / "faster-rcnn" / "selective-search"
