@@ -128,11 +128,25 @@ def test_scales_are_suggested_where_a_class_is_poorly_covered_and_do_what_they_p
     dataset = folder((24, 24, 56, 56), (58, 58, 66, 66), labels=(0, 1))
     coverage = anchor_coverage(dataset, config((32.0,)), (4,))
     # From 8 to 32 are two octaves, so two scales, half an octave from each end: 8 * √2 and 16 * √2.
-    assert coverage.suggestion == (11.0, 23.0)
-    again = anchor_coverage(dataset, config(coverage.suggestion), (4,))
-    assert coverage.suggested == (again.share(0.5), again.worst_class())
-    assert "--anchor-scales 11 23 would give" in coverage.report()
-    assert anchor_coverage(folder((24, 24, 56, 56)), config((32.0,)), (16,)).suggestion == ()
+    assert coverage.suggestion is not None
+    assert coverage.suggestion.anchor_scales == (11.0, 23.0)
+    assert coverage.suggestion.resize == UNCHANGED
+    again = anchor_coverage(dataset, coverage.suggestion, (4,))
+    assert coverage.suggested == (again.share(0.5), again.worst_class()) == (1.0, 1.0)
+    assert "--anchor-scales 11 23 would give 100.0% of each class" in coverage.report()
+    assert anchor_coverage(folder((24, 24, 56, 56)), config((32.0,)), (16,)).suggestion is None
+
+
+def test_larger_pictures_are_suggested_where_the_map_is_too_coarse() -> None:
+    # With stride 32 the centres are 16, 48, 80 …  An object of 8 pixels around 40 shares nothing with the anchor of 8
+    # around 48, nor at 1.5 times, 12 pixels around 60, with that of 12; twice as large it is 16 around 80: the anchor.
+    coverage = anchor_coverage(folder((36, 36, 44, 44)), config((64.0,)), (32,))
+    assert coverage.best[0] == pytest.approx(8**2 / 64**2)
+    assert coverage.suggestion is not None
+    assert coverage.suggestion.anchor_scales == (16.0,)
+    assert coverage.suggestion.resize == ResizeRule(200, 400)
+    assert coverage.suggested == (1.0, 1.0)
+    assert "--anchor-scales 16 --min-size 200 --max-size 400 would give 100.0%" in coverage.report()
 
 
 def test_scales_are_at_most_an_octave_apart_and_reach_both_ends() -> None:

@@ -8,6 +8,7 @@ T  objects;  k  anchor shapes.  Boxes are x1, y1, x2, y2 in pixels of the resize
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +16,11 @@ from faster_rcnn.anchors import cell_anchors
 from faster_rcnn.config import DetectorConfig
 from faster_rcnn.data.annotated import AnnotatedPictures
 from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.resize import ResizeRule
 
 SAMPLES = 200  # of a data set whose objects cannot be had without drawing the picture
 ENOUGH = 0.9  # of a class's objects with an anchor above 0.5; with fewer, other scales are suggested
+ENLARGEMENTS = (1.0, 1.5, 2.0)  # of the pictures, that are tried with other scales; the cost grows with the square
 OCTAVES = 2.0 ** np.arange(3, 11)  # borders of the classes of size, 8 to 1024 pixels
 
 
@@ -25,8 +28,8 @@ OCTAVES = 2.0 ** np.arange(3, 11)  # borders of the classes of size, 8 to 1024 p
 class Coverage:
     """best: float [T], IoU of an object with the anchor that fits it best;  classes: int64 [T];  sides: float [T],
     square roots of the objects' areas, resized;  never_inside: anchor shapes that are wholly inside no picture;
-    suggestion: scales that cover more, if few objects of some class are covered;  suggested: the shares above 0.5 that
-    they would give, of all objects and of the class with the fewest.
+    suggestion: with scales, and perhaps larger pictures, that cover more, where few objects of some class are covered;
+    suggested: the shares above 0.5 that it would give, of all objects and of the class with the fewest.
     """
 
     config: DetectorConfig
@@ -34,7 +37,7 @@ class Coverage:
     classes: np.ndarray
     sides: np.ndarray
     never_inside: tuple[str, ...]
-    suggestion: tuple[float, ...] = ()
+    suggestion: DetectorConfig | None = None
     suggested: tuple[float, float] = (0.0, 0.0)
 
     def share(self, iou: float, where: np.ndarray | None = None) -> float:
@@ -78,11 +81,14 @@ class Coverage:
             )
             yield f"anchor shapes that are wholly inside no picture: {shapes}; {effect}"
         if self.suggestion:
-            scales = " ".join(f"{scale:g}" for scale in self.suggestion)
+            scales = " ".join(f"{scale:g}" for scale in self.suggestion.anchor_scales)
+            resize = self.suggestion.resize
+            sizes = f" --min-size {resize.min_size} --max-size {resize.max_size}"
             all_objects, worst = self.suggested
             yield (
                 f"warning: of some class only {self.worst_class():.1%} have an anchor above 0.5; "
-                f"--anchor-scales {scales} would give {worst:.1%} of each class, {all_objects:.1%} of all"
+                f"--anchor-scales {scales}{sizes if resize != self.config.resize else ''} "
+                f"would give {worst:.1%} of each class, {all_objects:.1%} of all"
             )
 
 
@@ -91,20 +97,32 @@ def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[
 
     strides: of the backbone's feature maps, which share the scales evenly, the finest taking the first.
     """
-    boxes, classes, owner, sizes = _resized(dataset, config)
-    if len(boxes) == 0:
-        return Coverage(config, np.zeros(0), classes, np.zeros(0), ())
-    best, inside = best_overlaps(boxes, sizes[owner], config, strides), inside_somewhere(sizes, config, strides)
-    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    objects = _objects(dataset)
+    coverage = _coverage(objects, config, strides)
+    best = coverage
+    # Objects that are small against the stride fall between the anchors whatever the scales; then larger pictures help.
+    for enlargement in ENLARGEMENTS:
+        if len(coverage.best) == 0 or best.worst_class() >= ENOUGH:
+            break
+        resize = ResizeRule(round(config.resize.min_size * enlargement), round(config.resize.max_size * enlargement))
+        count = None if len(strides) == 1 else len(config.anchor_scales)
+        scales = suggest_scales(coverage.sides * enlargement, coverage.classes, count)
+        other = _coverage(objects, replace(config, anchor_scales=scales, resize=resize), strides)
+        best = max(best, other, key=Coverage.worst_class)
+    if best is coverage:
+        return coverage
+    return replace(coverage, suggestion=best.config, suggested=(best.share(0.5), best.worst_class()))
+
+
+def _coverage(objects: "_Objects", config: DetectorConfig, strides: Sequence[int]) -> Coverage:
+    new_sizes = np.array([config.resize(*size) for size in objects.sizes.tolist()]).reshape(-1, 2)
+    factors = (new_sizes / objects.sizes)[objects.owner]
+    boxes = objects.boxes * factors[:, [1, 0, 1, 0]]
+    best = best_overlaps(boxes, new_sizes[objects.owner], config, strides)
+    inside = inside_somewhere(new_sizes, config, strides)
     never = tuple(name for name, there in zip(_shape_names(config), inside, strict=True) if not there)
-    coverage = Coverage(config, best, classes, sides, never)
-    if coverage.worst_class() >= ENOUGH:
-        return coverage
-    scales = suggest_scales(sides, classes, None if len(strides) == 1 else len(config.anchor_scales))
-    other = replace(coverage, best=best_overlaps(boxes, sizes[owner], replace(config, anchor_scales=scales), strides))
-    if other.worst_class() <= coverage.worst_class():
-        return coverage
-    return replace(coverage, suggestion=scales, suggested=(other.share(0.5), other.worst_class()))
+    sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    return Coverage(config, best, objects.classes, sides, never)
 
 
 def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) -> tuple[float, ...]:
@@ -119,27 +137,29 @@ def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) ->
     return tuple(float(max(1, round(low * (high / low) ** ((step + 0.5) / steps)))) for step in range(steps))
 
 
-def _resized(dataset: Dataset, config: DetectorConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The objects as they enter the detector: boxes [T, 4], classes [T], picture [T]; and height, width of each
-    picture [N, 2].
-    """
-    folder = isinstance(dataset, AnnotatedPictures)
-    indices = range(len(dataset) if folder else min(len(dataset), SAMPLES))
+class _Objects(NamedTuple):
+    """boxes [T, 4] in the pixels of pictures as they are, classes [T], picture [T];  sizes: [N, 2], height, width."""
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    owner: np.ndarray
+    sizes: np.ndarray
+
+
+def _objects(dataset: Dataset) -> _Objects:
+    count = len(dataset) if isinstance(dataset, AnnotatedPictures) else min(len(dataset), SAMPLES)
     boxes, classes, owner = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    sizes = []
-    for index in indices:
-        height, width = dataset.size(index)
-        new_height, new_width = config.resize(height, width)
+    for index in range(count):
         if isinstance(dataset, AnnotatedPictures):
             found, labels = dataset.objects(index)
         else:
             sample = dataset[index].objects()
             found, labels = sample.boxes, sample.labels
-        boxes.append(found * np.array([new_width / width, new_height / height] * 2))
+        boxes.append(found)
         classes.append(labels)
         owner.append(np.full(len(labels), index))
-        sizes.append((new_height, new_width))
-    return np.concatenate(boxes), np.concatenate(classes), np.concatenate(owner), np.array(sizes).reshape(-1, 2)
+    sizes = np.array([dataset.size(index) for index in range(count)]).reshape(-1, 2)
+    return _Objects(np.concatenate(boxes), np.concatenate(classes), np.concatenate(owner), sizes)
 
 
 def _shape_names(config: DetectorConfig) -> list[str]:
