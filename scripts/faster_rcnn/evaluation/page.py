@@ -15,7 +15,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; border-radius: .3rem; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: .8rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, 420px); gap: .8rem; align-items: start; }
 """
 
 

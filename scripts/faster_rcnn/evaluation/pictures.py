@@ -21,7 +21,7 @@ from faster_rcnn.evaluation.mistakes import Mistake
 from faster_rcnn.evaluation.overlaps import overlaps
 from faster_rcnn.evaluation.voc import MIN_OVERLAP
 
-SIDE = 600  # of a picture in the report, in pixels
+SIDE, MISTAKE_SIDE = 600, 420  # of a picture in the report, in pixels; mistakes are shown beside each other
 PROPOSALS_SHOWN = 50  # more hide the picture
 
 
@@ -80,7 +80,7 @@ def _proposals_panel(
 
 def draw_mistake(sample: Sample, mistake: Mistake, title: str) -> Image.Image:
     """The box that is wrong or was missed, with the boxes that its caption speaks of."""
-    image, factor = rescale(sample.image, SIDE)
+    image, factor = rescale(sample.image, MISTAKE_SIDE)
     missed = mistake.kind == "missed"
     boxes = np.concatenate([mistake.others, mistake.box[None]]) * factor
     colours = [WRONG if missed else TRUTH] * len(mistake.others) + [TRUTH if missed else WRONG]
