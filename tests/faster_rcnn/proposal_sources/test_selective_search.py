@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.proposal_sources import selective_search as module
 from faster_rcnn.proposal_sources.selective_search import (
     AREA,
@@ -131,6 +132,15 @@ def test_a_large_picture_is_searched_reduced_and_its_boxes_are_in_its_own_pixels
     boxes = selective_search(image)
     assert best_overlap(boxes, box) > 0.95
     assert [0, 0, 1600, 1200] in boxes.tolist()
+
+
+@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real data")
+def test_most_blood_cells_are_among_the_regions_of_a_photograph() -> None:
+    dataset = open_dataset(f"voc:{os.environ['REAL_DATA_DIR']}/bccd", "val", skip_bad_boxes=True)
+    sample = dataset[0]
+    overlaps = box_iou(torch.from_numpy(sample.boxes), torch.from_numpy(selective_search(sample.image)))
+    assert len(sample.boxes) > 5
+    assert (overlaps.max(dim=1).values >= 0.5).float().mean() > 0.6
 
 
 def test_a_picture_is_searched_once(small: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
