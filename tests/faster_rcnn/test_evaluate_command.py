@@ -1,0 +1,109 @@
+"""scripts/evaluate.py: what answers for a run, whose proposals it looks at, and what cannot be measured."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.proposal_sources.table import ProposalTable, ranked
+from faster_rcnn.training.checkpoint import BEST, NAME, save_state
+from tests.faster_rcnn.lively import lively
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "model_store" / "shapes" / "1"
+
+
+@pytest.fixture(scope="module")
+def command() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_command", ROOT / "scripts" / "evaluate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(command: ModuleType, monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: object) -> dict[str, Any]:
+    """The metrics.json that it leaves, of two pictures."""
+    options = ("--pictures", 2, "--show", 1, "--device", "cpu", "--workers", 1, "--out", out)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, (*arguments, *options))])
+    command.main()
+    record: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return record
+
+
+def trained(folder: Path, objective: str, **record: object) -> Path:
+    folder.mkdir()
+    save_state(folder / NAME, lively("compact"), objective, 1)
+    (folder / "run.json").write_text(json.dumps({"data": "shapes", **record}))
+    return folder
+
+
+def test_a_run_is_measured_by_its_best_checkpoint_on_its_own_data_and_leaves_a_report(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = trained(tmp_path / "run", "rpn")
+    save_state(folder / BEST, lively("compact"), "joint", 1)
+    record = run(command, monkeypatch, tmp_path / "out", folder)
+    assert (record["data"], record["pictures"]) == ("shapes/val", 2)
+    assert "VOC_mAP" in record
+    assert list(record["proposals"]) == ["100"]  # compact gives 100 proposals
+    assert (tmp_path / "out" / "index.html").is_file()
+    with pytest.raises(ValueError, match="an RPN alone; measure it by --proposals rpn:"):
+        run(command, monkeypatch, tmp_path / "out", folder, "--checkpoint", "last")
+
+
+def test_a_head_is_measured_on_the_proposals_that_it_was_trained_on_or_on_others(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = trained(tmp_path / "run", "fast-rcnn", proposals="sliding-window", proposal_limit=500)
+    record = run(command, monkeypatch, tmp_path / "own", folder)
+    assert list(record["proposals"]) == ["100", "300"]  # of 500, so that a thousand cannot be told
+    pictures = Shapes("val")
+    table = ProposalTable({pictures.name(index): ranked(pictures[index].boxes) for index in range(2)}, "the truth")
+    table.save(tmp_path / "truth.npz")
+    other = run(command, monkeypatch, tmp_path / "other", folder, "--proposals", tmp_path / "truth.npz")
+    assert [one["AR"] for one in other["proposals"].values()] == [1.0]
+
+
+def test_a_head_whose_proposals_nobody_names_cannot_be_measured(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = trained(tmp_path / "run", "fast-rcnn")
+    with pytest.raises(ValueError, match="makes no proposals of its own; name their source by --proposals"):
+        run(command, monkeypatch, tmp_path / "out", folder)
+
+
+def test_sources_are_measured_without_a_detector(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = f"rpn:{trained(tmp_path / 'run', 'rpn')}"
+    given = ("--proposals", "sliding-window", "--proposals", network)
+    record = run(command, monkeypatch, tmp_path / "out", *given)
+    assert list(record["sources"]) == ["sliding-window", network]
+    assert all(list(one["by_number"]) == ["100", "300", "1000", "2000"] for one in record["sources"].values())
+    assert "| sliding-window | 100 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "name a RUN or MODEL_DIR, or a source by --proposals"),
+        ((MODEL, "--proposals", "sliding-window"), "makes its own proposals; leave out --proposals"),
+        (("--proposals", "magic"), "is no source of proposals; there are: sliding-window"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    command: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[object, ...],
+    complaint: str,
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        run(command, monkeypatch, tmp_path / "out", *arguments)
