@@ -133,9 +133,11 @@ def main() -> None:
     with process_group(device) as own_device:
         run = resumed_run(folder, given, command) if resume else begun_run(folder, given, command, str(device))
         metrics = carry_out(run, folder, own_device)
-    if rank() == 0:
-        reached = ", ".join(f"{name} {metrics[name]}" for name in ("AP", "AP50", "VOC_mAP") if name in metrics)
-        print(f"{folder}: {reached} in {metrics['seconds']} s; look at losses.png, predictions and tensorboard in it")
+        if rank() == 0:
+            reached = ", ".join(f"{name} {metrics[name]}" for name in ("AP", "AP50", "VOC_mAP") if name in metrics)
+            print(
+                f"{folder}: {reached} in {metrics['seconds']} s; look at losses.png, predictions and tensorboard in it"
+            )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from faster_rcnn.data.loader import _Items, batch_order, training_batches
+from faster_rcnn.data.loader import Loading, Share, batch_order, training_batches
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.resize import ResizeRule
 
@@ -43,8 +43,8 @@ def test_too_few_pictures_for_a_batch_are_refused() -> None:
 
 def test_batches_are_the_same_from_any_number_of_workers() -> None:
     dataset, rule = Shapes("train", length=64), ResizeRule(96, 192)
-    here = list(islice(training_batches(dataset, rule, 16, 4, 0, 0, workers=0), 3))
-    there = list(islice(training_batches(dataset, rule, 16, 4, 0, 0, workers=1), 3))
+    here = list(islice(training_batches(dataset, rule, 16, Loading(4, seed=0)), 3))
+    there = list(islice(training_batches(dataset, rule, 16, Loading(4, seed=0, workers=1)), 3))
     for one, other in zip(here, there, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.sizes, other.sizes)
@@ -53,7 +53,7 @@ def test_batches_are_the_same_from_any_number_of_workers() -> None:
 
 def test_resized_pictures_lie_top_left_with_their_boxes() -> None:
     dataset, rule = Shapes("train", length=64), ResizeRule(96, 192)
-    batch = next(training_batches(dataset, rule, 16, 4, 0, 0, workers=0))
+    batch = next(training_batches(dataset, rule, 16, Loading(4, seed=0)))
     assert batch.images.shape[1] % 16 == batch.images.shape[2] % 16 == 0
     for image, (height, width), truth in zip(batch.images, batch.sizes.tolist(), batch.truth, strict=True):
         assert min(height, width) == 96 or max(height, width) == 192
@@ -64,10 +64,24 @@ def test_resized_pictures_lie_top_left_with_their_boxes() -> None:
         assert (truth.boxes[:, 2] <= width + 1e-3).all()
 
 
-def test_a_mirrored_picture_takes_its_boxes_along() -> None:
-    dataset, rule = Shapes("train", length=64), ResizeRule(96, 192)
-    plain, mirrored = _Items(dataset, rule)[(5, False)], _Items(dataset, rule)[(5, True)]
-    width = plain.image.shape[1]
-    assert np.array_equal(mirrored.image[:, ::-1], plain.image)
-    np.testing.assert_allclose(mirrored.boxes[:, 0], width - plain.boxes[:, 2], atol=1e-3)
-    np.testing.assert_allclose(mirrored.boxes[:, [1, 3]], plain.boxes[:, [1, 3]])
+@pytest.mark.parametrize(("processes", "parts"), [(1, 4), (2, 1), (2, 2), (4, 1)])
+def test_processes_and_parts_share_every_batch_without_overlap(processes: int, parts: int) -> None:
+    dataset = Shapes("train", length=103)
+    whole = list(islice(batch_order(dataset, 8, seed=1), 6))
+    shares = [
+        list(islice(Share(rank, processes, parts).of(batch_order(dataset, 8, seed=1)), 6 * parts))
+        for rank in range(processes)
+    ]
+    for number, batch in enumerate(whole):
+        dealt = [item for share in shares for part in share[number * parts : (number + 1) * parts] for item in part]
+        assert dealt == batch
+
+
+def test_a_batch_that_cannot_be_dealt_out_evenly_is_refused() -> None:
+    with pytest.raises(ValueError, match="6 pictures is not dealt out evenly to 2 processes × 2 parts"):
+        training_batches(Shapes("train", 40), ResizeRule(96, 192), 16, Loading(6, seed=0), share=Share(0, 2, 2))
+
+
+def test_every_picture_of_every_batch_has_a_seed_of_its_own() -> None:
+    seeds = [seed for batch in islice(batch_order(Shapes("train", 103), 5, seed=0), 60) for _, seed in batch]
+    assert len(set(seeds)) == 300

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from faster_rcnn.config import DetectorConfig, preset
 from faster_rcnn.data.dataset import Sample
-from faster_rcnn.data.loader import Batch, training_batches
+from faster_rcnn.data.loader import Batch, Loading, training_batches
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.evaluation import torch_predictor
@@ -23,14 +24,17 @@ from faster_rcnn.graph.verification import Boxes, Tolerance, compare
 from faster_rcnn.proposals import ProposalLimits
 from faster_rcnn.resize import ResizeRule
 from faster_rcnn.training.checkpoint import load_detector, read_checkpoint
-from faster_rcnn.training.joint import joint_losses
-from faster_rcnn.training.loop import TrainingOptions, learning_rate, train
+from faster_rcnn.training.loop import train
+from faster_rcnn.training.objectives import joint_losses
+from faster_rcnn.training.options import TrainingOptions, build_optimiser, learning_rate
+from faster_rcnn.training.tasks import TASKS, Task
 from tests.faster_rcnn.lively import lively
 
+JOINT = TASKS["joint"]
 # As the command line has it: AdamW, mixed precision where the machine has it, a process that prepares pictures.
 OPTIONS = TrainingOptions(
     iterations=6, batch_size=2, learning_rate=0.001, warm_up=2, optimiser="adamw", validate_every=2,
-    validation_pictures=3, checkpoint_every=3, workers=1,
+    validation_pictures=3, checkpoint_every=3, workers=1, augmentations=("flip", "scale-jitter", "photometric"),
 )  # fmt: skip
 
 
@@ -50,7 +54,7 @@ def run(folder: Path, options: TrainingOptions, resume: bool = False) -> FasterR
     folder.mkdir(exist_ok=True)
     torch.manual_seed(5)
     detector = load_detector(folder) if resume else FasterRCNN(small_config())
-    train(detector, joint_losses(True), Shapes("train", 40), Shapes("val", 6), options, folder, resume)
+    train(detector, JOINT, Shapes("train", 40), Shapes("val", 6), options, folder, resume)
     return detector
 
 
@@ -60,17 +64,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FasterRCNN
     return folder, run(folder, OPTIONS)
 
 
-def stop_after(iterations: int) -> object:
+def stop_after(iterations: int) -> Task:
     done = 0
 
-    def losses(detector: FasterRCNN, batch: Batch) -> dict[str, Tensor]:
+    def losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> dict[str, Tensor]:
         nonlocal done
-        if done == iterations:
-            raise KeyboardInterrupt
-        done += 1
-        return detector.losses(batch.images, batch.sizes, batch.truth, mixed_precision=True)
+        if detector.training:
+            if done == iterations:
+                raise KeyboardInterrupt
+            done += 1
+        return joint_losses(detector, batch, mixed_precision)
 
-    return losses
+    return replace(JOINT, losses=losses)
 
 
 def test_a_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
@@ -80,12 +85,15 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
     torch.manual_seed(5)
     broken = FasterRCNN(small_config())
     with pytest.raises(KeyboardInterrupt):  # in the sixth batch: two batches and a validation after the checkpoint
-        train(broken, stop_after(5), Shapes("train", 40), Shapes("val", 6), OPTIONS, tmp_path)  # type: ignore[arg-type]
+        train(broken, stop_after(5), Shapes("train", 40), Shapes("val", 6), OPTIONS, tmp_path)
     assert read_checkpoint(tmp_path)["iteration"] == 3
     resumed = run(tmp_path, OPTIONS, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     assert (tmp_path / "losses.csv").read_text() == (whole_folder / "losses.csv").read_text()
+    assert torch.equal(
+        load_detector(tmp_path, "best").head.fc6.weight, load_detector(whole_folder, "best").head.fc6.weight
+    )
     for folder in (tmp_path, whole_folder):
         lines = (folder / "validation.jsonl").read_text().splitlines()
         assert [json.loads(line)["iteration"] for line in lines] == [2, 4, 6]
@@ -102,6 +110,11 @@ def test_a_run_leaves_its_log_pictures_and_metrics(finished: tuple[Path, FasterR
     validation = json.loads((folder / "validation.jsonl").read_text().splitlines()[-1])
     assert validation["iteration"] == 6
     assert validation["pictures"] == 3
+    assert validation["loss"] == pytest.approx(sum(validation[f"loss_{name}"] for name in list(rows[0])[2:]), abs=1e-4)
+    assert validation["VOC_mAP"] is not None
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("training/rpn_box")] == list(range(6))
+    assert events.Scalars("validation/AP50")[-1].value == pytest.approx(validation["AP50"])
     for picture in (folder / "losses.png", folder / "predictions" / "000006.jpg"):
         with Image.open(picture) as image:
             image.load()
@@ -137,16 +150,31 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+def test_a_step_cuts_the_rate_to_a_tenth_after_three_quarters() -> None:
+    """Section 3.1.3: 0.001 for 60,000 mini-batches, 0.0001 for the next 20,000."""
+    options = replace(OPTIONS, iterations=80000, warm_up=1, learning_rate=0.001, decay="step")
+    assert learning_rate(options, 59000) == 0.001
+    assert learning_rate(options, 61000) == pytest.approx(0.0001)
+
+
+def test_sgd_learns_biases_twice_as_fast_and_decays_none() -> None:
+    optimiser = build_optimiser(FasterRCNN(small_config()), replace(OPTIONS, optimiser="sgd"))
+    weights, others = optimiser.param_groups
+    assert (weights["weight_decay"], weights["factor"]) == (0.0005, 1.0)
+    assert (others["weight_decay"], others["factor"]) == (0.0, 2.0)
+    assert all(one.ndim == 1 for one in others["params"])
+
+
 def test_mixed_precision_gives_nearly_the_same_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 keeps 8 bits: features differ by about a percent, and by nothing if it is not used at all."""
-    monkeypatch.setattr("faster_rcnn.detector.autocast_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr("faster_rcnn.training.objectives.autocast_dtype", lambda _: torch.bfloat16)
     torch.manual_seed(0)
     detector = FasterRCNN(small_config()).eval()
-    batch = next(training_batches(Shapes("train", 40), ResizeRule(96, 192), 16, 2, 0, 0, 0))
+    batch = next(training_batches(Shapes("train", 40), ResizeRule(96, 192), 16, Loading(2, seed=0)))
     features: list[Tensor] = []
-    hook = detector.backbone.register_forward_hook(lambda _, __, output: features.append(output))
+    hook = detector.backbone.register_forward_hook(lambda _, __, output: features.append(output[0]))
     for mixed in (False, True):
-        losses = detector.losses(batch.images, batch.sizes, batch.truth, mixed)
+        losses = joint_losses(detector, batch, mixed)
         assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
     hook.remove()
     full, reduced = features
@@ -156,16 +184,16 @@ def test_mixed_precision_gives_nearly_the_same_features(monkeypatch: pytest.Monk
 
 
 def test_a_diverged_step_is_never_saved(tmp_path: Path) -> None:
-    def losses(detector: FasterRCNN, batch: Batch) -> dict[str, Tensor]:
-        real = detector.losses(batch.images, batch.sizes, batch.truth)
+    def losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> dict[str, Tensor]:
+        real = joint_losses(detector, batch, mixed_precision)
         finite_with_infinite_gradient = (detector.head.fc6.weight * 0).abs().sqrt().sum()
         return {**real, "head_box": real["head_box"] + finite_with_infinite_gradient}
 
     torch.manual_seed(5)
     detector = FasterRCNN(small_config())
     options = replace(OPTIONS, checkpoint_every=1)
-    with pytest.raises(FloatingPointError, match=r"gradients of norm .*--resume and a lower --learning-rate"):
-        train(detector, losses, Shapes("train", 40), Shapes("val", 6), options, tmp_path)
+    with pytest.raises(FloatingPointError, match=r"gradients of norm .* first step .*senseless boxes"):
+        train(detector, replace(JOINT, losses=losses), Shapes("train", 40), Shapes("val", 6), options, tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
     assert all(torch.isfinite(value).all() for value in detector.state_dict().values())
 
