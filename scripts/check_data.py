@@ -63,7 +63,7 @@ def main() -> None:
             print(coverage(dataset, given))
     if stop:
         skip = ", or train with --skip-bad-boxes" if all(fault.skippable for fault in stop) else ""
-        fail(f"{arguments.data}: {len(stop)} errors ({summary(stop)}); correct them{skip}")
+        fail(f"{arguments.data} has errors: {summary(stop)}; correct them{skip}")
 
 
 def check_split(

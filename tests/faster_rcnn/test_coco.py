@@ -1,15 +1,17 @@
 """COCO's format: what is read, and what is refused by name."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from faster_rcnn.data.dataset import Prediction
-from faster_rcnn.data.sources import check_labels, open_dataset
+from faster_rcnn.data.sources import check_labels, open_dataset, open_folder
 from faster_rcnn.evaluation import coco_ap
 
 CATEGORIES = [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}]
@@ -48,6 +50,73 @@ def test_boxes_classes_areas_and_crowds_are_read(tmp_path: Path) -> None:
     assert sample.crowd is not None
     assert sample.crowd.tolist() == [False, True]
     assert sample.objects().boxes.tolist() == [[10, 20, 40, 40]]
+
+
+def test_what_many_tools_leave_out_is_not_missed(tmp_path: Path) -> None:
+    bare = {"image_id": 1, "category_id": 7, "bbox": [10.5, 20, 30, 20.25]}
+    nulls = annotation(bbox=[0, 0, 100, 60], area=None, iscrowd=None, segmentation=None, score=1)
+    sample = open_dataset(f"coco:{write(tmp_path, [bare, nulls])}", "val")[0]
+    assert sample.boxes.tolist() == [[10.5, 20, 40.5, 40.25], [0, 0, 100, 60]]
+    assert sample.areas is not None
+    assert sample.areas.tolist() == [30 * 20.25, 6000]
+    assert sample.crowd is not None
+    assert not sample.crowd.any()
+
+
+def test_a_box_a_rounding_over_the_border_is_cut_there(tmp_path: Path) -> None:
+    sample = open_dataset(f"coco:{write(tmp_path, [annotation(bbox=[-0.7, 20, 102.1, 41.5])])}", "val")[0]
+    assert sample.boxes.tolist() == [[0, 20, 100, 60]]
+
+
+def test_ids_are_names_whatever_their_order_and_pictures_lie_in_folders_of_their_own(tmp_path: Path) -> None:
+    categories = [{"id": 90, "name": "zebra"}, {"id": 3, "name": "yak"}, {"id": 17, "name": "ant"}]
+    pictures = {
+        "farm/a.png": tmp_path / "farm" / "a.png",
+        "b.png": tmp_path / "val" / "b.png",
+        "c.png": tmp_path / "images" / "val" / "c.png",
+        "zoo/north/d.png": tmp_path / "images" / "zoo" / "north" / "d.png",
+    }
+    for shade, file in enumerate(pictures.values()):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 60), (shade, 0, 0)).save(file)
+    ids = [700, "seven", -1, 2**70]
+    listed = [
+        {"id": one, "file_name": name, "height": 60.0, "width": 100} for one, name in zip(ids, pictures, strict=True)
+    ]
+    objects = [annotation(image_id="seven", category_id=17), annotation(image_id=2**70, category_id=90, id="x")]
+    (tmp_path / "annotations").mkdir()
+    document = {"annotations": objects, "categories": categories, "images": listed, "info": {"lists": [[1], [2]]}}
+    (tmp_path / "annotations" / "instances_val.json").write_text("\ufeff" + json.dumps(document))
+    dataset = open_dataset(f"coco:{tmp_path}", "val")
+    assert dataset.labels == ("yak", "ant", "zebra")
+    assert [dataset.name(index) for index in range(4)] == list(pictures)
+    assert [dataset[index].image[0, 0, 0] for index in range(4)] == [0, 1, 2, 3]
+    assert [dataset[index].labels.tolist() for index in range(4)] == [[], [1], [], [2]]
+
+
+@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real pictures")
+def test_photographs_of_coco_are_read_as_its_own_tools_do(tmp_path: Path) -> None:
+    source = Path(os.environ["REAL_DATA_DIR"]) / "coco_cc"
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "val.json").symlink_to(source / "instances.json")
+    (tmp_path / "images").symlink_to(source / "images")
+    dataset = open_folder(f"coco:{tmp_path}", "val")
+    assert [fault for fault in dataset.faults if not fault.warning] == []
+    official = COCO(source / "instances.json")
+    names = [category["name"] for category in official.loadCats(sorted(official.getCatIds()))]
+    assert dataset.labels == tuple(names)
+    by_name = {image["file_name"]: image for image in official.dataset["images"]}
+    assert len(dataset) == len(by_name) == 60
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        expected = official.loadAnns(official.getAnnIds(by_name[dataset.name(index)]["id"]))
+        corners = [(x, y, x + width, y + height) for x, y, width, height in (one["bbox"] for one in expected)]
+        np.testing.assert_allclose(sample.boxes, np.array(corners).reshape(-1, 4), atol=0.5)  # cut at the border
+        assert [names[label] for label in sample.labels] == [
+            official.loadCats(one["category_id"])[0]["name"] for one in expected
+        ]
+        assert sample.crowd is not None
+        assert sample.crowd.tolist() == [bool(one["iscrowd"]) for one in expected]
 
 
 def test_detections_inside_a_crowd_are_neither_right_nor_wrong(tmp_path: Path) -> None:
