@@ -66,15 +66,23 @@ def main() -> None:
     dataset = open_dataset(data, arguments.split, arguments.seed, skip)
     if arguments.pictures is not None:
         dataset = FirstPictures(dataset, arguments.pictures)
-    out: Path = arguments.out or (target if run and target else Path()) / f"evaluation-{arguments.split}"
+    out: Path = arguments.out or place_for_reports(target) / f"evaluation-{arguments.split}"
     about = {"target": str(target), "data": f"{data}/{arguments.split}", "seed": arguments.seed}
     if target is None:
         print(measure_sources(dataset, arguments, about, out))
     else:
-        dataset, predict = open_target(target, dataset, run, arguments)
+        dataset, predict, details = open_target(target, dataset, run, arguments)
+        about |= details
         truths, predictions = collect(dataset, predict)
         print(json.dumps(write_report(out, dataset, truths, predictions, about, arguments.show), indent=1))
     print(f"wrote {out / 'index.html'}")
+
+
+def place_for_reports(target: Path | None) -> Path:
+    """A run's own folder; else the current one, for a published version stays as it was published."""
+    if target is None or (target / "model.onnx").is_file():
+        return Path()
+    return target.parent if target.is_file() else target
 
 
 def measure_sources(dataset: Dataset, arguments: argparse.Namespace, about: dict[str, Any], out: Path) -> str:
@@ -87,14 +95,15 @@ def measure_sources(dataset: Dataset, arguments: argparse.Namespace, about: dict
 
 def open_target(
     target: Path, dataset: Dataset, run: dict[str, Any], arguments: argparse.Namespace
-) -> tuple[Dataset, Predictor]:
-    """What answers for a run or a published model, and the data set with the proposals that it looks at, if given."""
+) -> tuple[Dataset, Predictor, dict[str, Any]]:
+    """The data set with the proposals that are looked at, if given; what answers for a run or a published model; and
+    which of a run's states and which proposals these are."""
     if (target / "model.onnx").is_file():
         if arguments.proposals:
             raise ValueError(f"{target} makes its own proposals; leave out --proposals, or name a run")
         labels = tuple(json.loads((target / "model.json").read_text())["labels"])
         check_labels(dataset, labels, str(target))
-        return dataset, onnx_predictor(target)
+        return dataset, onnx_predictor(target), {}
     which = arguments.checkpoint or ("best" if (target / BEST).is_file() else "last")
     state = read_checkpoint(target, which)
     detector = build_detector(state).to(arguments.device).eval()
@@ -107,11 +116,12 @@ def open_target(
         raise ValueError(f"{target} looks at the proposals of one source; name only one by --proposals")
     if not sources and objective == "fast-rcnn":
         raise ValueError(f"{target} makes no proposals of its own; name their source by --proposals")
+    details = {"checkpoint": which, "iteration": state["iteration"]}
     if not sources:
-        return dataset, torch_predictor(detector)
+        return dataset, torch_predictor(detector), details
     limit = run.get("proposal_limit", LIMIT)
     table = propose(dataset, sources[0], limit, arguments)
-    return WithProposals(dataset, table, limit), given_predictor(detector)
+    return WithProposals(dataset, table, limit), given_predictor(detector), details | {"proposals_from": sources[0]}
 
 
 def propose(dataset: Dataset, source: str, limit: int, arguments: argparse.Namespace) -> ProposalTable:

@@ -51,6 +51,7 @@ def test_a_run_is_measured_by_its_best_checkpoint_on_its_own_data_and_leaves_a_r
     save_state(folder / BEST, lively("compact"), "joint", 1)
     record = run(command, monkeypatch, tmp_path / "out", folder)
     assert (record["data"], record["pictures"]) == ("shapes/val", 2)
+    assert (record["checkpoint"], record["iteration"]) == ("best", 1)
     assert "VOC_mAP" in record
     assert list(record["proposals"]) == ["100"]  # compact gives 100 proposals
     assert (tmp_path / "out" / "index.html").is_file()
@@ -68,6 +69,7 @@ def test_a_head_is_measured_on_the_proposals_that_it_was_trained_on_or_on_others
     table = ProposalTable({pictures.name(index): ranked(pictures[index].boxes) for index in range(2)}, "the truth")
     table.save(tmp_path / "truth.npz")
     other = run(command, monkeypatch, tmp_path / "other", folder, "--proposals", tmp_path / "truth.npz")
+    assert other["proposals_from"].endswith("truth.npz")
     assert [one["AR"] for one in other["proposals"].values()] == [1.0]
 
 
@@ -107,3 +109,11 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         run(command, monkeypatch, tmp_path / "out", *arguments)
+
+
+def test_a_report_goes_into_its_run_but_never_into_a_published_version(command: ModuleType, tmp_path: Path) -> None:
+    assert command.place_for_reports(tmp_path) == tmp_path
+    assert command.place_for_reports(tmp_path / NAME) == tmp_path / NAME  # not there, which is told when it is read
+    (tmp_path / NAME).touch()
+    assert command.place_for_reports(tmp_path / NAME) == tmp_path
+    assert command.place_for_reports(MODEL) == command.place_for_reports(None) == Path()

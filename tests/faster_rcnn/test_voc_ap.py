@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faster_rcnn.data.dataset import Prediction, Sample
@@ -156,6 +156,7 @@ devkit_boxes = st.tuples(corner, corner, corner, corner).map(
 )
 
 
+@settings(deadline=None)  # a busy machine is not a fault
 @given(devkit_boxes, devkit_boxes)
 def test_the_devkits_overlap_of_whole_pixels_is_ours_of_half_open_boxes(one: tuple, other: tuple) -> None:
     """Devkit: corners from 1, both inside the box, sides of x2 - x1 + 1. Ours: x1 - 1, y1 - 1, x2, y2."""
@@ -224,6 +225,7 @@ truths_strategy = st.lists(st.tuples(box_strategy, st.integers(0, 1), st.boolean
 found_strategy = st.lists(st.tuples(box_strategy, st.integers(1, 4), st.integers(0, 1)), max_size=8)
 
 
+@settings(deadline=None)  # a busy machine is not a fault
 @given(st.lists(st.tuples(truths_strategy, found_strategy), min_size=1, max_size=3))
 def test_both_rules_agree_with_the_definition_in_exact_fractions(pictures: list) -> None:
     samples = [truth([one[0] for one in t], [one[1] for one in t], [one[2] for one in t]) for t, _ in pictures]
