@@ -83,13 +83,14 @@ def test_ids_are_names_whatever_their_order_and_pictures_lie_in_folders_of_their
     listed = [
         {"id": one, "file_name": name, "height": 60.0, "width": 100} for one, name in zip(ids, pictures, strict=True)
     ]
+    listed[0]["file_name"] = "farm\\a.png"  # as on Windows
     objects = [annotation(image_id="seven", category_id=17), annotation(image_id=2**70, category_id=90, id="x")]
     (tmp_path / "annotations").mkdir()
     document = {"annotations": objects, "categories": categories, "images": listed, "info": {"lists": [[1], [2]]}}
     (tmp_path / "annotations" / "instances_val.json").write_text("\ufeff" + json.dumps(document))
     dataset = open_dataset(f"coco:{tmp_path}", "val")
     assert dataset.labels == ("yak", "ant", "zebra")
-    assert [dataset.name(index) for index in range(4)] == list(pictures)
+    assert [dataset.name(index) for index in range(4)] == ["farm\\a.png", *list(pictures)[1:]]
     assert [dataset[index].image[0, 0, 0] for index in range(4)] == [0, 1, 2, 3]
     assert [dataset[index].labels.tolist() for index in range(4)] == [[], [1], [], [2]]
 

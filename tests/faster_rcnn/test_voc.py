@@ -1,12 +1,16 @@
 """Pascal VOC's format: what is read, and what is refused by name."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from faster_rcnn.data.pictures import check_before_training
 from faster_rcnn.data.sources import open_dataset, open_folder, splits_of
 
 BCCD = Path(os.environ.get("REAL_DATA_DIR", "")) / "bccd"
@@ -198,6 +202,37 @@ def test_folders_with_nothing_to_learn_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"train.txt: not a list of names in UTF-8"):
         open_dataset(source, "train")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_is_written_in_a_file_is_a_fault_or_can_be_trained_on(tmp_path: Path, data: st.DataObject) -> None:
+    text = document(voc_object(), voc_object("cat", (50, 1, 80, 30)))
+    if data.draw(st.booleans()):  # another value, or none
+        tag = data.draw(st.sampled_from(["name", "difficult", "xmin", "ymax", "width", "height", "filename", "bndbox"]))
+        value = data.draw(st.sampled_from(["", "-1", "1e400", "1e300", "nan", "٣", "0x10", "<a/>", "&e;", "]]>"]))
+        text = re.sub(f"<{tag}>.*?</{tag}>", f"<{tag}>{value}</{tag}>", text, count=1)
+    else:  # a piece missing, or said twice
+        start, end = sorted(data.draw(st.tuples(st.integers(0, len(text)), st.integers(0, len(text)))))
+        text = text[:start] + text[start:end] * data.draw(st.sampled_from([0, 2])) + text[end:]
+    source = write(tmp_path, {"a": text, "b": document(voc_object())})
+    dataset = open_dataset(source, "train", skip_bad_boxes=True)
+    check_before_training([dataset], workers=1)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert (sample.boxes[:, :2] >= 0).all()
+        assert (sample.boxes[:, 2:] <= [100, 60]).all()
+        assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+    assert "b.jpg" in [dataset.name(index) for index in range(len(dataset))]
+
+
+def test_a_picture_that_its_exif_turns_is_told_from_one_of_another_size(tmp_path: Path) -> None:
+    source = write(tmp_path, {"a": document(voc_object())})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 60)).save(tmp_path / "JPEGImages" / "a.jpg", exif=exif)
+    with pytest.raises(ValueError, match=r"a.xml:1: a.jpg is 60×100 upright, listed as 100×60; its EXIF orientation"):
+        open_dataset(source, "train")[0]
 
 
 @real

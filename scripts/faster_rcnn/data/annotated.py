@@ -21,6 +21,7 @@ from service.problems import Problem
 TOLERANCE = 2.0
 MIN_SIDE = 0.1  # pixels; less could vanish in float32 when a large picture is resized
 NEAR_DUPLICATE = 0.8  # IoU; of two objects of a class so close together, one is nearly always a slip of the hand
+LONGEST_SIDE = 1_000_000  # pixels; no picture of a data set is longer, so what is written is no size
 CHUNK = 256  # boxes compared with all others at a time: the memory for a picture with very many stays small
 
 
@@ -145,6 +146,8 @@ class AnnotatedPictures:
             (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
             what = f"{entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}"
             remedy = "correct the list, and the boxes if they were drawn at that size"
+            if (height, width) == (listed_width, listed_height):
+                remedy = "its EXIF orientation turns it: save it without, or turn the size and the boxes in the list"
             return Fault("picture of another size", entry.where, what, remedy)
         return pixels
 

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from faster_rcnn.data.annotated import Annotation, Parsed, Picture, escapes, is_file
+from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Parsed, Picture, escapes, is_file
 from faster_rcnn.data.faults import Fault
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Side = Annotated[float, Field(strict=True, ge=1, multiple_of=1, le=1_000_000)]  # 640.0 is met as often as 640
+Side = Annotated[float, Field(strict=True, ge=1, multiple_of=1, le=LONGEST_SIDE)]  # 640.0 is met as often as 640
 Identity = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)] | Number
 
 
@@ -233,6 +233,7 @@ def _annotation(one: _Object, where: str, label: int) -> Annotation:
 
 
 def _picture_places(folder: Path, split: str, name: str) -> list[Path]:
+    name = name.replace("\\", "/")  # as tools on Windows write folders
     return [folder / name, folder / "images" / name, folder / split / name, folder / "images" / split / name]
 
 

@@ -12,7 +12,7 @@ from reprlib import repr as short
 
 from lxml import etree
 
-from faster_rcnn.data.annotated import Annotation, Parsed, Picture, escapes, is_file, no_area
+from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Parsed, Picture, escapes, is_file, no_area
 from faster_rcnn.data.faults import Fault
 from service import images
 from service.problems import Problem
@@ -159,7 +159,8 @@ def _size(root: etree._Element) -> tuple[int, int] | None:
         width, height = _number(_text(root, "size/width")), _number(_text(root, "size/height"))
     except ValueError:
         return None
-    return (int(width), int(height)) if width >= 1 and height >= 1 else None
+    plausible = min(width, height) >= 1 and max(width, height) <= LONGEST_SIDE
+    return (int(width), int(height)) if plausible else None
 
 
 def _object(element: etree._Element) -> _Object:
