@@ -130,7 +130,7 @@ def test_mislabelled_and_repeated_pictures_are_warnings(tmp_path: Path) -> None:
     assert [fault.what for fault in faults] == [
         "b.jpg is a PNG picture by its content",
         f"c.png has the same bytes as {tmp_path / 'b.jpg'} (split train)",
-        "1 pictures of split val are in split train too, the first a.jpg",
+        "pictures of split val are in split train too: 1, the first a.jpg",
     ]
 
 

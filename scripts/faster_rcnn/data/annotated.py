@@ -140,7 +140,8 @@ class AnnotatedPictures:
         try:
             pixels = np.asarray(images.upright(data))
         except Problem as problem:
-            what = f"{entry.name} cannot be read: {problem.detail}"
+            reason = problem.detail.partition(". ")[0].removesuffix(".")  # what follows is for one who sent it
+            what = f"{entry.name} cannot be read: {reason}"
             return Fault("unreadable picture", entry.where, what, "mend it or take it off the list")
         if pixels.shape[:2] != entry.size:
             (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
@@ -275,6 +276,5 @@ def class_name_faults(parsed: Parsed) -> list[Fault]:
         other = seen.setdefault(plain, name)
         if other is not name:
             what = f"the classes {other!r} and {name!r} differ only in case or spaces, and count as two"
-            where = f"{parsed.source} ({parsed.split})"
-            faults.append(Fault("alike class names", where, what, "rename one if they are one", warning=True))
+            faults.append(Fault("alike class names", parsed.source, what, "rename one if they are one", warning=True))
     return faults

@@ -45,9 +45,11 @@ class Coverage:
         best = self.best if where is None else self.best[where]
         return float((best > iou).mean()) if len(best) else 0.0
 
-    def worst_class(self) -> float:
-        """The share above 0.5 of the class that has the fewest; classes without objects do not count."""
-        return min((self.share(0.5, self.classes == label) for label in np.unique(self.classes)), default=0.0)
+    def worst_class(self) -> tuple[float, str]:
+        """The share above 0.5 of the class that has the fewest, and its name; classes without objects do not count."""
+        shares = [(self.share(0.5, self.classes == label), label) for label in np.unique(self.classes).tolist()]
+        share, label = min(shares, default=(0.0, 0))
+        return share, self.config.labels[label]
 
     def report(self) -> str:
         """A table for a person, and what to do where it is poor."""
@@ -56,6 +58,7 @@ class Coverage:
         lines = [
             f"{name:{width}} {mask.sum():8} {self.share(0.5, mask):7.1%} {self.share(0.7, mask):7.1%}"
             for name, mask in rows
+            if mask.any()
         ]
         return "\n".join([f"{'anchors':{width}} {'objects':>8} {'IoU>0.5':>7} {'IoU>0.7':>7}", *lines, *self._advice()])
 
@@ -84,9 +87,10 @@ class Coverage:
             scales = " ".join(f"{scale:g}" for scale in self.suggestion.anchor_scales)
             resize = self.suggestion.resize
             sizes = f" --min-size {resize.min_size} --max-size {resize.max_size}"
+            share, name = self.worst_class()
             all_objects, worst = self.suggested
             yield (
-                f"warning: of some class only {self.worst_class():.1%} have an anchor above 0.5; "
+                f"warning: of {name} only {share:.1%} have an anchor above 0.5; "
                 f"--anchor-scales {scales}{sizes if resize != self.config.resize else ''} "
                 f"would give {worst:.1%} of each class, {all_objects:.1%} of all"
             )
@@ -102,16 +106,16 @@ def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[
     best = coverage
     # Objects that are small against the stride fall between the anchors whatever the scales; then larger pictures help.
     for enlargement in ENLARGEMENTS:
-        if len(coverage.best) == 0 or best.worst_class() >= ENOUGH:
+        if len(coverage.best) == 0 or best.worst_class()[0] >= ENOUGH:
             break
         resize = ResizeRule(round(config.resize.min_size * enlargement), round(config.resize.max_size * enlargement))
         count = None if len(strides) == 1 else len(config.anchor_scales)
         scales = suggest_scales(coverage.sides * enlargement, coverage.classes, count)
         other = _coverage(objects, replace(config, anchor_scales=scales, resize=resize), strides)
-        best = max(best, other, key=Coverage.worst_class)
+        best = max(best, other, key=lambda one: one.worst_class()[0])
     if best is coverage:
         return coverage
-    return replace(coverage, suggestion=best.config, suggested=(best.share(0.5), best.worst_class()))
+    return replace(coverage, suggestion=best.config, suggested=(best.share(0.5), best.worst_class()[0]))
 
 
 def _coverage(objects: "_Objects", config: DetectorConfig, strides: Sequence[int]) -> Coverage:

@@ -80,10 +80,9 @@ def _repeated(dataset: AnnotatedPictures, looks: Sequence[_Look], seen: Seen) ->
             shared.setdefault(split, []).append(name)
         elif first != path:
             what = f"{name} has the same bytes as {first} (split {split})"
-            remedy = "keep one, and both out of different splits"
-            faults.append(Fault("duplicate picture", dataset.where(index), what, remedy, warning=True))
+            faults.append(Fault("duplicate picture", dataset.where(index), what, "keep one of the two", warning=True))
     for split, names in shared.items():
-        what = f"{len(names)} pictures of split {dataset.split} are in split {split} too, the first {names[0]}"
+        what = f"pictures of split {dataset.split} are in split {split} too: {len(names)}, the first {names[0]}"
         remedy = "what is measured on pictures that were trained on says little"
         faults.append(Fault("splits share pictures", dataset.source, what, remedy, warning=True))
     return faults

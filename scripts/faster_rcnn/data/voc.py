@@ -231,7 +231,8 @@ def _picture(
         try:
             size = images.upright(path.read_bytes()).size
         except (Problem, OSError) as error:
-            what = f"{path.name} cannot be read: {getattr(error, 'detail', error)}"
+            reason = error.detail.partition(". ")[0] if isinstance(error, Problem) else error.strerror
+            what = f"{path.name} cannot be read: {reason}"
             faults.append(Fault("unreadable picture", where, what, "replace it or take it off the list"))
             return None
         what = f"no width and height of {path.name}; the picture's own, {size[0]}×{size[1]}, are taken"
