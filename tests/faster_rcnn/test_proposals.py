@@ -99,3 +99,41 @@ def test_the_least_likely_anchor_is_still_a_candidate() -> None:
     )  # fmt: skip
     assert found.number.tolist() == [1]
     assert 0 < float(found.objectness[0, 0]) < 1e-12
+
+
+def test_proposals_of_a_pyramid_equal_torchvisions() -> None:
+    """The best of each map, suppressed there, then the best of all; maps with fewer anchors than the limit included."""
+    torch.manual_seed(4)
+    sizes = torch.tensor([[256, 320], [200, 310]])
+    maps = [(32.0, 64, 80, 4), (64.0, 32, 40, 8), (128.0, 16, 20, 16), (256.0, 4, 5, 64)]
+    parts = [grid_anchors(cell_anchors((scale,), (0.5, 1.0, 2.0)), h, w, stride) for scale, h, w, stride in maps]
+    levels, anchors = [len(part) for part in parts], torch.cat(parts)
+    logits, deltas = torch.randn(2, len(anchors)) * 2, torch.randn(2, len(anchors), 4) * 0.3
+    theirs = RegionProposalNetwork(
+        AnchorGenerator(), RPNHead(8, 3), 0.7, 0.3, 256, 0.5,
+        pre_nms_top_n={"training": 300, "testing": 300}, post_nms_top_n={"training": 150, "testing": 150},
+        nms_thresh=0.7,
+    ).eval()  # fmt: skip
+    theirs.min_size = 1e-3
+    expected_boxes, expected_scores = theirs.filter_proposals(
+        decode(deltas, anchors), logits.reshape(-1, 1), [tuple(size) for size in sizes.tolist()], levels
+    )
+    limits = ProposalLimits(300, 150, 0.7, min_side=1e-3)
+    found = propose(logits, deltas, anchors, torch.ones(2, len(anchors), dtype=torch.bool), sizes, limits, levels)
+    for image in range(2):
+        count = int(found.number[image])
+        assert count == len(expected_boxes[image]) == 150
+        torch.testing.assert_close(found.boxes[image], expected_boxes[image])
+        torch.testing.assert_close(found.objectness[image], expected_scores[image])
+
+
+def test_boxes_of_different_maps_do_not_suppress_each_other() -> None:
+    anchors = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100, 99], [0, 0, 100, 98]])
+    arguments = (
+        torch.tensor([[0.9, 0.8, 0.7]]).logit(), torch.zeros(1, 3, 4), anchors, torch.ones(1, 3, dtype=torch.bool),
+        torch.tensor([[500, 500]]), ProposalLimits(100, 100),
+    )  # fmt: skip
+    assert propose(*arguments).number.tolist() == [1]
+    assert propose(*arguments, levels=(1, 2)).number.tolist() == [2]
+    # the best of each map alone enters: the third anchor is second on its map
+    assert propose(*arguments[:5], ProposalLimits(1, 100, nms_threshold=1.0), (1, 2)).number.tolist() == [2]
