@@ -1,7 +1,6 @@
 """The command lines as a person uses them: train, evaluate, export, evaluate again; and their errors."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,8 +86,11 @@ def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        (("train.py", "--out", "nowhere", "--resume"), "there is nothing to resume; leave out --resume to start"),
-        (("train.py", "--out", "nowhere", "--data", "voc2012"), "is of no known kind; there are: shapes, coco:DIR"),
+        (("train.py", "--out", "nowhere", "--resume"), "there is nothing to resume; leave out --resume"),
+        (
+            ("train.py", "--out", "nowhere", "--data", "voc2012"),
+            "is of no known kind; there are: shapes, coco:DIR, voc:DIR",
+        ),
         (("evaluate.py", "nowhere"), "nowhere is not there; scripts/train.py --out nowhere writes it"),
         (("export.py", "nowhere", "--name", "x"), "nowhere is not there; scripts/train.py --out nowhere writes it"),
         (("benchmark.py", "graph", "nowhere"), "publish the model again"),
@@ -103,7 +105,17 @@ def test_a_mistake_ends_with_one_line_that_says_what_to_do(command: tuple[str, .
 
 
 @pytest.mark.parametrize(
-    "command", ["train.py", "evaluate.py", "export.py", "propose.py", "benchmark.py", "write_shapes.py"]
+    "command",
+    [
+        "train.py",
+        "check_data.py",
+        "evaluate.py",
+        "export.py",
+        "propose.py",
+        "compare.py",
+        "benchmark.py",
+        "write_shapes.py",
+    ],
 )
 def test_help_shows_an_example(command: str) -> None:
     done = run(command, "--help")
@@ -111,18 +123,42 @@ def test_help_shows_an_example(command: str) -> None:
     assert f"scripts/{command} " in done.stdout
 
 
-def test_a_fault_met_by_a_worker_process_is_one_line_too(tmp_path: Path) -> None:
+def test_a_broken_picture_is_found_before_training(tmp_path: Path) -> None:
     write = run("write_shapes.py", "--out", tmp_path, "--split", "train", "--pictures", 4)
     assert write.returncode == 0, write.stderr
-    shutil.copytree(tmp_path / "train", tmp_path / "val")
     document = (tmp_path / "annotations" / "train.json").read_text()
     (tmp_path / "annotations" / "val.json").write_text(document)
-    for picture in (tmp_path / "train").iterdir():
-        picture.write_bytes(b"no picture")
-    done = run(
-        "train.py", "--data", f"coco:{tmp_path}", "--out", tmp_path / "run", "--iterations", 1, "--batch-size", 2,
-        "--workers", 1,
-    )  # fmt: skip
+    (tmp_path / "train" / "000002.png").write_bytes(b"no picture")
+    out = tmp_path / "run"
+    command = ("train.py", "--data", f"coco:{tmp_path}", "--out", out, "--iterations", 1, "--batch-size", 2)
+    done = run(*command)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert "cannot be read: The upload is not a picture" in done.stderr.splitlines()[-1]
+    assert "000002.png" in done.stderr.splitlines()[-1]
+    assert "--skip-bad-boxes" in done.stderr.splitlines()[-1]
+    assert not out.exists()
+    without = run(*command, "--skip-bad-boxes", "--validation-pictures", 1, "--min-size", 96)
+    assert without.returncode == 0, without.stderr
+    assert (out / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--schedule", "fast-rcnn"), "--proposals SOURCE and --schedule fast-rcnn belong together"),
+        (("--proposals", "sliding-window"), "--proposals SOURCE and --schedule fast-rcnn belong together"),
+        (("--step-iterations", "1", "1", "1", "1"), "are those of --schedule alternating"),
+        (("--target-normalisation", "measured"), "targets are measured on given proposals"),
+        (("--backbone", "compact", "--weights", "imagenet"), "none"),
+        (("--backbone", "resnet50", "--weights", "no.pth"), "no.pth"),
+        (("--weights", "none", "--trainable-from", "conv9_9"), "has no stage 'conv9_9'"),
+        (("--batch-size", "3", "--accumulate", "2"), "choose another --batch-size or --accumulate"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_one_line(
+    tmp_path: Path, options: tuple[str, ...], complaint: str
+) -> None:
+    done = run("train.py", "--data", "shapes", "--iterations", 1, "--out", tmp_path / "run", *options)
+    assert done.returncode != 0
+    assert complaint in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -53,7 +53,7 @@ def default_weights(backbone: str) -> str:
 def default_options(backbone: str, weights: str, data: str, pictures: int) -> dict[str, Any]:
     """The training options that suit a backbone, where it starts from, and the data."""
     if weights == NAME_OF_NO_WEIGHTS:
-        chosen = {"optimiser": "adamw", "decay": "cosine", "warm_up": 100} | _FROM_SCRATCH[backbone]
+        chosen: dict[str, Any] = {"optimiser": "adamw", "decay": "cosine", "warm_up": 100} | _FROM_SCRATCH[backbone]
     else:
         frozen = {"frozen_statistics": True, "optimiser": "sgd", "decay": "step", "warm_up": 500}
         chosen = frozen | _FINE_TUNING[backbone]

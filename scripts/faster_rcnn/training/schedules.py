@@ -82,15 +82,13 @@ def _fast_rcnn(
     run: dict[str, Any], fresh: Fresh, training: Dataset, validation: Dataset, folder: Path
 ) -> dict[str, Any]:
     resume = (folder / NAME).is_file()
-    given = [
-        _with_given(run, dataset, folder / f"proposals-{name}.npz")
-        for name, dataset in (("train", training), ("val", validation))
-    ]
+    given_training = _with_given(run, training, folder / "proposals-train.npz")
+    given_validation = _with_given(run, validation, folder / "proposals-val.npz")
     detector = load_detector(folder) if resume else fresh()
     if run["measure_targets"] and not resume:
-        measured = measure_normalisation(given[0], detector.config.proposal_sampling)
+        measured = measure_normalisation(given_training, detector.config.proposal_sampling)
         detector.config = replace(detector.config, target_normalisation=measured)
-    return train(detector, TASKS["fast-rcnn"], *given, options_of(run), folder, resume)
+    return train(detector, TASKS["fast-rcnn"], given_training, given_validation, options_of(run), folder, resume)
 
 
 def _with_given(run: dict[str, Any], dataset: Dataset, path: Path) -> WithProposals:
