@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from faster_rcnn.backbones.freezing import freeze_before
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.loader import Batch, Loading, Share, training_batches
 from faster_rcnn.detector import FasterRCNN
-from faster_rcnn.backbones.freezing import freeze_before
 from faster_rcnn.losses import total
 from faster_rcnn.training.checkpoint import BEST, NAME, read_checkpoint, save_state
 from faster_rcnn.training.divergence import DivergenceWatch
