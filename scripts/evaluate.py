@@ -25,7 +25,7 @@ from faster_rcnn.evaluation.report import compare_sources, write_report
 from faster_rcnn.graph.serving import onnx_predictor
 from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
-from faster_rcnn.training.checkpoint import BEST, build_detector, read_checkpoint
+from faster_rcnn.training.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.training.given import given_predictor
 
 
@@ -104,7 +104,7 @@ def open_target(
         labels = tuple(json.loads((target / "model.json").read_text())["labels"])
         check_labels(dataset, labels, str(target))
         return dataset, onnx_predictor(target), {}
-    which = arguments.checkpoint or ("best" if (target / BEST).is_file() else "last")
+    which = arguments.checkpoint or best_or_last(target)
     state = read_checkpoint(target, which)
     detector = build_detector(state).to(arguments.device).eval()
     check_labels(dataset, detector.config.labels, str(target))

@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 
 from faster_rcnn.command_line import run_command
-from faster_rcnn.data.sources import check_labels, open_dataset
+from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
 from faster_rcnn.graph.publish import next_version, publish
-from faster_rcnn.training.checkpoint import load_detector
+from faster_rcnn.training.checkpoint import best_or_last, build_detector, read_checkpoint
+from faster_rcnn.training.recipe import read_run
 
 VERIFIED_PICTURES = 24
 
@@ -25,18 +26,32 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--version", type=int, help="its version (default: one more than the highest)")
     parser.add_argument("--store", type=Path, default=Path("model_store"), help="default: %(default)s")
     parser.add_argument("--data", help="what the published graph is measured on (default: the run's own data)")
-    parser.add_argument("--split", default="test", help="its split (default: %(default)s)")
+    parser.add_argument("--split", help="its split (default: test, or the run's validation split where there is none)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), help="default: RUN's best, if it has one")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
     parser.add_argument("--pictures", type=int, help="measure on this many (default: all)")
+    parser.add_argument(
+        "--no-example",
+        action="store_true",
+        help="put no picture of the data beside the model: it may not be yours to give",
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
-    detector = load_detector(arguments.run)
-    record = json.loads((arguments.run / "run.json").read_text())
-    data = arguments.data or record["data"]
-    test = open_dataset(data, arguments.split, arguments.seed)
+    state = read_checkpoint(arguments.run, arguments.checkpoint or best_or_last(arguments.run))
+    if (trained := state.get("objective", "joint")) != "joint":
+        raise ValueError(
+            f"{arguments.run} has trained the {trained} part alone, which cannot detect by itself; "
+            "publish a run of --schedule joint or alternating"
+        )
+    detector = build_detector(state).eval()
+    record = read_run(arguments.run) | {"iteration": state["iteration"]}
+    record.pop("config", None)  # model.json has the detector's own
+    data, own = arguments.data or record["data"], record["val_split"]
+    split = arguments.split or ("test" if "test" in splits_of(data) else own)
+    test = open_dataset(data, split, arguments.seed, record.get("skip_bad_boxes", False))
     check_labels(test, detector.config.labels, str(arguments.run))
     version = arguments.version or next_version(arguments.store, arguments.name)
     folder = publish(
@@ -45,10 +60,11 @@ def main() -> None:
         arguments.name,
         version,
         training=record,
-        measured_on=f"{data}/{arguments.split}" + (f", seed {arguments.seed}" if arguments.seed else ""),
+        measured_on=f"{data}/{split}" + (f", seed {arguments.seed}" if arguments.seed else ""),
         test=test,
         pictures=[test[index].image for index in range(min(VERIFIED_PICTURES, len(test)))],
         limit=arguments.pictures,
+        example=not arguments.no_example,
     )
     card = json.loads((folder / "model.json").read_text())
     print(json.dumps({"verification": card["verification"], "metrics": card["metrics"]}, indent=1))

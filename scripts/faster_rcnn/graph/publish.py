@@ -43,11 +43,12 @@ def publish(
     test: Dataset,
     pictures: Sequence[np.ndarray],
     limit: int | None = None,
+    example: bool = True,
 ) -> Path:
     """Writes the version's folder and returns it.
 
     training: how the detector was made;  measured_on: the name of `test`, whose first `limit` pictures are measured;
-    pictures: what the graph is verified on.
+    pictures: what the graph is verified on;  example: whether one picture of `test` is put beside the model.
     Raises FileExistsError if the version is there, Disagreement if the graph breaks a promise.
     """
     final = store / name / str(version)
@@ -81,7 +82,8 @@ def publish(
         predict = onnx_predictor(folder)
         card["metrics"] = {measured_on: evaluate(test, predict, limit)}
         _write(folder, card)
-        _draw_example(folder, test, predict)
+        if example:
+            _draw_example(folder, test, predict)
         final.parent.mkdir(exist_ok=True)
         folder.rename(final)
     return final

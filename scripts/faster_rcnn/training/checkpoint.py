@@ -33,6 +33,11 @@ def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int,
     aside.replace(path)
 
 
+def best_or_last(path: Path) -> str:
+    """Which state of a run is the one to use: the best, if it has one."""
+    return "best" if (path / BEST).is_file() else "last"
+
+
 def read_checkpoint(path: Path, which: str = "last") -> dict[str, Any]:
     """A state that `save_state` wrote; `path` is the file or its run folder.
 

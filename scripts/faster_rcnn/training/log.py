@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ class RunLog:
 
     def __init__(self, folder: Path, start: int) -> None:
         self.folder = folder
+        if start == 0:
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of a run killed before its first checkpoint
         rows = _lines(folder / "losses.csv")[: start + 1] if start else []
         (folder / "losses.csv").write_text("".join(f"{row}\n" for row in rows))
         self._validations = folder / "validation.jsonl"
-        kept = [line for line in _lines(self._validations) if start and json.loads(line)["iteration"] <= start]
+        kept = [line for line in _lines(self._validations) if _iteration(line) <= start]
         self._validations.write_text("".join(f"{line}\n" for line in kept))
         self._file = (folder / "losses.csv").open("a", newline="")
         self._writer = csv.writer(self._file)
@@ -54,6 +58,14 @@ class RunLog:
         self._file.close()
         self._board.close()
         plot_losses(self.folder)
+
+
+def _iteration(line: str) -> float:
+    """Of a validation; a line that a crash cut short belongs to none."""
+    try:
+        return int(json.loads(line)["iteration"])
+    except json.JSONDecodeError:
+        return math.inf
 
 
 def _lines(path: Path) -> list[str]:

@@ -180,13 +180,25 @@ def resumed_run(folder: Path, given: dict[str, Any], command: str) -> dict[str, 
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The record of the run in a folder."""
-    run: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    """The record of the run in a folder.
+
+    Raises FileNotFoundError if it is not there, ValueError if it cannot be read.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there; name the folder of a run that scripts/train.py made")
+    try:
+        run: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not what scripts/train.py wrote; mend it, or start a new run") from error
     return run
 
 
 def write_run(folder: Path, run: dict[str, Any]) -> None:
-    (folder / RECORD).write_text(json.dumps(run, indent=1) + "\n")
+    """Writes the record, aside first, so that a crash leaves the former one whole."""
+    aside = folder / f"{RECORD}.part"
+    aside.write_text(json.dumps(run, indent=1) + "\n")
+    aside.replace(folder / RECORD)
 
 
 def options_of(run: dict[str, Any]) -> TrainingOptions:
