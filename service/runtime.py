@@ -55,6 +55,7 @@ class Runtime:
         self.metrics = Metrics()
         self.engines: dict[str, dict[int, Engine]] = {}
         self.refused: dict[str, str] = {}
+        self._preferred: str | None = None
         self.provider = ""
         self.loaded = self.draining = False
         self.failure: str | None = None
@@ -104,6 +105,7 @@ class Runtime:
         if settings.default_model and settings.default_model not in self.engines:
             names = ", ".join(self.engines)
             raise Refused(f"DEFAULT_MODEL={settings.default_model} is not among the models served: {names}")
+        self._preferred = store.default_name(settings.model_store)
         workers = settings.engine_workers or (1 if self.provider == CUDA else usable_cores())
         self._batcher = Batcher(workers, batch_pixels, self.metrics, self.fail)
         gc.collect()
@@ -135,7 +137,12 @@ class Runtime:
 
     @property
     def default_model(self) -> str | None:
-        return self.settings.default_model or (next(iter(self.engines)) if len(self.engines) == 1 else None)
+        """The model for requests that name none: the setting's, the only one, or the one that the store prefers."""
+        if self.settings.default_model:
+            return self.settings.default_model
+        if len(self.engines) == 1:
+            return next(iter(self.engines))
+        return self._preferred if self._preferred in self.engines else None
 
     def engine(self, name: str | None, version: int | None) -> Engine:
         """The engine for a request. Raises Problem: 503 not ready, 404 unknown, 422 none named and no default."""

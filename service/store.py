@@ -79,6 +79,12 @@ def directories(store: Path) -> list[Path]:
     )
 
 
+def default_name(store: Path) -> str | None:
+    """The model that the store itself prefers: the name in its file `default`, if there is one."""
+    file = store / "default"
+    return file.read_text().strip() or None if file.is_file() else None
+
+
 def load(directory: Path | str) -> Model:
     """The model in `directory`. Raises Refused with the reason."""
     directory = Path(directory).absolute()  # not resolved: a mounted store may be made of links

@@ -75,6 +75,9 @@ def test_among_several_models_a_request_says_which_or_the_default_answers(start,
     server = start(MODEL_STORE=tmp_path, DEFAULT_MODEL="one").ready()
     assert server.http.post("/detect", content=GREY).json()["model"]["name"] == "one"
     assert server.http.get("/models").json()["default"] == {"name": "one", "version": 1}
+    (tmp_path / "default").write_text("two\n")
+    server = start(MODEL_STORE=tmp_path).ready()
+    assert server.http.post("/detect", content=GREY).json()["model"]["name"] == "two"
 
 
 def ending(server) -> tuple[int, str]:

@@ -24,6 +24,14 @@ def test_every_version_is_found_and_unfinished_ones_are_not(tmp_path):
     assert found == ["a/1", "a/2", "b/1"]
 
 
+def test_a_store_may_prefer_a_model(tmp_path):
+    assert store.default_name(tmp_path) is None
+    (tmp_path / "default").write_text("shapes\n")
+    assert store.default_name(tmp_path) == "shapes"
+    (tmp_path / "default").write_text("\n")
+    assert store.default_name(tmp_path) is None
+
+
 def test_a_store_that_is_not_there_is_said_so(tmp_path):
     with pytest.raises(Refused, match="MODEL_STORE"):
         store.directories(tmp_path / "nowhere")
