@@ -130,7 +130,11 @@ class _Parts:
         objective: nn.Module = Objective(detector, task.losses, options.mixed_precision)
         if processes() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
-            objective = DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)
+            # a pyramid has levels that only the RPN looks at
+            unused = "rpn" not in task.trained
+            objective = DistributedDataParallel(
+                objective, device_ids=devices, broadcast_buffers=False, find_unused_parameters=unused
+            )
         self.objective = objective
 
     def step(self, iteration: int, rate: float, batches: Iterator[Batch], watch: DivergenceWatch) -> dict[str, float]:
