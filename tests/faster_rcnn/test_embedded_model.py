@@ -1,16 +1,21 @@
-"""The model that comes with the project is as good, as small and as honest as README says."""
+"""The models that come with the project are as good, as small and as honest as their cards and README say."""
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.evaluation import evaluate
 from faster_rcnn.graph.serving import onnx_predictor
 
-MODEL = Path(__file__).resolve().parents[2] / "model_store" / "shapes" / "1"
+STORE = Path(__file__).resolve().parents[2] / "model_store"
+MODEL = STORE / "shapes" / "1"
+BCCD = STORE / "bccd" / "1"
+VERSIONS = sorted(path.parent for path in STORE.glob("*/*/model.json"))
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +24,13 @@ def card() -> dict:
     return document
 
 
-def test_it_is_small_and_unchanged(card: dict) -> None:
-    graph = (MODEL / "model.onnx").read_bytes()
+@pytest.mark.parametrize("version", VERSIONS, ids=[f"{path.parent.name}/{path.name}" for path in VERSIONS])
+def test_every_published_version_is_small_unchanged_and_verified(version: Path) -> None:
+    card = json.loads((version / "model.json").read_text())
+    graph = (version / "model.onnx").read_bytes()
     assert len(graph) == card["bytes"] <= 15_000_000
     assert hashlib.sha256(graph).hexdigest() == card["sha256"]
+    assert card["verification"]["to_alone"]["unmatched"] == 0
 
 
 def test_it_was_measured_on_500_pictures_that_training_never_saw(card: dict) -> None:
@@ -38,3 +46,15 @@ def test_it_still_answers_so_through_the_services_code(card: dict) -> None:
     metrics = evaluate(Shapes("test", 80, seed=2026), onnx_predictor(MODEL))
     assert metrics["AP50"] > 0.95
     assert metrics["AP"] > 0.68
+
+
+def test_the_model_of_blood_cells_is_as_good_as_its_card_says() -> None:
+    folder = os.environ.get("REAL_DATA_DIR")
+    if not folder:
+        pytest.skip("REAL_DATA_DIR is not set: no real photographs to measure on")
+    measured = json.loads((BCCD / "model.json").read_text())["metrics"]["voc:bccd/val"]
+    dataset = open_dataset(f"voc:{folder}/bccd", "val", skip_bad_boxes=True)
+    metrics = evaluate(dataset, onnx_predictor(BCCD))
+    assert metrics["VOC_mAP"] == pytest.approx(measured["VOC_mAP"], abs=0.002)
+    assert metrics["VOC_mAP"] >= 0.85
+    assert min(metrics["VOC_AP_by_class"].values()) > 0.75

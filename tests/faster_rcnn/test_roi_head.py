@@ -18,7 +18,8 @@ def test_detections_equal_torchvisions() -> None:
     theirs = RoIHeads(
         None, None, None, 0.5, 0.5, 128, 0.25, WEIGHTS, score_thresh=0.05, nms_thresh=0.5, detections_per_img=100
     )
-    found = detect(scores, deltas, proposals, count, sizes, DetectionLimits(candidates=N * P * C), TargetNormalisation())
+    limits = DetectionLimits(candidates=N * P * C)
+    found = detect(scores, deltas, proposals, count, sizes, limits, TargetNormalisation())
     for image in range(N):
         real = int(count[image])
         with_background = torch.cat([torch.zeros(real, 1, 4), deltas[image, :real]], dim=1)
@@ -42,9 +43,9 @@ def test_detections_equal_torchvisions() -> None:
 def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
     proposals = torch.tensor([[[10.0, 10, 60, 60], [11, 11, 61, 61]]])
     scores = torch.tensor([[[0.0, 5, 0], [0, 0, 4]]])
-    found = detect(
-        scores, torch.zeros(1, 2, 2, 4), proposals, torch.tensor([2]), torch.tensor([[100, 100]]), DetectionLimits(), TargetNormalisation()
-    )
+    count, sizes = torch.tensor([2]), torch.tensor([[100, 100]])
+    deltas = torch.zeros(1, 2, 2, 4)
+    found = detect(scores, deltas, proposals, count, sizes, DetectionLimits(), TargetNormalisation())
     assert found.number.tolist() == [2]
     assert found.labels[0, :2].tolist() == [0, 1]
 
