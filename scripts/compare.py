@@ -11,6 +11,7 @@ What stands after -- goes to scripts/train.py. Run again after an interruption, 
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,17 +19,20 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from faster_rcnn.command_line import positive, run_command
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.evaluation import evaluate, proposal_recall
+from faster_rcnn.evaluation.measure import without_pixels
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
 from faster_rcnn.training.checkpoint import NAME, load_detector, read_checkpoint
 from faster_rcnn.training.given import given_predictor
-from faster_rcnn.training.recipe import RECORD, read_run
+from faster_rcnn.training.recipe import read_run
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FEW = 300  # proposals that a Faster R-CNN looks at (section 3.3), where Fast R-CNN takes 2000
 
 
@@ -96,6 +100,7 @@ def main() -> None:
         for name in COMPARISONS[comparison]:
             names += [one for one in (ARMS[name].after, name) if one and one not in names]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    print(f"{len(names) * len(arguments.seeds)} runs in {arguments.out}")
     runs = [(ARMS[name], seed) for seed in arguments.seeds for name in names]
     dataset = open_dataset(arguments.data, arguments.split, skip_bad_boxes="--skip-bad-boxes" in passed_on)
     for arm, seed in tqdm(runs, desc="runs", unit="run"):
@@ -110,28 +115,35 @@ def folder_of(name: str, seed: int, out: Path) -> Path:
 
 
 def train_arm(arm: Arm, seed: int, arguments: argparse.Namespace, passed_on: list[str]) -> Path:
-    """The folder of the arm's run with a seed, which is made or finished by scripts/train.py."""
+    """The folder of the arm's run with a seed, which is made or finished by scripts/train.py.
+
+    Raises ValueError if the run in the folder was made with other options, or fails.
+    """
     folder = folder_of(arm.name, seed, arguments.out)
-    begun = (folder / RECORD).is_file()
-    if begun and "seconds" in read_run(folder):
+    begin = ["--out", str(folder), *options_of_arm(arm, seed, arguments), *passed_on]
+    begun = any(folder.rglob(NAME))
+    if begun and (run := read_run(folder))["command"] != shlex.join(["scripts/train.py", *begin]):
+        raise ValueError(f"{folder} was made with other options ({run['command']}); choose another --out")
+    if begun and "seconds" in run:
         return folder
-    command = [sys.executable, str(Path(__file__).with_name("train.py")), "--out", str(folder)]
-    if begun:
-        command.append("--resume")
-    else:
-        length = ["--iterations", str(arguments.iterations)]
-        if "alternating" in arm.options:
-            steps = [max(1, round(share * arguments.iterations)) for share in FROM_SCRATCH_SHARES]
-            length = ["--step-iterations", *map(str, steps)]
-        source = ["--proposals", f"rpn:{folder_of(arm.after, seed, arguments.out)}"] if arm.after else []
-        # a rehearsal of nothing: validated once, at the end
-        rest = ["--validate-every", str(10**9), "--validation-pictures", str(10**9), "--seed", str(seed)]
-        command += ["--data", arguments.data, *arm.options, *source, *length, *rest, *passed_on]
+    command = [sys.executable, str(Path(__file__).with_name("train.py"))]
+    command += ["--out", str(folder), "--resume"] if begun else begin
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / f"{folder.name}.log").open("a") as log:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
-            raise RuntimeError(f"{folder} failed; {log.name} says why. Mend that and run this again")
+            raise ValueError(f"{folder} failed; {log.name} says why. Mend that and run this again")
     return folder
+
+
+def options_of_arm(arm: Arm, seed: int, arguments: argparse.Namespace) -> list[str]:
+    length = ["--iterations", str(arguments.iterations)]
+    if "alternating" in arm.options:
+        steps = [max(1, round(share * arguments.iterations)) for share in FROM_SCRATCH_SHARES]
+        length = ["--step-iterations", *map(str, steps)]
+    source = ["--proposals", f"rpn:{folder_of(arm.after, seed, arguments.out)}"] if arm.after else []
+    # validated once, at the end, on all pictures: nothing is chosen
+    rest = ["--validate-every", str(10**9), "--validation-pictures", str(10**9), "--seed", str(seed)]
+    return ["--data", arguments.data, "--val-split", arguments.split, *arm.options, *source, *length, *rest]
 
 
 def measured(folder: Path, dataset: Dataset) -> dict[str, Any]:
@@ -147,8 +159,8 @@ def measured(folder: Path, dataset: Dataset) -> dict[str, Any]:
     if table.is_file():
         proposals = ProposalTable.load(table)
         few = WithProposals(dataset, proposals, FEW)
-        result[f"VOC_mAP_{FEW}"] = evaluate(few, given_predictor(load_detector(folder)))["VOC_mAP"]
-        truths = [dataset[index] for index in range(len(dataset))]
+        result[f"VOC_mAP_{FEW}"] = evaluate(few, given_predictor(load_detector(folder).to(DEVICE)))["VOC_mAP"]
+        truths = [without_pixels(dataset[index]) for index in range(len(dataset))]
         regions = [proposals[dataset.name(index)].boxes for index in range(len(dataset))]
         by_number = proposal_recall(truths, regions, (FEW, 2000))["by_number"]
         for number in (FEW, 2000):
@@ -166,7 +178,7 @@ COLUMNS = {
     "recall@0.5_2000": "recall@0.5, 2000",
     f"AR_{FEW}": f"AR, {FEW}",
     "AR_2000": "AR, 2000",
-    "minutes": "minutes",
+    "minutes": "minutes of training",  # without the proposals, and without the RPN that they may come from
 }
 
 

@@ -23,12 +23,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 from faster_rcnn.backbones import BACKBONES
-from faster_rcnn.command_line import positive, run_command
+from faster_rcnn.command_line import above_zero, positive, run_command, share, usable_device
 from faster_rcnn.data.augmentation import AUGMENTATIONS
 from faster_rcnn.roi_pooling import POOLINGS
 from faster_rcnn.training.options import DECAYS, OPTIMISERS
 from faster_rcnn.training.processes import process_group, rank
-from faster_rcnn.training.recipe import SCHEDULES, begun_run, resumed_run
+from faster_rcnn.training.recipe import SCHEDULE_NAMES, begun_run, resumed_run
 from faster_rcnn.training.schedules import carry_out
 
 
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on from RUN's checkpoint, with RUN's options")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu")
     _add_data(parser.add_argument_group("data"))
     _add_detector(parser.add_argument_group("detector (defaults suit the backbone; vgg16 has the papers')"))
     _add_losses(parser.add_argument_group("targets and losses (defaults are the papers')"))
@@ -67,11 +67,13 @@ def _add_detector(group: Any) -> None:
     group.add_argument("--trainable-from", metavar="STAGE", help="the first stage that learns: conv3_1, layer2, …, fc6")
     group.add_argument("--min-size", type=positive, metavar="PIXELS", help="pictures' shorter side, as long as")
     group.add_argument("--max-size", type=positive, metavar="PIXELS", help="the longer does not exceed this")
-    group.add_argument("--anchor-scales", type=float, nargs="+", metavar="PIXELS", help="sides of the square anchors")
-    group.add_argument("--anchor-ratios", type=float, nargs="+", metavar="RATIO", help="heights over widths")
+    group.add_argument(
+        "--anchor-scales", type=above_zero, nargs="+", metavar="PIXELS", help="sides of the square anchors"
+    )
+    group.add_argument("--anchor-ratios", type=above_zero, nargs="+", metavar="RATIO", help="heights over widths")
     group.add_argument("--roi-pooling", choices=sorted(POOLINGS), help="max as in the papers, or RoIAlign")
-    group.add_argument("--proposal-nms", type=float, metavar="IOU", help="default: 0.7")
-    group.add_argument("--detection-nms", type=float, metavar="IOU", help="default: 0.5; the papers' VOC results: 0.3")
+    group.add_argument("--proposal-nms", type=share, metavar="IOU", help="default: 0.7")
+    group.add_argument("--detection-nms", type=share, metavar="IOU", help="default: 0.5; the papers' VOC results: 0.3")
     for name, text in (("--training-proposals", "12000 2000"), ("--test-proposals", "6000 300")):
         group.add_argument(
             name, type=positive, nargs=2, metavar="N", help=f"before and after suppression; the papers': {text}"
@@ -81,14 +83,26 @@ def _add_detector(group: Any) -> None:
 def _add_losses(group: Any) -> None:
     group.add_argument("--crossing-anchors", choices=["drop", "keep"], help="those that cross the picture's border")
     group.add_argument("--rois", type=positive, metavar="N", help="regions a picture that the head learns from")
-    group.add_argument("--rpn-lambda", type=float, metavar="λ", help="weight of the RPN's box loss (default: 10)")
+    group.add_argument(
+        "--background-iou",
+        type=share,
+        nargs=2,
+        metavar="IOU",
+        help="of a background region with an object: 0 to 0.5; in fast-rcnn 0.1 to 0.5 (its section 2.3)",
+    )
+    group.add_argument(
+        "--rpn-lambda",
+        type=above_zero,
+        metavar="λ",
+        help="weight of the RPN's box loss (default: 10; 1 where N_reg is sampled)",
+    )
     group.add_argument(
         "--rpn-normaliser",
         choices=["locations", "anchors", "sampled"],
-        help="N_reg: locations as printed (the default), all anchors, or the sampled ones (the reference code, λ = 1)",
+        help="N_reg: locations as printed, all anchors, or the sampled ones (the reference code, λ = 1; pyramids)",
     )
-    group.add_argument("--rpn-beta", type=float, metavar="β", help="of smooth L1; 1 as printed, 0.111 in the code")
-    group.add_argument("--head-beta", type=float, metavar="β", help="of smooth L1; 1 as printed and in the code")
+    group.add_argument("--rpn-beta", type=above_zero, metavar="β", help="of smooth L1; 1 as printed, 0.111 in the code")
+    group.add_argument("--head-beta", type=above_zero, metavar="β", help="of smooth L1; 1 as printed and in the code")
     group.add_argument(
         "--target-normalisation",
         choices=["fixed", "measured", "none"],
@@ -97,9 +111,12 @@ def _add_losses(group: Any) -> None:
 
 
 def _add_schedule(group: Any) -> None:
-    group.add_argument("--schedule", choices=SCHEDULES, help="joint (the default): approximate joint training")
+    group.add_argument("--schedule", choices=SCHEDULE_NAMES, help="joint (the default): approximate joint training")
     group.add_argument(
-        "--proposals", metavar="SOURCE", help="fast-rcnn: sliding-window, selective-search, rpn:RUN, FILE"
+        "--proposals",
+        nargs="+",
+        metavar="SOURCE",
+        help="fast-rcnn: sliding-window, selective-search, rpn:RUN or FILE.npz; two files if each has one split",
     )
     group.add_argument("--proposal-limit", type=positive, metavar="N", help="of the source's best (default: 2000)")
     group.add_argument("--iterations", type=positive, help="batches in all; may be raised with --resume")
@@ -108,7 +125,7 @@ def _add_schedule(group: Any) -> None:
     )
     group.add_argument("--batch-size", type=positive, help="pictures a step, over all processes")
     group.add_argument("--accumulate", type=positive, metavar="PARTS", help="compute a batch in parts, to save memory")
-    group.add_argument("--learning-rate", type=float, help="its highest value; may be lowered with --resume")
+    group.add_argument("--learning-rate", type=above_zero, help="its highest value; may be lowered with --resume")
     group.add_argument("--warm-up", type=positive, metavar="ITERATIONS", help="until the rate is at its highest")
     group.add_argument("--decay", choices=sorted(DECAYS), help="of the rate: half a cosine, or a step to a tenth")
     group.add_argument("--optimiser", choices=sorted(OPTIMISERS), help="default: sgd, or adamw without weights")
@@ -119,14 +136,16 @@ def _add_schedule(group: Any) -> None:
 def _add_course(group: Any) -> None:
     group.add_argument("--validate-every", type=positive, metavar="ITERATIONS")
     group.add_argument("--checkpoint-every", type=positive, metavar="ITERATIONS")
-    group.add_argument("--validation-pictures", type=positive, metavar="N")
+    group.add_argument(
+        "--validation-pictures", type=positive, metavar="N", help="the first of the split (default: 1000; shapes: 200)"
+    )
     group.add_argument("--workers", type=int, help="processes that prepare pictures; may be changed with --resume")
 
 
 def main() -> None:
     arguments = parse()
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    folder, resume, device = given.pop("out"), given.pop("resume"), torch.device(given.pop("device"))
+    folder, resume, device = given.pop("out"), given.pop("resume"), given.pop("device")
     if given.get("augmentations") == ["none"]:
         given["augmentations"] = []
     command = shlex.join(["scripts/train.py", *sys.argv[1:]])
@@ -135,9 +154,7 @@ def main() -> None:
         metrics = carry_out(run, folder, own_device)
         if rank() == 0:
             reached = ", ".join(f"{name} {metrics[name]}" for name in ("AP", "AP50", "VOC_mAP") if name in metrics)
-            print(
-                f"{folder}: {reached} in {metrics['seconds']} s; look at losses.png, predictions and tensorboard in it"
-            )
+            print(f"{folder}: {reached} in {metrics['seconds']} s; its plots, predictions and logs lie there")
 
 
 if __name__ == "__main__":

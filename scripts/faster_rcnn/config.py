@@ -65,6 +65,8 @@ _PYRAMID: dict[str, Any] = {
     "rpn_channels": 256,
     "training_proposals": ProposalLimits(2000, 2000),
     "proposals": ProposalLimits(1000, 1000),
+    # A pyramid has thirty times the locations of one map, which would leave next to nothing of the paper's weight.
+    "losses": LossRule(rpn_lambda=1.0, rpn_normaliser="sampled"),
 }
 
 # What a backbone changes of the paper's configuration.

@@ -44,12 +44,14 @@ def test_losses_that_grow_far_beyond_their_best_stop_the_run_although_finite() -
         follow(watch, 200, 200 + WINDOW, RISE * 2)
 
 
-@given(st.lists(st.floats(0.2, 3.0), min_size=1, max_size=300))
-def test_an_uneven_but_bounded_run_is_left_alone(values: list[float]) -> None:
+@given(st.lists(st.sampled_from([0.001, 0.005, 0.5, 1.0, 2.0]), min_size=1, max_size=400))
+def test_a_run_of_empty_pictures_among_full_ones_is_left_alone(values: list[float]) -> None:
+    """What an untrained detector loses is more than any picture costs later."""
     watch = DivergenceWatch(10)
+    follow(watch, 0, WINDOW, 2.0)
     for iteration, value in enumerate(values):
         watch.check_losses(iteration, 0.001, {"rpn_box": value})
-    assert len(watch.recent) == min(len(values), WINDOW)
+    assert len(watch.recent) == WINDOW
 
 
 def test_the_watch_goes_on_where_a_checkpoint_left_it() -> None:

@@ -7,7 +7,7 @@ from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.selective_search import selective_search_table
 from faster_rcnn.proposal_sources.sliding_window import sliding_window_table
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, known
-from faster_rcnn.training.checkpoint import load_detector
+from faster_rcnn.training.checkpoint import best_or_last, load_detector, read_checkpoint
 
 SOURCES = "sliding-window, selective-search, rpn:RUN, FILE.npz"
 
@@ -41,6 +41,18 @@ def propose_for(
     if source.endswith(".npz"):
         return _given(dataset, Path(source), limit, pictures)
     raise ValueError(f"{source!r} is no source of proposals; there are: {SOURCES}")
+
+
+def check_source(source: str) -> None:
+    """Raises ValueError for a source of no known kind, FileNotFoundError for a run or file that is not there."""
+    kind, _, run = source.partition(":")
+    if kind == "rpn" and run:
+        read_checkpoint(Path(run), best_or_last(Path(run)))
+    elif source.endswith(".npz"):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"{source} is not there; scripts/propose.py --out {source} writes it")
+    elif source not in ("sliding-window", "selective-search"):
+        raise ValueError(f"{source!r} is no source of proposals; there are: {SOURCES}")
 
 
 def _given(dataset: Dataset, file: Path, limit: int, pictures: int | None) -> ProposalTable:

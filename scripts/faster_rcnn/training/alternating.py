@@ -21,7 +21,7 @@ from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
 from faster_rcnn.proposals import ProposalLimits
 from faster_rcnn.training.checkpoint import BEST, NAME, build_detector, read_checkpoint, save_state
 from faster_rcnn.training.loop import train
-from faster_rcnn.training.options import TrainingOptions
+from faster_rcnn.training.options import TrainingOptions, short_warm_up
 from faster_rcnn.training.processes import rank, wait_for_all
 from faster_rcnn.training.tasks import TASKS, Task
 from faster_rcnn.training.validation import validate
@@ -58,7 +58,9 @@ def alternate(
                 with_rpn_proposals(given, training, before / "proposals-train.npz", uncut_limits(given, most)),
                 with_rpn_proposals(given, validation, before / "proposals-val.npz", given.config.proposals),
             )
-        return _run_step(detector, task, data, replace(options, iterations=iterations[number - 1]), folder / name)
+        length = iterations[number - 1]
+        own = replace(options, iterations=length, warm_up=short_warm_up(options.warm_up, length))
+        return _run_step(detector, task, data, own, folder / name)
 
     rpn = step(1, fresh(), TASKS["rpn"])
     fast = step(2, fresh(), TASKS["fast-rcnn"], given=rpn)

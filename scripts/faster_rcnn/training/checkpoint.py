@@ -19,7 +19,7 @@ BEST = "best.pt"  # the detector that did best in validation
 def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int, **more: Any) -> None:
     """Writes a checkpoint, aside first, so that a crash leaves the former one whole.
 
-    objective: a key of OBJECTIVES, what of the detector was trained;  iteration: how many are done.
+    objective: the name of a task, what of the detector was trained;  iteration: how many are done.
     """
     state = {
         "objective": objective,

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 WINDOW = 50  # iterations whose losses are averaged
-RISE = 20.0  # times the lowest such average: far beyond what a hard batch or a new rate does
+# Times the lowest such average, which must be above the first one too: far beyond what hard batches or a new rate do,
+# also where most pictures are empty and cost next to nothing.
+RISE = 20.0
 
 _LOWER_RATE = "go on from the last checkpoint with --resume and a lower --learning-rate"
 
@@ -18,16 +20,17 @@ class DivergenceWatch:
     def __init__(self, warm_up: int) -> None:
         self.warm_up = warm_up
         self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.first: float | None = None
         self.lowest = math.inf
 
     @property
     def state(self) -> dict[str, object]:
-        return {"recent": list(self.recent), "lowest": self.lowest}
+        return {"recent": list(self.recent), "first": self.first, "lowest": self.lowest}
 
     @state.setter
     def state(self, state: dict[str, object]) -> None:
         self.recent = deque(state["recent"], maxlen=WINDOW)  # type: ignore[call-overload]
-        self.lowest = float(state["lowest"])  # type: ignore[arg-type]
+        self.first, self.lowest = state["first"], state["lowest"]  # type: ignore[assignment]
 
     def check_losses(self, iteration: int, rate: float, losses: dict[str, float]) -> None:
         """Raises FloatingPointError, which names the likely cause, if a loss is not finite or all have grown far."""
@@ -40,7 +43,8 @@ class DivergenceWatch:
         average = sum(self.recent) / len(self.recent)
         if len(self.recent) < WINDOW:
             return
-        if average > RISE * self.lowest:
+        self.first = average if self.first is None else self.first
+        if average > max(self.first, RISE * self.lowest):
             raise FloatingPointError(
                 f"training has diverged by iteration {iteration}: the losses ({values}) are "
                 f"{average / self.lowest:.0f} times what they were at best; likely the learning rate {rate:.2g} "

@@ -49,9 +49,6 @@ def fast_rcnn_losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) 
     return _head_losses(detector, [one.float() for one in features], batch.proposals, batch)
 
 
-OBJECTIVES: dict[str, Compute] = {"joint": joint_losses, "rpn": rpn_losses, "fast-rcnn": fast_rcnn_losses}
-
-
 class Objective(nn.Module):
     """A detector with what is minimised of it: a module whose forward gives the losses, as data parallelism wants."""
 

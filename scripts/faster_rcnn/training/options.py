@@ -44,6 +44,11 @@ def _step(done: float) -> float:
 DECAYS: dict[str, Callable[[float], float]] = {"cosine": _cosine, "step": _step}
 
 
+def short_warm_up(warm_up: int, iterations: int) -> int:
+    """A warm-up that leaves a short run at least three quarters to learn in."""
+    return max(1, min(warm_up, iterations // 4))
+
+
 def learning_rate(options: TrainingOptions, iteration: int) -> float:
     """The rate at an iteration: a linear warm-up, then the decay over what remains."""
     if iteration < options.warm_up:

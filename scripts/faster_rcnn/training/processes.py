@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from faster_rcnn.data.loader import Batch
 
@@ -68,6 +68,22 @@ def same_canvas(batch: Batch) -> Batch:
     return replace(batch, images=F.pad(batch.images, (0, 0, 0, width, 0, height)))
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over the processes; the gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
 class _SharedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation whose statistics are those of the batches of all processes, equally large.
 
@@ -81,9 +97,9 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         count = features.numel() / features.shape[1] * dist.get_world_size()
         whole = features.float()
-        mean = all_reduce(whole.sum(dim=(0, 2, 3))) / count
+        mean = _Sum.apply(whole.sum(dim=(0, 2, 3))) / count
         centred = whole - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        variance = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum or 0.0)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum or 0.0)

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,22 @@ from typing import Any
 import torch
 import torchvision
 
+from faster_rcnn.backbones.freezing import freeze_before
 from faster_rcnn.config import DetectorConfig, preset
+from faster_rcnn.data.loader import Share
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.proposal_sources.sources import check_source
 from faster_rcnn.resize import ResizeRule
 from faster_rcnn.roi_head import TargetNormalisation
 from faster_rcnn.training.alternating import step_iterations
-from faster_rcnn.training.options import TrainingOptions
+from faster_rcnn.training.checkpoint import NAME
+from faster_rcnn.training.options import TrainingOptions, short_warm_up
+from faster_rcnn.training.processes import processes
 from faster_rcnn.weights import fetch_weights, load_backbone_weights
 
 RECORD = "run.json"
-SCHEDULES = ("joint", "alternating", "fast-rcnn")
+SCHEDULE_NAMES = ("joint", "alternating", "fast-rcnn")
 PRETRAINED = ("vgg16", "resnet50", "resnet50_fpn", "mobilenet_v3_large", "mobilenet_v3_large_fpn")
 
 # From given weights, what the papers do: SGD, the rate cut to a tenth after three quarters (section 3.1.3), the first
@@ -32,7 +36,12 @@ _FINE_TUNING: dict[str, dict[str, Any]] = {
     "resnet50_fpn": {"batch_size": 4, "learning_rate": 0.005, "trainable_from": "layer2"},
     "mobilenet_v3_large": {"batch_size": 8, "learning_rate": 0.01},
     "mobilenet_v3_large_fpn": {"batch_size": 8, "learning_rate": 0.01},
-}
+    # from a run of one's own, whose statistics of normalisation are of pictures alike
+    "compact": {
+        "batch_size": 8, "learning_rate": 0.0003, "frozen_statistics": False, "optimiser": "adamw", "decay": "cosine",
+        "warm_up": 100,
+    },
+}  # fmt: skip
 _FROM_SCRATCH: dict[str, dict[str, Any]] = {
     "compact": {"batch_size": 8, "learning_rate": 0.001},
     "vgg16": {"batch_size": 4, "learning_rate": 0.0001},
@@ -42,6 +51,7 @@ _FROM_SCRATCH: dict[str, dict[str, Any]] = {
     "mobilenet_v3_large_fpn": {"batch_size": 8, "learning_rate": 0.0005},
 }
 EPOCHS, LEAST_BATCHES = 30, 2500  # for data of one's own: the first where there is much, the second where little
+VALIDATED = 1000  # pictures: all of most people's
 SHAPES = {"batch_size": 16, "iterations": 4500, "augmentations": ("flip",)}  # pictures without end need no more
 NAME_OF_NO_WEIGHTS = "none"
 
@@ -60,7 +70,9 @@ def default_options(backbone: str, weights: str, data: str, pictures: int) -> di
     chosen |= {"augmentations": ("flip", "scale-jitter", "photometric"), "workers": max(1, (os.cpu_count() or 2) // 2)}
     if data == "shapes":
         return chosen | SHAPES
-    return chosen | {"iterations": max(LEAST_BATCHES, EPOCHS * pictures // chosen["batch_size"])}
+    chosen["batch_size"] = min(chosen["batch_size"], max(1, pictures))
+    length = max(LEAST_BATCHES, EPOCHS * pictures // chosen["batch_size"])
+    return chosen | {"iterations": length, "validation_pictures": VALIDATED}
 
 
 def configure(given: dict[str, Any], backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
@@ -75,10 +87,18 @@ def configure(given: dict[str, Any], backbone: str, labels: tuple[str, ...]) -> 
     if "crossing_anchors" in given:
         keep = given["crossing_anchors"] == "keep"
         changes["anchor_sampling"] = replace(config.anchor_sampling, keep_crossing=keep)
-    if "rois" in given:
-        changes["proposal_sampling"] = replace(config.proposal_sampling, batch=given["rois"])
+    # Fast R-CNN alone mines harder background among given proposals (section 2.3); with an RPN the code takes all
+    background = (0.1, 0.5) if given.get("schedule") == "fast-rcnn" else config.proposal_sampling.background_iou
+    changes["proposal_sampling"] = replace(
+        config.proposal_sampling,
+        batch=given.get("rois", config.proposal_sampling.batch),
+        background_iou=tuple(given.get("background_iou", background)),
+    )
     loss_names = {field.name for field in fields(config.losses)}
-    changes["losses"] = replace(config.losses, **{name: given[name] for name in loss_names if name in given})
+    changed = {name: given[name] for name in loss_names if name in given}
+    if changed.get("rpn_normaliser") == "sampled":
+        changed = {"rpn_lambda": 1.0} | changed  # the reference code, which divides so, has no λ
+    changes["losses"] = replace(config.losses, **changed)
     threshold = given.get("proposal_nms", config.proposals.nms_threshold)
     for name, option in (("training_proposals", "training_proposals"), ("proposals", "test_proposals")):
         limits = getattr(config, name)
@@ -97,17 +117,19 @@ CHANGEABLE = ("learning_rate", "iterations", "workers")
 
 
 def begun_run(folder: Path, given: dict[str, Any], command: str, device: str) -> dict[str, Any]:
-    """The record of a new run.
+    """The record of a new run. What can be wrong with its options shows here, before the data is read.
 
     given: what the command line names;  command: as it was typed.
-    Raises ValueError, FileExistsError or ConnectionError, before the data is read, for what cannot be.
+    Raises ValueError for what cannot be, FileExistsError if a run has begun in the folder, ConnectionError if weights
+    cannot be fetched.
     """
-    if (folder / RECORD).exists():
+    if any(folder.rglob(NAME)):  # without a checkpoint nothing would be lost
         raise FileExistsError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
     _check_together(given)
     backbone, data = given.get("backbone", "compact"), given.get("data", "shapes")
     weights = given.get("weights", default_weights(backbone))
     fetch_weights(backbone, weights)  # what is missing must not show after an hour of reading data
+    _check_buildable(given, backbone)
     run: dict[str, Any] = {
         "command": command,
         "data": data,
@@ -126,23 +148,50 @@ def begun_run(folder: Path, given: dict[str, Any], command: str, device: str) ->
     }
     training = open_dataset(data, run["train_split"], skip_bad_boxes=run["skip_bad_boxes"])
     run["config"] = configure(given, backbone, training.labels).to_dict()
-    known = {field.name for field in fields(TrainingOptions)}
-    options = default_options(backbone, weights, data, len(training))
-    options |= {name: value for name, value in given.items() if name in known}
+    run["options"] = asdict(_options(given, run, len(training)))
     if run["schedule"] == "alternating":
-        run["step_iterations"] = list(given.get("step_iterations", step_iterations(options["iterations"])))
-        options["iterations"] = sum(run["step_iterations"])
+        run["step_iterations"] = list(given.get("step_iterations", step_iterations(run["options"]["iterations"])))
+        run["options"]["iterations"] = sum(run["step_iterations"])
     if run["schedule"] == "fast-rcnn":
-        run["proposals"], run["proposal_limit"] = given["proposals"], given.get("proposal_limit", 2000)
+        run["proposals_for_training"], run["proposals"] = given["proposals"][0], given["proposals"][-1]
+        run["proposal_limit"] = given.get("proposal_limit", 2000)
         run["measure_targets"] = given.get("target_normalisation") == "measured"
-    options["warm_up"] = min(options["warm_up"], options["iterations"])
-    run["options"] = asdict(TrainingOptions(**options))
     return run
+
+
+def _options(given: dict[str, Any], run: dict[str, Any], pictures: int) -> TrainingOptions:
+    """The options of a run on so many pictures: what suits it, and what the command line changes of that."""
+    known = {field.name for field in fields(TrainingOptions)}
+    chosen = default_options(run["backbone"], run["weights"], run["data"], pictures)
+    chosen |= {name: value for name, value in given.items() if name in known}
+    if "warm_up" not in given:
+        chosen["warm_up"] = short_warm_up(chosen["warm_up"], chosen["iterations"])
+    options = TrainingOptions(**{**chosen, "augmentations": tuple(chosen["augmentations"])})
+    Share(0, processes(), options.accumulate).check(options.batch_size)
+    if options.batch_size > pictures:
+        raise ValueError(
+            f"the data set has {pictures} pictures, a batch takes {options.batch_size}; lower --batch-size"
+        )
+    return options
+
+
+def _check_buildable(given: dict[str, Any], backbone: str) -> None:
+    """Raises ValueError if there is no such detector: a stage, a number of anchor scales, a size that cannot be."""
+    with torch.device("meta"):
+        detector = FasterRCNN(configure(given, backbone, ("object",)))
+    if "trainable_from" in given:
+        freeze_before(detector, given["trainable_from"])
+        if given.get("weights", default_weights(backbone)) == NAME_OF_NO_WEIGHTS:
+            print(f"warning: the layers before {given['trainable_from']} stay random, as --weights none has none")
 
 
 def _check_together(given: dict[str, Any]) -> None:
     """Raises ValueError for options that do not go together."""
     schedule = given.get("schedule", "joint")
+    for source in given.get("proposals", ()):
+        check_source(source)
+    if len(given.get("proposals", ())) > 2:
+        raise ValueError("--proposals names one source, or one for training and one for validation")
     if (schedule == "fast-rcnn") != ("proposals" in given):
         raise ValueError("--proposals SOURCE and --schedule fast-rcnn belong together; give both or neither")
     if "step_iterations" in given and schedule != "alternating":
@@ -206,14 +255,10 @@ def options_of(run: dict[str, Any]) -> TrainingOptions:
     return TrainingOptions(**{**options, "augmentations": tuple(options["augmentations"])})
 
 
-def fresh_detector(run: dict[str, Any], weights: Any, device: torch.device) -> Callable[[], FasterRCNN]:
-    """What builds the run's detector as it is before the first iteration, the same each time."""
-
-    def build() -> FasterRCNN:
-        torch.manual_seed(run["options"]["seed"])
-        detector = FasterRCNN(DetectorConfig.from_dict(run["config"]))
-        if weights is not None:
-            load_backbone_weights(detector, weights)
-        return detector.to(device)
-
-    return build
+def fresh_detector(run: dict[str, Any]) -> FasterRCNN:
+    """The run's detector as it is before the first iteration, the same each time."""
+    torch.manual_seed(run["options"]["seed"])
+    detector = FasterRCNN(DetectorConfig.from_dict(run["config"]))
+    if (weights := fetch_weights(run["backbone"], run["weights"])) is not None:
+        load_backbone_weights(detector, weights)
+    return detector
