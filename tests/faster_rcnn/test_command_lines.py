@@ -147,18 +147,58 @@ def test_a_broken_picture_is_found_before_training(tmp_path: Path) -> None:
     [
         (("--schedule", "fast-rcnn"), "--proposals SOURCE and --schedule fast-rcnn belong together"),
         (("--proposals", "sliding-window"), "--proposals SOURCE and --schedule fast-rcnn belong together"),
+        (("--schedule", "fast-rcnn", "--proposals", "magic"), "'magic' is no source of proposals; there are:"),
+        (("--schedule", "fast-rcnn", "--proposals", "no.npz"), "no.npz is not there"),
         (("--step-iterations", "1", "1", "1", "1"), "are those of --schedule alternating"),
         (("--target-normalisation", "measured"), "targets are measured on given proposals"),
         (("--backbone", "compact", "--weights", "imagenet"), "none"),
         (("--backbone", "resnet50", "--weights", "no.pth"), "no.pth"),
-        (("--weights", "none", "--trainable-from", "conv9_9"), "has no stage 'conv9_9'"),
+        (("--trainable-from", "conv9_9"), "has no stage 'conv9_9'"),
         (("--batch-size", "3", "--accumulate", "2"), "choose another --batch-size or --accumulate"),
+        (("--backbone", "resnet50_fpn", "--weights", "none", "--anchor-scales", "32", "64"), "scale"),
+        (("--anchor-ratios", "0"), "0 is not above 0"),
+        (("--proposal-nms", "1.5"), "1.5 is not between 0 and 1"),
+        (("--device", "gpu"), "gpu cannot be used on this machine"),
     ],
 )
-def test_options_that_cannot_be_are_refused_in_one_line(
+def test_options_that_cannot_be_are_refused_before_anything_is_written(
     tmp_path: Path, options: tuple[str, ...], complaint: str
 ) -> None:
     done = run("train.py", "--data", "shapes", "--iterations", 1, "--out", tmp_path / "run", *options)
     assert done.returncode != 0
     assert complaint in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_on_other_annotations(tmp_path: Path) -> None:
+    """Classes are numbered by the annotations: others would silently shift what has been learned."""
+    for split in ("train", "val"):
+        write = run("write_shapes.py", "--out", tmp_path, "--split", split, "--pictures", 4)
+        assert write.returncode == 0, write.stderr
+    out, data = tmp_path / "run", ("--data", f"coco:{tmp_path}")
+    begun = run("train.py", *data, "--out", out, "--iterations", 2, "--batch-size", 2, "--min-size", 96)
+    assert begun.returncode == 0, begun.stderr
+    file = tmp_path / "annotations" / "train.json"
+    document = json.loads(file.read_text())
+    document["annotations"].pop()
+    file.write_text(json.dumps(document))
+    resumed = run("train.py", "--out", out, "--resume", "--iterations", 3)
+    assert resumed.returncode != 0
+    assert "are not those that the run began with" in resumed.stderr.splitlines()[-1]
+    document["categories"].append({"id": 99, "name": "another"})
+    file.write_text(json.dumps(document))
+    resumed = run("train.py", "--out", out, "--resume", "--iterations", 3)
+    assert resumed.returncode != 0
+    assert "another" in resumed.stderr.splitlines()[-1]
+
+
+def test_data_without_an_object_is_not_trained_on(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write = run("write_shapes.py", "--out", tmp_path, "--split", split, "--pictures", 2)
+        assert write.returncode == 0, write.stderr
+    file = tmp_path / "annotations" / "train.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    done = run("train.py", "--data", f"coco:{tmp_path}", "--out", tmp_path / "run", "--iterations", 1)
+    assert done.returncode != 0
+    assert "has no object to learn from" in done.stderr.splitlines()[-1]
