@@ -19,7 +19,8 @@ import torch
 from faster_rcnn.command_line import positive, run_command
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.first import FirstPictures
-from faster_rcnn.data.sources import check_labels, open_dataset
+from faster_rcnn.data.pictures import open_checked
+from faster_rcnn.data.sources import check_labels
 from faster_rcnn.evaluation import Predictor, collect, torch_predictor
 from faster_rcnn.evaluation.report import compare_sources, write_report
 from faster_rcnn.graph.serving import onnx_predictor
@@ -37,7 +38,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", help="voc:DIR, coco:DIR or shapes (default: RUN's own, else shapes)")
     parser.add_argument("--split", default="val", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
-    parser.add_argument("--skip-bad-boxes", action="store_true", help="leave out what the check refuses")
+    parser.add_argument(
+        "--skip-bad-boxes", action="store_true", help="leave out what the check refuses (default: as RUN did)"
+    )
     parser.add_argument("--pictures", type=positive, help="measure on this many (default: all)")
     parser.add_argument("--show", type=int, default=50, help="draw this many of them (default: %(default)s)")
     parser.add_argument("--checkpoint", choices=("best", "last"), help="default: RUN's best, if it has one")
@@ -48,7 +51,9 @@ def parse() -> argparse.Namespace:
         metavar="SOURCE",
         help=f"{SOURCES}: without RUN, measure them, may be repeated; with it, the regions that its head looks at",
     )
-    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="of selective search")
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, help="that decode pictures or search them"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--out", type=Path, help="the folder that is written (default: RUN/evaluation-SPLIT, else ./evaluation-SPLIT)"
@@ -63,7 +68,7 @@ def main() -> None:
     run = json.loads(record.read_text()) if record is not None and record.is_file() else {}
     data = arguments.data or run.get("data", "shapes")
     skip = arguments.skip_bad_boxes or run.get("skip_bad_boxes", False)
-    dataset = open_dataset(data, arguments.split, arguments.seed, skip)
+    dataset = open_checked(data, arguments.split, arguments.seed, skip, arguments.workers)
     if arguments.pictures is not None:
         dataset = FirstPictures(dataset, arguments.pictures)
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{arguments.split}"

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 from faster_rcnn.command_line import run_command
-from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
+from faster_rcnn.data.pictures import open_checked
+from faster_rcnn.data.sources import check_labels, splits_of
 from faster_rcnn.graph.publish import next_version, publish
 from faster_rcnn.training.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.training.recipe import read_run
@@ -29,6 +30,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", help="its split (default: test, or the run's validation split where there is none)")
     parser.add_argument("--checkpoint", choices=("best", "last"), help="default: RUN's best, if it has one")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
+    parser.add_argument(
+        "--skip-bad-boxes", action="store_true", help="leave out what the check refuses (default: as RUN did)"
+    )
     parser.add_argument("--pictures", type=int, help="measure on this many (default: all)")
     parser.add_argument(
         "--no-example",
@@ -51,7 +55,8 @@ def main() -> None:
     record.pop("config", None)  # model.json has the detector's own
     data, own = arguments.data or record["data"], record["val_split"]
     split = arguments.split or ("test" if "test" in splits_of(data) else own)
-    test = open_dataset(data, split, arguments.seed, record.get("skip_bad_boxes", False))
+    skip = arguments.skip_bad_boxes or record.get("skip_bad_boxes", False)
+    test = open_checked(data, split, arguments.seed, skip)
     check_labels(test, detector.config.labels, str(arguments.run))
     version = arguments.version or next_version(arguments.store, arguments.name)
     folder = publish(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from faster_rcnn.command_line import positive, run_command
-from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.data.pictures import open_checked
 from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable
 
@@ -28,11 +28,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz")
     parser.add_argument("--limit", type=positive, default=LIMIT, help="boxes a picture (default: %(default)s)")
     parser.add_argument("--pictures", type=positive, help="the first so many (default: all; shapes has a million)")
-    parser.add_argument("--workers", type=positive, default=1, help="of selective search (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=positive, default=1, help="of selective search and of the check (default: %(default)s)"
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="of selective search (default: in ~/.cache)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
-    parser.add_argument("--skip-bad-boxes", action="store_true", help="leave out faulty annotations")
+    parser.add_argument("--skip-bad-boxes", action="store_true", help="leave out what the check refuses")
     return parser.parse_args()
 
 
@@ -49,7 +51,7 @@ def main() -> None:
     out: Path = arguments.out
     if out.suffix != ".npz":
         raise ValueError(f"--out {out} does not end in .npz, by which it is known as a table; rename it")
-    dataset = open_dataset(arguments.data, arguments.split, arguments.seed, arguments.skip_bad_boxes)
+    dataset = open_checked(arguments.data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers)
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     table = propose_for(

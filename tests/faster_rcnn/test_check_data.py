@@ -15,7 +15,7 @@ from PIL import Image
 
 from faster_rcnn.command_line import run_command
 from faster_rcnn.data.annotated import AnnotatedPictures
-from faster_rcnn.data.pictures import check_before_training, check_pictures, summary
+from faster_rcnn.data.pictures import check_before_training, check_pictures, open_checked, summary
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset, open_folder
 
@@ -106,6 +106,31 @@ def test_every_picture_is_decoded_and_what_cannot_be_trained_on_is_left_out(tmp_
         "3 × unreadable picture, 1 × picture of another size"
     )
     assert len(skipping) == 1
+
+
+def test_whoever_opens_a_data_set_checked_meets_no_broken_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "good.jpg")
+    (tmp_path / "text.jpg").write_text("no picture")
+    source = coco(tmp_path, [listed(1, "text.jpg"), listed(2, "good.jpg")], [annotated(1, 2)])
+    with pytest.raises(ValueError, match=r"text.jpg cannot be read.*--skip-bad-boxes leaves out what is faulty"):
+        open_checked(source, "train")
+    dataset = open_checked(source, "train", skip_bad_boxes=True, workers=1)
+    assert [(dataset.name(index), dataset[index].boxes.tolist()) for index in range(len(dataset))] == [
+        ("good.jpg", [[10, 20, 40, 40]])
+    ]
+    assert open_checked("shapes", "val", seed=3)[0].image.tolist() == Shapes("val", seed=3)[0].image.tolist()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"), [(b"", "it is empty;"), (b"no picture", "it is not a picture that can be read;")]
+)
+def test_why_a_file_cannot_be_read_is_told_to_one_who_sent_it_nowhere(tmp_path: Path, data: bytes, why: str) -> None:
+    picture(tmp_path / "a.jpg")
+    source = coco(tmp_path, [listed(1, "a.jpg")], [annotated(1, 1)])
+    dataset = open_dataset(source, "train")
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(ValueError, match=f"a.jpg cannot be read: {why}"):
+        dataset[0]
 
 
 def test_a_data_set_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:

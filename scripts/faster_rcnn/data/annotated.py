@@ -140,8 +140,7 @@ class AnnotatedPictures:
         try:
             pixels = np.asarray(images.upright(data))
         except Problem as problem:
-            reason = problem.detail.partition(". ")[0].removesuffix(".")  # what follows is for one who sent it
-            what = f"{entry.name} cannot be read: {reason}"
+            what = f"{entry.name} cannot be read: {reason(problem)}"
             return Fault("unreadable picture", entry.where, what, "mend it or take it off the list")
         if pixels.shape[:2] != entry.size:
             (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
@@ -184,6 +183,11 @@ def _entry(picture: Picture, objects: list[tuple[Annotation, np.ndarray]]) -> _E
         difficult=np.array([one.difficult for one, _ in objects], bool),
         areas=np.where(np.isnan(given), width * height, given),
     )
+
+
+def reason(problem: Problem) -> str:
+    """Why the service cannot read a picture, in words for one who has it in a folder and sent it nowhere."""
+    return problem.detail.partition(". ")[0].removesuffix(".").replace("The upload", "it", 1)
 
 
 def escapes(name: str) -> bool:

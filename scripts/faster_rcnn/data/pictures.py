@@ -1,7 +1,8 @@
-"""Every picture of a data set is decoded before training, so that none is found broken in the middle of a long run."""
+"""Every picture of a data set is decoded before its use, so that none is found broken in the middle of a long run."""
 
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,23 @@ from tqdm.contrib.concurrent import thread_map
 from faster_rcnn.data.annotated import AnnotatedPictures
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.faults import Fault, refuse
+from faster_rcnn.data.sources import open_dataset
 from service import images
 
 Seen = dict[str, tuple[str, Path]]  # SHA-256 of a picture's bytes to the split and the file where it was first met
+
+
+def open_checked(
+    source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False, workers: int = os.cpu_count() or 1
+) -> Dataset:
+    """`open_dataset` with every picture decoded once, in `workers` threads: nothing in it is found broken later.
+
+    With `skip_bad_boxes` it is without the pictures that cannot be read, as in training.
+    Raises what `open_dataset` does, and ValueError that names the first pictures that cannot be read, otherwise.
+    """
+    dataset = open_dataset(source, split, seed, skip_bad_boxes)
+    check_before_training([dataset], workers)
+    return dataset
 
 
 def check_before_training(datasets: Sequence[Dataset], workers: int) -> list[Fault]:

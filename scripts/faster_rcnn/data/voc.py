@@ -12,7 +12,7 @@ from reprlib import repr as short
 
 from lxml import etree
 
-from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Parsed, Picture, escapes, is_file, no_area
+from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Parsed, Picture, escapes, is_file, no_area, reason
 from faster_rcnn.data.faults import Fault
 from service import images
 from service.problems import Problem
@@ -231,8 +231,8 @@ def _picture(
         try:
             size = images.upright(path.read_bytes()).size
         except (Problem, OSError) as error:
-            reason = error.detail.partition(". ")[0] if isinstance(error, Problem) else error.strerror
-            what = f"{path.name} cannot be read: {reason}"
+            why = reason(error) if isinstance(error, Problem) else error.strerror
+            what = f"{path.name} cannot be read: {why}"
             faults.append(Fault("unreadable picture", where, what, "replace it or take it off the list"))
             return None
         what = f"no width and height of {path.name}; the picture's own, {size[0]}×{size[1]}, are taken"
