@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.selective_search import selective_search_table
 from faster_rcnn.proposal_sources.sliding_window import sliding_window_table
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, known
-from faster_rcnn.training.checkpoint import best_or_last, load_detector, read_checkpoint
+from faster_rcnn.training.checkpoint import best_or_last, build_detector, read_checkpoint
 
 SOURCES = "sliding-window, selective-search, rpn:RUN, FILE.npz"
 
@@ -25,8 +26,8 @@ def propose_for(
 
     source: `sliding-window`, `selective-search`, `rpn:RUN` (a run's folder or a checkpoint) or a table's `.npz`.
     cache, workers: of selective search;  device: of the RPN.
-    Raises ValueError for a source of another kind or a file that does not have every picture, FileNotFoundError for
-    a run or file that is not there.
+    Raises ValueError for a source of another kind, a run without a trained RPN or a file that does not have every
+    picture, FileNotFoundError for a run or file that is not there.
     """
     if limit < 1:
         raise ValueError(f"a limit of {limit} leaves no proposals; take at least 1")
@@ -36,7 +37,7 @@ def propose_for(
     if source == "selective-search":
         return selective_search_table(dataset, limit, cache, workers, pictures)
     if kind == "rpn" and run:
-        detector = load_detector(Path(run)).to(device)
+        detector = trained_rpn(Path(run)).to(device)
         return rpn_regions(detector, dataset, uncut_limits(detector, limit), source, pictures)
     if source.endswith(".npz"):
         return _given(dataset, Path(source), limit, pictures)
@@ -44,15 +45,30 @@ def propose_for(
 
 
 def check_source(source: str) -> None:
-    """Raises ValueError for a source of no known kind, FileNotFoundError for a run or file that is not there."""
+    """Raises ValueError for a source of no known kind or a run without a trained RPN, FileNotFoundError for a run or
+    file that is not there."""
     kind, _, run = source.partition(":")
     if kind == "rpn" and run:
-        read_checkpoint(Path(run), best_or_last(Path(run)))
+        trained_rpn(Path(run))
     elif source.endswith(".npz"):
         if not Path(source).is_file():
             raise FileNotFoundError(f"{source} is not there; scripts/propose.py --out {source} writes it")
     elif source not in ("sliding-window", "selective-search"):
         raise ValueError(f"{source!r} is no source of proposals; there are: {SOURCES}")
+
+
+def trained_rpn(run: Path) -> FasterRCNN:
+    """The detector of a run's folder or checkpoint, in its best state if it has one, ready to propose.
+
+    Raises ValueError if its RPN has learned nothing, FileNotFoundError if it is not there.
+    """
+    state = read_checkpoint(run, best_or_last(run))
+    if state.get("objective", "joint") == "fast-rcnn":
+        raise ValueError(
+            f"rpn:{run} has trained Fast R-CNN alone, its RPN knows nothing; "
+            "name a run of --schedule joint or alternating, or the latter's 1-rpn or 3-rpn"
+        )
+    return build_detector(state).eval()
 
 
 def _given(dataset: Dataset, file: Path, limit: int, pictures: int | None) -> ProposalTable:

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.sliding_window import sliding_windows
-from faster_rcnn.proposal_sources.sources import propose_for
+from faster_rcnn.proposal_sources.sources import check_source, propose_for
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
+from faster_rcnn.proposals import ProposalLimits
+from faster_rcnn.resize import ResizeRule
+from faster_rcnn.training.checkpoint import BEST, NAME, save_state
+from tests.faster_rcnn.lively import lively
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,6 +53,24 @@ def test_an_unknown_source_is_answered_with_those_that_there_are(source: str) ->
     complaint = f"{source!r} is no source of proposals; there are: sliding-window, selective-search, rpn:RUN, FILE.npz"
     with pytest.raises(ValueError, match=re.escape(complaint)):
         propose_for(Shapes("val", 1), source)
+
+
+def test_an_rpn_that_was_never_trained_is_no_source_and_the_best_state_is_taken(tmp_path: Path) -> None:
+    small = {"resize": ResizeRule(64, 128), "proposals": ProposalLimits(50, 10)}
+    untrained, trained = lively("compact", **small), lively("compact", **small)
+    with torch.no_grad():
+        trained.rpn.bbox_pred.weight *= 2
+    save_state(tmp_path / NAME, untrained, "fast-rcnn", 1)
+    refusal = r"has trained Fast R-CNN alone, .* name a run of --schedule joint"
+    with pytest.raises(ValueError, match=refusal):
+        propose_for(Shapes("val", 1), f"rpn:{tmp_path}")
+    with pytest.raises(ValueError, match=refusal):
+        check_source(f"rpn:{tmp_path}")
+    save_state(tmp_path / BEST, trained, "rpn", 1)
+    check_source(f"rpn:{tmp_path}")
+    table = propose_for(Shapes("val", 1), f"rpn:{tmp_path}", limit=20)
+    expected = rpn_regions(trained, Shapes("val", 1), uncut_limits(trained, 20))
+    np.testing.assert_array_equal(table["val/0/0"].boxes, expected["val/0/0"].boxes)
 
 
 def test_what_is_not_there_is_said() -> None:
