@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 import torch
 
+from faster_rcnn.config import preset
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.evaluation.measure import torch_predictor
 from faster_rcnn.proposal_sources.rpn import EVERY, rpn_regions, uncut_limits
+from faster_rcnn.proposals import ProposalLimits
+from faster_rcnn.resize import ResizeRule
 from tests.faster_rcnn.lively import lively
 
 
@@ -66,6 +69,31 @@ def test_without_a_cut_every_anchor_is_weighed(detector: FasterRCNN) -> None:
         assert len(cut[name].boxes) <= 50
         # what survives among the best fifty survives among all, as NMS looks at the better ones only
         np.testing.assert_allclose(regions.boxes[: len(cut[name].boxes)], cut[name].boxes, atol=1e-3)
+
+
+def test_without_a_cut_the_suppression_is_the_detectors_own() -> None:
+    own = ProposalLimits(100, 50, nms_threshold=0.5, min_side=3.0)
+    assert uncut_limits(lively("compact", training_proposals=own), 70) == ProposalLimits(EVERY, 70, 0.5, 3.0)
+
+
+def test_of_a_pyramids_maps_the_best_12000_enter_the_suppression() -> None:
+    with torch.device("meta"):
+        detector = FasterRCNN(preset("resnet50_fpn", ("thing",)))
+    limits = uncut_limits(detector, 500)
+    assert (limits.before_nms, limits.after_nms, limits.nms_threshold) == (12000, 500, 0.7)
+
+
+def test_a_pyramids_maps_that_are_small_are_weighed_whole() -> None:
+    """Pictures of at most 64 × 128 have at most 2 · 4 · 9 anchors on a map of stride 32: none is cut."""
+    detector = lively("mobilenet_v3_large_fpn", resize=ResizeRule(64, 128))
+    limits = uncut_limits(detector)
+    table = rpn_regions(detector, SmallShapes(), limits)
+    uncut = rpn_regions(detector, SmallShapes(), replace(limits, before_nms=EVERY))
+    cut = rpn_regions(detector, SmallShapes(), replace(limits, before_nms=5))
+    for name, regions in table.items():
+        np.testing.assert_array_equal(regions.boxes, uncut[name].boxes)
+        assert len(regions.boxes) > len(cut[name].boxes)
+        assert len(cut[name].boxes) <= 3 * 5  # of three maps
 
 
 def test_a_detector_is_left_in_the_mode_that_it_was_in(detector: FasterRCNN) -> None:
