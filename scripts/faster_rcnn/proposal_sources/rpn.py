@@ -19,9 +19,7 @@ from faster_rcnn.proposals import ProposalLimits
 from faster_rcnn.resize import resize_image
 
 EVERY = sys.maxsize  # anchors
-MOST_OF_A_MAP = (
-    12_000  # what the paper's joint training shows NMS of its single one (section 3.3 in the reference code)
-)
+MOST_OF_A_MAP = 12_000  # anchors; as many as NMS sees of the single map in the reference code's joint training
 
 
 def uncut_limits(detector: FasterRCNN, limit: int = LIMIT) -> ProposalLimits:
