@@ -10,6 +10,7 @@ an error if training could not start.
 import argparse
 import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from faster_rcnn.data.coverage import anchor_coverage
 from faster_rcnn.data.faults import Fault, stopping
 from faster_rcnn.data.pictures import Seen, check_pictures, summary
 from faster_rcnn.data.sources import open_folder, splits_of
+from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.training.recipe import configure
 
 
@@ -35,13 +37,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--anchor-ratios", type=float, nargs="+", metavar="RATIO", help="heights over widths")
     parser.add_argument("--crossing-anchors", choices=["drop", "keep"], help="those that cross the picture's border")
     parser.add_argument("--min-size", type=positive, metavar="PIXELS", help="what the shorter side is resized to")
+    parser.add_argument("--max-size", type=positive, metavar="PIXELS", help="what the longer then does not exceed")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="threads that decode pictures")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
+    if arguments.data == "shapes":
+        print("shapes are drawn exactly as they are annotated; there is nothing to check")
+        return
     given = {name: value for name, value in vars(arguments).items() if value is not None}
+    with torch.device("meta"):  # what cannot be built shows before all pictures are read
+        strides = FasterRCNN(configure(given, arguments.backbone, ("object",))).backbone.strides
     splits = [arguments.split] if arguments.split else splits_of(arguments.data)
     if not splits:
         raise ValueError(f"--data {arguments.data}: no splits found; give a folder of annotations, see README.md")
@@ -60,7 +68,7 @@ def main() -> None:
         print(f"faults: {summary(faults)}{again}")
         if dataset is not None and len(dataset):
             print(describe(dataset))
-            print(coverage(dataset, given))
+            print(coverage(dataset, given, strides))
     if stop:
         skip = ", or train with --skip-bad-boxes" if all(fault.skippable for fault in stop) else ""
         fail(f"{arguments.data} has errors: {summary(stop)}; correct them{skip}")
@@ -95,9 +103,7 @@ def describe(dataset: AnnotatedPictures) -> str:
     return "\n".join(lines)
 
 
-def coverage(dataset: AnnotatedPictures, given: dict[str, Any]) -> str:
-    with torch.device("meta"):  # only its strides are asked for
-        strides = BACKBONES[given["backbone"]]().strides
+def coverage(dataset: AnnotatedPictures, given: dict[str, Any], strides: Sequence[int]) -> str:
     config = configure(given, given["backbone"], dataset.labels)
     resize, scales = config.resize, " ".join(f"{scale:g}" for scale in config.anchor_scales)
     ratios = " ".join(f"{ratio:g}" for ratio in config.anchor_ratios)

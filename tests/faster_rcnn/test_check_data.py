@@ -353,6 +353,29 @@ def test_the_command_tells_all_faults_then_what_there_is_and_fails(tmp_path: Pat
     assert any(line.startswith("vgg16: anchor scales 64, ratios 0.5 1 2, pictures re") for line in skipping.lines)
 
 
+def test_the_command_takes_the_sizes_that_it_suggests(tmp_path: Path, run: Callable[..., Done]) -> None:
+    picture(tmp_path / "a.jpg")
+    source = coco(tmp_path, [listed(1, "a.jpg")], [annotated(1, 1)])
+    done = run("--data", source, "--min-size", 90, "--max-size", 120)
+    assert done.error == ""
+    assert "compact: anchor scales 32 64 128 256, ratios 0.5 1 2, pictures resized to 90 pixels (longest side 120)" in (
+        done.lines
+    )
+
+
+def test_scales_that_cannot_be_dealt_to_the_maps_are_named_before_any_picture_is_read(
+    run: Callable[..., Done],
+) -> None:
+    done = run("--data", "coco:nowhere", "--split", "train", "--backbone", "resnet50_fpn", "--anchor-scales", 32, 64)
+    assert "resnet50_fpn has 5 feature maps and 2 anchor scales to deal to them; give 5, or a multiple" in done.error
+
+
+def test_shapes_need_no_check(run: Callable[..., Done]) -> None:
+    done = run("--data", "shapes")
+    assert done.error == ""
+    assert done.lines == ["shapes are drawn exactly as they are annotated; there is nothing to check"]
+
+
 def test_the_command_names_what_it_cannot_open(tmp_path: Path, run: Callable[..., Done]) -> None:
     for source in ("imagenet", f"voc:{tmp_path}", f"coco:{tmp_path / 'nowhere'}"):
         done = run("--data", source)

@@ -16,6 +16,7 @@ from faster_rcnn.anchors import cell_anchors
 from faster_rcnn.config import DetectorConfig
 from faster_rcnn.data.annotated import AnnotatedPictures
 from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.detector import scales_of_maps
 from faster_rcnn.resize import ResizeRule
 
 SAMPLES = 200  # of a data set whose objects cannot be had without drawing the picture
@@ -171,9 +172,13 @@ def _shape_names(config: DetectorConfig) -> list[str]:
 
 
 def _shapes(config: DetectorConfig, strides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Width and height [k, 2] of every anchor shape, and the stride [k] of the map that it stands on."""
+    """Width and height [k, 2] of every anchor shape, and the stride [k] of the map that it stands on.
+
+    Raises ValueError if the scales cannot be dealt evenly to the maps.
+    """
     corners = cell_anchors(config.anchor_scales, config.anchor_ratios).numpy().astype(np.float64)
-    of_scales = np.repeat(np.array(strides, np.float64), len(config.anchor_scales) // len(strides))
+    dealt = scales_of_maps(config, len(strides))
+    of_scales = np.repeat(np.array(strides, np.float64), [len(scales) for scales in dealt])
     return corners[:, 2:] - corners[:, :2], np.tile(of_scales, len(config.anchor_ratios))
 
 
