@@ -28,6 +28,7 @@ from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
 from faster_rcnn.training.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.training.given import given_predictor
+from faster_rcnn.training.runs import proposals_of_step, record_of
 
 
 def parse() -> argparse.Namespace:
@@ -36,7 +37,7 @@ def parse() -> argparse.Namespace:
         "target", type=Path, nargs="?", metavar="RUN|MODEL_DIR", help="a run's folder or a published version's"
     )
     parser.add_argument("--data", help="voc:DIR, coco:DIR or shapes (default: RUN's own, else shapes)")
-    parser.add_argument("--split", default="val", help="default: %(default)s")
+    parser.add_argument("--split", help="default: what RUN was validated on, else val")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
     parser.add_argument(
         "--skip-bad-boxes", action="store_true", help="leave out what the check refuses (default: as RUN did)"
@@ -64,15 +65,14 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     target: Path | None = arguments.target
-    record = None if target is None else target / "run.json"
-    run = json.loads(record.read_text()) if record is not None and record.is_file() else {}
-    data = arguments.data or run.get("data", "shapes")
+    run = {} if target is None else record_of(target)
+    data, split = arguments.data or run.get("data", "shapes"), arguments.split or run.get("val_split", "val")
     skip = arguments.skip_bad_boxes or run.get("skip_bad_boxes", False)
-    dataset = open_checked(data, arguments.split, arguments.seed, skip, arguments.workers)
+    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
     if arguments.pictures is not None:
         dataset = FirstPictures(dataset, arguments.pictures)
-    out: Path = arguments.out or place_for_reports(target) / f"evaluation-{arguments.split}"
-    about = {"target": str(target), "data": f"{data}/{arguments.split}", "seed": arguments.seed}
+    out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
+    about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}
     if target is None:
         print(measure_sources(dataset, arguments, about, out))
     else:
@@ -116,17 +116,33 @@ def open_target(
     objective = state.get("objective", "joint")  # all that there was before runs said so
     if objective == "rpn":
         raise ValueError(f"{target} has trained an RPN alone; measure it by --proposals rpn:{target} without RUN")
-    sources = arguments.proposals or ([run["proposals"]] if "proposals" in run else [])
-    if len(sources) > 1:
-        raise ValueError(f"{target} looks at the proposals of one source; name only one by --proposals")
+    sources = sources_for(target, run, arguments)
     if not sources and objective == "fast-rcnn":
         raise ValueError(f"{target} makes no proposals of its own; name their source by --proposals")
     details = {"checkpoint": which, "iteration": state["iteration"]}
     if not sources:
         return dataset, torch_predictor(detector), details
-    limit = run.get("proposal_limit", LIMIT)
+    limit = run.get("proposal_limit", detector.config.proposals.after_nms if proposals_of_step(target) else LIMIT)
     table = propose(dataset, sources[0], limit, arguments)
     return WithProposals(dataset, table, limit), given_predictor(detector), details | {"proposals_from": sources[0]}
+
+
+def sources_for(target: Path, run: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
+    """The source of the proposals that a run's head is to look at; empty if they are its own."""
+    if len(arguments.proposals) > 1:
+        raise ValueError(f"{target} looks at the proposals of one source; name only one by --proposals")
+    if arguments.proposals:
+        return list(arguments.proposals)
+    if (given := proposals_of_step(target)) is None:
+        return [run["proposals"]] if "proposals" in run else []
+    before, table = given
+    own = arguments.data in (None, run.get("data")) and arguments.split in (None, run.get("val_split"))
+    if not own or arguments.seed or not table.is_file():
+        raise ValueError(
+            f"{target} makes no proposals of its own, and {before} left some for its validation split alone; "
+            f"name their source, as --proposals rpn:{before}"
+        )
+    return [str(table)]
 
 
 def propose(dataset: Dataset, source: str, limit: int, arguments: argparse.Namespace) -> ProposalTable:

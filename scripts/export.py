@@ -16,6 +16,7 @@ from faster_rcnn.data.sources import check_labels, splits_of
 from faster_rcnn.graph.publish import next_version, publish
 from faster_rcnn.training.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.training.recipe import read_run
+from faster_rcnn.training.runs import check_finished
 
 VERIFIED_PICTURES = 24
 
@@ -44,6 +45,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    check_finished(arguments.run)
     state = read_checkpoint(arguments.run, arguments.checkpoint or best_or_last(arguments.run))
     if (trained := state.get("objective", "joint")) != "joint":
         raise ValueError(

@@ -38,7 +38,7 @@ def run(command: ModuleType, monkeypatch: pytest.MonkeyPatch, out: Path, *argume
 
 
 def trained(folder: Path, objective: str, **record: object) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_state(folder / NAME, lively("compact"), objective, 1)
     (folder / "run.json").write_text(json.dumps({"data": "shapes", **record}))
     return folder
@@ -79,6 +79,37 @@ def test_a_head_whose_proposals_nobody_names_cannot_be_measured(
     folder = trained(tmp_path / "run", "fast-rcnn")
     with pytest.raises(ValueError, match="makes no proposals of its own; name their source by --proposals"):
         run(command, monkeypatch, tmp_path / "out", folder)
+
+
+def test_a_run_is_measured_on_the_split_that_it_was_validated_on(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = trained(tmp_path / "run", "joint", val_split="test")
+    assert run(command, monkeypatch, tmp_path / "own", folder)["data"] == "shapes/test"
+    assert run(command, monkeypatch, tmp_path / "of_file", folder / NAME)["data"] == "shapes/test"
+    assert run(command, monkeypatch, tmp_path / "named", folder, "--split", "val")["data"] == "shapes/val"
+
+
+def test_a_step_of_alternating_training_is_measured_on_its_runs_data_and_the_proposals_of_the_step_before(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    step = trained(folder / "2-fast-rcnn", "fast-rcnn")
+    (step / "run.json").rename(folder / "run.json")
+    (folder / "run.json").write_text(json.dumps({"data": "shapes", "val_split": "test", "schedule": "alternating"}))
+    refusal = rf"left some for its validation split alone; name their source, as --proposals rpn:{folder}/1-rpn"
+    with pytest.raises(ValueError, match=refusal):
+        run(command, monkeypatch, tmp_path / "out", step)
+    pictures = Shapes("test")
+    table = ProposalTable({pictures.name(index): ranked(pictures[index].boxes) for index in range(2)}, "the truth")
+    (folder / "1-rpn").mkdir()
+    table.save(folder / "1-rpn" / "proposals-val.npz")
+    record = run(command, monkeypatch, tmp_path / "out", step)
+    assert record["data"] == "shapes/test"
+    assert record["proposals_from"] == str(folder / "1-rpn" / "proposals-val.npz")
+    assert [one["AR"] for one in record["proposals"].values()] == [1.0]
+    with pytest.raises(ValueError, match=refusal):
+        run(command, monkeypatch, tmp_path / "out", step, "--split", "val")
 
 
 def test_sources_are_measured_without_a_detector(

@@ -46,7 +46,8 @@ def read_checkpoint(path: Path, which: str = "last") -> dict[str, Any]:
     """
     file = path if path.is_file() else path / (BEST if which == "best" else NAME)
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; scripts/train.py --out {path} writes it")
+        missing = file if path.exists() else path
+        raise FileNotFoundError(f"{missing} is not there; scripts/train.py --out {path} writes it")
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a file that is not its own
