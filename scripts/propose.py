@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from faster_rcnn.command_line import positive, run_command
+from faster_rcnn.data.first import FirstPictures
 from faster_rcnn.data.pictures import open_checked
 from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable
@@ -52,6 +53,8 @@ def main() -> None:
     if out.suffix != ".npz":
         raise ValueError(f"--out {out} does not end in .npz, by which it is known as a table; rename it")
     dataset = open_checked(arguments.data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers)
+    if arguments.pictures is not None:
+        dataset = FirstPictures(dataset, arguments.pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     table = propose_for(
@@ -60,7 +63,6 @@ def main() -> None:
         arguments.limit,
         arguments.cache,
         arguments.workers,
-        arguments.pictures,
         arguments.device,
     )
     seconds = time.perf_counter() - start

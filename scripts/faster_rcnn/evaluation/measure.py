@@ -8,40 +8,30 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from faster_rcnn.boxes import clip_to_sizes
 from faster_rcnn.data.dataset import Dataset, Prediction, Sample
-from faster_rcnn.data.loader import collate
+from faster_rcnn.data.first import FirstPictures
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.evaluation.coco import coco_ap
 from faster_rcnn.evaluation.recall import NUMBERS, proposal_recall
 from faster_rcnn.evaluation.voc import voc_ap
-from faster_rcnn.resize import resize_image
+from faster_rcnn.single import inferring, single
 
 Predictor = Callable[[Sample], Prediction]
 
 
 def torch_predictor(detector: FasterRCNN) -> Predictor:
     """The PyTorch detector on one picture by itself, on the tightest canvas; its proposals come with its detections."""
-    device = detector.mean.device
 
-    @torch.no_grad()
     def predict(sample: Sample) -> Prediction:
-        training = detector.training
-        detector.eval()
-        image, scale_x, scale_y = resize_image(sample.image, detector.config.resize)
-        batch = collate([Sample(image, sample.boxes, sample.labels)], detector.backbone.stride).to(device)
-        answer = detector(batch.images, batch.sizes)
-        detector.train(training)
-        scale = answer.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
-        size = torch.tensor([sample.image.shape[:2]], device=device)
+        one = single(detector, sample)
+        with inferring(detector):
+            answer = detector(one.batch.images, one.batch.sizes)
         real, proposed = int(answer.num_detections[0]), int(answer.num_proposals[0])
-        boxes = clip_to_sizes(answer.boxes[:, :real] / scale, size)[0]
-        proposals = clip_to_sizes(answer.proposals[:, :proposed] / scale, size)[0]
-        scores, labels = answer.scores[0, :real], answer.labels[0, :real]
-        return Prediction(boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy(), proposals.cpu().numpy())
+        scores, labels = answer.scores[0, :real].cpu().numpy(), answer.labels[0, :real].cpu().numpy()
+        proposals = one.to_original(answer.proposals[:, :proposed])
+        return Prediction(one.to_original(answer.boxes[:, :real]), scores, labels, proposals)
 
     return predict
 
@@ -57,10 +47,10 @@ def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> t
 
     The samples have their objects and size but no pixels: thousands of pictures would fill the memory.
     """
-    indices = range(len(dataset) if limit is None else min(limit, len(dataset)))
+    pictures = dataset if limit is None else FirstPictures(dataset, limit)
     truths, predictions = [], []
-    for index in tqdm(indices, desc="evaluating", unit="picture", leave=False):
-        sample = dataset[index]
+    for index in tqdm(range(len(pictures)), desc="evaluating", unit="picture", leave=False):
+        sample = pictures[index]
         predictions.append(predict(sample))
         truths.append(without_pixels(sample))
     return truths, predictions

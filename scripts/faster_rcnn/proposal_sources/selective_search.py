@@ -31,7 +31,7 @@ from torch.utils.data import Dataset as Indexed
 from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, picture_range, ranked
+from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, ranked
 
 AREA = 500 * 375  # pixels; R-CNN's width (Girshick et al. 2014, section 4.2) at an aspect of 4:3
 LONGEST = 1500  # pixels
@@ -68,14 +68,14 @@ def _prioritised(boxes: np.ndarray) -> np.ndarray:
 
 
 def selective_search_table(
-    dataset: Dataset, limit: int = LIMIT, cache: Path | None = None, workers: int = 1, pictures: int | None = None
+    dataset: Dataset, limit: int = LIMIT, cache: Path | None = None, workers: int = 1
 ) -> ProposalTable:
-    """The regions of the first `pictures` pictures of a data set (None: of all), by `workers` processes.
+    """The regions of the pictures of a data set, by `workers` processes.
 
     What has been computed is kept in the folder `cache` (None: `default_cache()`) picture by picture, so that a run
     that was cut off goes on where it was, and the same pixels are never searched twice.
     """
-    indices = picture_range(dataset, pictures)
+    indices = range(len(dataset))
     work = DataLoader(
         _Searches(dataset, cache or default_cache()),
         sampler=indices,

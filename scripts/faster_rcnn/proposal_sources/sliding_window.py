@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, Regions, picture_range, ranked
+from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, Regions, ranked
 
 SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of a window's area's square root, in shorter sides of the picture
 RATIOS = (0.5, 1.0, 2.0)  # height / width
@@ -43,11 +43,11 @@ def sliding_windows(height: int, width: int, limit: int = LIMIT) -> np.ndarray:
     return np.concatenate(grids)[np.argsort(turns, kind="stable")].astype(np.float32)
 
 
-def sliding_window_table(dataset: Dataset, limit: int = LIMIT, pictures: int | None = None) -> ProposalTable:
-    """The windows of the first `pictures` pictures of a data set (None: of all)."""
+def sliding_window_table(dataset: Dataset, limit: int = LIMIT) -> ProposalTable:
+    """The windows of the pictures of a data set."""
     by_size: dict[tuple[int, int], Regions] = {}
     table = {}
-    for index in tqdm(picture_range(dataset, pictures), desc="sliding windows", unit="picture", leave=False):
+    for index in tqdm(range(len(dataset)), desc="sliding windows", unit="picture", leave=False):
         size = dataset.size(index)
         if size not in by_size:
             by_size[size] = ranked(sliding_windows(*size, limit))

@@ -19,10 +19,9 @@ def propose_for(
     limit: int = LIMIT,
     cache: Path | None = None,
     workers: int = 1,
-    pictures: int | None = None,
     device: str = "cpu",
 ) -> ProposalTable:
-    """At most `limit` proposals for each of the first `pictures` pictures of a data set (None: of all).
+    """At most `limit` proposals for each of the pictures of a data set.
 
     source: `sliding-window`, `selective-search`, `rpn:RUN` (a run's folder or a checkpoint) or a table's `.npz`.
     cache, workers: of selective search;  device: of the RPN.
@@ -33,14 +32,14 @@ def propose_for(
         raise ValueError(f"a limit of {limit} leaves no proposals; take at least 1")
     kind, _, run = source.partition(":")
     if source == "sliding-window":
-        return sliding_window_table(dataset, limit, pictures)
+        return sliding_window_table(dataset, limit)
     if source == "selective-search":
-        return selective_search_table(dataset, limit, cache, workers, pictures)
+        return selective_search_table(dataset, limit, cache, workers)
     if kind == "rpn" and run:
         detector = trained_rpn(Path(run)).to(device)
-        return rpn_regions(detector, dataset, uncut_limits(detector, limit), source, pictures)
+        return rpn_regions(detector, dataset, uncut_limits(detector, limit), source)
     if source.endswith(".npz"):
-        return _given(dataset, Path(source), limit, pictures)
+        return _given(dataset, Path(source), limit)
     raise ValueError(f"{source!r} is no source of proposals; there are: {SOURCES}")
 
 
@@ -71,10 +70,10 @@ def trained_rpn(run: Path) -> FasterRCNN:
     return build_detector(state).eval()
 
 
-def _given(dataset: Dataset, file: Path, limit: int, pictures: int | None) -> ProposalTable:
+def _given(dataset: Dataset, file: Path, limit: int) -> ProposalTable:
     table = ProposalTable.load(file)
     try:
-        names = known(dataset, table, pictures)
+        names = known(dataset, table)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     return ProposalTable({name: table[name].best(limit) for name in names}, f"{table.made}; limit {limit}")

@@ -92,12 +92,12 @@ class ProposalTable(Mapping[str, Regions]):
             raise ValueError(f"{path}: {error}") from error
 
 
-def known(dataset: Dataset, table: Mapping[str, Regions], pictures: int | None = None) -> list[str]:
-    """The names of the first `pictures` pictures of a data set (None: of all), each of which the table has.
+def known(dataset: Dataset, table: Mapping[str, Regions]) -> list[str]:
+    """The names of the pictures of a data set, each of which the table has.
 
     Raises ValueError that names the first picture that it has not, and how many there are.
     """
-    names = [dataset.name(index) for index in picture_range(dataset, pictures)]
+    names = [dataset.name(index) for index in range(len(dataset))]
     missing = [name for name in names if name not in table]
     if missing:
         raise ValueError(
@@ -106,11 +106,6 @@ def known(dataset: Dataset, table: Mapping[str, Regions], pictures: int | None =
             "make it for this data set and split with scripts/propose.py"
         )
     return names
-
-
-def picture_range(dataset: Dataset, pictures: int | None) -> range:
-    """The indices of the first `pictures` pictures of a data set; None: of all."""
-    return range(len(dataset) if pictures is None else min(pictures, len(dataset)))
 
 
 class WithProposals:

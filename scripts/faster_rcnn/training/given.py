@@ -3,19 +3,17 @@
 P  regions of a picture.  Boxes are x1, y1, x2, y2.
 """
 
-import numpy as np
 import torch
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from faster_rcnn.boxes import clip_to_sizes, encode
+from faster_rcnn.boxes import encode
 from faster_rcnn.data.dataset import Dataset, Prediction, Sample
-from faster_rcnn.data.loader import collate
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.evaluation import Predictor
-from faster_rcnn.resize import resize_image
 from faster_rcnn.roi_head import TargetNormalisation
 from faster_rcnn.sampling import ProposalSampling
+from faster_rcnn.single import inferring, single
 
 
 def given_predictor(detector: FasterRCNN) -> Predictor:
@@ -23,35 +21,23 @@ def given_predictor(detector: FasterRCNN) -> Predictor:
 
     Raises ValueError for a sample without them.
     """
-    device = detector.mean.device
 
-    @torch.no_grad()
     def predict(sample: Sample) -> Prediction:
         if sample.proposals is None:
             raise ValueError("the pictures carry no proposals; open the data set with those of a source")
-        training = detector.training
-        detector.eval()
-        image, scale_x, scale_y = resize_image(sample.image, detector.config.resize)
-        scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
-        resized = Sample(image, sample.boxes, sample.labels, proposals=sample.proposals * scale)
-        batch = collate([resized], detector.backbone.stride).to(device)
-        assert batch.proposals is not None
-        regions = batch.proposals[0]
+        one = single(detector, sample)
+        assert one.batch.proposals is not None
+        regions = one.batch.proposals[0]
         # A detector needs a region to look at: where a source gave none, one that nothing comes of.
         padded = regions if len(regions) else regions.new_tensor([[0.0, 0.0, 1.0, 1.0]])
-        count = torch.tensor([len(regions)], device=device)
-        found = detector.detect_given(batch.images, batch.sizes, padded[None], count)
-        detector.train(training)
+        count = torch.tensor([len(regions)], device=regions.device)
+        with inferring(detector):
+            found = detector.detect_given(one.batch.images, one.batch.sizes, padded[None], count)
         real = int(found.number[0])
-        boxes = clip_to_sizes(found.boxes[:, :real].cpu() / torch.from_numpy(scale), _size(sample))[0]
         scores, labels = found.scores[0, :real].cpu().numpy(), found.labels[0, :real].cpu().numpy()
-        return Prediction(boxes.numpy(), scores, labels, sample.proposals)
+        return Prediction(one.to_original(found.boxes[:, :real]), scores, labels, sample.proposals)
 
     return predict
-
-
-def _size(sample: Sample) -> torch.Tensor:
-    return torch.tensor([sample.image.shape[:2]])
 
 
 def measure_normalisation(dataset: Dataset, rule: ProposalSampling) -> TargetNormalisation:

@@ -99,7 +99,7 @@ def test_a_pyramids_maps_that_are_small_are_weighed_whole() -> None:
 def test_a_detector_is_left_in_the_mode_that_it_was_in(detector: FasterRCNN) -> None:
     detector.train()
     state = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-    rpn_regions(detector, SmallShapes(), detector.config.proposals, pictures=1)
+    rpn_regions(detector, SmallShapes(), detector.config.proposals)
     assert detector.training
     detector.eval()
     for name, tensor in detector.state_dict().items():

@@ -11,6 +11,7 @@ import torch
 from torchvision.ops import box_iou
 
 from faster_rcnn.data.dataset import Sample
+from faster_rcnn.data.first import FirstPictures
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.proposal_sources import selective_search as module
@@ -216,8 +217,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(module, "selective_search", counted)
     pictures = len(done) + 3
-    table = selective_search_table(Cuts(300), cache=tmp_path, pictures=pictures)
-    fresh = selective_search_table(Cuts(300), cache=tmp_path / "fresh", pictures=3)
+    table = selective_search_table(FirstPictures(Cuts(300), pictures), cache=tmp_path)
+    fresh = selective_search_table(Cuts(3), cache=tmp_path / "fresh")
     assert len(table) == pictures
     # the workers may have been at most one picture apart
     assert 3 <= len(searched) - 3 <= 5

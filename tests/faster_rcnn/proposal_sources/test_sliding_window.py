@@ -71,8 +71,8 @@ def test_a_limit_that_cannot_cover_is_refused() -> None:
 
 
 def test_a_table_of_them_does_not_look_at_the_pictures() -> None:
-    dataset = Shapes("val", 4)
-    table = sliding_window_table(dataset, 500, pictures=3)
+    dataset = Shapes("val", 3)
+    table = sliding_window_table(dataset, 500)
     assert list(table) == ["val/0/0", "val/0/1", "val/0/2"]
     regions = table["val/0/1"]
     np.testing.assert_array_equal(regions.boxes, sliding_windows(*dataset.size(1), 500))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from faster_rcnn.data.first import FirstPictures
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.sliding_window import sliding_windows
@@ -32,7 +33,7 @@ def test_a_file_is_a_source_of_what_it_holds(tmp_path: Path) -> None:
     table = propose_for(dataset, "sliding-window", limit=100)
     file = tmp_path / "windows.npz"
     table.save(file)
-    again = propose_for(dataset, str(file), limit=7, pictures=2)
+    again = propose_for(FirstPictures(dataset, 2), str(file), limit=7)
     assert list(again) == ["val/0/0", "val/0/1"]
     np.testing.assert_array_equal(again["val/0/1"].boxes, table["val/0/1"].boxes[:7])
     assert again.made == f"{table.made}; limit 7"
