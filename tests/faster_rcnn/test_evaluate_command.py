@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.proposal_sources.table import ProposalTable, ranked
@@ -88,6 +89,28 @@ def test_a_run_is_measured_on_the_split_that_it_was_validated_on(
     assert run(command, monkeypatch, tmp_path / "own", folder)["data"] == "shapes/test"
     assert run(command, monkeypatch, tmp_path / "of_file", folder / NAME)["data"] == "shapes/test"
     assert run(command, monkeypatch, tmp_path / "named", folder, "--split", "val")["data"] == "shapes/val"
+
+
+def test_a_broken_picture_that_training_left_out_is_left_out_here(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ["broken.png", "whole.png"]
+    Image.new("RGB", (80, 60)).save(tmp_path / "whole.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    lists = {
+        "images": [{"id": place, "file_name": name, "width": 80, "height": 60} for place, name in enumerate(names)],
+        "categories": [{"id": place, "name": name} for place, name in enumerate(Shapes.labels)],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [10, 10, 30, 20]}],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(lists))
+    data = f"coco:{tmp_path}"
+    strict = trained(tmp_path / "strict", "joint", data=data)
+    with pytest.raises(ValueError, match=r"broken.png cannot be read: it is not a picture.*--skip-bad-boxes"):
+        run(command, monkeypatch, tmp_path / "out", strict)
+    assert run(command, monkeypatch, tmp_path / "out", strict, "--skip-bad-boxes")["pictures"] == 1
+    lenient = trained(tmp_path / "lenient", "joint", data=data, skip_bad_boxes=True)
+    assert run(command, monkeypatch, tmp_path / "out", lenient)["pictures"] == 1
 
 
 def test_a_step_of_alternating_training_is_measured_on_its_runs_data_and_the_proposals_of_the_step_before(
