@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     model_store: Path = Field(default=Path("model_store"), description="folder of <name>/<version>/")
     default_model: str | None = Field(
         default=None,
-        description="the model for requests that name none; else the only one, or the one that MODEL_STORE/default names",
+        description="the model for requests that name none; else the only one, or that which MODEL_STORE/default names",
     )
     require_cuda: bool = Field(default=False, description="refuse to start on the CPU, rather than be slow unseen")
 

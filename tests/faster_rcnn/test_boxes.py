@@ -44,9 +44,7 @@ def test_encode_and_decode_equal_torchvisions(pairs: list[tuple[list[float], lis
     theirs = BoxCoder((1.0, 1.0, 1.0, 1.0))
     deltas = theirs.encode_single(boxes, anchors)
     torch.testing.assert_close(encode(boxes, anchors), deltas, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(
-        decode(deltas, anchors), theirs.decode_single(deltas, anchors), rtol=1e-4, atol=1e-2
-    )
+    torch.testing.assert_close(decode(deltas, anchors), theirs.decode_single(deltas, anchors), rtol=1e-4, atol=1e-2)
 
 
 def test_a_box_without_area_is_refused_by_its_row() -> None:

@@ -13,6 +13,7 @@ from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.losses import LossRule, total
 from faster_rcnn.proposals import ProposalLimits
 from faster_rcnn.resize import ResizeRule
+from faster_rcnn.training import objectives
 from faster_rcnn.training.objectives import fast_rcnn_losses, joint_losses, rpn_losses
 
 
@@ -114,3 +115,14 @@ def test_crossing_anchors_are_left_out_where_the_paper_leaves_them_out(batch: Ba
     kept = rpn_losses(here, batch, False)["rpn_classification"]
     dropped = detector(anchor_sampling=replace(here.config.anchor_sampling, keep_crossing=False))
     assert rpn_losses(dropped, batch, False)["rpn_classification"].item() != kept.item()
+
+
+@pytest.mark.parametrize(("backbone", "reduced"), [("compact", True), ("mobilenet_v3_large", False)])
+def test_depthwise_convolutions_keep_full_precision_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, backbone: str, reduced: bool
+) -> None:
+    monkeypatch.setattr(objectives, "autocast_dtype", lambda _: torch.bfloat16)
+    with torch.device("meta"):
+        here = FasterRCNN(preset(backbone, Shapes.labels))
+    with objectives._precision(here, torch.zeros(1), True):
+        assert torch.is_autocast_enabled("cpu") == reduced

@@ -44,7 +44,7 @@ def fast_rcnn_losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) 
     """
     if batch.proposals is None:
         raise ValueError("the pictures carry no proposals; open the data set with those of a source")
-    with _precision(batch.images, mixed_precision):
+    with _precision(detector, batch.images, mixed_precision):
         features = detector.features(batch.images, batch.sizes)
     return _head_losses(detector, [one.float() for one in features], batch.proposals, batch)
 
@@ -62,15 +62,20 @@ class Objective(nn.Module):
         return self.compute(self.detector, batch, self.mixed_precision)
 
 
-def _precision(images: Tensor, mixed: bool) -> torch.autocast:
+def _precision(detector: FasterRCNN, images: Tensor, mixed: bool) -> torch.autocast:
     """The reduced precision that the device is faster in, if any and wanted: for backbone and RPN only, whose
-    convolutions take the time; boxes and losses are computed in float32."""
-    reduced = autocast_dtype(images.device) if mixed else None
+    convolutions take the time; boxes and losses are computed in float32.
+
+    On a CPU depthwise convolutions gain nothing from it, and now and then their gradients came out infinite there.
+    """
+    depthwise = any(isinstance(one, nn.Conv2d) and one.groups > 1 for one in detector.backbone.modules())
+    wanted = mixed and not (depthwise and images.device.type == "cpu")
+    reduced = autocast_dtype(images.device) if wanted else None
     return torch.autocast(images.device.type, dtype=reduced, enabled=reduced is not None)
 
 
 def _features_and_regions(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> tuple[list[Tensor], RPNOutput]:
-    with _precision(batch.images, mixed_precision):
+    with _precision(detector, batch.images, mixed_precision):
         features = detector.features(batch.images, batch.sizes)
         rpn = detector.regions(features, batch.sizes)
     return [one.float() for one in features], rpn
