@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from faster_rcnn.data import shapes
-from faster_rcnn.data.coco import Coco
+from faster_rcnn.data.annotated import AnnotatedPictures
 from faster_rcnn.data.shapes import LABELS, Shapes, write_coco
 from faster_rcnn.data.sources import open_dataset
 
@@ -87,7 +87,7 @@ def test_a_split_written_as_coco_reads_back_the_same(tmp_path: Path) -> None:
     dataset = Shapes("val", length=4)
     write_coco(dataset, tmp_path)
     again = open_dataset(f"coco:{tmp_path}", "val")
-    assert isinstance(again, Coco)
+    assert isinstance(again, AnnotatedPictures)
     assert again.labels == dataset.labels
     assert len(again) == 4
     for index in range(4):

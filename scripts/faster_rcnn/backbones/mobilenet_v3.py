@@ -4,12 +4,16 @@ N  images;  C  channels;  h, w  feature map size.
 """
 
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 from faster_rcnn.backbones.base import Backbone, Stages
 from faster_rcnn.padding import blank_outside, mean_inside
+
+# Torchvision's 0.01 is for training on ImageNet: the running statistics follow over hundreds of batches, and a detector
+# that learns from scratch answers with those of its past.
+MOMENTUM = 0.1
 
 
 class MobileNetV3Large(Backbone):
@@ -28,6 +32,9 @@ class MobileNetV3Large(Backbone):
     def __init__(self, dilated: bool = True, blocks: int = 16) -> None:
         super().__init__()
         self.features = torchvision.models.mobilenet_v3_large(weights=None, dilated=dilated).features[:blocks]
+        for module in self.features.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = MOMENTUM
 
     @property
     def stages(self) -> Stages:
