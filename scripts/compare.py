@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from faster_rcnn.command_line import positive, run_command
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.data.pictures import open_checked
 from faster_rcnn.evaluation import evaluate, proposal_recall
 from faster_rcnn.evaluation.measure import without_pixels
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
@@ -102,7 +102,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     print(f"{len(names) * len(arguments.seeds)} runs in {arguments.out}")
     runs = [(ARMS[name], seed) for seed in arguments.seeds for name in names]
-    dataset = open_dataset(arguments.data, arguments.split, skip_bad_boxes="--skip-bad-boxes" in passed_on)
+    dataset = open_checked(arguments.data, arguments.split, skip_bad_boxes="--skip-bad-boxes" in passed_on)
     for arm, seed in tqdm(runs, desc="runs", unit="run"):
         folder = train_arm(arm, seed, arguments, passed_on)
         results[arm.name].append(measured(folder, dataset))

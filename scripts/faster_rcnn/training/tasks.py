@@ -31,7 +31,6 @@ class Task:
 
 
 def _rpn_predictor(detector: FasterRCNN) -> Predictor:
-    @torch.no_grad()
     def predict(sample: Sample) -> Prediction:
         regions = picture_regions(detector, sample, detector.config.proposals)
         nothing = np.zeros(0, np.int64)
