@@ -3,12 +3,14 @@
 N  images;  H, W  canvas;  h, w = ceil(H / stride), ceil(W / stride) of each map;  C  channels.
 """
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 Stages = list[tuple[str, list[nn.Module]]]
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Images to the feature maps that the RPN and the head share.
 
     Takes normalised images [N, 3, H, W] that are zero outside `sizes`, and gives its maps, finest first, each
@@ -22,9 +24,9 @@ class Backbone(nn.Module):
     signed: bool = False  # a map may be negative, as nothing rectifies it
 
     @property
+    @abstractmethod
     def stages(self) -> Stages:
         """The layers as users name them, from the input on; fine-tuning starts at one of them."""
-        raise NotImplementedError
 
-    def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]: ...
