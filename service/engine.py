@@ -75,9 +75,10 @@ class Engine:
         self.provider = provider
         try:
             onnx_subgraph.refuse_external_data(model.graph)
-            self._full = _session(model.graph, provider, threads, tf32)
+            self._full = open_session(model.graph, provider, session_options(threads), tf32)
             check_interface(self._full)
-            self._proposals = _session(onnx_subgraph.extract(model.graph, list(PROPOSALS)), provider, threads, tf32)
+            proposals_alone = onnx_subgraph.extract(model.graph, list(PROPOSALS))
+            self._proposals = open_session(proposals_alone, provider, session_options(threads), tf32)
         except ValueError as error:
             raise Refused(f"model.onnx: {error}") from error
 
@@ -187,7 +188,7 @@ def _cuda_starts() -> bool:
     """Whether a CUDA session can be made; ONNX Runtime would fall back to the CPU without a word that code can read."""
     onnxruntime.preload_dlls()  # from the wheels of the cuda extra, where a system-wide CUDA is missing
     try:
-        return CUDA in _session(_SMALLEST_MODEL, CUDA, threads=1, tf32=False).get_providers()
+        return CUDA in open_session(_SMALLEST_MODEL, CUDA, session_options(1)).get_providers()
     except ValueError:
         return False
 
@@ -199,22 +200,28 @@ _SMALLEST_MODEL = bytes.fromhex(
 )
 
 
-def _session(graph: bytes, provider: str, threads: int, tf32: bool) -> onnxruntime.InferenceSession:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = LOG_ERRORS_ONLY
+    return options
+
+
+def open_session(
+    graph: bytes, provider: str, options: onnxruntime.SessionOptions, tf32: bool = False
+) -> onnxruntime.InferenceSession:
+    """A session as the service has it. Raises ValueError if ONNX Runtime cannot load the graph."""
     cuda_options = {
         "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE costs 0.6 s at every new shape
         "use_tf32": str(int(tf32)),
     }
     providers = [(CUDA, cuda_options), CPU] if provider == CUDA else [CPU]
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        return onnxruntime.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # ORT's exceptions share no base of their own
         raise ValueError(f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
-    return session
 
 
 def _result(out: dict[str, Any], row: int, canvas: Canvas) -> Result:
