@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.interpolation import interpolate
 from service.problems import Problem
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -55,11 +56,15 @@ class TooManyPixels(Problem):
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a model asks of every picture: the canvases as (H, W), and the resize rule."""
+    """What a model asks of every picture: the canvases as (H, W), and the resize rule.
+
+    antialias  Pillow's filter and sides rounded to the nearest pixel; without it, as torchvision's detectors resize
+    """
 
     canvases: tuple[tuple[int, int], ...]
     min_size: int
     max_size: int
+    antialias: bool = True
 
 
 class Fit(NamedTuple):
@@ -91,7 +96,8 @@ def fit(width: int, height: int, geometry: Geometry) -> Fit:
     Raises ValueError if no canvas holds it; `store.load` refuses a model for which that can happen.
     """
     scale = min(geometry.min_size / min(width, height), geometry.max_size / max(width, height))
-    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    whole = round if geometry.antialias else int
+    w, h = max(1, whole(width * scale)), max(1, whole(height * scale))
     holding = [canvas for canvas in geometry.canvases if canvas[0] >= h and canvas[1] >= w]
     if not holding:
         raise ValueError(f"no canvas of {geometry.canvases} holds {h} x {w}")
@@ -164,6 +170,10 @@ def _decode(image: Image.Image, geometry: Geometry) -> Canvas:
     turned = orientation >= 5
     width, height = (stored_height, stored_width) if turned else (stored_width, stored_height)
     target = fit(width, height, geometry)
+    if not geometry.antialias:
+        image.load()
+        pixels = np.asarray(_to_rgb(_turn(_flat(image), orientation)))
+        return Canvas(interpolate(pixels, target.height, target.width), target.canvas, width, height)
 
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; `draft` never goes below what it is asked.
     drafted = image.draft(None, (target.height, target.width) if turned else (target.width, target.height))

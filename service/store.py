@@ -24,6 +24,7 @@ class Resize(BaseModel):
 
     min_size: int = Field(ge=1)
     max_size: int = Field(ge=1)
+    antialias: bool = Field(True, description="false: as torchvision's detectors resize, see `interpolation`")
 
 
 class Card(BaseModel):
@@ -51,7 +52,7 @@ class Card(BaseModel):
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(tuple(self.canvases), self.resize.min_size, self.resize.max_size)
+        return Geometry(tuple(self.canvases), self.resize.min_size, self.resize.max_size, self.resize.antialias)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def test_a_store_that_is_not_there_is_said_so(tmp_path):
         ({"canvases": [[64, 96]]}, "no canvas holds 96 x 64"),
         ({"canvases": [[96, 96]], "resize": {"min_size": 200, "max_size": 97}}, "no canvas holds 97 x 97"),
         ({"resize": {"min_size": 0, "max_size": 96}}, "resize.min_size"),
+        ({"resize": {"min_size": 64, "max_size": 96, "antialias": "perhaps"}}, "resize.antialias"),
         ({"score_threshold": 2}, "score_threshold"),
     ],
 )
@@ -84,3 +85,9 @@ def test_a_model_can_be_copied_to_another_store(embedded, tmp_path):
     copy = tmp_path / "elsewhere" / "shapes" / "1"
     shutil.copytree(embedded, copy)
     assert store.load(copy).card.sha256 == json.loads((embedded / "model.json").read_text())["sha256"]
+
+
+def test_a_card_that_does_not_speak_of_antialiasing_means_it(tmp_path):
+    assert store.load(graphs.publish(tmp_path, version=1)).card.geometry.antialias
+    without = {"resize": {"min_size": 64, "max_size": 96, "antialias": False}}
+    assert not store.load(graphs.publish(tmp_path, version=2, card=without)).card.geometry.antialias
