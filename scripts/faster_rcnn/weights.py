@@ -3,6 +3,7 @@
 Fetching and loading are two steps, so that what is not there or does not fit shows before any data is read.
 """
 
+import argparse
 import re
 import socket
 import sys
@@ -33,6 +34,7 @@ CLASSIFIERS = {
 }
 # VGG-16's fully connected layers, which go into the head (Girshick 2015, section 2.1).
 FC_LAYERS = {"classifier.0": "fc6", "classifier.3": "fc7"}
+WRAPPINGS = ("detector", "model", "state_dict", "model_state_dict")  # this project's, torchvision's, the customary ones
 TIMEOUT = 10.0  # seconds without an answer after which the network counts as absent
 SHOWN = 3  # names in a message
 
@@ -67,11 +69,11 @@ def load_backbone_weights(detector: FasterRCNN, weights: Weights) -> None:
         detector.head.load_state_dict(weights.head, strict=False)
 
 
-def _imagenet(backbone: str) -> State:
-    """The weights of torchvision's classifier, downloaded unless torch.hub has them."""
-    if backbone not in CLASSIFIERS:
-        raise ValueError(f"{backbone} has no imagenet weights; train it with --weights none")
-    url = torchvision.models.get_model_weights(CLASSIFIERS[backbone]).IMAGENET1K_V1.url
+def download(url: str, remedy: str) -> Path:
+    """A published file of weights, from torch.hub's cache or the network.
+
+    Raises ConnectionError if the network does not give it; the message ends with the remedy.
+    """
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not file.is_file():
         start_of_hash = file.stem.split("-")[-1]
@@ -80,11 +82,45 @@ def _imagenet(backbone: str) -> State:
             with _impatient():
                 torch.hub.download_url_to_file(url, str(file), start_of_hash, progress=sys.stderr.isatty())
         except (OSError, RuntimeError, HTTPException) as error:
-            raise ConnectionError(
-                f"{url} cannot be downloaded ({error}); download it elsewhere and give --weights FILE, "
-                "or train with --weights none"
+            raise ConnectionError(f"{url} cannot be downloaded ({error}); {remedy}") from error
+    return file
+
+
+def read_tensors(file: Path) -> State:
+    """The tensors of a file by their names: a state dict, or one in a checkpoint, of a model in one process or several.
+
+    Raises FileNotFoundError, and ValueError for what is no such file; only tensors and plain values are unpickled.
+    """
+    try:
+        # the reference training of torchvision keeps its command line beside the tensors
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file} is not there") from error
+    except Exception as error:  # torch raises a dozen kinds for a file that is not its own
+        if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{file} holds a pickled {unsafe[1]}, which may run code when it is read; "
+                "save model.state_dict() alone, where the file was made"
             ) from error
-    return _read(file)
+        raise ValueError(f"{file} is not a file of weights that torch.save wrote, or a broken one") from error
+    for wrapping in WRAPPINGS:
+        if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
+            state = state[wrapping]
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} holds a {type(state).__name__} and not tensors by name; save a model's state_dict()")
+    tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if all(name.startswith("module.") for name in tensors):  # DistributedDataParallel's
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _imagenet(backbone: str) -> State:
+    """The weights of torchvision's classifier, downloaded unless torch.hub has them."""
+    if backbone not in CLASSIFIERS:
+        raise ValueError(f"{backbone} has no imagenet weights; train it with --weights none")
+    url = torchvision.models.get_model_weights(CLASSIFIERS[backbone]).IMAGENET1K_V1.url
+    return _read(download(url, "download it elsewhere and give --weights FILE, or train with --weights none"))
 
 
 @contextmanager
@@ -103,16 +139,7 @@ def _read(path: Path) -> State:
     file = path / NAME if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there; --weights takes imagenet, none, or a file of weights")
-    try:
-        state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a file that is not its own
-        raise ValueError(f"{file} is not a file of weights that torch.save wrote, or a broken one") from error
-    for wrapping in ("detector", "model", "state_dict"):  # this project's, torchvision's and the customary one
-        if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
-            state = state[wrapping]
-    if not isinstance(state, dict):
-        raise ValueError(f"{file} holds a {type(state).__name__} and not tensors by name; save a model's state_dict()")
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    return read_tensors(file)
 
 
 def _of_backbone(state: State, backbone: str, source: str) -> State:
