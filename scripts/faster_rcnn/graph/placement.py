@@ -1,0 +1,130 @@
+"""What of a written graph would run on the CPU beside a GPU, whose features would travel to the host and back for it.
+
+With a GPU, ONNX Runtime's own session says where each node goes. Without one, a node stays on the CPU if the CUDA
+provider has no kernel for its operator, version and types. Integers of shapes may always stay: ONNX Runtime keeps
+them on the host of its own accord.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+
+from faster_rcnn.graph.cuda_kernels import Kernel, known_kernels
+from service.engine import CUDA, open_session, pick_provider, session_options
+
+SHAPE_TYPES = {"int32", "int64", "bool"}
+FOLDED = {"Constant"}  # becomes a weight when the graph is loaded
+
+
+class CpuNode(NamedTuple):
+    """A node that would run on the CPU;  heavy: it is more than arithmetic on scalars and shapes."""
+
+    name: str
+    operator: str
+    heavy: bool
+
+
+class Tensor(NamedTuple):
+    """What is known of a tensor; an unknown rank is None, an unknown type "undefined"."""
+
+    type: str
+    rank: int | None
+
+
+UNKNOWN = Tensor("undefined", None)
+
+
+class Misplaced(ValueError):  # noqa: N818  the word for it
+    """A graph that would compute on the CPU although there is a GPU; the message names the nodes."""
+
+
+def check_placement(path: Path) -> None:
+    """Raises Misplaced if the graph would leave more than shape arithmetic to the CPU."""
+    if heavy := [node for node in cpu_nodes(path) if node.heavy]:
+        named = ", ".join(f"{node.operator} {node.name!r}" for node in heavy[:5])
+        more = f" and {len(heavy) - 5} more" if len(heavy) > 5 else ""
+        raise Misplaced(
+            f"{path.name}: CUDA has no kernel for {named}{more}; use operators, types or an opset that it has"
+        )
+
+
+def cpu_nodes(path: Path) -> list[CpuNode]:
+    """The nodes of a graph's top level that would run on the CPU beside a GPU."""
+    model = onnx.shape_inference.infer_shapes(_without_weights(onnx.load(path)))
+    tensors = _tensors(model.graph)
+    if pick_provider() == CUDA:
+        return assigned(path, CUDA, {node.name: _is_heavy(node, tensors) for node in model.graph.node})
+    return list(_without_kernel(model, tensors, known_kernels()))
+
+
+def assigned(path: Path, provider: str, heavy: Mapping[str, bool]) -> list[CpuNode]:
+    """What a session opened on `provider` leaves to others.
+
+    heavy: of the file's nodes, by name.  One that the optimiser has made is not among them, and taken for heavy.
+    """
+    options = session_options(threads=1)
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = open_session(path.read_bytes(), provider, options)
+    return [
+        CpuNode(node.name, node.op_type, heavy.get(node.name, True))
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+    ]
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Shapes follow from short integers alone; half a gigabyte of weights would be copied several times."""
+    for weight in model.graph.initializer:
+        if weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+            weight.ClearField("raw_data")
+    return model
+
+
+def _without_kernel(
+    model: onnx.ModelProto, tensors: Mapping[str, Tensor], kernels: Mapping[str, Sequence[Kernel]]
+) -> Iterator[CpuNode]:
+    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    for node in model.graph.node:
+        if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):
+            yield CpuNode(node.name, node.op_type, _is_heavy(node, tensors))
+
+
+def _has_kernel(
+    node: onnx.NodeProto, opset: int, tensors: Mapping[str, Tensor], kernels: Mapping[str, Sequence[Kernel]]
+) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    schema = onnx.defs.get_schema(node.op_type, opset)
+    found = {}
+    for names, parameters in ((node.input, schema.inputs), (node.output, schema.outputs)):
+        for place, name in enumerate(names):
+            parameter = parameters[min(place, len(parameters) - 1)]  # the last may stand for many
+            if name:
+                found[parameter.name] = found[parameter.type_str] = tensors.get(name, UNKNOWN).type
+    return any(
+        kernel.serves(schema.since_version)
+        and all(found[key] in types for key, types in kernel.types.items() if key in found)
+        for kernel in kernels.get(node.op_type, ())
+    )
+
+
+def _is_heavy(node: onnx.NodeProto, tensors: Mapping[str, Tensor]) -> bool:
+    """Light are scalars and lists of integers. Shape only looks at what it is given, however large that is."""
+    names = node.output if node.op_type == "Shape" else [*node.input, *node.output]
+    known = [tensors.get(name, UNKNOWN) for name in names if name]
+    return not all(one.rank == 0 or (one.rank == 1 and one.type in SHAPE_TYPES) for one in known)
+
+
+def _tensors(graph: onnx.GraphProto) -> dict[str, Tensor]:
+    tensors = {one.name: Tensor(_type_name(one.data_type), len(one.dims)) for one in graph.initializer}
+    for one in (*graph.input, *graph.value_info, *graph.output):
+        kind = one.type.tensor_type
+        tensors[one.name] = Tensor(_type_name(kind.elem_type), len(kind.shape.dim) if kind.HasField("shape") else None)
+    return tensors
+
+
+def _type_name(element: int) -> str:
+    return onnx.TensorProto.DataType.Name(element).lower()
