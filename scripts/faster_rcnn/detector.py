@@ -7,6 +7,7 @@ An image's answer depends on that image alone: not on its canvas, its neighbours
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from faster_rcnn.backbones import BACKBONES, Backbone
 from faster_rcnn.config import DetectorConfig, canvases
 from faster_rcnn.padding import inside
 from faster_rcnn.proposals import ProposalLimits, Proposals, propose
+from faster_rcnn.ragged import real_rows
 from faster_rcnn.roi_head import Detections, RoIHead, detect
 from faster_rcnn.roi_pooling import LONGEST_BIN, pool_regions
 from faster_rcnn.rpn import RPNHead, foreground_margin
@@ -81,6 +83,8 @@ class FasterRCNN(nn.Module):
     """Faster R-CNN. `forward` is what is exported; `training/` trains its parts.
 
     One feature map, as in the paper, or those of a pyramid: then the RPN's head slides over each of them.
+    stride: what the sides of a canvas are multiples of;  classes: without background;  score_floor: what a detection
+    must pass.
     """
 
     cells: Tensor
@@ -91,6 +95,10 @@ class FasterRCNN(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = BACKBONES[config.backbone]()
+        self.stride = self.backbone.stride
+        self.resize = config.resize
+        self.classes = len(config.labels)
+        self.score_floor = config.detections.score_floor
         channels = self.backbone.out_channels
         scales = scales_of_maps(config, len(self.backbone.strides))
         self.rpn = RPNHead(channels, config.rpn_channels, len(scales[0]) * len(config.anchor_ratios))
@@ -107,6 +115,16 @@ class FasterRCNN(nn.Module):
         proposals = self.select(self.regions(features, sizes), sizes, self.config.proposals)
         found = self.detect_in(features, proposals.boxes, proposals.number, sizes)
         return Answer(*found, *proposals)
+
+    @torch.no_grad()
+    def alone(self, picture: np.ndarray) -> Answer:
+        """The answer for one picture, uint8 [H, W, 3], not resized, on the tightest canvas; without the batch
+        dimension, as arrays."""
+        height, width = picture.shape[:2]
+        canvas = np.zeros((1, *(-(-side // self.stride) * self.stride for side in (height, width)), 3), np.uint8)
+        canvas[0, :height, :width] = picture
+        answer = self(torch.from_numpy(canvas), torch.tensor([[height, width]]))
+        return Answer(*(values[0].numpy() for values in answer))
 
     def propose(self, images: Tensor, sizes: Tensor, limits: ProposalLimits) -> Proposals:
         """The region proposal network alone."""
@@ -146,15 +164,22 @@ class FasterRCNN(nn.Module):
 
     def classify(self, features: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """What the head says of regions [N, P, 4]: class scores [N, P, C + 1] and normalised deltas [N, P, C, 4]."""
+        return self.head(self._pool(features, boxes))
+
+    def _pool(self, features: list[Tensor], boxes: Tensor) -> Tensor:
         pooled, strides = features[: self.backbone.pooled], self.backbone.strides
         if self.config.roi_pooling == "max" and self.backbone.signed:
             pooled = [F.relu(one) for one in pooled]  # outside the image is zero, which must not win over what is in it
-        return self.head(pool_regions(pooled, strides, boxes, self.config.roi_size, self.config.roi_pooling))
+        return pool_regions(pooled, strides, boxes, self.config.roi_size, self.config.roi_pooling)
 
     def detect_in(self, features: list[Tensor], boxes: Tensor, count: Tensor, sizes: Tensor) -> Detections:
         """The detections in the first `count` [N] of regions [N, P, 4]."""
         config = self.config
-        scores, deltas = self.classify(features, boxes)
+        N, P = boxes.shape[:2]
+        rows, back = real_rows(count, P)
+        scores, deltas = self.head(self._pool(features, boxes).flatten(0, 1)[rows][None])
+        scores = scores[0][back.reshape(-1)].reshape(N, P, -1)
+        deltas = deltas[0][back.reshape(-1)].reshape(N, P, self.classes, 4)
         return detect(scores, deltas, boxes, count, sizes, config.detections, config.target_normalisation)
 
     def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:

@@ -11,20 +11,21 @@ import torchvision
 from torch import Tensor
 
 OUT = -1.0
+LAST = -3.0e38  # below any score: what is there only to make up the number
 
 
 @torch.library.custom_op("faster_rcnn::top_k", mutates_args=())
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest scores of each row, best first; equal scores in the order of their place, as ONNX's TopK does it.
 
-    scores: [N, n].  Returns values [N, k] and int64 places [N, k]. With n < k the rest is -1 at place 0.
+    scores: [N, n].  Returns values [N, k] and int64 places [N, k]. With n < k the rest is LAST at place 0.
     `torch.topk` leaves the order of equal scores open; a blank image has thousands of them.
     """
     n = scores.shape[1]
     values, places = torch.sort(scores, dim=1, descending=True, stable=True)
     values, places = values[:, :k], places[:, :k]
     if n < k:
-        values = torch.nn.functional.pad(values, (0, k - n), value=OUT)
+        values = torch.nn.functional.pad(values, (0, k - n), value=LAST)
         places = torch.nn.functional.pad(places, (0, k - n), value=0)
     return values.contiguous(), places.contiguous()
 

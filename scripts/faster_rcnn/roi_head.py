@@ -4,6 +4,7 @@ N  images;  P  proposals an image;  C  classes without background;  D  detection
 Class 0 is background here; `detect` answers labels from 0 without it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,7 +94,8 @@ def detect(
     are real;  sizes: int64 [N, 2] as height, width.
 
     Classes are kept apart by moving the boxes of each class to a place of their own, so that one suppression an image
-    does for all of them: on CUDA each call costs a launch and a synchronisation for every image and class.
+    does for all of them: on CUDA each call costs a launch and a synchronisation for every image and class. The places
+    lie on a square around the origin, because far from it float32 tells coordinates apart less finely.
     """
     N, P, C = deltas.shape[:3]
     probabilities = torch.softmax(class_scores, dim=2)[:, :, 1:]
@@ -105,8 +107,7 @@ def detect(
     chosen = normalisation.undo(take_rows(deltas.reshape(N, P * C, 4), places))
     boxes = clip_to_sizes(decode(chosen, take_rows(proposals, places // C)), sizes)
     scores = torch.where(sides_at_least(boxes, 1e-2), scores, torch.full_like(scores, OUT))
-    apart = labels * (sizes.amax(dim=1, keepdim=True) + 1)
-    survivors = nms(boxes + apart[..., None].to(boxes.dtype), scores, limits.nms_threshold, limits.detections)
+    survivors = nms(boxes + _places_of(labels, C, sizes), scores, limits.nms_threshold, limits.detections)
     scores, places = top_k(survivors, limits.detections)
     kept = scores > 0
     return Detections(
@@ -115,3 +116,12 @@ def detect(
         scores.clamp(min=0),
         torch.where(kept, torch.gather(labels, 1, places), torch.zeros_like(places)),
     )
+
+
+def _places_of(labels: Tensor, classes: int, sizes: Tensor) -> Tensor:
+    """How far the boxes of each label [N, K] are moved, so that those of two labels never touch: [N, K, 4]."""
+    columns = math.ceil(math.sqrt(classes))
+    row = torch.div(labels, columns, rounding_mode="trunc")
+    column = labels - row * columns
+    places = torch.stack([column, row], dim=2) - columns // 2
+    return (places * (sizes.amax(dim=1)[:, None, None] + 1)).repeat(1, 1, 2).to(torch.float32)

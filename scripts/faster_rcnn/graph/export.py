@@ -6,21 +6,32 @@ from pathlib import Path
 
 import onnx
 import torch
+from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 
 from faster_rcnn.detector import Answer, FasterRCNN
 from faster_rcnn.graph.translations import OPSET, TRANSLATIONS
+from faster_rcnn.torchvision_detector import TorchvisionDetector
 
 INPUTS = ("images", "sizes")
 OUTPUTS = Answer._fields
 
+Exportable = FasterRCNN | TorchvisionDetector
 
-def export_onnx(detector: FasterRCNN, path: Path) -> None:
-    """Writes the graph of `detector.forward` with symbolic N, H and W.
 
+def exportable(detector: Exportable | TorchvisionFasterRCNN) -> Exportable:
+    """Gives a torchvision model the form that is exported and leaves a detector of this project as it is."""
+    return TorchvisionDetector(detector) if isinstance(detector, TorchvisionFasterRCNN) else detector
+
+
+def export_onnx(detector: Exportable | TorchvisionFasterRCNN, path: Path) -> None:
+    """Writes the graph of a detector with symbolic N, H and W.
+
+    detector: of this project, or any instance of torchvision's FasterRCNN, whatever its backbone, anchors, thresholds
+    and sizes.  Raises Unsupported for a model of torchvision's that cannot be told for an image alone.
     Tracing runs a real batch of two images of different sizes: a batch of one would be taken for a constant.
     """
-    detector = detector.eval().cpu()
-    stride = detector.backbone.stride
+    detector = exportable(detector).eval().cpu()
+    stride = detector.stride
     images = torch.randint(0, 256, (2, 10 * stride, 14 * stride, 3), dtype=torch.uint8)
     sizes = torch.tensor([[10 * stride, 14 * stride], [10 * stride - 9, 12 * stride - 3]])
     batch = torch.export.Dim("N", min=1, max=1024)

@@ -10,15 +10,15 @@ import onnx
 import torch
 from onnxscript import opset18
 
-from faster_rcnn.operators import OUT
+from faster_rcnn.operators import LAST, OUT
 
 OPSET = 18
 op: Any = opset18  # its type annotations are those of eager evaluation, not of tracing
 
 
 def _top_k(scores: Any, k: int) -> tuple[Any, Any]:
-    """TopK wants k candidates, so k more that are out of the running are appended. Ties go to the lower place."""
-    padded = op.Pad(scores, op.Constant(value_ints=[0, 0, 0, k]), op.Constant(value_float=OUT))
+    """TopK wants k candidates, so k more that come after all are appended. Ties go to the lower place."""
+    padded = op.Pad(scores, op.Constant(value_ints=[0, 0, 0, k]), op.Constant(value_float=LAST))
     values, places = op.TopK(padded, op.Constant(value_ints=[k]))
     count = op.Shape(scores, start=1, end=2)
     return values, op.Where(op.Less(places, count), places, op.Constant(value_int=0))
