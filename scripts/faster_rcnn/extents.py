@@ -23,6 +23,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
+from faster_rcnn.operators import quotient
+
 Pair = tuple[int, int]
 
 
@@ -67,19 +69,24 @@ class Extent:
         if reach == (0, 0) and step == (1, 1):
             return self
         if (reach, step) not in self._after:
-            offset = reach[0] if reach[0] == reach[1] else self.cells.new_tensor(reach)
-            steps = step[0] if step[0] == step[1] else self.cells.new_tensor(step)
-            cells = torch.div(self.cells - 1 - offset, steps, rounding_mode="trunc") + 1
+            if reach[0] == reach[1] and step[0] == step[1]:
+                cells = _positions(self.cells, reach[0], step[0])
+            else:
+                sides = zip(self.cells.unbind(1), reach, step, strict=True)
+                cells = torch.stack([_positions(*side) for side in sides], dim=1)
             stride = (self.stride[0] * step[0], self.stride[1] * step[1])
             rounded_up = self.rounded_up and reach == (0, 0)
-            self._after[reach, step] = Extent(
-                cells.clamp(min=0), canvas, stride, rounded_up, self.divisor, self.of_image
-            )
+            self._after[reach, step] = Extent(cells, canvas, stride, rounded_up, self.divisor, self.of_image)
         return self._after[reach, step]
 
     def whole(self) -> bool:
         """Whether a cell always stands for `stride` pixels, since what is no multiple of it does not occur."""
         return self.rounded_up and all(self.divisor % side == 0 for side in self.stride)
+
+
+def _positions(cells: Tensor, reach: int, step: int) -> Tensor:
+    """How many positions a window has among `cells`."""
+    return quotient((cells - reach - 1).clamp(min=0), step) + 1 if step > 1 else cells - reach
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Two operators with the same meaning in PyTorch and in ONNX: a stable top-k and a batched NMS.
+"""Operators with the same meaning in PyTorch and in ONNX: a stable top-k, a batched NMS, a plain integer division.
 
-Both have outputs of a fixed rank and a size known beforehand, which is what makes one graph serve any batch size:
+The first two have outputs of a fixed rank and a size known beforehand, which is what makes one graph serve any batch size:
 nothing in the graph depends on how many boxes survive. Their ONNX translations are in `graph/translations.py`.
 
 N  images;  n  candidates an image.  A candidate that is out of the running has the score -1.
@@ -55,6 +55,18 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tenso
 @nms.register_fake
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
     return torch.empty_like(scores)
+
+
+@torch.library.custom_op("faster_rcnn::quotient", mutates_args=())
+def quotient(numbers: Tensor, divisor: int) -> Tensor:
+    """`numbers` // `divisor` of int64, none of them negative: one integer division, where the exporter would write
+    seven operations to be right for negative numbers too."""
+    return numbers // divisor
+
+
+@quotient.register_fake
+def _(numbers: Tensor, divisor: int) -> Tensor:
+    return torch.empty_like(numbers)
 
 
 def take_rows(rows: Tensor, places: Tensor) -> Tensor:

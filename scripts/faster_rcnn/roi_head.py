@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faster_rcnn.boxes import clip_to_sizes, decode, sides_at_least
-from faster_rcnn.operators import OUT, nms, take_rows, top_k
+from faster_rcnn.operators import OUT, nms, quotient, take_rows, top_k
 
 FourDeltas = tuple[float, float, float, float]  # dx, dy, dw, dh
 
@@ -103,9 +103,10 @@ def detect(
     running = real & (probabilities > limits.score_floor)
     scores = torch.where(running, probabilities, torch.full_like(probabilities, OUT)).reshape(N, P * C)
     scores, places = top_k(scores, min(limits.candidates, P * C))
-    labels = places % C
+    region = quotient(places, C)
+    labels = places - region * C
     chosen = normalisation.undo(take_rows(deltas.reshape(N, P * C, 4), places))
-    boxes = clip_to_sizes(decode(chosen, take_rows(proposals, places // C)), sizes)
+    boxes = clip_to_sizes(decode(chosen, take_rows(proposals, region)), sizes)
     scores = torch.where(sides_at_least(boxes, 1e-2), scores, torch.full_like(scores, OUT))
     survivors = nms(boxes + _places_of(labels, C, sizes), scores, limits.nms_threshold, limits.detections)
     scores, places = top_k(survivors, limits.detections)
@@ -121,7 +122,7 @@ def detect(
 def _places_of(labels: Tensor, classes: int, sizes: Tensor) -> Tensor:
     """How far the boxes of each label [N, K] are moved, so that those of two labels never touch: [N, K, 4]."""
     columns = math.ceil(math.sqrt(classes))
-    row = torch.div(labels, columns, rounding_mode="trunc")
+    row = quotient(labels, columns)
     column = labels - row * columns
     places = torch.stack([column, row], dim=2) - columns // 2
     return (places * (sizes.amax(dim=1)[:, None, None] + 1)).repeat(1, 1, 2).to(torch.float32)

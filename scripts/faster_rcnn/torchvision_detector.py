@@ -21,7 +21,7 @@ from faster_rcnn.boxes import MAX_LOG_GROWTH, clip_to_sizes, decode, sides_at_le
 from faster_rcnn.detector import Answer
 from faster_rcnn.extents import AsIfAlone, Extent, Unsupported
 from faster_rcnn.multi_scale_roi_align import Sampling, align_on_all_maps, align_on_one_map
-from faster_rcnn.operators import LAST, OUT, nms, take_rows, top_k
+from faster_rcnn.operators import LAST, OUT, nms, quotient, take_rows, top_k
 from faster_rcnn.padding import inside
 from faster_rcnn.proposals import Proposals
 from faster_rcnn.ragged import real_rows
@@ -83,7 +83,7 @@ class TorchvisionDetector(nn.Module):
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
         here = inside(sizes, 1, pixels.shape[2], pixels.shape[3])
         pixels = torch.where(here[:, None], pixels, torch.zeros_like(pixels[:, :, :1, :1]))
-        tight = torch.div(sizes + (self.stride - 1), self.stride, rounding_mode="trunc") * self.stride
+        tight = quotient(sizes + (self.stride - 1), self.stride) * self.stride
         extent = Extent(tight, (pixels.shape[2], pixels.shape[3]), (1, 1), True, self.stride)
         with AsIfAlone() as alone:
             pixels = pixels.to(_dtype(self.model.backbone))
@@ -118,9 +118,9 @@ class TorchvisionDetector(nn.Module):
         )
 
     def _candidates(self, number: int, level: Level, sizes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best `count` anchors of a map: boxes [N, K, 4], objectness [N, K], and which of them are in the running."""
+        """The best `count` anchors of a map: boxes [N, K, 4], objectness [N, K], and which are in the running."""
         rpn = self.model.rpn
-        N, k, h, w = level.logits.shape
+        N, k = level.logits.shape[:2]
         logits = _to_18_bits(level.logits.permute(0, 2, 3, 1).reshape(N, -1).to(torch.float32))
         here = level.extent.inside[:, 0, :, :, None].expand(-1, -1, -1, k).flatten(1)
         logits, places = top_k(torch.where(here, logits, torch.full_like(logits, LAST)), count)
@@ -136,8 +136,8 @@ class TorchvisionDetector(nn.Module):
         as many as an image's height and width on its tight canvas hold cells of the map."""
         cell = self.model.rpn.anchor_generator.cell_anchors[number].to(torch.float32)
         k, w = level.logits.shape[1], level.logits.shape[3]
-        location = torch.div(places, k, rounding_mode="trunc")
-        row = torch.div(location, w, rounding_mode="trunc")
+        location = quotient(places, k)
+        row = quotient(location, w)
         column = location - row * w
         if level.extent.whole():
             y, x = (row * level.extent.stride[0], column * level.extent.stride[1])
@@ -161,7 +161,7 @@ class TorchvisionDetector(nn.Module):
                 [one.features.to(torch.float32) for one in maps],  # coordinates are as exact as what they point into
                 [one.extent.cells for one in maps],
                 proposals.boxes.reshape(N * P, 4)[rows],
-                torch.div(rows, P, rounding_mode="trunc"),
+                quotient(rows, P),
                 self.sampling,
             )
         scores, deltas = heads.box_predictor(heads.box_head(regions.to(_dtype(heads.box_head))))
@@ -194,10 +194,9 @@ class TorchvisionDetector(nn.Module):
         names = [name for name in levels if name in pool.featmap_names]
         if not names:
             raise Unsupported(f"box_roi_pool wants maps {pool.featmap_names}, the backbone has {list(levels)}")
-        if len(levels) != len(self.model.rpn.anchor_generator.sizes):
-            raise Unsupported(
-                f"the backbone has {len(levels)} maps, the anchor generator {len(self.model.rpn.anchor_generator.sizes)}"
-            )
+        anchored = len(self.model.rpn.anchor_generator.sizes)
+        if len(levels) != anchored:
+            raise Unsupported(f"the backbone has {len(levels)} maps, the anchor generator has sizes for {anchored}")
         # torchvision takes a map's scale for the nearest power of two
         strides = tuple(2 ** round(math.log2(side / levels[name].features.shape[2])) for name in names)
         S, T = pool.output_size

@@ -39,7 +39,12 @@ def _nms(boxes: Any, scores: Any, iou_threshold: float, keep: int) -> Any:
     return op.Squeeze(survivors, op.Constant(value_ints=[1]))
 
 
+def _quotient(numbers: Any, divisor: int) -> Any:
+    return op.Div(numbers, divisor)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.faster_rcnn.top_k.default: _top_k,
     torch.ops.faster_rcnn.nms.default: _nms,
+    torch.ops.faster_rcnn.quotient.default: _quotient,
 }
