@@ -23,6 +23,11 @@ from faster_rcnn.roi_pooling import LONGEST_BIN, pool_regions
 from faster_rcnn.rpn import RPNHead, foreground_margin
 
 
+def dtype_of(layers: nn.Module) -> torch.dtype:
+    """The type that `layers` compute in: their parameters'."""
+    return next((parameter.dtype for parameter in layers.parameters()), torch.float32)
+
+
 class Answer(NamedTuple):
     """What the detector says of N images; rows past a count are zero. Labels are numbered from 0, without background.
 
@@ -136,7 +141,13 @@ class FasterRCNN(nn.Module):
 
     def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
         """The backbone's feature maps, finest first, which the RPN and the head share."""
-        return self.backbone(self._normalise(images, sizes), sizes)
+        pixels = self._normalise(images, sizes)
+        return self.backbone(pixels.to(dtype_of(self.backbone)), sizes)
+
+    @property
+    def feature_layers(self) -> list[nn.Module]:
+        """The layers that a graph of lower precision has in float16."""
+        return [self.backbone, self.rpn, self.head.fc6, self.head.fc7]
 
     def regions(self, features: list[Tensor], sizes: Tensor) -> RPNOutput:
         """What the RPN says of every anchor."""

@@ -1,7 +1,7 @@
 """Operators with the same meaning in PyTorch and in ONNX: a stable top-k, a batched NMS, a plain integer division.
 
-The first two have outputs of a fixed rank and a size known beforehand, which is what makes one graph serve any batch size:
-nothing in the graph depends on how many boxes survive. Their ONNX translations are in `graph/translations.py`.
+The first two have outputs of a fixed rank and a size known beforehand, which is what makes one graph serve any batch
+size: nothing in the graph depends on how many boxes survive. The ONNX translations are in `graph/translations.py`.
 
 N  images;  n  candidates an image.  A candidate that is out of the running has the score -1.
 """

@@ -32,4 +32,4 @@ def blank_outside(features: Tensor, sizes: Tensor, stride: int) -> Tensor:
 def mean_inside(features: Tensor, sizes: Tensor, stride: int) -> Tensor:
     """The mean of `features` [N, C, h, w] over the cells of the image: [N, C]; zero where there are none."""
     mask = inside(sizes, stride, features.shape[2], features.shape[3])[:, None].to(torch.float32)
-    return (features * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)).clamp(min=1)
+    return ((features * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)).clamp(min=1)).to(features.dtype)

@@ -55,8 +55,9 @@ class RoIHead(nn.Module):
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """regions: [N, P, channels, S, S].  Returns class scores [N, P, C + 1] and deltas [N, P, C, 4]."""
-        hidden = F.dropout(F.relu(self.fc6(regions.flatten(2))), self.dropout, self.training)
-        hidden = F.dropout(F.relu(self.fc7(hidden)), self.dropout, self.training)
+        regions = regions.flatten(2).to(self.fc6.weight.dtype)
+        hidden = F.dropout(F.relu(self.fc6(regions)), self.dropout, self.training)
+        hidden = F.dropout(F.relu(self.fc7(hidden)), self.dropout, self.training).to(self.cls_score.weight.dtype)
         return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(2, (self.classes, 4))
 
 

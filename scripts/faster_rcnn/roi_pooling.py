@@ -30,8 +30,8 @@ def roi_align(features: Tensor, rois: Tensor, size: int, stride: int, samples: i
     """
     N, C, h, w = features.shape
     P = rois.shape[1]
-    row_weights = _sampling_weights(rois[..., 1], rois[..., 3], h, size, stride, samples)  # [N, P, S, h]
-    column_weights = _sampling_weights(rois[..., 0], rois[..., 2], w, size, stride, samples)  # [N, P, S, w]
+    row_weights = _sampling_weights(rois[..., 1], rois[..., 3], h, size, stride, samples).to(features.dtype)
+    column_weights = _sampling_weights(rois[..., 0], rois[..., 2], w, size, stride, samples).to(features.dtype)
     by_row = features.permute(0, 2, 3, 1).reshape(N, h, w * C)
     rows = torch.matmul(row_weights.reshape(N, P * size, h), by_row).reshape(N, P, size, w, C)
     pooled = torch.matmul(column_weights[:, :, None], rows)  # [N, P, S (y), S (x), C]
@@ -143,7 +143,7 @@ def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, s
     """
     if len(maps) == 1:
         return POOLINGS[pooling](maps[0], rois, size, strides[0])
-    sheet, tops = atlas(maps)
+    sheet, tops = atlas([one.to(rois.dtype) for one in maps])  # float16 could not tell the coordinates apart
     level = level_of(rois, strides[: len(maps)])
     scale = rois.new_tensor([1 / stride for stride in strides])[level]
     top = torch.stack([(level == place).to(rois.dtype) * first for place, first in enumerate(tops)]).sum(dim=0)

@@ -18,7 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from faster_rcnn.boxes import MAX_LOG_GROWTH, clip_to_sizes, decode, sides_at_least
-from faster_rcnn.detector import Answer
+from faster_rcnn.detector import Answer, dtype_of
 from faster_rcnn.extents import AsIfAlone, Extent, Unsupported
 from faster_rcnn.multi_scale_roi_align import Sampling, align_on_all_maps, align_on_one_map
 from faster_rcnn.operators import LAST, OUT, nms, quotient, take_rows, top_k
@@ -86,7 +86,7 @@ class TorchvisionDetector(nn.Module):
         tight = quotient(sizes + (self.stride - 1), self.stride) * self.stride
         extent = Extent(tight, (pixels.shape[2], pixels.shape[3]), (1, 1), True, self.stride)
         with AsIfAlone() as alone:
-            pixels = pixels.to(_dtype(self.model.backbone))
+            pixels = pixels.to(dtype_of(self.model.backbone))
             features = self.model.backbone(alone.track(pixels, extent, blank=True))
             if isinstance(features, Tensor):
                 features = {"0": features}
@@ -150,7 +150,6 @@ class TorchvisionDetector(nn.Module):
     def _classify(self, pooled: list[Level], proposals: Proposals) -> tuple[Tensor, Tensor]:
         """The head's class scores [N, P, C + 1] and deltas [N, P, C, 4]."""
         N, P = proposals.boxes.shape[:2]
-        heads = self.model.roi_heads
         rows, back = real_rows(proposals.number, P)
         maps = pooled[: self.sampling.maps]
         if len(maps) == 1 and self._small and self.sampling.ratio > 0:
@@ -164,10 +163,22 @@ class TorchvisionDetector(nn.Module):
                 quotient(rows, P),
                 self.sampling,
             )
-        scores, deltas = heads.box_predictor(heads.box_head(regions.to(_dtype(heads.box_head))))
+        scores, deltas = self._head(regions)
         deltas = deltas.unflatten(1, (self.classes + 1, 4))[:, 1:].flatten(1)
-        scores = scores.to(torch.float32)[back.reshape(-1)].reshape(N, P, -1)
-        return scores, deltas.to(torch.float32)[back.reshape(-1)].reshape(N, P, self.classes, 4)
+        back = back.reshape(-1)
+        return scores[back].reshape(N, P, -1), deltas[back].reshape(N, P, self.classes, 4)
+
+    def _head(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Regions [M, C', S, T] to class scores [M, C + 1] and deltas [M, 4 (C + 1)], both float32."""
+        heads = self.model.roi_heads
+        hidden = heads.box_head(regions.to(dtype_of(heads.box_head)))
+        scores, deltas = heads.box_predictor(hidden.to(dtype_of(heads.box_predictor)))
+        return scores.to(torch.float32), deltas.to(torch.float32)
+
+    @property
+    def feature_layers(self) -> list[nn.Module]:
+        """The layers that a graph of lower precision has in float16."""
+        return [self.model.backbone, self.model.rpn.head, self.model.roi_heads.box_head]
 
     @property
     def _small(self) -> bool:
@@ -190,7 +201,7 @@ class TorchvisionDetector(nn.Module):
         device = next(self.model.parameters()).device
         images = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device)
         levels = self._levels(images, torch.tensor([[side, side]], device=device))
-        pool, heads = self.model.roi_heads.box_roi_pool, self.model.roi_heads
+        pool = self.model.roi_heads.box_roi_pool
         names = [name for name in levels if name in pool.featmap_names]
         if not names:
             raise Unsupported(f"box_roi_pool wants maps {pool.featmap_names}, the backbone has {list(levels)}")
@@ -202,8 +213,7 @@ class TorchvisionDetector(nn.Module):
         S, T = pool.output_size
         sampling = Sampling((S, T), max(0, pool.sampling_ratio), strides, pool.canonical_scale, pool.canonical_level)
         channels = levels[names[0]].features.shape[1]
-        region = torch.zeros(1, channels, S, T, dtype=_dtype(heads.box_head), device=device)
-        scores, deltas = heads.box_predictor(heads.box_head(region))
+        scores, deltas = self._head(torch.zeros(1, channels, S, T, device=device))
         if deltas.shape[1] != 4 * scores.shape[1]:
             raise Unsupported(f"box_predictor gives {deltas.shape[1]} deltas for {scores.shape[1]} classes, not 4 each")
         return names, sampling, scores.shape[1] - 1
@@ -243,10 +253,13 @@ class TorchvisionDetector(nn.Module):
             del model.rpn.filter_proposals
             pool.scales, pool.map_levels = cached
         D, P = model.roi_heads.detections_per_img, model.rpn._post_nms_top_n["testing"]
-        return Answer(
-            np.int64(len(found["boxes"])), _rows(found["boxes"], D), _rows(found["scores"], D),
-            _rows(found["labels"] - 1, D), np.int64(len(proposals[0])), _rows(proposals[0], P), _rows(scores[0], P),
-        )  # fmt: skip
+        arrays: list[Any] = [
+            np.int64(len(found["boxes"])),
+            *(_rows(values, D) for values in (found["boxes"], found["scores"], found["labels"] - 1)),
+            np.int64(len(proposals[0])),
+            *(_rows(values, P) for values in (proposals[0], scores[0])),
+        ]
+        return Answer(*arrays)
 
 
 def _rows(values: Tensor, count: int) -> np.ndarray:
@@ -264,10 +277,6 @@ def _to_18_bits(logits: Tensor) -> Tensor:
     """
     spread = logits * 65  # 2⁶ + 1: what is added and taken away again pushes six bits out (Veltkamp's splitting)
     return spread - (spread - logits)
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next((parameter.dtype for parameter in module.parameters()), torch.float32)
 
 
 def _check(model: Any) -> None:

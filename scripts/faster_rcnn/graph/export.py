@@ -9,6 +9,7 @@ import torch
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 
 from faster_rcnn.detector import Answer, FasterRCNN
+from faster_rcnn.graph.precision import Precision, with_precision
 from faster_rcnn.graph.translations import OPSET, TRANSLATIONS
 from faster_rcnn.torchvision_detector import TorchvisionDetector
 
@@ -23,14 +24,15 @@ def exportable(detector: Exportable | TorchvisionFasterRCNN) -> Exportable:
     return TorchvisionDetector(detector) if isinstance(detector, TorchvisionFasterRCNN) else detector
 
 
-def export_onnx(detector: Exportable | TorchvisionFasterRCNN, path: Path) -> None:
+def export_onnx(detector: Exportable | TorchvisionFasterRCNN, path: Path, precision: Precision = "fp32") -> None:
     """Writes the graph of a detector with symbolic N, H and W.
 
     detector: of this project, or any instance of torchvision's FasterRCNN, whatever its backbone, anchors, thresholds
-    and sizes.  Raises Unsupported for a model of torchvision's that cannot be told for an image alone.
+    and sizes;  precision: of the features, see `precision.py`.
+    Raises Unsupported for a model of torchvision's that cannot be told for an image alone.
     Tracing runs a real batch of two images of different sizes: a batch of one would be taken for a constant.
     """
-    detector = exportable(detector).eval().cpu()
+    detector = with_precision(exportable(detector).eval().cpu(), precision)
     stride = detector.stride
     images = torch.randint(0, 256, (2, 10 * stride, 14 * stride, 3), dtype=torch.uint8)
     sizes = torch.tensor([[10 * stride, 14 * stride], [10 * stride - 9, 12 * stride - 3]])

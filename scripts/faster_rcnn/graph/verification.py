@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 
-from faster_rcnn.detector import Answer, FasterRCNN
-from faster_rcnn.graph.export import INPUTS, OUTPUTS
+from faster_rcnn.detector import Answer
+from faster_rcnn.graph.export import INPUTS, OUTPUTS, Exportable
 from faster_rcnn.resize import resize_image
 
 BATCH_SIZES = (1, 2, 3, 8)
@@ -102,7 +101,7 @@ def compare(first: Boxes, second: Boxes, tolerance: Tolerance) -> Difference:
 
 
 def verify(
-    path: Path, detector: FasterRCNN, canvases: Sequence[tuple[int, int]], pictures: Sequence[np.ndarray]
+    path: Path, detector: Exportable, canvases: Sequence[tuple[int, int]], pictures: Sequence[np.ndarray]
 ) -> Verification:
     """Runs the graph at N = 1, 2, 3 and 8 on every canvas, a blank picture among them, rubbish around them.
 
@@ -113,13 +112,13 @@ def verify(
     """
     detector = detector.eval().cpu()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    rule = detector.config.resize
+    rule = detector.resize
     resized = [resize_image(picture, rule)[0] for picture in pictures]
     resized += [_noise(*rule(height, width)) for height, width in EXTREME_SIZES]
     resized.append(np.full((rule.min_size, rule.min_size, 3), 127, np.uint8))
-    by_pytorch = [_in_pytorch(detector, picture) for picture in resized]
+    by_pytorch = [detector.alone(picture) for picture in resized]
     alone = [_in_onnx(session, [picture], _smallest(canvases, picture), None)[0] for picture in resized]
-    limits = _cuts(detector)
+    limits = {"detections": detector.score_floor, "proposals": 0.0}
     to_pytorch = to_alone = Difference()
     batches = compared = 0
     for batch in _batches(resized, canvases):
@@ -176,17 +175,6 @@ def _smallest(canvases: Sequence[tuple[int, int]], picture: np.ndarray) -> tuple
     return min(fitting, key=lambda canvas: canvas[0] * canvas[1])
 
 
-def _in_pytorch(detector: FasterRCNN, picture: np.ndarray) -> Answer:
-    """PyTorch's answer for one picture on the tightest canvas; arrays without the batch dimension."""
-    stride = detector.backbone.stride
-    height, width = picture.shape[:2]
-    canvas = (-(-height // stride) * stride, -(-width // stride) * stride)
-    images, sizes = _pack([picture], canvas, None)
-    with torch.no_grad():
-        answer = detector(torch.from_numpy(images), torch.from_numpy(sizes))
-    return Answer(*(values[0].numpy() for values in answer))
-
-
 def _in_onnx(
     session: onnxruntime.InferenceSession,
     pictures: Sequence[np.ndarray],
@@ -207,10 +195,6 @@ def _pack(
     for place, picture in enumerate(pictures):
         images[place, : picture.shape[0], : picture.shape[1]] = picture
     return images, np.array([picture.shape[:2] for picture in pictures], np.int64)
-
-
-def _cuts(detector: FasterRCNN) -> dict[str, float]:
-    return {"detections": detector.config.detections.score_floor, "proposals": 0.0}
 
 
 def _boxes(answer: Answer, kind: str, cuts: dict[str, float]) -> Boxes:
