@@ -1,4 +1,4 @@
-"""A trained detector to `model_store/<name>/<version>/`: exported, verified, measured, moved into place at once."""
+"""A detector to `model_store/<name>/<version>/`: exported, verified, measured, moved into place at once."""
 
 import hashlib
 import json
@@ -11,19 +11,26 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from PIL import Image
+from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 
 from faster_rcnn.config import canvases
 from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.drawing import draw_prediction
 from faster_rcnn.evaluation import Predictor, evaluate
-from faster_rcnn.graph.export import export_onnx
+from faster_rcnn.graph.export import Exportable, export_onnx, exportable
+from faster_rcnn.graph.precision import Precision
 from faster_rcnn.graph.serving import onnx_predictor
 from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.graph.verification import verify
+from faster_rcnn.label_names import distinct
+from faster_rcnn.torchvision_detector import TorchvisionDetector
+from faster_rcnn.torchvision_models import describe
 
 SERVED_THRESHOLD = 0.5  # what a client gets who names none: few false boxes
 EXAMPLES = 48  # pictures from which one is shown
+DRAWN_PICTURES = 12  # verified on where no data is given
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
 
 
@@ -34,59 +41,95 @@ def next_version(store: Path, name: str) -> int:
 
 
 def publish(
-    detector: FasterRCNN,
+    detector: Exportable | TorchvisionFasterRCNN,
     store: Path,
     name: str,
     version: int,
     training: dict[str, Any],
-    measured_on: str,
-    test: Dataset,
-    pictures: Sequence[np.ndarray],
+    measured_on: str = "",
+    test: Dataset | None = None,
+    pictures: Sequence[np.ndarray] | None = None,
     limit: int | None = None,
     example: bool = True,
+    labels: Sequence[str] | None = None,
+    precision: Precision = "fp32",
 ) -> Path:
     """Writes the version's folder and returns it.
 
+    detector: of this project, or any instance of torchvision's FasterRCNN;
     training: how the detector was made;  measured_on: the name of `test`, whose first `limit` pictures are measured;
-    pictures: what the graph is verified on;  example: whether one picture of `test` is put beside the model.
-    Raises FileExistsError if the version is there, Disagreement if the graph breaks a promise.
+    pictures: what the graph is verified on, by default pictures of the generator;  example: whether one picture of
+    `test` is put beside the model;  labels: of the classes without background, which a model of torchvision does not
+    know;  precision: of the graph, "fp32" or "fp16".
+    Raises FileExistsError if the version is there, Disagreement if the graph breaks a promise, ValueError if the
+    service could not serve it.
     """
+    detector = exportable(detector)
+    names = _check_labels(detector, labels)
+    _check_resize(detector)
     final = store / name / str(version)
     if final.exists():
         raise FileExistsError(f"{final} is there already; choose another --version")
+    if pictures is None:
+        pictures = [Shapes("test")[index].image for index in range(DRAWN_PICTURES)]
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=".publishing-") as aside:
         folder = Path(aside) / name / str(version)
         folder.mkdir(parents=True)
         graph = folder / "model.onnx"
-        export_onnx(detector, graph)
-        sizes = canvases(detector.config.resize, detector.backbone.stride)
-        verification = verify(graph, detector, sizes, pictures)
-        card: dict[str, Any] = {
-            "name": name,
-            "version": version,
-            "labels": list(detector.config.labels),
-            "canvases": [list(size) for size in sizes],
-            "resize": {"min_size": detector.config.resize.min_size, "max_size": detector.config.resize.max_size},
-            "score_threshold": SERVED_THRESHOLD,
-            "opset": OPSET,
-            "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
-            "bytes": graph.stat().st_size,
-            "parameters": sum(parameter.numel() for parameter in detector.parameters()),
-            "training": training,
-            "detector": detector.config.to_dict(),
-            "verification": verification.to_dict(),
-            "tools": {tool: version_of(tool) for tool in TOOLS} | {"onnxruntime": onnxruntime.__version__},
-        }
+        export_onnx(detector, graph, precision)
+        verification = verify(graph, detector, canvases(detector.resize, detector.stride), pictures)
+        card = {"name": name, "version": version, "labels": names, "training": training}
+        card |= _describe(detector, graph) | {"precision": precision, "verification": verification.to_dict()}
         _write(folder, card)  # the service's own loader, which measures, wants it whole
-        predict = onnx_predictor(folder)
-        card["metrics"] = {measured_on: evaluate(test, predict, limit)}
-        _write(folder, card)
-        if example:
-            _draw_example(folder, test, predict)
+        if test is not None:
+            predict = onnx_predictor(folder)
+            _write(folder, card | {"metrics": {measured_on: evaluate(test, predict, limit)}})
+            if example:
+                _draw_example(folder, test, predict)
         final.parent.mkdir(exist_ok=True)
         folder.rename(final)
     return final
+
+
+def _describe(detector: Exportable, graph: Path) -> dict[str, Any]:
+    """What the card says of a detector and its written graph."""
+    resize: dict[str, Any] = {"min_size": detector.resize.min_size, "max_size": detector.resize.max_size}
+    if isinstance(detector, TorchvisionDetector):
+        resize["antialias"] = False  # what torchvision's detectors learnt on
+        made_of = describe(detector.model)
+    else:
+        made_of = detector.config.to_dict()
+    return {
+        "canvases": [list(size) for size in canvases(detector.resize, detector.stride)],
+        "resize": resize,
+        "score_threshold": SERVED_THRESHOLD,
+        "metrics": {},
+        "opset": OPSET,
+        "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
+        "bytes": graph.stat().st_size,
+        "parameters": sum(parameter.numel() for parameter in detector.parameters()),
+        "detector": made_of,
+        "tools": {tool: version_of(tool) for tool in TOOLS} | {"onnxruntime": onnxruntime.__version__},
+    }
+
+
+def _check_labels(detector: Exportable, labels: Sequence[str] | None) -> list[str]:
+    """The names of the detector's classes, as many as there are and each once, or ValueError."""
+    if isinstance(detector, FasterRCNN) and labels is None:
+        return list(detector.config.labels)
+    if labels is None or len(labels) != detector.classes:
+        given = "none" if labels is None else str(len(labels))
+        raise ValueError(f"the detector has {detector.classes} classes without background, labels are for {given}")
+    return list(distinct(labels, "labels"))
+
+
+def _check_resize(detector: Exportable) -> None:
+    if isinstance(detector, TorchvisionDetector) and (fixed := detector.model.transform.fixed_size) is not None:
+        raise ValueError(
+            f"the model's transform makes every picture {fixed[0]}×{fixed[1]} whatever its shape, "
+            "and the service keeps shapes; build the model with min_size and max_size instead of fixed_size"
+        )
 
 
 def _draw_example(folder: Path, test: Dataset, predict: Predictor) -> None:
