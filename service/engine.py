@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,15 @@ class Engine:
         return [_result(out, row, canvas) for row, canvas in enumerate(canvases)]
 
     def warm_up(self, batch_pixels: int = 0) -> None:
-        """Runs every canvas through both sessions, so that no request pays for a first time.
+        """Runs both sessions, so that no request pays for a first time.
 
-        On CUDA also the largest batch, and first, so that the memory pool takes its largest blocks before it is in
-        pieces.
+        On a CPU the largest canvas is enough: after it, another canvas's first run takes 1.01 to 1.02 times as long
+        as its later ones, and to run them all takes minutes where a picture takes seconds (scripts/RESULTS.md).
+        CUDA prepares itself for every canvas; there the largest batch comes first, so that the memory pool takes its
+        largest blocks before it is in pieces.
         """
-        for canvas in sorted(self.card.geometry.canvases, key=math.prod, reverse=True):
+        largest_first = sorted(self.card.geometry.canvases, key=math.prod, reverse=True)
+        for canvas in largest_first if self.provider == CUDA else largest_first[:1]:
             largest = max(1, batch_pixels // math.prod(canvas)) if self.provider == CUDA else 1
             if largest > 1:
                 try:
@@ -160,16 +163,42 @@ def pick_provider(require_cuda: bool = False) -> str:
     return CPU
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity and the container's quota, not what the host has."""
+def usable_cores(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Cores that this process may use: its affinity and its control groups' quotas, not what the host has.
+
+    cgroups: where they are mounted;  membership: the file that says which this process is in.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(quota) for quota in _quotas(cgroups, membership))]))
+
+
+def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
+    """Cores' worth of time that each control group of this process, and each around it, may use."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # not Linux, or cgroup v1
-        pass
-    return max(1, cores)
+        lines = membership.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounted = cgroups / "cpu" if controllers else cgroups  # version 1 or 2
+        own = mounted / group.lstrip("/")  # not there in a container of version 1, which sees its own as the root
+        for folder in (own, *own.parents):
+            if not folder.is_relative_to(mounted):
+                break
+            quota = _numbers(folder / "cpu.max")
+            quota = quota or _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us")
+            if len(quota) == 2 and min(quota) > 0:  # "max" or -1 is none
+                yield quota[0] / quota[1]
+
+
+def _numbers(file: Path) -> list[int]:
+    """The numbers in a file: none if there is no such file or something else in it."""
+    try:
+        return [int(word) for word in file.read_text().split()]
+    except (OSError, ValueError):
+        return []
 
 
 def _cuda_devices() -> int:
@@ -201,10 +230,15 @@ _SMALLEST_MODEL = bytes.fromhex(
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """The rest are ONNX Runtime's own defaults, none of which was found to lose (scripts/RESULTS.md)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # 1.13 to 1.29 times as fast as the next level, which keeps convolutions in the file's layout
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Threads that spin while they wait take cores from decoding and from other runs: with two threads on two cores
+    # that others use too, a run took 1.4 to 1.8 times as long as with threads that sleep.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = LOG_ERRORS_ONLY
     return options
 

@@ -1,3 +1,6 @@
+import math
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,20 +65,26 @@ def test_a_batch_never_mixes_canvases(plain):
         plain().run([grey(1), grey(1, 96, 64, (96, 64))])
 
 
-def test_warming_up_runs_every_canvas_through_both_graphs(plain, monkeypatch):
-    engine = plain()
+@pytest.mark.parametrize("provider", [engine.CPU, engine.CUDA])
+def test_warming_up_runs_the_largest_canvas_on_a_cpu_and_every_one_on_cuda(plain, monkeypatch, provider):
+    warmed = plain()
     ran = []
-    run = engine.run
+    monkeypatch.setattr(warmed, "run", lambda canvases, only=False: ran.append((canvases[0].size, only)))
+    monkeypatch.setattr(warmed, "provider", provider)
+    warmed.warm_up()
+    every = warmed.card.geometry.canvases
+    assert len(every) > 1
+    warm = every if provider == engine.CUDA else [max(every, key=math.prod)]
+    assert sorted(ran) == sorted((canvas, only) for canvas in warm for only in (False, True))
 
-    def watched(canvases, proposals_only=False):
-        ran.append((canvases[0].size, proposals_only))
-        return run(canvases, proposals_only)
 
-    monkeypatch.setattr(engine, "run", watched)
-    engine.warm_up()
-    assert set(ran) == {(canvas, only) for canvas in engine.card.geometry.canvases for only in (False, True)}
-    ran.clear()
-    engine.probe()
+def test_both_graphs_run_in_warming_up_and_a_probe_is_one_run(plain, monkeypatch):
+    probed = plain()
+    probed.warm_up()
+    ran = []
+    run = probed.run
+    monkeypatch.setattr(probed, "run", lambda canvases: ran.append(canvases) or run(canvases))
+    probed.probe()
     assert len(ran) == 1
 
 
@@ -107,9 +116,42 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path, monkeypatch):
 
 
 def test_cores_are_those_that_we_may_use():
-    import os
-
     assert 1 <= engine.usable_cores() <= (os.cpu_count() or 1)
+
+
+UNIFIED = "0::/slice/own\n"
+SEPARATE = "5:memory:/elsewhere\n4:cpu,cpuacct:/docker/own\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        (UNIFIED, {"slice/own/cpu.max": "150000 100000"}, 2),  # one and a half: a second core is of use half the time
+        (UNIFIED, {"slice/own/cpu.max": "max 100000", "slice/cpu.max": "50000 100000"}, 1),  # what is around it binds
+        (UNIFIED, {"slice/own/cpu.max": "400000 100000", "slice/cpu.max": "300000 100000"}, 3),
+        (UNIFIED, {"slice/own/cpu.max": "max 100000"}, 8),
+        (UNIFIED, {"other/cpu.max": "100000 100000"}, 8),
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2),  # a container's own root
+        (
+            SEPARATE,
+            {"cpu/docker/own/cpu.cfs_quota_us": "200000", "cpu/docker/own/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        (SEPARATE, {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),  # a container's own root
+        (SEPARATE, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        (UNIFIED, {}, 8),
+        (None, {"cpu.max": "100000 100000"}, 8),  # not Linux
+    ],
+)
+def test_the_quotas_of_control_groups_bound_the_cores(tmp_path, monkeypatch, membership, files, cores):
+    """Quota and period are microseconds; eight cores by affinity."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(f"{text}\n")
+    if membership is not None:
+        (tmp_path / "membership").write_text(membership)
+    assert engine.usable_cores(tmp_path / "cgroup", tmp_path / "membership") == cores
 
 
 @pytest.mark.skipif(engine.pick_provider() == engine.CUDA, reason="this machine has a GPU")
