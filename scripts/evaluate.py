@@ -20,6 +20,7 @@ from faster_rcnn.command_line import positive, run_command
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.first import FirstPictures
 from faster_rcnn.data.pictures import open_checked
+from faster_rcnn.data.renumbered import renumber
 from faster_rcnn.data.sources import check_labels
 from faster_rcnn.evaluation import Predictor, collect, torch_predictor
 from faster_rcnn.evaluation.report import compare_sources, write_report
@@ -107,8 +108,7 @@ def open_target(
         if arguments.proposals:
             raise ValueError(f"{target} makes its own proposals; leave out --proposals, or name a run")
         labels = tuple(json.loads((target / "model.json").read_text())["labels"])
-        check_labels(dataset, labels, str(target))
-        return dataset, onnx_predictor(target), {}
+        return renumber(dataset, labels, str(target)), onnx_predictor(target), {}
     which = arguments.checkpoint or best_or_last(target)
     state = read_checkpoint(target, which)
     detector = build_detector(state).to(arguments.device).eval()
