@@ -178,8 +178,8 @@ def _what_it_means(options: Options) -> str:
         lines.append("All start from uint8 pixels of the same size in host memory; torchvision's resizing is left out.")
     if options.builder is not None and not options.weights and not options.checkpoint:
         lines.append(
-            "Random weights: they propose as many regions as the model may, the most that a picture can cost; what they "
-            "detect means nothing."
+            "Random weights: they propose as many regions as the model may, the most that a picture can cost; what "
+            "they detect means nothing."
         )
     return "\n".join(lines) + "\n"
 

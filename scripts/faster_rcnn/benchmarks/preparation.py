@@ -12,6 +12,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from faster_rcnn.graph.export import export_onnx
+from faster_rcnn.graph.precision import Precision
 from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.resize import ResizeRule
 from faster_rcnn.torchvision_detector import TorchvisionDetector
@@ -58,7 +59,7 @@ def without_resizing(model: FasterRCNN) -> FasterRCNN:
     return model.eval()
 
 
-def prepare(source: Source, saved: Path, graph: Path | None, precision: str) -> Prepared:
+def prepare(source: Source, saved: Path, graph: Path | None, precision: Precision) -> Prepared:
     """Saves the model for the contenders and, if `graph` says where, its graph.
 
     Raises ValueError for a builder that torchvision has not, and what reading the weights and exporting raise.

@@ -34,6 +34,7 @@ def cut_in_stages(graph: GraphProto) -> Cuts:
     proposing = flow.upstream(PROPOSALS)
     detecting = flow.upstream(DETECTIONS) - proposing
     weighted = {place for place, node in enumerate(flow.nodes) if flow.has_weights(node)}
+    weighted |= {place for place in flow.readers_of(weighted) if flow.adds_a_constant(place)}  # biases
     before = proposing - flow.downstream(place for place, node in enumerate(flow.nodes) if node.op_type in SELECTING)
     features = flow.crossing(before & flow.downstream(weighted), detecting)
     if not features or not weighted & detecting:
@@ -122,6 +123,12 @@ class _Flow:
             if name in self.constants:
                 return name
         return ""
+
+    def readers_of(self, places: Iterable[int]) -> set[int]:
+        return {reader for place in places for reader in self.readers[place]}
+
+    def adds_a_constant(self, place: int) -> bool:
+        return self.nodes[place].op_type == "Add" and any(name in self.constants for name in self.nodes[place].input)
 
     def has_weights(self, node: NodeProto) -> bool:
         return any(kind in node.op_type for kind in WEIGHTED) and bool(self.weight(node))

@@ -1,0 +1,66 @@
+"""What is compared does the same work, and does it on the same pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection import FasterRCNN
+
+from faster_rcnn.benchmarks.contenders import graph_contender, torchvision_contender
+from faster_rcnn.benchmarks.preparation import Source, prepare, random_model, without_resizing
+from service import images, store
+from service.engine import CPU, Engine
+
+EMBEDDED = Path(__file__).parents[3] / "model_store" / "shapes" / "1"
+BUILDER = "fasterrcnn_mobilenet_v3_large_320_fpn"
+PIXELS = np.random.default_rng(0).integers(0, 256, (96, 130, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> FasterRCNN:
+    return random_model(BUILDER)
+
+
+def test_the_graph_finds_what_the_service_finds_at_once_one_by_one_and_without_the_head() -> None:
+    engine = Engine(store.load(EMBEDDED))
+    canvas = images.decode((EMBEDDED / "example.jpg").read_bytes(), engine.card.geometry)
+    wanted = engine.run([canvas])[0]
+    common = (EMBEDDED / "model.onnx", canvas.pixels, canvas.size, CPU, 1)
+    for more in ({}, {"loop": True}):
+        turn = graph_contender(*common, **more)(3, 0.0)
+        assert turn.found == (len(wanted.boxes), len(wanted.proposals))
+        assert len(turn.seconds) == 1
+    assert graph_contender(*common, proposals_only=True)(2, 0.0).found == (None, len(wanted.proposals))
+
+
+def test_a_turn_lasts_as_long_as_asked() -> None:
+    contender = graph_contender(EMBEDDED / "model.onnx", PIXELS, (96, 160), CPU, 1)
+    turn = contender(1, 0.2)
+    assert sum(turn.seconds) >= 0.2
+    assert len(turn.seconds) > 1
+
+
+def test_torchvisions_contender_runs_torchvision_on_pixels_as_they_are(model: FasterRCNN, tmp_path: Path) -> None:
+    torch.save(model, tmp_path / "model.pt")
+    found = torchvision_contender(tmp_path / "model.pt", PIXELS, CPU, torch.get_num_threads())(2, 0.0).found
+    image = torch.from_numpy(PIXELS).permute(2, 0, 1).float() / 255
+    # torchvision scales by 1 what has its sizes already
+    model.transform.min_size, model.transform.max_size = (96,), 130
+    with torch.no_grad():
+        assert found.detections == len(model([image])[0]["boxes"])
+    assert without_resizing(model).transform([image])[0].image_sizes == [(96, 130)]
+
+
+def test_a_random_model_is_the_same_each_time_and_its_features_keep_their_scale(model: FasterRCNN) -> None:
+    again = random_model(BUILDER)
+    for name, values in again.state_dict().items():
+        torch.testing.assert_close(values, model.state_dict()[name], rtol=0, atol=0)
+    with torch.no_grad():
+        features = model.backbone(torch.randn(1, 3, 128, 160))
+    assert all(1e-3 < float(one.std()) < 1e3 for one in features.values())
+
+
+def test_an_unknown_builder_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no detector yolo; take one of fasterrcnn_resnet50_fpn_v2"):
+        prepare(Source("yolo", None, None), tmp_path / "model.pt", None, "fp32")
