@@ -12,6 +12,8 @@ def read_labels(file: Path, classes: int) -> tuple[str, ...]:
 
     Raises ValueError that names the lines at fault, FileNotFoundError if there is no such file.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there; write one label a line into it, without background")
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:

@@ -38,7 +38,9 @@ def test_labels_that_do_not_fit_are_told_by_line(tmp_path: Path, text: str, comp
         read_labels(written(tmp_path, text), 2)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not there; write one label a line into it"):
+        read_labels(tmp_path / "labels.txt", 2)
     (tmp_path / "labels.txt").write_bytes(b"\xff\xfe\x00c")
     with pytest.raises(ValueError, match="is not a text file in UTF-8; write one label a line"):
         read_labels(tmp_path / "labels.txt", 2)
