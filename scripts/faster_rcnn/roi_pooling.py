@@ -109,15 +109,21 @@ def _window_max(features: Tensor, height: int, width: int) -> Tensor:
 
 
 def _bins(start: Tensor, end: Tensor, length: int, size: int, stride: int) -> tuple[Tensor, Tensor]:
-    """First cell and cell after the last of each bin, as whole floats [N, P, S]; rounds halves away from zero."""
-    first = torch.floor(start * (1 / stride) + 0.5)[..., None]
-    last = torch.floor(end * (1 / stride) + 0.5)[..., None]
+    """First cell and cell after the last of each bin, as whole floats [N, P, S]."""
+    first, last = _round(start * (1 / stride))[..., None], _round(end * (1 / stride))[..., None]
     bin_width = (last - first + 1).clamp(min=1) / size
     steps = torch.arange(size, device=start.device).to(start.dtype)
     return (
         (torch.floor(steps * bin_width) + first).clamp(0, length),
         (torch.ceil((steps + 1) * bin_width) + first).clamp(0, length),
     )
+
+
+def _round(values: Tensor) -> Tensor:
+    """To whole numbers, halves away from zero, as C's round does. Adding a half first would round 0.49999997 up."""
+    sizes = values.abs()
+    whole = torch.floor(sizes)
+    return torch.sign(values) * (whole + (sizes - whole >= 0.5).to(values.dtype))
 
 
 def _log2(lengths: Tensor, levels: int) -> Tensor:
