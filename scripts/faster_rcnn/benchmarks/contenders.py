@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from faster_rcnn.benchmarks.sessions import session_on
 from faster_rcnn.benchmarks.workers import peak_memory
 from service import onnx_subgraph
-from service.engine import CUDA, DETECTIONS, PROPOSALS, open_session, session_options
+from service.engine import CUDA, DETECTIONS, PROPOSALS, session_options
 
 
 class Found(NamedTuple):
@@ -52,9 +53,9 @@ def graph_contender(
     pixels: uint8 [h, w, 3];  canvas: H, W.
     """
     names = list(PROPOSALS if proposals_only else DETECTIONS | PROPOSALS)
-    session = open_session(
-        onnx_subgraph.extract(graph.read_bytes(), names), provider, session_options(threads), tf32=tf32
-    )
+    part = onnx_subgraph.extract(graph.read_bytes(), names)
+    session = session_on(provider, part, session_options(threads), tf32)
+    del part
 
     def at_once(n: int) -> Found:
         images = np.zeros((n, *canvas, 3), np.uint8)
@@ -69,7 +70,7 @@ def graph_contender(
 
 def torchvision_file_contender(graph: Path, pixels: np.ndarray, provider: str, threads: int) -> Contender:
     """A file that torchvision's own code was traced into: one picture a run, float [3, h, w]."""
-    session = open_session(graph.read_bytes(), provider, session_options(threads))
+    session = session_on(provider, graph.read_bytes(), session_options(threads))
     name = session.get_inputs()[0].name
 
     def one(_: int) -> Found:

@@ -1,5 +1,6 @@
 """The machine that a table was measured on."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -16,6 +17,17 @@ def describe(provider: str, threads: int) -> str:
     if provider == CUDA:
         parts.insert(0, _ask_gpu("name") or "a GPU that nvidia-smi does not name")
     return "; ".join(parts)
+
+
+def other_work() -> str:
+    """A warning if others keep the processor busy, which slows those contenders most that wait for all their threads;
+    empty if not. To be asked before anything is measured."""
+    if not hasattr(os, "getloadavg") or (load := os.getloadavg()[0]) < 0.5:
+        return ""
+    return (
+        f"Others kept {load:.1f} of the cores busy in the minute before: contenders that wait for all their threads "
+        "lose most by that. Measure again on an idle machine.\n"
+    )
 
 
 def gpu_memory() -> int:

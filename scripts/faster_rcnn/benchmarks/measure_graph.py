@@ -13,7 +13,7 @@ from PIL import Image
 
 from faster_rcnn.benchmarks.comparison import Entry, Measured, compare
 from faster_rcnn.benchmarks.contenders import graph_contender, torchvision_contender, torchvision_file_contender
-from faster_rcnn.benchmarks.machine import describe
+from faster_rcnn.benchmarks.machine import describe, other_work
 from faster_rcnn.benchmarks.one_core import one_core
 from faster_rcnn.benchmarks.pictures import jpeg, open_rgb
 from faster_rcnn.benchmarks.report import comparison_table, stage_table
@@ -66,6 +66,7 @@ def measure_graph(options: Options) -> None:
 
     Raises store.Refused, OSError or Failed if there is nothing that could be measured.
     """
+    warning = other_work()
     with tempfile.TemporaryDirectory() as place:
         if options.builder is None:
             assert options.folder is not None
@@ -76,7 +77,14 @@ def measure_graph(options: Options) -> None:
         baseline = EAGER if more else LOOP
         results = compare(entries, options.batches, options.provider, options.seconds)
         stages, remark = _stages(options, subject)
-    parts = [head, comparison_table(results, baseline, LOOP), _what_it_means(options), stage_table(stages), remark]
+    parts = [
+        head,
+        warning,
+        comparison_table(results, baseline, LOOP),
+        _what_it_means(options),
+        stage_table(stages),
+        remark,
+    ]
     if options.builder is None and options.folder is not None:
         parts.append(one_core(store.load(options.folder), open_rgb(options.picture), options.seconds))
     text = "\n".join(part for part in parts if part)

@@ -17,8 +17,10 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from faster_rcnn.benchmarks.sessions import session_on
 from faster_rcnn.benchmarks.stages import BACKBONE, HEAD, REST, RPN, STAGES, cut_in_stages, spread
-from service.engine import CUDA, DETECTIONS, PROPOSALS, open_session, session_options
+from service import onnx_subgraph
+from service.engine import CUDA, DETECTIONS, PROPOSALS, session_options
 
 BETWEEN = "between the nodes"  # what the profiler finds in a run and in none of its nodes
 MARK = "stage."
@@ -55,7 +57,7 @@ def _by_profiler(
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         options.optimized_model_filepath = f"{folder}/optimised.onnx"
-        session = open_session(_marked(model), provider, options)
+        session = session_on(provider, _marked(model), options)
         _run_for(seconds, lambda: session.run(None, feed), warm=1)
         events = json.loads(Path(session.end_profiling()).read_text())
         optimised = onnx.load(f"{folder}/optimised.onnx").graph
@@ -110,8 +112,7 @@ def _by_cuts(
         REST: [*PROPOSALS, *DETECTIONS],
     }
     pieces = {
-        stage: open_session(_up_to(model, outputs), provider, session_options(threads))
-        for stage, outputs in ends.items()
+        stage: session_on(provider, _up_to(model, outputs), session_options(threads)) for stage, outputs in ends.items()
     }
     rounds: list[Stages] = []
     for _ in range(3):
@@ -123,8 +124,6 @@ def _by_cuts(
 
 def _up_to(model: onnx.ModelProto, outputs: Sequence[str]) -> bytes:
     """The part of the model that makes these tensors."""
-    from service import onnx_subgraph
-
     known = {output.name: output for output in model.graph.output}
     piece = onnx.ModelProto()
     piece.CopyFrom(model)

@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN
 from faster_rcnn.benchmarks.contenders import graph_contender, torchvision_contender
 from faster_rcnn.benchmarks.preparation import Source, prepare, random_model, without_resizing
 from service import images, store
-from service.engine import CPU, Engine
+from service.engine import CPU, CUDA, Engine, pick_provider
 
 EMBEDDED = Path(__file__).parents[3] / "model_store" / "shapes" / "1"
 BUILDER = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -39,6 +39,13 @@ def test_a_turn_lasts_as_long_as_asked() -> None:
     turn = contender(1, 0.2)
     assert sum(turn.seconds) >= 0.2
     assert len(turn.seconds) > 1
+
+
+@pytest.mark.skipif(pick_provider() == CUDA, reason="CUDA starts on this machine")
+@pytest.mark.filterwarnings("ignore:.*CUDAExecutionProvider")
+def test_no_row_says_cuda_that_ran_on_the_processor() -> None:
+    with pytest.raises(ValueError, match="does not start CUDAExecutionProvider here and would use CPU"):
+        graph_contender(EMBEDDED / "model.onnx", PIXELS, (96, 160), CUDA, 1)
 
 
 def test_torchvisions_contender_runs_torchvision_on_pixels_as_they_are(model: FasterRCNN, tmp_path: Path) -> None:
