@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 
 from faster_rcnn.config import preset
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.resize import ResizeRule, resize_image
 
 
 def lively(backbone: str, **changes: Any) -> FasterRCNN:
@@ -34,3 +36,33 @@ def lively(backbone: str, **changes: Any) -> FasterRCNN:
         ):
             layer.weight *= factor
     return detector
+
+
+@torch.no_grad()
+def lively_torchvision(model: TorchvisionFasterRCNN, seed: int = 1) -> TorchvisionFasterRCNN:
+    """`model`, untrained, with normalisations that know some pictures, scores spread out and boxes that move."""
+    torch.manual_seed(seed)
+    pictures = [
+        torch.from_numpy(resize_image(Shapes("test")[n].image, ResizeRule(128, 192))[0].copy()) for n in range(4)
+    ]
+    batch = model.transform.batch_images([model.transform.normalize(one.permute(2, 0, 1) / 255) for one in pictures])
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean of all batches
+        norm.reset_running_stats()
+    features = model.backbone.train()(batch)
+    model.eval()
+    features = {"0": features} if isinstance(features, torch.Tensor) else features
+    head = model.rpn.head
+    for place, (layer, most) in enumerate(((head.cls_logits, 8.0), (head.bbox_pred, 1.0))):
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias, std=most / 8)
+        layer.weight *= most / torch.cat([one.flatten() for one in head(list(features.values()))[place]]).abs().max()
+    channels = next(iter(features.values())).shape[1]
+    regions = torch.randn(32, channels, *model.roi_heads.box_roi_pool.output_size).relu() * features["0"].std()
+    hidden = model.roi_heads.box_head(regions)
+    predictor = model.roi_heads.box_predictor
+    for layer, spread in ((predictor.cls_score, 3.0), (predictor.bbox_pred, 1.0)):
+        nn.init.normal_(layer.weight)
+        layer.weight *= spread / layer(hidden).std()
+    return model
