@@ -78,7 +78,7 @@ def publish(
         folder.mkdir(parents=True)
         graph = folder / "model.onnx"
         export_onnx(detector, graph, precision)
-        verification = verify(graph, detector, canvases(detector.resize, detector.stride), pictures)
+        verification = verify(graph, detector, canvases(detector.resize, detector.stride), pictures, precision)
         card = {"name": name, "version": version, "labels": names, "training": training}
         card |= _describe(detector, graph) | {"precision": precision, "verification": verification.to_dict()}
         _write(folder, card)  # the service's own loader, which measures, wants it whole
