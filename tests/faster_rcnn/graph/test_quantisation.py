@@ -71,8 +71,8 @@ def test_the_file_is_a_third_or_less_and_the_first_and_last_convolutions_stay_fl
     assert (folder / "model.onnx").stat().st_size < (FLOAT / "model.onnx").stat().st_size / 3
     model = onnx.load(folder / "model.onnx")
     made_by = {output: node.op_type for node in model.graph.node for output in node.output}
-    fed = [made_by.get(node.input[0]) for node in model.graph.node if node.op_type == "Conv"]
-    assert [kind != "DequantizeLinear" for kind in fed] == [True] + [False] * 9 + [
+    weights = [made_by.get(node.input[1]) for node in model.graph.node if node.op_type == "Conv"]
+    assert [kind != "DequantizeLinear" for kind in weights] == [True] + [False] * 9 + [
         True
     ] * 2  # the RPN's scores and deltas
 
