@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from faster_rcnn.data.dataset import Prediction, Sample
@@ -22,9 +23,14 @@ def onnx_predictor(folder: Path) -> Predictor:
         raise ValueError(f"{folder}: {refusal}") from refusal
 
     def predict(sample: Sample) -> Prediction:
-        upload = io.BytesIO()
-        Image.fromarray(sample.image).save(upload, "PNG", compress_level=1)
-        result = engine.run([images.decode(upload.getvalue(), engine.card.geometry)])[0]
+        result = engine.run([decoded(sample.image, engine.card.geometry)])[0]
         return Prediction(result.boxes, result.scores, result.labels, result.proposals)
 
     return predict
+
+
+def decoded(picture: np.ndarray, geometry: images.Geometry) -> images.Canvas:
+    """A picture, uint8 [H, W, 3], as the service has it after an upload without loss."""
+    upload = io.BytesIO()
+    Image.fromarray(picture).save(upload, "PNG", compress_level=1)
+    return images.decode(upload.getvalue(), geometry)

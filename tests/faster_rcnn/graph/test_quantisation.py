@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.graph import publish_int8 as publishing
+from faster_rcnn.graph.publish_int8 import TooCoarse, publish_int8
 from faster_rcnn.graph.quantisation import quantise
 from service import store
 from service.engine import Engine
@@ -80,3 +83,28 @@ def test_the_file_is_a_third_or_less_and_the_first_and_last_convolutions_stay_fl
 def test_what_is_in_int8_already_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="int8 already"):
         quantise(folder / "model.onnx", tmp_path / "again.onnx", [])
+
+
+def test_a_version_in_int8_says_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "CALIBRATION_PICTURES", 8)
+    monkeypatch.setattr(publishing, "LARGEST_LOSS", 0.05)  # twelve pictures, and a processor of any kind
+    source = tmp_path / "shapes" / "1"
+    shutil.copytree(FLOAT, source)
+    folder = publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=12)
+    card = json.loads((folder / "model.json").read_text())
+    assert (folder, card["precision"], card["quantised_from"]) == (source.parent / "2", "int8", 1)
+    assert card["metrics"]["shapes/test"]["AP"] > card["metrics"]["shapes/test, float32"]["AP"] - 0.05
+    assert "verification" not in card
+    assert Engine(store.load(folder)).run([canvas(Shapes("test")[0].image)])
+    with pytest.raises(FileExistsError, match="another --version"):
+        publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=1)
+
+
+def test_nothing_is_published_that_finds_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "CALIBRATION_PICTURES", 2)
+    monkeypatch.setattr(publishing, "LARGEST_LOSS", -1.0)  # as if any AP were a loss
+    source = tmp_path / "shapes" / "1"
+    shutil.copytree(FLOAT, source)
+    with pytest.raises(TooCoarse, match="falls from"):
+        publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=2)
+    assert [one.name for one in source.parent.iterdir()] == ["1"]

@@ -1,0 +1,63 @@
+"""A published model once more in int8, for a CPU: a version of its own, measured against the one that it comes from."""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.evaluation import evaluate
+from faster_rcnn.graph.quantisation import quantise
+from faster_rcnn.graph.serving import decoded, onnx_predictor
+from service import store
+
+CALIBRATION_PICTURES = 48
+LARGEST_LOSS = 0.01  # of AP@[.5:.95]
+
+
+class TooCoarse(ValueError):  # noqa: N818  the word for it
+    """The model finds less in int8; the message says how much."""
+
+
+def publish_int8(
+    source: Path, version: int, calibration: Dataset, test: Dataset, measured_on: str, limit: int | None = None
+) -> Path:
+    """Writes version `version` of the model beside `source` and returns its folder.
+
+    source: `<store>/<name>/<version>`, in float32;  calibration: its first pictures give the ranges of the features;
+    measured_on: the name of `test`, on whose first `limit` pictures both are measured.
+    Raises FileExistsError if the version is there, TooCoarse if AP falls by more than a point, ValueError if the
+    service refuses either.
+    """
+    final = source.parent / str(version)
+    if final.exists():
+        raise FileExistsError(f"{final} is there already; choose another --version")
+    before = evaluate(test, onnx_predictor(source), limit)
+    model = store.load(source)
+    with tempfile.TemporaryDirectory(dir=source.parent.parent, prefix=".publishing-") as aside:
+        folder = Path(aside) / source.parent.name / str(version)
+        folder.mkdir(parents=True)
+        pictures = (calibration[index].image for index in range(min(CALIBRATION_PICTURES, len(calibration))))
+        quantise(source / "model.onnx", folder / "model.onnx", (decoded(one, model.card.geometry) for one in pictures))
+        card = json.loads((source / "model.json").read_text()) | {
+            "version": version,
+            "precision": "int8",
+            "quantised_from": model.card.version,
+            "sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
+            "bytes": (folder / "model.onnx").stat().st_size,
+        }
+        card.pop("verification", None)  # of the float32 graph
+        _write(folder, card)
+        after = evaluate(test, onnx_predictor(folder), limit)
+        if after["AP"] < before["AP"] - LARGEST_LOSS:
+            raise TooCoarse(
+                f"AP on {measured_on} falls from {before['AP']} to {after['AP']} in int8; serve the float32 version"
+            )
+        _write(folder, card | {"metrics": {measured_on: after, f"{measured_on}, float32": before}})
+        folder.rename(final)
+    return final
+
+
+def _write(folder: Path, card: dict[str, Any]) -> None:
+    (folder / "model.json").write_text(json.dumps(card, indent=1) + "\n")
