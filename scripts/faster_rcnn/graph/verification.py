@@ -42,7 +42,8 @@ class Tolerance:
 
 
 TO_PYTORCH: dict[Precision, Tolerance] = {"fp32": Tolerance(0.1, 1e-3, 0.005), "fp16": Tolerance(2.0, 0.05, 0.05)}
-TO_ALONE = Tolerance(0.01, 1e-4)
+# In another batch the last bits of a float32 sum may differ, and then round to the neighbouring float16.
+TO_ALONE: dict[Precision, Tolerance] = {"fp32": Tolerance(0.01, 1e-4), "fp16": Tolerance(0.1, 1e-3)}
 
 
 class Disagreement(ValueError):  # noqa: N818  the word for it
@@ -161,7 +162,7 @@ def verify(
         for picture in tqdm(resized, "ONNX, each alone", leave=False)
     ]
     limits = {"detections": detector.score_floor, "proposals": 0.0}
-    to_pytorch, to_alone = _Comparison("PyTorch", TO_PYTORCH[precision]), _Comparison("ONNX", TO_ALONE)
+    to_pytorch, to_alone = _Comparison("PyTorch", TO_PYTORCH[precision]), _Comparison("ONNX", TO_ALONE[precision])
     batches = list(_batches(resized, canvases))
     for batch in tqdm(batches, "ONNX, batches", leave=False):
         members = [resized[place] for place in batch.places]
