@@ -8,6 +8,7 @@ falls by more than a point nothing is published.
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 from faster_rcnn.command_line import positive, run_command
@@ -31,6 +32,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    logging.getLogger().setLevel(logging.ERROR)  # the quantiser's advice to its caller, not to the user
     source = arguments.model.absolute()
     split = arguments.split or ("test" if "test" in splits_of(arguments.data) else "val")
     test = open_checked(arguments.data, split, arguments.seed, arguments.skip_bad_boxes)
