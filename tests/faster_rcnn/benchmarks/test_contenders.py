@@ -1,5 +1,6 @@
 """What is compared does the same work, and does it on the same pixels."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from faster_rcnn.benchmarks.contenders import graph_contender, torchvision_contender
-from faster_rcnn.benchmarks.preparation import Source, prepare, random_model, without_resizing
+from faster_rcnn.benchmarks.contenders import graph_contender, torchvision_contender, torchvision_file_contender
+from faster_rcnn.benchmarks.preparation import Source, prepare, random_model, trace, without_resizing
+from faster_rcnn.resize import ResizeRule
 from service import images, store
 from service.engine import CPU, CUDA, Engine, pick_provider
 
@@ -53,6 +55,7 @@ def test_torchvisions_contender_runs_torchvision_on_pixels_as_they_are(model: Fa
     found = torchvision_contender(tmp_path / "model.pt", PIXELS, CPU, torch.get_num_threads())(2, 0.0).found
     image = torch.from_numpy(PIXELS).permute(2, 0, 1).float() / 255
     # torchvision scales by 1 what has its sizes already
+    model = deepcopy(model)
     model.transform.min_size, model.transform.max_size = (96,), 130
     with torch.no_grad():
         assert found.detections == len(model([image])[0]["boxes"])
@@ -66,6 +69,23 @@ def test_a_random_model_is_the_same_each_time_and_its_features_keep_their_scale(
     with torch.no_grad():
         features = model.backbone(torch.randn(1, 3, 128, 160))
     assert all(1e-3 < float(one.std()) < 1e3 for one in features.values())
+
+
+def test_a_checkpoint_is_what_all_contenders_get(model: FasterRCNN, tmp_path: Path) -> None:
+    checkpoint, saved = tmp_path / "mine.pth", tmp_path / "model.pt"
+    torch.save(model.state_dict(), checkpoint)
+    prepared = prepare(Source(BUILDER, None, checkpoint), saved, None, "fp32")
+    assert prepared == (ResizeRule(320, 640), 32)  # what the builder's name and torchvision's documentation say
+    loaded = torch.load(saved, weights_only=False).state_dict()
+    assert all(torch.equal(values, loaded[name]) for name, values in model.state_dict().items())
+
+
+def test_torchvisions_own_file_finds_what_torchvision_finds(model: FasterRCNN, tmp_path: Path) -> None:
+    saved, graph = tmp_path / "model.pt", tmp_path / "traced.onnx"
+    torch.save(model, saved)
+    trace(saved, graph, PIXELS)
+    in_onnx = torchvision_file_contender(graph, PIXELS, CPU, 1)(2, 0.0).found
+    assert in_onnx == torchvision_contender(saved, PIXELS, CPU, torch.get_num_threads())(1, 0.0).found
 
 
 def test_an_unknown_builder_is_refused_with_those_there_are(tmp_path: Path) -> None:
