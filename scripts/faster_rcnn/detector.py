@@ -188,9 +188,15 @@ class FasterRCNN(nn.Module):
         config = self.config
         N, P = boxes.shape[:2]
         rows, back = real_rows(count, P)
-        scores, deltas = self.head(self._pool(features, boxes).flatten(0, 1)[rows][None])
-        scores = scores[0][back.reshape(-1)].reshape(N, P, -1)
-        deltas = deltas[0][back.reshape(-1)].reshape(N, P, self.classes, 4)
+        pooled = self._pool(features, boxes)
+        if self.backbone.pooled == 1:  # there the channels come last, before they are moved for the layers' sake
+            channels_last = pooled.permute(0, 1, 3, 4, 2).flatten(0, 1)
+            scores, deltas = self.head.of_channels_last(torch.index_select(channels_last, 0, rows))
+        else:
+            scores, deltas = self.head(torch.index_select(pooled.flatten(0, 1), 0, rows))
+        back = back.reshape(-1)
+        scores = torch.index_select(scores, 0, back).reshape(N, P, -1)
+        deltas = torch.index_select(deltas, 0, back).reshape(N, P, self.classes, 4)
         return detect(scores, deltas, boxes, count, sizes, config.detections, config.target_normalisation)
 
     def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
 from faster_rcnn.operators import quotient
+from faster_rcnn.padding import banishment
 
 Pair = tuple[int, int]
 
@@ -42,12 +43,13 @@ class Extent:
     """
 
     cells: Tensor
-    canvas: tuple[Any, Any]
+    canvas: tuple[Any, ...]
     stride: Pair
     rounded_up: bool
     divisor: int
     image: Tensor | None = None
     _inside: Tensor | None = None
+    _banishments: dict[Any, Tensor] = field(default_factory=dict)
     _after: dict[Any, Extent] = field(default_factory=dict)
 
     @property
@@ -64,8 +66,18 @@ class Extent:
             self._inside = here[:, None]
         return self._inside
 
-    def after(self, reach: Pair, step: Pair, canvas: tuple[Any, Any]) -> Extent:
-        """The extent behind a window that needs `reach` cells beyond its first, less its padding, moved by `step`."""
+    def banishment(self, channels: int, dtype: torch.dtype) -> Tensor:
+        """What blanks features of so many channels when it is added before an activation, see `padding.py`."""
+        if (channels, dtype) not in self._banishments:
+            self._banishments[channels, dtype] = banishment(self.inside, channels, dtype)
+        return self._banishments[channels, dtype]
+
+    def after(self, reach: Pair, step: Pair) -> Extent:
+        """The extent behind a window that needs `reach` cells beyond its first, less its padding, moved by `step`.
+
+        The map's size follows from that before it. Asking the features for theirs would, in a graph, keep a
+        convolution from taking in the normalisation behind it.
+        """
         if reach == (0, 0) and step == (1, 1):
             return self
         if (reach, step) not in self._after:
@@ -76,6 +88,7 @@ class Extent:
                 cells = torch.stack([_positions(*side) for side in sides], dim=1)
             stride = (self.stride[0] * step[0], self.stride[1] * step[1])
             rounded_up = self.rounded_up and reach == (0, 0)
+            canvas = tuple((side - 1 - r) // s + 1 for side, r, s in zip(self.canvas, reach, step, strict=True))
             self._after[reach, step] = Extent(cells, canvas, stride, rounded_up, self.divisor, self.of_image)
         return self._after[reach, step]
 
@@ -92,12 +105,13 @@ def _positions(cells: Tensor, reach: int, step: int) -> Tensor:
 @dataclass(frozen=True)
 class Tag:
     """What is known of a tensor: its extent, the axes of rows and columns, whether it is zero outside, or nowhere
-    negative."""
+    negative, and the activation that it came from with what went into it."""
 
     extent: Extent
     axes: Pair = (2, 3)
     blank: bool = False
     positive: bool = False
+    activation: tuple[Callable[[Tensor], Tensor], Tensor] | None = None
 
 
 class AsIfAlone(TorchFunctionMode):
@@ -136,8 +150,12 @@ class AsIfAlone(TorchFunctionMode):
         if tag.blank:
             return maps
         if maps not in self._blanked:
-            inside = tag.extent.inside.to(maps.dtype)
-            self._blanked[maps] = self.tag(maps * inside, Tag(tag.extent, blank=True, positive=tag.positive))
+            if tag.activation is not None:  # an addition before it becomes part of the convolution before that
+                activate, before = tag.activation
+                out = activate(before + tag.extent.banishment(before.shape[1], before.dtype))
+            else:
+                out = maps * tag.extent.inside.to(maps.dtype)
+            self._blanked[maps] = self.tag(out, Tag(tag.extent, blank=True, positive=tag.positive))
         return self._blanked[maps]
 
     def extent_of_size(self, height: Any, width: Any) -> Extent | None:
@@ -226,9 +244,9 @@ def _maps(alone: AsIfAlone, maps: Tensor, what: str) -> Tag:
     return tag
 
 
-def _window(tag: Tag, kernel: Pair, padding: Pair, dilation: Pair, step: Pair, out: Tensor) -> Extent:
+def _window(tag: Tag, kernel: Pair, padding: Pair, dilation: Pair, step: Pair) -> Extent:
     reach = tuple(d * (k - 1) - 2 * p for k, p, d in zip(kernel, padding, dilation, strict=True))
-    return tag.extent.after((reach[0], reach[1]), step, (out.shape[2], out.shape[3]))
+    return tag.extent.after((reach[0], reach[1]), step)
 
 
 def _convolution(
@@ -253,7 +271,7 @@ def _convolution(
     if kernel != (1, 1) or paddings != (0, 0):
         input = alone.blank(input)
     out = func(input, weight, bias, steps, paddings, dilations, groups)
-    return alone.tag(out, Tag(_window(tag, kernel, paddings, dilations, steps, out)))
+    return alone.tag(out, Tag(_window(tag, kernel, paddings, dilations, steps)))
 
 
 def _max_pool(
@@ -275,16 +293,28 @@ def _max_pool(
         raise Unsupported("the network calls max pooling with ceil_mode or return_indices")
     if kernel == (1, 1):
         out = F.max_pool2d(input, kernel, steps, paddings)
-        return alone.tag(
-            out, Tag(_window(tag, kernel, paddings, dilations, steps, out), (2, 3), tag.blank, tag.positive)
-        )
+        return alone.tag(out, Tag(_window(tag, kernel, paddings, dilations, steps), (2, 3), tag.blank, tag.positive))
     if tag.positive:  # every window holds a cell of the image, against which a zero does not win
         out = F.max_pool2d(alone.blank(input), kernel, steps, paddings, dilations)
-        return alone.tag(out, Tag(_window(tag, kernel, paddings, dilations, steps, out), positive=True))
+        return alone.tag(out, Tag(_window(tag, kernel, paddings, dilations, steps), positive=True))
     lowest = torch.full_like(input[:1, :1, :1, :1], torch.finfo(input.dtype).min)
     out = F.max_pool2d(torch.where(tag.extent.inside, input, lowest), kernel, steps, paddings, dilations)
-    out = alone.tag(out, Tag(_window(tag, kernel, paddings, dilations, steps, out)))
+    out = alone.tag(out, Tag(_window(tag, kernel, paddings, dilations, steps)))
     return alone.blank(out)  # at once: the lowest number must not be multiplied
+
+
+def _activation(alone: AsIfAlone, func: Callable[..., Tensor], /, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Activations that make zero of what is very low."""
+    tag = alone.tag_of(input)
+    assert tag is not None
+    name = func.__name__.strip("_")
+    if name == "gelu" and kwargs.get("approximate", "none") != "none":
+        before = None
+    else:
+        before = input.clone() if kwargs.get("inplace") or args or func.__name__.endswith("_") else input
+    out = func(input, *args, **kwargs)
+    known = None if before is None or tag.axes != (2, 3) or tag.blank else (_VANISHING[name], before)
+    return alone.tag(out, Tag(tag.extent, tag.axes, tag.blank and name in _ZERO_TO_ZERO, name in _POSITIVE, known))
 
 
 def _average_pool(
@@ -307,7 +337,7 @@ def _average_pool(
     if not count_include_pad and divisor_override is None:
         share = F.avg_pool2d(tag.extent.inside.to(input.dtype), kernel, steps, paddings)
         out = out / share.clamp(min=1 / math.prod(kernel))
-    return alone.tag(out, Tag(_window(tag, kernel, paddings, (1, 1), steps, out), positive=tag.positive))
+    return alone.tag(out, Tag(_window(tag, kernel, paddings, (1, 1), steps), positive=tag.positive))
 
 
 def _mean_of_image(maps: Tensor, extent: Extent) -> Tensor:
@@ -391,7 +421,7 @@ def _pad(
     if mode != "constant" or value or len(pad) > 4 or min(pad) < 0:
         raise Unsupported("the network pads a feature map other than with zeros at its sides")
     out = F.pad(alone.blank(input), pad)
-    extent = tag.extent.after((-top - bottom, -left - right), (1, 1), (out.shape[2], out.shape[3]))
+    extent = tag.extent.after((-top - bottom, -left - right), (1, 1))
     return alone.tag(out, Tag(extent, blank=True, positive=tag.positive))
 
 
@@ -437,7 +467,15 @@ def _of_channels(alone: AsIfAlone, func: Callable[..., Tensor], /, input: Tensor
     return alone.tag(func(input, *args, **kwargs), Tag(tag.extent, tag.axes))
 
 
+_VANISHING: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
 _RULES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(_VANISHING, _activation),
     "conv2d": _convolution,
     "max_pool2d": _max_pool,
     "avg_pool2d": _average_pool,

@@ -9,8 +9,14 @@ padding still enters the statistics of a batch normalisation, and through its ru
 N  images;  h, w  feature map size;  sizes are height, width of each image on its canvas, in pixels.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+# What is added to a feature outside an image before an activation; float16 ends at 65504.
+BANISHED, BANISHED_HALF = 1e30, 3e4
 
 
 def inside(sizes: Tensor, stride: int, height: int, width: int) -> Tensor:
@@ -27,6 +33,31 @@ def blank_outside(features: Tensor, sizes: Tensor, stride: int) -> Tensor:
     """`features` [N, C, h, w] with every cell outside the image set to zero."""
     mask = inside(sizes, stride, features.shape[2], features.shape[3])
     return features * mask[:, None].to(features.dtype)
+
+
+def relu_inside(features: Tensor, sizes: Tensor, stride: int, canvas: Sequence[int]) -> Tensor:
+    """ReLU of `features` [N, C, h, w] of a canvas H, W, zero in every cell outside the image.
+
+    In a graph the cells are blanked before the activation, by an addition that becomes part of the convolution before
+    it; a multiplication behind it would be a pass of its own over all features, and on a CPU two more in and out of the
+    convolutions' layout. For the same reason h and w are not asked of the features.
+    """
+    if not torch.compiler.is_exporting():
+        return blank_outside(F.relu(features), sizes, stride)
+    height, width = canvas
+    for _ in range(stride.bit_length() - 1):
+        height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
+    mask = inside(sizes, stride, height, width)[:, None]
+    return F.relu(features + banishment(mask, features.shape[1], features.dtype))
+
+
+def banishment(mask: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """[N, channels, h, w]: zero where `mask` [N, 1, h, w] is True, else so low that an activation makes it zero.
+
+    Made by a convolution, whose output ONNX Runtime keeps in the layout of the features that it is added to.
+    """
+    outside = (mask.to(dtype) - 1) * (BANISHED_HALF if dtype == torch.float16 else BANISHED)
+    return F.conv2d(outside, outside.new_ones(channels, 1, 1, 1))
 
 
 def mean_inside(features: Tensor, sizes: Tensor, stride: int) -> Tensor:

@@ -1,10 +1,11 @@
 """Only the real ones of padded regions, so that the head computes nothing for the rest.
 
-N  images;  P  regions an image, padded;  M  real regions in all.
+N  images;  P  regions an image, padded;  M  real regions in all;  C, S, T  channels, height and width of a region.
 """
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def real_rows(count: Tensor, padded: int) -> tuple[Tensor, Tensor]:
@@ -20,3 +21,13 @@ def real_rows(count: Tensor, padded: int) -> tuple[Tensor, Tensor]:
     before = torch.cumsum(count, dim=0) - count
     back = before[:, None] + torch.arange(padded, device=count.device)
     return rows, torch.where(real, back, torch.zeros_like(back))
+
+
+def linear_of_channels_last(layer: nn.Linear, regions: Tensor) -> Tensor:
+    """What `layer`, whose inputs are regions of [C, S, T] laid out flat, makes of regions [M, S, T, C].
+
+    Its weights are reordered, once when a graph is loaded, and not the many regions, every time.
+    """
+    S, T, C = regions.shape[1:]
+    weight = layer.weight.unflatten(1, (C, S, T)).permute(0, 2, 3, 1).flatten(1)
+    return F.linear(regions.flatten(1), weight, layer.bias)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from faster_rcnn.boxes import clip_to_sizes, decode, sides_at_least
 from faster_rcnn.operators import OUT, nms, quotient, take_rows, top_k
+from faster_rcnn.ragged import linear_of_channels_last
 
 FourDeltas = tuple[float, float, float, float]  # dx, dy, dw, dh
 
@@ -54,11 +55,17 @@ class RoIHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """regions: [N, P, channels, S, S].  Returns class scores [N, P, C + 1] and deltas [N, P, C, 4]."""
-        regions = regions.flatten(2).to(self.fc6.weight.dtype)
-        hidden = F.dropout(F.relu(self.fc6(regions)), self.dropout, self.training)
+        """regions: [..., channels, S, S].  Returns class scores [..., C + 1] and deltas [..., C, 4]."""
+        return self._after_fc6(self.fc6(regions.flatten(-3).to(self.fc6.weight.dtype)))
+
+    def of_channels_last(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for regions [M, S, S, channels], which need not be reordered first."""
+        return self._after_fc6(linear_of_channels_last(self.fc6, regions.to(self.fc6.weight.dtype)))
+
+    def _after_fc6(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.dropout(F.relu(hidden), self.dropout, self.training)
         hidden = F.dropout(F.relu(self.fc7(hidden)), self.dropout, self.training).to(self.cls_score.weight.dtype)
-        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(2, (self.classes, 4))
+        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(-1, (self.classes, 4))
 
 
 @dataclass(frozen=True)

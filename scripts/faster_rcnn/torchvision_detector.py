@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
@@ -24,7 +26,7 @@ from faster_rcnn.multi_scale_roi_align import Sampling, align_on_all_maps, align
 from faster_rcnn.operators import LAST, OUT, nms, quotient, take_rows, top_k
 from faster_rcnn.padding import inside
 from faster_rcnn.proposals import Proposals
-from faster_rcnn.ragged import real_rows
+from faster_rcnn.ragged import linear_of_channels_last, real_rows
 from faster_rcnn.resize import ResizeRule
 from faster_rcnn.roi_head import DetectionLimits, TargetNormalisation, detect
 
@@ -154,24 +156,30 @@ class TorchvisionDetector(nn.Module):
         maps = pooled[: self.sampling.maps]
         if len(maps) == 1 and self._small and self.sampling.ratio > 0:
             on_map = align_on_one_map(maps[0].features, proposals.boxes, maps[0].extent.cells, self.sampling)
-            regions = on_map.flatten(0, 1)[rows].permute(0, 3, 1, 2)
+            scores, deltas = self._head(torch.index_select(on_map.flatten(0, 1), 0, rows), channels_last=True)
         else:
             regions = align_on_all_maps(
                 [one.features.to(torch.float32) for one in maps],  # coordinates are as exact as what they point into
                 [one.extent.cells for one in maps],
-                proposals.boxes.reshape(N * P, 4)[rows],
+                torch.index_select(proposals.boxes.reshape(N * P, 4), 0, rows),
                 quotient(rows, P),
                 self.sampling,
             )
-        scores, deltas = self._head(regions)
+            scores, deltas = self._head(regions)
         deltas = deltas.unflatten(1, (self.classes + 1, 4))[:, 1:].flatten(1)
         back = back.reshape(-1)
-        return scores[back].reshape(N, P, -1), deltas[back].reshape(N, P, self.classes, 4)
+        scores, deltas = torch.index_select(scores, 0, back), torch.index_select(deltas, 0, back)
+        return scores.reshape(N, P, -1), deltas.reshape(N, P, self.classes, 4)
 
-    def _head(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions [M, C', S, T] to class scores [M, C + 1] and deltas [M, 4 (C + 1)], both float32."""
+    def _head(self, regions: Tensor, channels_last: bool = False) -> tuple[Tensor, Tensor]:
+        """Regions [M, C', S, T], or [M, S, T, C'], to class scores [M, C + 1] and deltas [M, 4 (C + 1)], float32."""
         heads = self.model.roi_heads
-        hidden = heads.box_head(regions.to(dtype_of(heads.box_head)))
+        regions = regions.to(dtype_of(heads.box_head))
+        if channels_last and type(heads.box_head) is TwoMLPHead:
+            hidden = F.relu(linear_of_channels_last(heads.box_head.fc6, regions))
+            hidden = F.relu(heads.box_head.fc7(hidden))
+        else:
+            hidden = heads.box_head(regions.permute(0, 3, 1, 2) if channels_last else regions)
         scores, deltas = heads.box_predictor(hidden.to(dtype_of(heads.box_predictor)))
         return scores.to(torch.float32), deltas.to(torch.float32)
 

@@ -1,10 +1,9 @@
 """A small net for the embedded model."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faster_rcnn.backbones.base import Backbone, Stages
-from faster_rcnn.padding import blank_outside
+from faster_rcnn.padding import relu_inside
 
 
 class Compact(Backbone):
@@ -44,5 +43,5 @@ class Compact(Backbone):
             self.LAYERS, self.convolutions, self.normalisations, strict=True
         ):
             stride *= step
-            features = blank_outside(F.relu(normalisation(convolution(features))), sizes, stride)
+            features = relu_inside(normalisation(convolution(features)), sizes, stride, images.shape[2:])
         return [features]

@@ -3,13 +3,15 @@
 N  images;  h, w  feature map size;  C2 … C5  the outputs of layer1 … layer4, as the field calls them.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 from torchvision.models.resnet import Bottleneck
 
 from faster_rcnn.backbones.base import Backbone, Stages
-from faster_rcnn.padding import blank_outside
+from faster_rcnn.padding import blank_outside, relu_inside
 
 
 class ResNet50(Backbone):
@@ -38,11 +40,11 @@ class ResNet50(Backbone):
 
     def maps(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
         """C2, C3 …, of strides 4, 8 …; what they hold outside the image means nothing."""
-        features = self.maxpool(blank_outside(F.relu(self.bn1(self.conv1(images))), sizes, 2))
+        features = self.maxpool(relu_inside(self.bn1(self.conv1(images)), sizes, 2, images.shape[2:]))
         found, stride = [], 4
         for name in self.layer_names:
             for block in getattr(self, name):
-                features = bottleneck(block, features, sizes, stride)
+                features = bottleneck(block, features, sizes, stride, images.shape[2:])
                 stride *= block.stride
             found.append(features)
         return found
@@ -51,9 +53,12 @@ class ResNet50(Backbone):
         return [blank_outside(self.maps(images, sizes)[-1], sizes, self.stride)]
 
 
-def bottleneck(block: Bottleneck, features: Tensor, sizes: Tensor, stride: int) -> Tensor:
-    """A block's output from its input [N, C, h, w] of `stride`. Only its second convolution is wider than 1×1."""
+def bottleneck(block: Bottleneck, features: Tensor, sizes: Tensor, stride: int, canvas: Sequence[int]) -> Tensor:
+    """A block's output from its input [N, C, h, w] of `stride` on a canvas H, W.
+
+    Only its second convolution is wider than 1×1.
+    """
     shortcut = features if block.downsample is None else block.downsample(features)
-    hidden = blank_outside(F.relu(block.bn1(block.conv1(features))), sizes, stride)
+    hidden = relu_inside(block.bn1(block.conv1(features)), sizes, stride, canvas)
     hidden = block.bn3(block.conv3(F.relu(block.bn2(block.conv2(hidden)))))
     return F.relu(hidden + shortcut)

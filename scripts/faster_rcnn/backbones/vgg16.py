@@ -4,7 +4,7 @@ import torchvision
 from torch import Tensor, nn
 
 from faster_rcnn.backbones.base import Backbone, Stages
-from faster_rcnn.padding import blank_outside
+from faster_rcnn.padding import relu_inside
 
 
 class VGG16(Backbone):
@@ -38,9 +38,10 @@ class VGG16(Backbone):
     def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
         features, stride = images, 1
         for layer in self.features:
+            if isinstance(layer, nn.ReLU):
+                features = relu_inside(features, sizes, stride, images.shape[2:])
+                continue
             features = layer(features)
             if isinstance(layer, nn.MaxPool2d):
                 stride *= 2
-            elif isinstance(layer, nn.ReLU):
-                features = blank_outside(features, sizes, stride)
         return [features]
