@@ -40,6 +40,13 @@ def parse() -> argparse.Namespace:
         "--precision", choices=("fp32", "fp16"), default="fp32", help="of the graph; default: %(default)s"
     )
     parser.add_argument(
+        "--provider",
+        choices=("any", "cpu"),
+        default="any",
+        help="cpu: RoI max pooling as ONNX's own operator, which CUDA lacks and which takes maps of any size "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--checkpoint", help="of RUN: best or last (default: best, if it has one); of torchvision: the file"
     )
     measured = parser.add_argument_group("what the published graph is measured on")
@@ -115,6 +122,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         limit=arguments.pictures,
         example=not arguments.no_example,
         precision=arguments.precision,
+        provider=arguments.provider,
     )
 
 
@@ -145,6 +153,7 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
         example=test is not None and not arguments.no_example,
         labels=labels,
         precision=arguments.precision,
+        provider=arguments.provider,
     )
 
 

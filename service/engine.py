@@ -72,6 +72,9 @@ class Engine:
         `tf32`: lets CUDA round what it multiplies to ten bits; faster, but then answers may depend on the batch.
         """
         self.card = model.card
+        if provider == CUDA and model.card.provider == "cpu":
+            log.warning("%s/%d was made for the CPU and runs there; publish it for any provider", *model.id)
+            provider = CPU
         self.provider = provider
         try:
             onnx_subgraph.refuse_external_data(model.graph)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -42,6 +42,7 @@ class Card(BaseModel):
     metrics: dict[str, Any] = {}
     training: Any = None
     opset: int | None = None
+    provider: Literal["any", "cpu"] = Field(default="any", description="cpu: the graph is made for the CPU alone")
 
     @field_validator("labels")
     @classmethod

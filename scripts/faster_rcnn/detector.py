@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faster_rcnn.anchors import cell_anchors, grid_anchors
-from faster_rcnn.backbones import BACKBONES, Backbone
+from faster_rcnn.backbones import BACKBONES
 from faster_rcnn.config import DetectorConfig, canvases
 from faster_rcnn.padding import inside
 from faster_rcnn.proposals import ProposalLimits, Proposals, propose
@@ -57,17 +57,6 @@ class RPNOutput(NamedTuple):
     levels: tuple[int, ...]
 
 
-def check_map_size(config: DetectorConfig, backbone: Backbone) -> None:
-    """Raises ValueError if a canvas is too large for the exported form of RoI max pooling."""
-    longest = max(max(canvas) for canvas in canvases(config.resize, backbone.stride)) // backbone.strides[0]
-    allowed = LONGEST_BIN * config.roi_size - config.roi_size  # a bin's ends are rounded outwards
-    if config.roi_pooling == "max" and longest > allowed:
-        raise ValueError(
-            f"RoI max pooling takes maps of up to {allowed} cells a side, the resize rule asks for {longest}; "
-            "lower max_size or use roi_pooling 'align'"
-        )
-
-
 def scales_of_maps(config: DetectorConfig, maps: int) -> list[tuple[float, ...]]:
     """The anchor scales dealt to the feature maps, finest first, as many to each.
 
@@ -108,7 +97,8 @@ class FasterRCNN(nn.Module):
         scales = scales_of_maps(config, len(self.backbone.strides))
         self.rpn = RPNHead(channels, config.rpn_channels, len(scales[0]) * len(config.anchor_ratios))
         self.head = RoIHead(channels, config.roi_size, config.head_units, len(config.labels), config.head_dropout)
-        check_map_size(config, self.backbone)
+        # of a graph: RoI max pooling in the form that runs on every provider, or as the operator that CUDA lacks
+        self.tabled = True
         cells = torch.stack([cell_anchors(of_map, config.anchor_ratios) for of_map in scales])  # [maps, k, 4]
         self.register_buffer("cells", cells, persistent=False)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1) * 255, persistent=False)
@@ -178,10 +168,22 @@ class FasterRCNN(nn.Module):
         return self.head(self._pool(features, boxes))
 
     def _pool(self, features: list[Tensor], boxes: Tensor) -> Tensor:
-        pooled, strides = features[: self.backbone.pooled], self.backbone.strides
-        if self.config.roi_pooling == "max" and self.backbone.signed:
+        pooled, strides, pooling = features[: self.backbone.pooled], self.backbone.strides, self.config.roi_pooling
+        if pooling == "max" and self.backbone.signed:
             pooled = [F.relu(one) for one in pooled]  # outside the image is zero, which must not win over what is in it
-        return pool_regions(pooled, strides, boxes, self.config.roi_size, self.config.roi_pooling)
+        if pooling == "max" and self.tabled and torch.compiler.is_exporting():
+            pooling = "tabled max"
+        return pool_regions(pooled, strides, boxes, self.config.roi_size, pooling)
+
+    def check_map_size(self) -> None:
+        """Raises ValueError if a canvas is too large for a graph whose RoI max pooling runs on every provider."""
+        largest = max(max(canvas) for canvas in canvases(self.resize, self.stride)) // self.backbone.strides[0]
+        allowed = (LONGEST_BIN - 1) * self.config.roi_size  # a bin's ends are rounded outwards
+        if self.config.roi_pooling == "max" and largest > allowed:
+            raise ValueError(
+                f"RoI max pooling that a GPU can run takes maps of up to {allowed} cells a side, the resize rule asks "
+                f"for {largest}; export with --provider cpu, lower max_size, or use roi_pooling 'align'"
+            )
 
     def detect_in(self, features: list[Tensor], boxes: Tensor, count: Tensor, sizes: Tensor) -> Detections:
         """The detections in the first `count` [N] of regions [N, P, 4]."""

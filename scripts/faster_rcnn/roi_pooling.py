@@ -56,11 +56,15 @@ def roi_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tens
     """
     N, C = features.shape[:2]
     P = rois.shape[1]
-    if torch.compiler.is_exporting():
-        pooled = range_max_pool(features, rois, size, stride)
-    else:
-        pooled = torchvision.ops.roi_pool(features, list(rois.unbind(0)), size, spatial_scale=1 / stride)
+    image = torch.arange(N, device=rois.device).to(rois.dtype)[:, None, None].expand(-1, P, 1)
+    numbered = torch.cat([image, rois], dim=2).reshape(N * P, 5)
+    pooled = torchvision.ops.roi_pool(features.to(rois.dtype), numbered, size, spatial_scale=1 / stride)
     return pooled.reshape(N, P, C, size, size)
+
+
+def tabled_roi_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
+    """`roi_max_pool` in the form that CUDA takes."""
+    return range_max_pool(features, rois, size, stride).unflatten(0, rois.shape[:2])
 
 
 def range_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
@@ -68,7 +72,7 @@ def range_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Te
 
     ONNX's MaxRoiPool has no CUDA kernel in ONNX Runtime: the feature map would travel to the host and back. Here the
     maxima over all windows of 2^i × 2^j cells are tabled by max pooling, and a bin is the maximum of four overlapping
-    windows of the table. A bin may be up to LONGEST_BIN cells long; `detector.check_map_size` sees to it.
+    windows of the table. A bin may be up to LONGEST_BIN cells long; `FasterRCNN.check_map_size` sees to it.
 
     Shapes as in `roi_max_pool`; returns [N * P, C, S, S].
     """
@@ -132,7 +136,7 @@ def _log2(lengths: Tensor, levels: int) -> Tensor:
     return (lengths[..., None] >= powers).to(lengths.dtype).sum(dim=-1)
 
 
-POOLINGS = {"align": roi_align, "max": roi_max_pool}
+POOLINGS = {"align": roi_align, "max": roi_max_pool, "tabled max": tabled_roi_max_pool}
 
 # Lin et al. 2017, eq. 1: a region of ImageNet's 224² pixels belongs to the map of stride 16. torchvision lets a region
 # that misses a border by a millionth have it.
@@ -155,8 +159,8 @@ def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, s
     top = torch.stack([(level == place).to(rois.dtype) * first for place, first in enumerate(tops)]).sum(dim=0)
     left = torch.ones_like(top)
     in_cells = rois * scale[..., None] + torch.stack([left, top, left, top], dim=2)
-    if pooling == "max":
-        return roi_max_pool(sheet, in_cells, size, 1)
+    if pooling != "align":
+        return POOLINGS[pooling](sheet, in_cells, size, 1)
     N, P = rois.shape[:2]
     image = torch.arange(N, device=rois.device).to(rois.dtype)[:, None, None].expand(-1, P, 1)
     numbered = torch.cat([image, in_cells], dim=2).reshape(N * P, 5)

@@ -115,6 +115,14 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path, monkeypatch):
         Engine(store.load(graphs.publish(tmp_path)))
 
 
+def test_a_graph_made_for_the_cpu_runs_there_beside_a_gpu_too(tmp_path, caplog):
+    model = store.load(graphs.publish(tmp_path, card={"provider": "cpu"}))
+    made = Engine(model, engine.CUDA)
+    assert made.provider == engine.CPU
+    assert "plain/1 was made for the CPU" in caplog.text
+    assert made.run([engine._blank(made.card.geometry.canvases[0])])
+
+
 def test_cores_are_those_that_we_may_use():
     assert 1 <= engine.usable_cores() <= (os.cpu_count() or 1)
 

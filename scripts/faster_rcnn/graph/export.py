@@ -1,8 +1,10 @@
 """A detector to `model.onnx`: one file, every dimension of the batch symbolic."""
 
+import copy
 import logging
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import torch
@@ -16,6 +18,7 @@ from faster_rcnn.torchvision_detector import TorchvisionDetector
 INPUTS = ("images", "sizes")
 OUTPUTS = Answer._fields
 
+Provider = Literal["any", "cpu"]
 Exportable = FasterRCNN | TorchvisionDetector
 
 
@@ -24,15 +27,27 @@ def exportable(detector: Exportable | TorchvisionFasterRCNN) -> Exportable:
     return TorchvisionDetector(detector) if isinstance(detector, TorchvisionFasterRCNN) else detector
 
 
-def export_onnx(detector: Exportable | TorchvisionFasterRCNN, path: Path, precision: Precision = "fp32") -> None:
+def export_onnx(
+    detector: Exportable | TorchvisionFasterRCNN,
+    path: Path,
+    precision: Precision = "fp32",
+    provider: Provider = "any",
+) -> None:
     """Writes the graph of a detector with symbolic N, H and W.
 
     detector: of this project, or any instance of torchvision's FasterRCNN, whatever its backbone, anchors, thresholds
-    and sizes;  precision: of the features, see `precision.py`.
-    Raises Unsupported for a model of torchvision's that cannot be told for an image alone.
+    and sizes;  precision: of the features, see `precision.py`;  provider: what the graph is for. RoI max pooling alone
+    asks for the difference: the operator of ONNX has no CUDA kernel, and the form that has bounds the maps' size.
+    Raises ValueError if they are too large for it, and Unsupported for a model of torchvision's that cannot be told
+    for an image alone.
     Tracing runs a real batch of two images of different sizes: a batch of one would be taken for a constant.
     """
     detector = with_precision(exportable(detector).eval().cpu(), precision)
+    if isinstance(detector, FasterRCNN):
+        detector = copy.copy(detector)
+        detector.tabled = provider == "any"
+        if detector.tabled:
+            detector.check_map_size()
     stride = detector.stride
     images = torch.randint(0, 256, (2, 10 * stride, 14 * stride, 3), dtype=torch.uint8)
     sizes = torch.tensor([[10 * stride, 14 * stride], [10 * stride - 9, 12 * stride - 3]])

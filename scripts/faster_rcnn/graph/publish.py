@@ -19,7 +19,7 @@ from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector import FasterRCNN
 from faster_rcnn.drawing import draw_prediction
 from faster_rcnn.evaluation import Predictor, evaluate
-from faster_rcnn.graph.export import Exportable, export_onnx, exportable
+from faster_rcnn.graph.export import Exportable, Provider, export_onnx, exportable
 from faster_rcnn.graph.precision import Precision
 from faster_rcnn.graph.serving import onnx_predictor
 from faster_rcnn.graph.translations import OPSET
@@ -53,6 +53,7 @@ def publish(
     example: bool = True,
     labels: Sequence[str] | None = None,
     precision: Precision = "fp32",
+    provider: Provider = "any",
 ) -> Path:
     """Writes the version's folder and returns it.
 
@@ -60,7 +61,7 @@ def publish(
     training: how the detector was made;  measured_on: the name of `test`, whose first `limit` pictures are measured;
     pictures: what the graph is verified on, by default pictures of the generator;  example: whether one picture of
     `test` is put beside the model;  labels: of the classes without background, which a model of torchvision does not
-    know;  precision: of the graph, "fp32" or "fp16".
+    know;  precision: of the graph, "fp32" or "fp16";  provider: what it is for, "any" or "cpu".
     Raises FileExistsError if the version is there, Disagreement if the graph breaks a promise, ValueError if the
     service could not serve it.
     """
@@ -77,10 +78,12 @@ def publish(
         folder = Path(aside) / name / str(version)
         folder.mkdir(parents=True)
         graph = folder / "model.onnx"
-        export_onnx(detector, graph, precision)
-        verification = verify(graph, detector, canvases(detector.resize, detector.stride), pictures, precision)
+        export_onnx(detector, graph, precision, provider)
+        sizes = canvases(detector.resize, detector.stride)
+        verification = verify(graph, detector, sizes, pictures, precision, provider)
         card = {"name": name, "version": version, "labels": names, "training": training}
-        card |= _describe(detector, graph) | {"precision": precision, "verification": verification.to_dict()}
+        card |= _describe(detector, graph) | {"precision": precision, "provider": provider}
+        card["verification"] = verification.to_dict()
         _write(folder, card)  # the service's own loader, which measures, wants it whole
         if test is not None:
             predict = onnx_predictor(folder)

@@ -43,6 +43,7 @@ def publish_int8(
         card = json.loads((source / "model.json").read_text()) | {
             "version": version,
             "precision": "int8",
+            "provider": "cpu",
             "quantised_from": model.card.version,
             "sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
             "bytes": (folder / "model.onnx").stat().st_size,

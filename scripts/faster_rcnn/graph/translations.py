@@ -39,6 +39,12 @@ def _nms(boxes: Any, scores: Any, iou_threshold: float, keep: int) -> Any:
     return op.Squeeze(survivors, op.Constant(value_ints=[1]))
 
 
+def _roi_pool(features: Any, rois: Any, spatial_scale: float, height: int, width: int) -> tuple[Any, Any]:
+    """torchvision's operator answers where each maximum was found too, which nothing here asks for."""
+    pooled = op.MaxRoiPool(features, rois, pooled_shape=[height, width], spatial_scale=spatial_scale)
+    return pooled, pooled
+
+
 def _quotient(numbers: Any, divisor: int) -> Any:
     return op.Div(numbers, divisor)
 
@@ -47,4 +53,5 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.faster_rcnn.top_k.default: _top_k,
     torch.ops.faster_rcnn.nms.default: _nms,
     torch.ops.faster_rcnn.quotient.default: _quotient,
+    torch.ops.torchvision.roi_pool.default: _roi_pool,
 }

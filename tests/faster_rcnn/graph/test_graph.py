@@ -12,7 +12,8 @@ import pytest
 from faster_rcnn.config import canvases
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector import Answer, FasterRCNN
-from faster_rcnn.graph.export import export_onnx
+from faster_rcnn.graph.export import Provider, export_onnx
+from faster_rcnn.graph.placement import Misplaced
 from faster_rcnn.graph.publish import next_version, publish
 from faster_rcnn.graph.verification import (
     TO_PYTORCH,
@@ -84,12 +85,23 @@ def test_the_compact_graph_keeps_its_promises(compact: tuple[FasterRCNN, Path]) 
     assert verification.pictures == len(PICTURES) + 5  # four of extreme shapes and a blank one
 
 
-def test_the_vgg16_graph_with_roi_max_pooling_keeps_its_promises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("provider", ["any", "cpu"])
+def test_the_vgg16_graph_with_roi_max_pooling_keeps_its_promises(provider: Provider, tmp_path: Path) -> None:
     detector = lively("vgg16", head_units=64, rpn_channels=64, resize=ResizeRule(96, 160), anchor_scales=(32.0, 64.0))
     path = tmp_path / "model.onnx"
-    export_onnx(detector, path)
-    assert "MaxRoiPool" not in {node.op_type for node in onnx.load(path).graph.node}
-    assert verify(path, detector, canvases_of(detector), PICTURES).boxes_compared > 5000
+    export_onnx(detector, path, provider=provider)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert ("MaxRoiPool" in operators) == (provider == "cpu")
+    assert verify(path, detector, canvases_of(detector), PICTURES, provider=provider).boxes_compared > 5000
+    if provider == "cpu":
+        with pytest.raises(Misplaced, match="MaxRoiPool"):
+            verify(path, detector, canvases_of(detector), PICTURES)
+
+
+def test_roi_max_pooling_of_a_large_map_is_for_the_cpu(tmp_path: Path) -> None:
+    detector = lively("vgg16", resize=ResizeRule(1200, 2000))  # 125 cells a side, 105 can be tabled
+    with pytest.raises(ValueError, match="up to 105 cells a side, the resize rule asks for 125; .*--provider cpu"):
+        export_onnx(detector, tmp_path / "model.onnx")
 
 
 def tamper(path: Path, out: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
