@@ -174,9 +174,9 @@ class AsIfAlone(TorchFunctionMode):
         if name in _RULES:
             return _RULES[name](self, func, *args, **kwargs)
         out = func(*args, **kwargs)
-        if not isinstance(out, Tensor):
+        if not any(isinstance(value, Tensor) for value in _flat(out)):
             return out  # its shape, type, device …
-        if name not in _CELL_BY_CELL:
+        if name not in _CELL_BY_CELL or not isinstance(out, Tensor):
             raise Unsupported(
                 f"the network calls {resolve_name(func) or name}, of which is not known whether it looks beyond a "
                 "cell of a feature map; a canvas larger than the image would change the answer"
@@ -189,8 +189,13 @@ class AsIfAlone(TorchFunctionMode):
         for other in tagged[1:]:
             if not _same_size(other.extent, *first.extent.canvas):
                 raise Unsupported(f"the network joins maps of {other.extent.canvas} and {first.extent.canvas} cells")
-        tensors = [value for value in _flat(args) if isinstance(value, Tensor) and value.ndim == 4]
+        tensors = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor) and value.ndim == 4]
         tags = [self.tag_of(value) for value in tensors]
+        for tensor, tag in zip(tensors, tags, strict=True):
+            if tag is None and not all(statically_known_true(side == 1) for side in tensor.shape[2:]):
+                raise Unsupported(f"the network calls {name} on a feature map and something of which nothing is known")
+        if name in _QUOTIENT and self.tag_of(args[-1]) is not None:
+            raise Unsupported("the network divides by a feature map, which may be zero outside the images")
         every = all(tag is not None for tag in tags)
         numbers = any(isinstance(value, (int, float)) for value in _flat((args, kwargs)))
         blank = (
@@ -220,15 +225,17 @@ def _flat(values: Any) -> Iterable[Any]:
         yield values
 
 
-# Operations on each cell by itself, by the names of their functions without underscores.
-_POSITIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "exp"}
+# Operations on each cell by itself, by the names of their functions without underscores. None makes what is no number
+# of any number that stands outside an image: a product with zero would keep it.
+_POSITIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus"}
 _ZERO_TO_ZERO = {"relu", "relu6", "hardswish", "silu", "gelu", "leaky_relu", "elu", "selu", "mish", "tanh", "prelu"} | {
     "dropout", "to", "float", "half", "contiguous", "clone", "detach", "neg", "abs"
 }  # fmt: skip
 _KEEPS_SIGN = {"dropout", "to", "float", "half", "contiguous", "clone", "detach"}
 _SUM = {"add", "iadd", "radd"}
 _PRODUCT = {"mul", "imul", "rmul"}
-_OTHERS = {"sub", "isub", "rsub", "div", "truediv", "itruediv", "batch_norm", "hardtanh", "clamp", "softsign", "sqrt"}
+_OTHERS = {"sub", "isub", "rsub", "div", "truediv", "itruediv", "batch_norm", "hardtanh", "clamp", "softsign"}
+_QUOTIENT = {"div", "truediv", "itruediv"}
 _CELL_BY_CELL = _POSITIVE | _ZERO_TO_ZERO | _SUM | _PRODUCT | _OTHERS
 
 
@@ -384,7 +391,9 @@ def _interpolate(
         factor = _pair(int(scale_factor) if isinstance(scale_factor, float) else scale_factor)
         stride = (tag.extent.stride[0] // factor[0], tag.extent.stride[1] // factor[1])
         cells = tag.extent.cells * tag.extent.cells.new_tensor(factor)
-        extent = Extent(cells, (out.shape[2], out.shape[3]), stride, tag.extent.whole(), tag.extent.divisor)
+        extent = Extent(
+            cells, (out.shape[2], out.shape[3]), stride, tag.extent.whole(), tag.extent.divisor, tag.extent.of_image
+        )
     if extent is None or mode != "nearest" or not _doubles(tag.extent, extent):
         raise Unsupported(
             f"the network resizes a feature map by {mode!r} interpolation to a size that depends on the canvas; "
@@ -410,6 +419,14 @@ def _cat(alone: AsIfAlone, func: Callable[..., Tensor], /, tensors: Any, dim: in
         raise Unsupported("the network joins feature maps other than by their channels")
     blank, positive = all(tag.blank for tag in tags), all(tag.positive for tag in tags)
     return alone.tag(func(tensors, dim), Tag(tags[0].extent, (2, 3), blank, positive))
+
+
+def _parts(alone: AsIfAlone, func: Callable[..., Any], /, input: Tensor, number: Any, dim: int = 0) -> Any:
+    """Chunks or a split of the channels."""
+    tag = _maps(alone, input, func.__name__)
+    if dim % 4 != 1:
+        raise Unsupported("the network splits feature maps other than by their channels")
+    return tuple(alone.tag(one, Tag(tag.extent, (2, 3), tag.blank, tag.positive)) for one in func(input, number, dim))
 
 
 def _pad(
@@ -484,6 +501,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     "interpolate": _interpolate,
     "cat": _cat,
     "concat": _cat,
+    "chunk": _parts,
+    "split": _parts,
     "pad": _pad,
     "group_norm": _group_norm,
     "permute": _permute,

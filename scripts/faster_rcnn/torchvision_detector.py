@@ -136,7 +136,7 @@ class TorchvisionDetector(nn.Module):
     def _anchors(self, number: int, level: Level, places: Tensor) -> Tensor:
         """The anchors [N, K, 4] at `places` [N, K]: torchvision sets them off by whole pixels from a cell's corner, by
         as many as an image's height and width on its tight canvas hold cells of the map."""
-        cell = self.model.rpn.anchor_generator.cell_anchors[number].to(torch.float32)
+        cell = self.model.rpn.anchor_generator.cell_anchors[number].to(places.device, torch.float32)
         k, w = level.logits.shape[1], level.logits.shape[3]
         location = quotient(places, k)
         row = quotient(location, w)
@@ -218,6 +218,8 @@ class TorchvisionDetector(nn.Module):
             raise Unsupported(f"the backbone has {len(levels)} maps, the anchor generator has sizes for {anchored}")
         # torchvision takes a map's scale for the nearest power of two
         strides = tuple(2 ** round(math.log2(side / levels[name].features.shape[2])) for name in names)
+        if list(strides) != sorted(strides):
+            raise Unsupported(f"box_roi_pool takes maps of strides {strides}; they must come finest first")
         S, T = pool.output_size
         sampling = Sampling((S, T), max(0, pool.sampling_ratio), strides, pool.canonical_scale, pool.canonical_level)
         channels = levels[names[0]].features.shape[1]

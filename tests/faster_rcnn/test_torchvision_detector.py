@@ -241,6 +241,25 @@ class Attention(nn.Module):
         )
 
 
+class Halves(nn.Module):
+    """Its channels part and meet again, one half behind a wider window."""
+
+    out_channels = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 16, stride=16), nn.ReLU6(inplace=True))
+        self.wide = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(16, 16, 3, padding=2, dilation=2), nn.Hardswish())
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second = self.stem(images).chunk(2, dim=1)
+        return torch.cat([first, self.wide(second) + second], dim=1)
+
+
+def test_a_backbone_whose_channels_part_and_meet_again() -> None:
+    check(one_map(Halves()), detections=100)
+
+
 class Tail(nn.Module):
     """A layer behind a stem."""
 
@@ -254,17 +273,25 @@ class Tail(nn.Module):
         return self.tail(self.stem(images))
 
 
+class Untracked(nn.Module):
+    """What comes from elsewhere may hold anything outside the image."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + torch.ones(maps.shape)
+
+
 @pytest.mark.parametrize(
     ("backbone", "complaint"),
     [
         (Attention(), "flatten.* of which is not known whether it looks beyond a cell"),
+        (Tail(Untracked()), "add.* something of which nothing is known"),
         (Tail(nn.AdaptiveAvgPool2d(7)), "pools adaptively to 7"),
         (Tail(nn.Upsample(scale_factor=2, mode="bilinear")), "'bilinear' interpolation"),
         (Tail(nn.MaxPool2d(3, 2, ceil_mode=True)), "ceil_mode"),
         (Tail(nn.ConvTranspose2d(16, 16, 2, stride=2)), "conv_transpose2d"),
         (Tail(nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")), "pads a feature map other than with zeros"),
     ],
-    ids=["attention", "adaptive", "bilinear", "ceil mode", "transposed", "reflected"],
+    ids=["attention", "untracked", "adaptive", "bilinear", "ceil mode", "transposed", "reflected"],
 )
 def test_what_cannot_be_kept_within_an_image_is_refused_by_name(backbone: nn.Module, complaint: str) -> None:
     with pytest.raises(Unsupported, match=complaint):
