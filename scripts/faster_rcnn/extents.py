@@ -348,10 +348,14 @@ def _average_pool(
 
 
 def _mean_of_image(maps: Tensor, extent: Extent) -> Tensor:
-    """The mean over each image's own cells: [N, C, 1, 1], in float32 whatever the maps are."""
-    inside = extent.inside.to(torch.float32)
-    total = (maps * inside).sum(dim=(2, 3), keepdim=True)
-    return (total / inside.sum(dim=(2, 3), keepdim=True).clamp(min=1)).to(maps.dtype)
+    """The mean over each image's own cells: [N, C, 1, 1].
+
+    Summed in float64, because in float32 the order of the summands, which follows from the canvas, shows.
+    """
+    inside = extent.inside
+    total = (maps * inside.to(maps.dtype)).sum(dim=(2, 3), keepdim=True, dtype=torch.float64)
+    count = (extent.cells[:, 0] * extent.cells[:, 1]).clamp(min=1)[:, None, None, None]
+    return (total / count).to(maps.dtype)
 
 
 def _adaptive_average_pool(alone: AsIfAlone, func: Callable[..., Tensor], /, input: Tensor, output_size: Any) -> Tensor:
