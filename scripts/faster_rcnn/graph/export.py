@@ -2,12 +2,14 @@
 
 import copy
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Literal
 
 import onnx
 import torch
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 
 from faster_rcnn.detector import Answer, FasterRCNN
@@ -69,6 +71,9 @@ def export_onnx(
             verbose=False,
         )
     assert program is not None
+    # also the weights that are only reordered, which the exporter's own pass takes for too large
+    fold_constants(program.model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
+    remove_unused_nodes(program.model)
     program.save(str(path), external_data=False)
     _name_dimensions(path)
 

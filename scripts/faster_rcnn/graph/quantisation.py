@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from service.images import Canvas
@@ -49,12 +50,21 @@ def quantise(graph: Path, out: Path, canvases: Iterable[Canvas]) -> None:
 def _layers(graph: onnx.GraphProto) -> list[str]:
     """The hidden layers, but for the first convolution: its three channels leave int8 nothing to gain, and to quantise
     the picture costs more than that. Layers that give scores and deltas take no time and want all their digits.
-    Products of two features, RoIAlign's, are not layers."""
-    weights = {one.name for one in graph.initializer}
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    Products of two features, RoIAlign's, are not layers, nor is what blanks the features outside a picture
+    (`padding.py`), a convolution of one channel by ones."""
+    weights = {one.name: one for one in graph.initializer}
+    convolutions = [
+        node
+        for node in graph.node
+        if node.op_type == "Conv" and (numpy_helper.to_array(weights[node.input[1]]) != 1).any()
+    ]
     if not convolutions:
         raise ValueError("the graph has no convolution")
-    products = [node for node in graph.node if node.op_type in ("Gemm", "MatMul") and weights.intersection(node.input)]
+    products = [
+        node
+        for node in graph.node
+        if node.op_type in ("Gemm", "MatMul") and any(name in weights for name in node.input)
+    ]
     hidden = [node.name for node in convolutions[1:] + products if not _gives_answers(node, graph)]
     return hidden + [node.name for node in graph.node if node.op_type in RECTIFIERS]
 
