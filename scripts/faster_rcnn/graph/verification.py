@@ -42,8 +42,9 @@ class Tolerance:
 
 
 TO_PYTORCH: dict[Precision, Tolerance] = {"fp32": Tolerance(0.1, 1e-3, 0.005), "fp16": Tolerance(2.0, 0.05, 0.05)}
-# In another batch the last bits of a float32 sum may differ, and then round to the neighbouring float16.
-TO_ALONE: dict[Precision, Tolerance] = {"fp32": Tolerance(0.01, 1e-4), "fp16": Tolerance(0.1, 1e-3)}
+# On another canvas the last bits may differ, on a pyramid by where its maps stand on RoIAlign's sheet: that turns over
+# what ties, and in float16 may round to the neighbouring number. Padding that leaks moves a box in ten.
+TO_ALONE: dict[Precision, Tolerance] = {"fp32": Tolerance(0.01, 1e-4, 0.002), "fp16": Tolerance(0.1, 1e-3, 0.002)}
 
 
 class Disagreement(ValueError):  # noqa: N818  the word for it
