@@ -185,8 +185,9 @@ def first_pictures(test: Dataset) -> list[np.ndarray]:
 
 
 def version_of(arguments: argparse.Namespace) -> int:
-    version: int = arguments.version or next_version(arguments.store, arguments.name)
-    return version
+    if arguments.version is None:
+        return next_version(arguments.store, arguments.name)
+    return int(arguments.version)
 
 
 if __name__ == "__main__":

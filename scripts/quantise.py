@@ -39,7 +39,7 @@ def main() -> None:
     check_labels(test, tuple(json.loads((source / "model.json").read_text())["labels"]), str(arguments.model))
     folder = publish_int8(
         source,
-        arguments.version or next_version(source.parent.parent, source.parent.name),
+        next_version(source.parent.parent, source.parent.name) if arguments.version is None else arguments.version,
         open_dataset(arguments.data, "train", arguments.seed, arguments.skip_bad_boxes),
         test,
         f"{arguments.data}/{split}",

@@ -237,7 +237,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # 1.13 to 1.29 times as fast as the next level, which keeps convolutions in the file's layout
+    # 1.13 to 1.18 times as fast as the next level, which keeps convolutions in the file's layout
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Threads that spin while they wait take cores from decoding and from other runs: with two threads on two cores
     # that others use too, a run took 1.4 to 1.8 times as long as with threads that sleep.

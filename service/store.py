@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.images import Geometry
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model
+
 
 class Refused(Exception):  # noqa: N818  the word that logs and /models use
     """A model that cannot be served; the message says why and what to do."""
@@ -32,7 +34,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     version: int = Field(ge=0)
     labels: list[str] = Field(min_length=1, description="index 0 first; background is not among them")
     canvases: list[tuple[int, int]] = Field(min_length=1, description="height, width")

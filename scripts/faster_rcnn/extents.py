@@ -12,8 +12,9 @@ N  images;  C  channels;  h, w  a map's height and width on the canvas.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -87,9 +88,12 @@ class Extent:
                 sides = zip(self.cells.unbind(1), reach, step, strict=True)
                 cells = torch.stack([_positions(*side) for side in sides], dim=1)
             stride = (self.stride[0] * step[0], self.stride[1] * step[1])
-            rounded_up = self.rounded_up and reach == (0, 0)
+            same = self.rounded_up and reach == (0, 0)
+            parts = self.whole() and all(
+                0 <= r < s and self.divisor % side == 0 for r, s, side in zip(reach, step, stride, strict=True)
+            )  # windows that do not overlap part an image without a rest
             canvas = tuple((side - 1 - r) // s + 1 for side, r, s in zip(self.canvas, reach, step, strict=True))
-            self._after[reach, step] = Extent(cells, canvas, stride, rounded_up, self.divisor, self.of_image)
+            self._after[reach, step] = Extent(cells, canvas, stride, same or parts, self.divisor, self.of_image)
         return self._after[reach, step]
 
     def whole(self) -> bool:
@@ -171,6 +175,8 @@ class AsIfAlone(TorchFunctionMode):
         if not tagged:
             return func(*args, **kwargs)
         name = func.__name__.strip("_").removesuffix("_")
+        if kwargs.get("inplace") or (args and re.fullmatch(r"\w*[a-z0-9]_|__i\w+__", func.__name__)):
+            self._forget(args[0])
         if name in _RULES:
             return _RULES[name](self, func, *args, **kwargs)
         out = func(*args, **kwargs)
@@ -182,6 +188,12 @@ class AsIfAlone(TorchFunctionMode):
                 "cell of a feature map; a canvas larger than the image would change the answer"
             )
         return self._each_cell(name, out, tagged, args, kwargs)
+
+    def _forget(self, overwritten: Any) -> None:
+        """What an activation was computed from is no longer there: blank what came of it, not what went into it."""
+        for tensor, tag in list(self._tags.items()):
+            if tag.activation is not None and tag.activation[1] is overwritten:
+                self._tags[tensor] = replace(tag, activation=None)
 
     def _each_cell(self, name: str, out: Tensor, tagged: list[Tag], args: Any, kwargs: Any) -> Tensor:
         """Tags what was computed cell by cell from tensors of one size."""

@@ -12,6 +12,8 @@ def read_labels(file: Path, classes: int) -> tuple[str, ...]:
 
     Raises ValueError that names the lines at fault, FileNotFoundError if there is no such file.
     """
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; name a file in it that holds one label a line, without background")
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there; write one label a line into it, without background")
     try:

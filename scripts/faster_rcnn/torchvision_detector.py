@@ -30,9 +30,9 @@ from faster_rcnn.ragged import linear_of_channels_last, real_rows
 from faster_rcnn.resize import ResizeRule
 from faster_rcnn.roi_head import DetectionLimits, TargetNormalisation, detect
 
-# Class scores that enter the last suppression, the best first. torchvision has no such bound; that of 5000 fewer
-# survive than are wanted would take a picture where each hides fifty others.
-CANDIDATES = 5000
+# Class scores that enter the last suppression at most, the best first. torchvision has no such bound. Its own threshold
+# of 0.05 and 1000 proposals stay below it; with lower ones it matters where a hundred survivors hide all the others.
+CANDIDATES = 20_000
 # A map of at most so many cells is pooled from by matrix products; beyond, ONNX's operator is faster on a CPU.
 SMALL_MAP = 1024
 PROBE = 256  # pixels a side of the canvas on which the strides of the maps are read off
@@ -48,7 +48,9 @@ class Level(NamedTuple):
 
 
 class TorchvisionDetector(nn.Module):
-    """`forward` is what is exported. Raises Unsupported for a model that cannot be told for an image alone.
+    """`forward` is what is exported. The model is put into eval mode.
+
+    Raises Unsupported for a model that cannot be told for an image alone.
 
     stride: what the sides of a canvas are multiples of;  classes: without background.
     """
@@ -218,6 +220,8 @@ class TorchvisionDetector(nn.Module):
             raise Unsupported(f"the backbone has {len(levels)} maps, the anchor generator has sizes for {anchored}")
         # torchvision takes a map's scale for the nearest power of two
         strides = tuple(2 ** round(math.log2(side / levels[name].features.shape[2])) for name in names)
+        if pool.scales is not None:  # the model has run before, and keeps what it then took them for
+            strides = tuple(max(1, round(1 / scale)) for scale in pool.scales)
         if list(strides) != sorted(strides):
             raise Unsupported(f"box_roi_pool takes maps of strides {strides}; they must come finest first")
         S, T = pool.output_size
@@ -226,6 +230,8 @@ class TorchvisionDetector(nn.Module):
         scores, deltas = self._head(torch.zeros(1, channels, S, T, device=device))
         if deltas.shape[1] != 4 * scores.shape[1]:
             raise Unsupported(f"box_predictor gives {deltas.shape[1]} deltas for {scores.shape[1]} classes, not 4 each")
+        if scores.shape[1] < 2:
+            raise Unsupported("box_predictor knows background alone")
         return names, sampling, scores.shape[1] - 1
 
     @torch.no_grad()

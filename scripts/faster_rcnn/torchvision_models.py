@@ -73,6 +73,8 @@ def checkpoint_model(builder: str, file: Path, num_classes: int | None = None, e
     state = read_tensors(file)
     if PREDICTOR not in state:
         raise ValueError(f"{file} has no {PREDICTOR} and so is no Faster R-CNN of torchvision; {_advice(())}")
+    if state[PREDICTOR].ndim != 2 or len(state[PREDICTOR]) < 2:
+        raise ValueError(f"{file}: {PREDICTOR} has shape {list(state[PREDICTOR].shape)}, which tells no classes apart")
     found = len(state[PREDICTOR])
     if num_classes not in (None, found):
         raise ValueError(f"{file} knows {found} classes with background, not {num_classes}; leave out --num-classes")

@@ -35,6 +35,7 @@ CLASSIFIERS = {
 # VGG-16's fully connected layers, which go into the head (Girshick 2015, section 2.1).
 FC_LAYERS = {"classifier.0": "fc6", "classifier.3": "fc7"}
 WRAPPINGS = ("detector", "model", "state_dict", "model_state_dict")  # this project's, torchvision's, the customary ones
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, the customary one
 TIMEOUT = 10.0  # seconds without an answer after which the network counts as absent
 SHOWN = 3  # names in a message
 
@@ -110,8 +111,9 @@ def read_tensors(file: Path) -> State:
     if not isinstance(state, dict):
         raise ValueError(f"{file} holds a {type(state).__name__} and not tensors by name; save a model's state_dict()")
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    if all(name.startswith("module.") for name in tensors):  # DistributedDataParallel's
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    for prefix in PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 

@@ -35,7 +35,7 @@ def export_onnx(
     precision: Precision = "fp32",
     provider: Provider = "any",
 ) -> None:
-    """Writes the graph of a detector with symbolic N, H and W.
+    """Writes the graph of a detector with symbolic N, H and W; the detector is left on the CPU, in eval mode.
 
     detector: of this project, or any instance of torchvision's FasterRCNN, whatever its backbone, anchors, thresholds
     and sizes;  precision: of the features, see `precision.py`;  provider: what the graph is for. RoI max pooling alone

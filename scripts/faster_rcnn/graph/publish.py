@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
@@ -27,6 +28,7 @@ from faster_rcnn.graph.verification import verify
 from faster_rcnn.label_names import distinct
 from faster_rcnn.torchvision_detector import TorchvisionDetector
 from faster_rcnn.torchvision_models import describe
+from service.store import NAME
 
 SERVED_THRESHOLD = 0.5  # what a client gets who names none: few false boxes
 EXAMPLES = 48  # pictures from which one is shown
@@ -68,6 +70,7 @@ def publish(
     detector = exportable(detector)
     names = _check_labels(detector, labels)
     _check_resize(detector)
+    _check_place(name, version)
     final = store / name / str(version)
     if final.exists():
         raise FileExistsError(f"{final} is there already; choose another --version")
@@ -84,10 +87,10 @@ def publish(
         card = {"name": name, "version": version, "labels": names, "training": training}
         card |= _describe(detector, graph) | {"precision": precision, "provider": provider}
         card["verification"] = verification.to_dict()
-        _write(folder, card)  # the service's own loader, which measures, wants it whole
+        write_card(folder, card)  # the service's own loader, which measures, wants it whole
         if test is not None:
             predict = onnx_predictor(folder)
-            _write(folder, card | {"metrics": {measured_on: evaluate(test, predict, limit)}})
+            write_card(folder, card | {"metrics": {measured_on: evaluate(test, predict, limit)}})
             if example:
                 _draw_example(folder, test, predict)
         final.parent.mkdir(exist_ok=True)
@@ -127,6 +130,14 @@ def _check_labels(detector: Exportable, labels: Sequence[str] | None) -> list[st
     return list(distinct(labels, "labels"))
 
 
+def _check_place(name: str, version: int) -> None:
+    if not re.fullmatch(NAME, name) or version < 0:
+        raise ValueError(
+            f"the service takes no model {name!r} of version {version}; a name begins with a letter or digit and goes "
+            "on with these, dots, hyphens and underscores, and a version is not negative"
+        )
+
+
 def _check_resize(detector: Exportable) -> None:
     if isinstance(detector, TorchvisionDetector) and (fixed := detector.model.transform.fixed_size) is not None:
         raise ValueError(
@@ -144,5 +155,6 @@ def _draw_example(folder: Path, test: Dataset, predict: Predictor) -> None:
     picture.save(folder / "result.jpg", quality=92)
 
 
-def _write(folder: Path, card: dict[str, Any]) -> None:
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """`model.json` of a version's folder."""
     (folder / "model.json").write_text(json.dumps(card, indent=1) + "\n")

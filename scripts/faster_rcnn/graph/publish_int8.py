@@ -4,10 +4,10 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.evaluation import evaluate
+from faster_rcnn.graph.publish import write_card
 from faster_rcnn.graph.quantisation import quantise
 from faster_rcnn.graph.serving import decoded, onnx_predictor
 from service import store
@@ -49,16 +49,12 @@ def publish_int8(
             "bytes": (folder / "model.onnx").stat().st_size,
         }
         card.pop("verification", None)  # of the float32 graph
-        _write(folder, card)
+        write_card(folder, card)
         after = evaluate(test, onnx_predictor(folder), limit)
         if after["AP"] < before["AP"] - LARGEST_LOSS:
             raise TooCoarse(
                 f"AP on {measured_on} falls from {before['AP']} to {after['AP']} in int8; serve the float32 version"
             )
-        _write(folder, card | {"metrics": {measured_on: after, f"{measured_on}, float32": before}})
+        write_card(folder, card | {"metrics": {measured_on: after, f"{measured_on}, float32": before}})
         folder.rename(final)
     return final
-
-
-def _write(folder: Path, card: dict[str, Any]) -> None:
-    (folder / "model.json").write_text(json.dumps(card, indent=1) + "\n")

@@ -110,7 +110,7 @@ def compare(first: Boxes, second: Boxes, tolerance: Tolerance) -> Difference:
     distance = np.where(first.labels[:, None] == second.labels[None], distance, np.inf)
     gap = np.abs(first.scores[:, None] - second.scores[None])
     # the score decides between boxes that lie equally near
-    cost = np.where(distance <= tolerance.box, distance + gap, np.inf)
+    cost = np.where((distance <= tolerance.box) & (gap <= tolerance.score), distance + gap, np.inf)
     free_first, free_second = np.ones(len(first.boxes), bool), np.ones(len(second.boxes), bool)
     box = score = 0.0
     for place in np.argsort(cost, axis=None):
@@ -192,7 +192,7 @@ class _Comparison:
         self._worst, self._where = Difference(), ""
 
     def add(self, found: Boxes, wanted: Boxes, what: str) -> None:
-        """Raises Disagreement if the scores of boxes that match differ."""
+        """One picture's boxes."""
         self._add(compare(found, wanted, self.tolerance), len(found.boxes), what)
 
     def add_blank(self, found: Boxes, wanted: Boxes, what: str) -> None:
@@ -217,8 +217,8 @@ class _Comparison:
         if self.total.unmatched > self.tolerance.unmatched * self.boxes:
             raise Disagreement(
                 f"{self._where} against {self.reference} alone: {self._worst.unmatched} boxes have no partner within "
-                f"{self.tolerance.box} pixels, the worst misses by {self._worst.missed_by:.3g} "
-                f"({self.total.unmatched} of {self.boxes} boxes in all)"
+                f"{self.tolerance.box} pixels and {self.tolerance.score:g} of score, the worst misses by "
+                f"{self._worst.missed_by:.3g} ({self.total.unmatched} of {self.boxes} boxes in all)"
             )
 
 
