@@ -28,7 +28,7 @@ def _plot_rates(panel: Axes, results: Sequence[Measured]) -> None:
     panel.set_xticks(batches, [str(n) for n in batches])
     panel.set(xlabel="N", ylabel="images/s")
     panel.set_ylim(bottom=0)
-    panel.legend(fontsize=8)
+    panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
 def _plot_stages(panel: Axes, stages: Mapping[int, Mapping[str, float]]) -> None:
@@ -42,4 +42,4 @@ def _plot_stages(panel: Axes, stages: Mapping[int, Mapping[str, float]]) -> None
         panel.bar(names, heights, bottom=bottom, label=stage)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     panel.set_ylabel("ms an image")
-    panel.legend(fontsize=8)
+    panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
