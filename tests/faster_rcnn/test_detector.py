@@ -148,16 +148,16 @@ def test_every_image_has_a_canvas(backbone: str, ratio: float) -> None:
     assert all(h % 16 == 0 and w % 16 == 0 for h, w in canvases(rule, 16))
 
 
-def test_a_map_too_large_for_roi_max_pooling_is_refused() -> None:
+def test_a_map_too_large_for_roi_max_pooling_on_a_gpu_is_refused() -> None:
     config = replace(preset("vgg16", Shapes.labels), resize=ResizeRule(600, 1800), head_units=8)
     with pytest.raises(ValueError, match="maps of up to 105 cells a side, the resize rule asks for 113"):
-        FasterRCNN(config)
+        FasterRCNN(config).check_map_size()
 
 
 def test_a_pyramids_finest_map_is_the_one_that_must_not_be_too_large() -> None:
     config = replace(preset("resnet50_fpn", Shapes.labels), roi_pooling="max", resize=ResizeRule(320, 480))
     with pytest.raises(ValueError, match="maps of up to 105 cells a side, the resize rule asks for 120"):  # 480 / 4
-        FasterRCNN(config)
+        FasterRCNN(config).check_map_size()
 
 
 def test_anchor_scales_are_dealt_to_the_maps() -> None:
