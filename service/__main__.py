@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -27,6 +29,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._runtime = runtime
         self._announced = False
+        self._asked_to_stop: float | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -36,13 +39,19 @@ class Server(uvicorn.Server):
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._runtime.draining = True
-        super().handle_exit(sig, frame)
+        self._runtime.drain()
+        if sig == signal.SIGTERM and self._asked_to_stop is None and self._announced:
+            self._asked_to_stop = time.monotonic()  # `on_tick` stops it once the grace is over
+        else:
+            super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
         if not self._announced and self._runtime.not_ready() is None:
             self._announced = True
             self._announce()
+        grace = self._runtime.settings.shutdown_grace
+        if self._asked_to_stop is not None and time.monotonic() - self._asked_to_stop >= grace:
+            return True
         return await super().on_tick(counter) or self._runtime.failure is not None
 
     def _announce(self) -> None:
@@ -76,7 +85,12 @@ def main() -> int:
     )
     runtime: Runtime = app.state.runtime
     Server(config, runtime).run()
-    return 1 if runtime.failure else 0
+    if runtime.failure:
+        # A dead GPU may hang whoever tidies up after it, and the supervisor waits for the end of the process.
+        sys.stdout.flush()
+        logging.shutdown()
+        os._exit(1)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""ONNX Runtime: a model's two sessions; a batch of canvases in, one result for each picture out (contract 1).
+"""ONNX Runtime: a model's sessions; a batch of canvases in, one result for each picture out (contract 1).
 
 N  pictures in a batch;  H, W  the canvas;  D  detections and  P  proposals, padded;  boxes are x1, y1, x2, y2.
 
 One session holds the whole graph, the other only what proposals need: a session runs all its nodes, whichever
-outputs are asked for. `run` may be called from several threads at once; it releases the GIL.
+outputs are asked for. A session's threads are fixed when it is opened, so there is a pair for each number of threads
+that a run may have. `run` may be called from several threads at once; it releases the GIL.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +45,7 @@ DETECTIONS = {
     "scores": ("tensor(float)", 2),
     "labels": ("tensor(int64)", 2),
 }
+_PROPOSAL_NAMES, _ALL_NAMES = list(PROPOSALS), list(DETECTIONS | PROPOSALS)
 LOG_ERRORS_ONLY = 3
 
 log = logging.getLogger(__name__)
@@ -64,29 +68,46 @@ class Result:
 
 
 class Engine:
-    """A model ready to run. Raises Refused if the graph does not keep contract 1 or the provider does not start."""
+    """A model ready to run on one device.
 
-    def __init__(self, model: Model, provider: str = CPU, threads: int = 1, tf32: bool = False) -> None:
-        """`threads`: within one run; 1 where several runs go on at once, which gives the most pictures a second.
+    Raises Refused if the graph does not keep contract 1 or the provider does not start.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        provider: str = CPU,
+        threads: int | Sequence[int] = 1,
+        tf32: bool = False,
+        device: int = 0,
+    ) -> None:
+        """`threads`: how many a run on the CPU may have, one number or several to choose from at each run.
 
         `tf32`: lets CUDA round what it multiplies to ten bits; faster, but then answers may depend on the batch.
+        `device`: which GPU.
         """
         self.card = model.card
         if provider == CUDA and model.card.provider == "cpu":
             log.warning("%s/%d was made for the CPU and runs there; publish it for any provider", *model.id)
             provider = CPU
         self.provider = provider
+        self.widths = tuple(sorted({threads} if isinstance(threads, int) else set(threads)))
         try:
             onnx_subgraph.refuse_external_data(model.graph)
-            self._full = open_session(model.graph, provider, session_options(threads), tf32)
-            check_interface(self._full)
             proposals_alone = onnx_subgraph.extract(model.graph, list(PROPOSALS))
-            self._proposals = open_session(proposals_alone, provider, session_options(threads), tf32)
+            self._full, self._proposals = (
+                {width: open_session(graph, provider, session_options(width), tf32, device) for width in self.widths}
+                for graph in (model.graph, proposals_alone)
+            )
+            check_interface(self._full[self.widths[0]])
         except ValueError as error:
             raise Refused(f"model.onnx: {error}") from error
 
-    def run(self, canvases: Sequence[Canvas], proposals_only: bool = False) -> list[Result]:
-        """One result for each of `canvases`, which share one canvas size. Raises what ONNX Runtime raises."""
+    def run(self, canvases: Sequence[Canvas], proposals_only: bool = False, threads: int = 1) -> list[Result]:
+        """One result for each of `canvases`, which share one canvas size. Raises what ONNX Runtime raises.
+
+        `threads`: at most so many, if the engine has such a width; else its narrowest.
+        """
         (H, W) = canvases[0].size
         images = np.zeros((len(canvases), H, W, 3), dtype=np.uint8)
         sizes = np.empty((len(canvases), 2), dtype=np.int64)
@@ -97,13 +118,14 @@ class Engine:
             images[row, :h, :w] = canvas.pixels
             sizes[row] = h, w
 
-        session, names = (self._proposals, PROPOSALS) if proposals_only else (self._full, DETECTIONS | PROPOSALS)
-        values = session.run(list(names), {"images": images, "sizes": sizes})
+        width = max((width for width in self.widths if width <= threads), default=self.widths[0])
+        sessions, names = (self._proposals, _PROPOSAL_NAMES) if proposals_only else (self._full, _ALL_NAMES)
+        values = sessions[width].run(names, {"images": images, "sizes": sizes})
         out = dict(zip(names, values, strict=True))
         return [_result(out, row, canvas) for row, canvas in enumerate(canvases)]
 
     def warm_up(self, batch_pixels: int = 0) -> None:
-        """Runs both sessions, so that no request pays for a first time.
+        """Runs every session, so that no request pays for a first time.
 
         On a CPU the largest canvas is enough: after it, another canvas's first run takes 1.01 to 1.02 times as long
         as its later ones, and to run them all takes minutes where a picture takes seconds (scripts/RESULTS.md).
@@ -118,8 +140,9 @@ class Engine:
                     self.run([_blank(canvas)] * largest)
                 except Exception:  # most likely out of memory: such batches will be halved, which costs time
                     log.warning("a batch of %d on %d x %d fails; lower BATCH_PIXELS", largest, *canvas)
-            for proposals_only in (False, True):
-                self.run([_blank(canvas)], proposals_only)
+            for width in self.widths:
+                for proposals_only in (False, True):
+                    self.run([_blank(canvas)], proposals_only, width)
 
     def probe(self) -> None:
         """A small run that any healthy engine survives. Raises what ONNX Runtime raises."""
@@ -153,7 +176,7 @@ def pick_provider(require_cuda: bool = False) -> str:
     """
     if CUDA not in onnxruntime.get_available_providers():
         reason, remedy = "this onnxruntime is built without CUDA", "install onnxruntime-gpu"
-    elif (devices := _cuda_devices()) < 1:
+    elif (devices := cuda_devices()) < 1:
         reason, remedy = "no NVIDIA GPU is visible", "check nvidia-smi, and the container's GPU reservation"
     elif not _cuda_starts():
         reason = f"CUDA or cuDNN does not load ({devices} GPU)"
@@ -204,7 +227,7 @@ def _numbers(file: Path) -> list[int]:
         return []
 
 
-def _cuda_devices() -> int:
+def cuda_devices() -> int:
     """How many GPUs the driver shows. Asking the driver first keeps a machine without one free of ORT's errors."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -247,18 +270,39 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def open_session(
-    graph: bytes, provider: str, options: onnxruntime.SessionOptions, tf32: bool = False
+    graph: bytes, provider: str, options: onnxruntime.SessionOptions, tf32: bool = False, device: int = 0
 ) -> onnxruntime.InferenceSession:
-    """A session as the service has it. Raises ValueError if ONNX Runtime cannot load the graph."""
+    """A session as the service has it, on GPU `device`. Raises ValueError if ONNX Runtime cannot load the graph."""
     cuda_options = {
+        "device_id": str(device),
         "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE costs 0.6 s at every new shape
         "use_tf32": str(int(tf32)),
     }
     providers = [(CUDA, cuda_options), CPU] if provider == CUDA else [CPU]
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=providers)
+        with _as_file(graph) as path:
+            return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ORT's exceptions share no base of their own
         raise ValueError(f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _as_file(graph: bytes) -> Iterator[str]:
+    """The path of a file with these very bytes, in memory where the system can.
+
+    ONNX Runtime holds the GIL while it parses bytes (90 ms for 175 MB, in which nobody is answered), and releases it
+    while it reads a file. The model's own file may have changed since its hash was checked.
+    """
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("model.onnx"), "wb") as file:  # noqa: PTH123  a descriptor, not a path
+            file.write(graph)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(graph)
+            yield str(path)
 
 
 def _result(out: dict[str, Any], row: int, canvas: Canvas) -> Result:

@@ -1,7 +1,7 @@
-"""What lives between start and stop: the models, the queue, the decoding threads, and whether we are ready.
+"""What lives between start and stop: the models, the queue, the door, and whether we are ready.
 
-One request's way is `infer`: body, canvas, batch, result. All of it runs on the event loop but for decoding and the
-engine, which have threads of their own.
+One request's way is `infer`: body, queue, answer. It runs on the event loop; decoding and the engines have threads of
+their own behind the queue.
 """
 
 from __future__ import annotations
@@ -11,32 +11,39 @@ import contextlib
 import gc
 import hashlib
 import logging
+import math
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cachetools import LRUCache
 from starlette.requests import ClientDisconnect, Request
 
-from service import images, store, uploads
-from service.batcher import Batcher, DeadlinePassedError, EngineFailedError, Key
-from service.engine import CPU, CUDA, Engine, Result, pick_provider, usable_cores
-from service.images import Canvas, Geometry
+from service import devices, uploads
+from service.batcher import Answer, Batcher, DeadlinePassedError
+from service.catalogue import Catalogue, ServedModel
+from service.engine import CUDA, Result, pick_provider, usable_cores
+from service.isolation import EngineFailedError, NoMemoryLeftError
 from service.metrics import Metrics
 from service.problems import Problem, retry_later
 from service.schemas import Seen
 from service.settings import Settings
 from service.store import Refused
 
-# Bounds memory: what a batch needs grows with its pixels. On the CPU a picture in a batch of 16 takes 8 % longer than
-# one alone (measured with the embedded model), and its members wait for each other.
-BATCH_PIXELS = {CUDA: 8_000_000, CPU: 250_000}
+HASHED_AT_ONCE = 2**18  # bytes; takes 0.15 ms, which is what a thread would cost
+LONGEST_RETRY = 60  # seconds
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+class Terms(NamedTuple):
+    """What a request asks of the queue: `timeout` in seconds from the end of its upload, `bulk` if others go first."""
+
+    timeout: float
+    bulk: bool
 
 
 class Outcome(NamedTuple):
@@ -53,24 +60,28 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.engines: dict[str, dict[int, Engine]] = {}
-        self.refused: dict[str, str] = {}
-        self._preferred: str | None = None
         self.provider = ""
-        self.loaded = self.draining = False
         self.failure: str | None = None
+        self._drains_since: float | None = None
+        self._catalogue: Catalogue | None = None
         self._batcher: Batcher | None = None
-        self._decoders = ThreadPoolExecutor(settings.decode_threads or usable_cores(), thread_name_prefix="decode")
+        self._painters = ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw")
         self._recent: LRUCache[str, bytes] = LRUCache(settings.recent_bytes, getsizeof=len)
         self._in_flight = 0
         self.metrics.ready.set_function(lambda: self.not_ready() is None)
         self.metrics.recent_bytes.set_function(lambda: self._recent.currsize)
         self.metrics.in_flight.set_function(lambda: self._in_flight)
+        self.metrics.draining_seconds.set_function(
+            lambda: 0 if self._drains_since is None else time.monotonic() - self._drains_since
+        )
 
     # --- start and stop ------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Loads and warms up every model that keeps its contract. A failure is kept for `/readyz` and the log."""
+        """Loads and warms up every model that keeps its contract, then looks for changes as long as it is awaited.
+
+        A failure is kept for `/readyz` and the log.
+        """
         try:
             await asyncio.to_thread(self._load)
         except Refused as error:
@@ -78,11 +89,23 @@ class Runtime:
         except Exception as error:
             log.exception("start-up failed")
             self.fail(f"start-up failed: {type(error).__name__}; the log has the reason")
+        while self.loaded and self.settings.model_poll_seconds:
+            await asyncio.sleep(self.settings.model_poll_seconds)
+            await asyncio.to_thread(self._refresh)
 
     def stop(self) -> None:
         if self._batcher:
             self._batcher.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._painters.shutdown(wait=False, cancel_futures=True)
+
+    def drain(self) -> None:
+        """From here on `/readyz` says no, so that nobody new is sent here; who comes is still answered."""
+        if self._drains_since is None:
+            self._drains_since = time.monotonic()
+
+    @property
+    def draining(self) -> bool:
+        return self._drains_since is not None
 
     def fail(self, reason: str) -> None:
         """From here on nothing is answered; whoever runs the process should end it."""
@@ -92,47 +115,57 @@ class Runtime:
     def _load(self) -> None:
         settings = self.settings
         self.provider = pick_provider(settings.require_cuda)
-        batch_pixels = settings.batch_pixels or BATCH_PIXELS[self.provider]
-        for directory in store.directories(settings.model_store):
-            place = f"{directory.parent.name}/{directory.name}"
-            try:
-                self._load_one(directory, batch_pixels)
-            except Refused as error:
-                log.warning("model %s is not served: %s", place, error)
-                self.refused[place] = str(error)
-        if not self.engines:
-            raise Refused(f"no model in {settings.model_store} can be served{_listed(self.refused)}")
-        if settings.default_model and settings.default_model not in self.engines:
-            names = ", ".join(self.engines)
+        places = devices.find(
+            self.provider, settings.engines, settings.engine_workers, settings.batch_pixels, settings.engine_threads
+        )
+        catalogue = Catalogue(settings.model_store, places, settings.allow_tf32, self.metrics)
+        catalogue.refresh()
+        if not catalogue.models:
+            raise Refused(f"no model in {settings.model_store} can be served{_listed(catalogue.refused)}")
+        if settings.default_model and settings.default_model not in catalogue.models:
+            names = ", ".join(catalogue.models)
             raise Refused(f"DEFAULT_MODEL={settings.default_model} is not among the models served: {names}")
-        self._preferred = store.default_name(settings.model_store)
-        workers = settings.engine_workers or (1 if self.provider == CUDA else usable_cores())
-        self._batcher = Batcher(workers, batch_pixels, self.metrics, self.fail)
+        decoders = (settings.decode_threads or usable_cores()) if self.provider == CUDA else 0
+        self._batcher = Batcher(places, decoders, settings.max_pixels, self.metrics, self.fail)
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be walked at every collection
-        self.loaded = True
+        self._catalogue = catalogue
 
-    def _load_one(self, directory: Path, batch_pixels: int) -> None:
-        engine = Engine(store.load(directory), self.provider, self.settings.engine_threads, self.settings.allow_tf32)
+    def _refresh(self) -> None:
+        assert self._catalogue is not None
         try:
-            engine.warm_up(batch_pixels)
-        except Exception as error:
-            log.exception("warming up %s", directory)
-            raise Refused("it fails on a blank picture; the log has the reason") from error
-        card = engine.card
-        self.engines.setdefault(card.name, {})[card.version] = engine
-        self.metrics.model.labels(card.name, str(card.version)).info({"provider": self.provider, "sha256": card.sha256})
+            self._catalogue.refresh()
+        except Exception as error:  # an unreadable store today is no reason to stop serving what was read yesterday
+            log.warning("the model store cannot be read (%s); what is served stays", type(error).__name__)
 
     # --- readiness and choice of model ---------------------------------------------------------------------------
 
+    @property
+    def loaded(self) -> bool:
+        return self._catalogue is not None
+
+    @property
+    def engines(self) -> dict[str, dict[int, ServedModel]]:
+        return self._catalogue.models if self._catalogue else {}
+
+    @property
+    def refused(self) -> dict[str, str]:
+        return self._catalogue.refused if self._catalogue else {}
+
     def not_ready(self) -> Problem | None:
+        """Why nobody should be sent here now, or None."""
+        if self.draining:
+            return retry_later(503, "draining", "The service is shutting down. Try again; another may answer.", 5)
+        return self.cannot_answer()
+
+    def cannot_answer(self) -> Problem | None:
         """Why no request can be answered now, or None."""
         if self.failure:
             return retry_later(503, "failed", f"The service cannot answer: {self.failure}.", 30)
         if not self.loaded:
             return retry_later(503, "loading", "The service is still loading its models. Try again soon.", 2)
-        if self.draining:
-            return retry_later(503, "draining", "The service is shutting down. Try again; another may answer.", 5)
+        if not self.engines:
+            return retry_later(503, "no_model", "The model store is empty. Publish a model, then try again.", 30)
         return None
 
     @property
@@ -142,19 +175,21 @@ class Runtime:
             return self.settings.default_model
         if len(self.engines) == 1:
             return next(iter(self.engines))
-        return self._preferred if self._preferred in self.engines else None
+        preferred = self._catalogue.default if self._catalogue else None
+        return preferred if preferred in self.engines else None
 
-    def engine(self, name: str | None, version: int | None) -> Engine:
-        """The engine for a request. Raises Problem: 503 not ready, 404 unknown, 422 none named and no default."""
-        if problem := self.not_ready():
+    def engine(self, name: str | None, version: int | None) -> ServedModel:
+        """The model for a request. Raises Problem: 503 not ready, 404 unknown, 422 none named and no default."""
+        if problem := self.cannot_answer():
             raise problem
-        served = ", ".join(self.engines)
+        models = self.engines
+        served = ", ".join(models)
         name = name or self.default_model
         if name is None:
             raise Problem(422, "parameter", f"Several models are served; say which with ?model=. There is {served}.")
-        if name not in self.engines:
+        if name not in models:
             raise Problem(404, "unknown_model", f"There is no such model. There is {served}.")
-        versions = self.engines[name]
+        versions = models[name]
         version = max(versions) if version is None else version
         if version not in versions:
             listed = ", ".join(map(str, sorted(versions)))
@@ -163,11 +198,26 @@ class Runtime:
 
     # --- one request ---------------------------------------------------------------------------------------------
 
+    def terms(self, timeout: float | None = None, priority: str = "interactive") -> Terms:
+        """What a request asks of the queue. Raises Problem (422) if it wants more time than anyone gets."""
+        longest = self.settings.request_timeout
+        if timeout is not None and timeout > longest:
+            raise Problem(422, "parameter", f"timeout: at most {longest:g} seconds are given. Ask for less.")
+        return Terms(longest if timeout is None else timeout, priority == "bulk")
+
     @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """A place among the requests in flight, taken before the body is read. Raises Problem (429)."""
-        if self._in_flight >= self.settings.max_in_flight:
-            raise retry_later(429, "overloaded", "Too many requests are in flight. Try again soon.", 1)
+    def admitted(self, terms: Terms) -> Iterator[None]:
+        """A place among the requests in flight, taken before the body is read. Raises Problem (429).
+
+        Refused is who finds no place, and who would wait longer than the request's own timeout. Bulk requests have
+        half the places, so that they never shut out the others.
+        """
+        assert self._batcher is not None  # there is an engine, so `_load` is through
+        places = self.settings.max_in_flight
+        wait = self._batcher.expected_wait()
+        if self._in_flight >= (math.ceil(places / 2) if terms.bulk else places) or wait > terms.timeout:
+            seconds = min(LONGEST_RETRY, max(1, math.ceil(wait)))
+            raise retry_later(429, "overloaded", f"Too many requests wait. Try again in {seconds} s.", seconds)
         self._in_flight += 1
         try:
             yield
@@ -175,63 +225,71 @@ class Runtime:
             self._in_flight -= 1
 
     async def infer(
-        self, request: Request, engine: Engine, proposals_only: bool, image_id: str | None = None
+        self, request: Request, served: ServedModel, proposals_only: bool, terms: Terms, image_id: str | None = None
     ) -> Outcome:
         """The answer for the picture in the request's body, or for a recent upload.
 
         Raises Problem, and Starlette's ClientDisconnect if the client goes.
         """
         began = time.perf_counter()
-        seconds: dict[str, float] = {}
-        if image_id:
-            data = self._recall(image_id)
-        else:
-            try:
-                data = await uploads.read(request, self.settings.max_upload_bytes, self.settings.receive_timeout)
-            except ClientDisconnect:
-                self.metrics.cancelled.labels("disconnected", "read").inc()
-                raise
-            self.metrics.upload_bytes.inc(len(data))
-        seconds["read"] = time.perf_counter() - began
-        outcome = await unless_gone(request, self._answer(data, engine, proposals_only, seconds))
+        served.in_flight += 1
+        try:
+            data = self._recall(image_id) if image_id else await self._read(request)
+            read = time.perf_counter() - began
+            image_id = image_id or await self._identify(data)
+            answer = await self._answer(request, data, image_id, served, proposals_only, terms)
+        finally:
+            served.in_flight -= 1
+            if served.retired and not served.in_flight:
+                self.metrics.model_drain_seconds.observe(time.monotonic() - served.retired)
+        self._remember(image_id, data)
+        seconds = {"read": read, "decode": answer.decode, "queue": answer.queue, "inference": answer.inference}
         for stage, took in seconds.items():
             self.metrics.stage[stage].observe(took)
         seconds["total"] = time.perf_counter() - began
-        return outcome
+        return Outcome(Seen(image_id, answer.width, answer.height, seconds), answer.result, data)
 
-    async def _answer(self, data: bytes, engine: Engine, proposals_only: bool, seconds: dict[str, float]) -> Outcome:
-        began = time.perf_counter()
-        timeout = self.settings.request_timeout
-        image_id, canvas = await self._decode(data, engine.card.geometry, timeout)
-        self._remember(image_id, data)
-        seconds["decode"] = time.perf_counter() - began
-        assert self._batcher is not None  # there are engines, so `_load` is through
+    async def _read(self, request: Request) -> bytes:
         try:
-            answer = await self._batcher.submit(
-                Key(engine, canvas.size, proposals_only), canvas, timeout - seconds["decode"]
-            )
+            data = await uploads.read(request, self.settings.max_upload_bytes, self.settings.receive_timeout)
+        except ClientDisconnect:
+            self.metrics.cancelled.labels("disconnected", "read").inc()
+            raise
+        self.metrics.upload_bytes.inc(len(data))
+        return data
+
+    async def _answer(
+        self, request: Request, data: bytes, digest: str, served: ServedModel, proposals_only: bool, terms: Terms
+    ) -> Answer:
+        assert self._batcher is not None
+        leaving = asyncio.create_task(_disconnect(request))
+        try:
+            return await self._batcher.answer(data, digest, served, proposals_only, *terms, leaving)
+        except asyncio.CancelledError:
+            if not leaving.done():
+                raise
+            raise ClientDisconnect from None
         except DeadlinePassedError:
-            raise self._too_late() from None
+            raise Problem(504, "deadline", f"No answer within {terms.timeout:g} s. Try again later.") from None
+        except NoMemoryLeftError:
+            self.metrics.failed.labels("out_of_memory").inc()
+            raise retry_later(
+                503, "out_of_memory", "There is no memory for this picture now. Try again, or send a smaller one.", 5
+            ) from None
         except EngineFailedError:
             self.metrics.failed.labels("engine").inc()
             raise Problem(500, "engine", "The model failed on this picture. Others are not affected.") from None
-        seconds["queue"], seconds["inference"] = answer.queue, answer.inference
-        return Outcome(Seen(image_id, canvas.width, canvas.height, seconds), answer.result, data)
+        finally:
+            leaving.cancel()
 
-    async def _decode(self, data: bytes, geometry: Geometry, timeout: float) -> tuple[str, Canvas]:
-        try:
-            async with asyncio.timeout(timeout):
-                return await self.in_thread(_identify_and_decode, data, geometry, self.settings.max_pixels)
-        except TimeoutError:
-            self.metrics.cancelled.labels("deadline", "decode").inc()
-            raise self._too_late() from None
-        except asyncio.CancelledError:
-            self.metrics.cancelled.labels("disconnected", "decode").inc()
-            raise
+    async def _identify(self, data: bytes) -> str:
+        if len(data) <= HASHED_AT_ONCE:
+            return hashlib.sha256(data).hexdigest()
+        return await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """`function` in one of the decoding threads, whose number bounds the memory that decoding takes."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+        """`function` in a thread, of which there are few: it bounds the memory that drawing takes."""
+        return await asyncio.get_running_loop().run_in_executor(self._painters, function, *arguments)
 
     def _remember(self, image_id: str, data: bytes) -> None:
         if len(data) <= self._recent.maxsize:
@@ -245,31 +303,10 @@ class Runtime:
             )
         return data
 
-    def _too_late(self) -> Problem:
-        return Problem(504, "deadline", f"No answer within {self.settings.request_timeout:g} s. Try again later.")
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; if the client goes first, the work is cancelled. Raises ClientDisconnect then."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnect(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        leaving.cancel()
-        working.cancel()
-
 
 async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _identify_and_decode(data: bytes, geometry: Geometry, max_pixels: int) -> tuple[str, Canvas]:
-    return hashlib.sha256(data).hexdigest(), images.decode(data, geometry, max_pixels)
 
 
 def _listed(refused: dict[str, str]) -> str:

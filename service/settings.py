@@ -30,14 +30,25 @@ class Settings(BaseSettings):
     )
     require_cuda: bool = Field(default=False, description="refuse to start on the CPU, rather than be slow unseen")
 
+    model_poll_seconds: float = Field(
+        default=2, ge=0, description="seconds between looks at the store for versions that came or went; 0 looks once"
+    )
+
+    engines: int | None = Field(
+        default=None, ge=1, le=64, description="engines of every model; default one a GPU, and one on the CPU"
+    )
     engine_workers: int | None = Field(
         default=None,
         ge=1,
         le=256,
-        description="runs at once; default 1 on CUDA (a session has one stream) and one a usable core on the CPU",
+        description="runs at once on an engine; default 1 on CUDA (a session has one stream), on the CPU one a core",
     )
-    engine_threads: int = Field(
-        default=1, ge=1, le=256, description="threads within a run on the CPU; 1 gives the most pictures a second"
+    engine_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="threads that a lone run may have on the CPU; default all usable cores. "
+        "1 saves the memory of a second pair of sessions. Under load a run has one thread either way",
     )
     allow_tf32: bool = Field(
         default=False,
@@ -49,7 +60,12 @@ class Settings(BaseSettings):
         description="pixels of canvas in one batch, padding included, which bounds memory; "
         "default 8 million on CUDA and 0.25 million on the CPU, where a larger batch only makes its members wait",
     )
-    decode_threads: int | None = Field(default=None, ge=1, le=256, description="default one a usable core")
+    decode_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="beside CUDA; default one a usable core. On the CPU the threads that run also decode",
+    )
 
     max_in_flight: int = Field(
         default=128,
@@ -64,8 +80,18 @@ class Settings(BaseSettings):
         description="width x height of one picture, checked before it is decoded; else 413",
     )
     receive_timeout: float = Field(default=20, gt=0, description="seconds for a request's body to arrive; then 408")
-    request_timeout: float = Field(default=30, gt=0, description="seconds from the body's end to the answer; then 504")
-    drain_timeout: float = Field(default=30, gt=0, description="seconds that SIGTERM leaves to requests in flight")
+    request_timeout: float = Field(
+        default=30,
+        gt=0,
+        description="seconds from the body's end to the answer, then 504; a request may ask for less (?timeout=)",
+    )
+    shutdown_grace: float = Field(
+        default=2,
+        ge=0,
+        description="seconds after SIGTERM in which /readyz says 503 but requests are still taken and answered, "
+        "for whoever balances the load to notice. SIGINT, or a second SIGTERM, skips them",
+    )
+    drain_timeout: float = Field(default=30, gt=0, description="seconds after that for requests in flight")
     recent_bytes: int = Field(
         default=128 * MIB, ge=0, description="bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none"
     )

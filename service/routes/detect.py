@@ -35,8 +35,9 @@ async def detect(request: Request) -> Response:
     runtime = runtime_of(request)
     engine = runtime.engine(query.model, query.version)
     check_labels(query.label, engine.card)
-    with runtime.admitted():
-        outcome = await runtime.infer(request, engine, proposals_only=False)
+    terms = runtime.terms()
+    with runtime.admitted(terms):
+        outcome = await runtime.infer(request, engine, False, terms)
         answer, labels = detections(outcome.seen, engine.card, outcome.result, query)
         for label in labels:
             runtime.metrics.detections.labels(engine.card.name, str(engine.card.version), label).inc()

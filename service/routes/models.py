@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service import openapi
-from service.engine import Engine
+from service.catalogue import ServedModel
 from service.routes.answers import runtime_of
 from service.runtime import Runtime
 from service.schemas import ModelAnswer, ModelsAnswer, VersionQuery, from_query, to_json
@@ -44,6 +44,6 @@ async def get_model(request: Request, name: str) -> Response:
     return Response(to_json(describe(runtime, engine)), media_type="application/json")
 
 
-def describe(runtime: Runtime, engine: Engine) -> dict[str, Any]:
+def describe(runtime: Runtime, engine: ServedModel) -> dict[str, Any]:
     versions = sorted(runtime.engines[engine.card.name])
     return engine.card.model_dump(mode="json") | {"versions": versions, "provider": engine.provider}

@@ -43,7 +43,8 @@ async def get_proposals(request: Request) -> Response:
 async def answer(request: Request, query: ProposalsQuery, image_id: str | None = None) -> Response:
     runtime = runtime_of(request)
     engine = runtime.engine(query.model, query.version)
-    with runtime.admitted():
-        outcome = await runtime.infer(request, engine, proposals_only=True, image_id=image_id)
+    terms = runtime.terms()
+    with runtime.admitted(terms):
+        outcome = await runtime.infer(request, engine, True, terms, image_id)
         found = schemas.proposals(outcome.seen, engine.card, outcome.result, query)
         return json_answer(runtime, outcome.seen, found)

@@ -33,7 +33,7 @@ class Server:
     """One running service. `http` is a client for it; `lines` is what it has printed so far."""
 
     def __init__(self, **settings: object) -> None:
-        environment = os.environ | {"MODEL_STORE": str(STORE), "HOST": "127.0.0.1", "PORT": "0"}
+        environment = os.environ | {"MODEL_STORE": str(STORE), "HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_GRACE": "0"}
         environment |= {name: str(value) for name, value in settings.items()}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service"],

@@ -1,0 +1,79 @@
+"""What pictures are run on: each GPU, or the cores that this process may use; with the batch budget of each."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+
+from service.engine import CPU, CUDA, cuda_devices, usable_cores
+
+# Bounds memory: what a batch needs grows with its pixels. On the CPU a picture in a batch of 16 takes 8 % longer than
+# one alone (measured with the embedded model), and its members wait for each other.
+BATCH_PIXELS = {CUDA: 8_000_000, CPU: 250_000}
+RECOVERY_SECONDS = 300.0  # memory may have run out because of another process
+
+log = logging.getLogger(__name__)
+
+
+class Budget:
+    """Pixels of canvas that a batch may have; halved when memory runs out, and given back step by step."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = self._configured = pixels
+        self._changed = -math.inf
+
+    def halve(self) -> None:
+        self.pixels = max(1, self.pixels // 2)
+        self._changed = time.monotonic()
+
+    def recover(self) -> None:
+        """Doubles what was halved, once nothing has run out for RECOVERY_SECONDS."""
+        if self.pixels < self._configured and time.monotonic() - self._changed > RECOVERY_SECONDS:
+            self.pixels = min(self._configured, self.pixels * 2)
+            self._changed = time.monotonic()
+            log.info("batches may have %d pixels again", self.pixels)
+
+
+@dataclass(eq=False)
+class Device:
+    """One place to run on.
+
+    runs    how many go on at once        cores    that a lone run may take (1 on a GPU)
+    decodes whether the threads that run also decode, as those of a CPU do: it is the same cores either way
+    """
+
+    provider: str
+    index: int
+    runs: int
+    cores: int
+    decodes: bool
+    budget: Budget = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{'cuda' if self.provider == CUDA else 'cpu'}:{self.index}"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Threads that runs are prepared for: one under load, all cores for a lone request, and on large machines a
+        step between.
+
+        Runs of one thread each give the most pictures a second, one run with all threads the soonest answer
+        (scripts/RESULTS.md). Each width has its weights in memory once more.
+        """
+        return tuple(sorted({1, max(1, self.cores // 4), self.cores}))
+
+
+def find(
+    provider: str, engines: int | None, runs: int | None, batch_pixels: int | None, threads: int | None
+) -> list[Device]:
+    """The devices to use, with the settings' wishes: ENGINES, ENGINE_WORKERS, BATCH_PIXELS, ENGINE_THREADS."""
+    pixels = batch_pixels or BATCH_PIXELS[provider]
+    if provider == CUDA:
+        count = min(engines or 256, max(1, cuda_devices()))
+        return [Device(CUDA, index, runs or 1, 1, False, Budget(pixels)) for index in range(count)]
+    count, cores = engines or 1, usable_cores()
+    each = runs or max(1, cores // count)
+    return [Device(CPU, index, each, threads or cores, True, Budget(pixels)) for index in range(count)]
