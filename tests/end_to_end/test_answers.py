@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.end_to_end.conftest import answer, encoded, scene
+from tests.end_to_end.conftest import answer, distinct, encoded, scene
 
 SIZES = [(640, 480), (480, 640), (300, 300), (1024, 400), (200, 700), (1600, 1200), (64, 48), (33, 500)]
 TURNED = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
@@ -49,7 +49,8 @@ def test_many_at_once_get_what_each_gets_alone(server, start, uploads):
     batching = start(ENGINE_WORKERS=1, BATCH_PIXELS=1_500_000).ready()  # so that batches are large
     jobs = [index % len(uploads) for index in range(6 * len(uploads))]
     with ThreadPoolExecutor(24) as pool:
-        together = list(pool.map(lambda index: detect(batching.http, uploads[index], **asked), jobs))
+        each = [distinct(uploads[index], number) for number, index in enumerate(jobs)]
+        together = list(pool.map(lambda data: detect(batching.http, data, **asked), each))
     pictures, batches = (batching.metric(f"detector_batch_size_{part}") for part in ("sum", "count"))
     assert pictures == len(jobs)
     assert batches < len(jobs) / 2

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.end_to_end.conftest import encoded, problem
+from tests.end_to_end.conftest import distinct, encoded, problem
 from tests.service import graphs
 
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))  # brightness 0.4
@@ -31,7 +31,7 @@ def raw_request(length: int) -> bytes:
 def test_beyond_its_places_the_service_says_429_at_once_and_recovers(start, slow_store):
     server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=3, ENGINE_WORKERS=1).ready()
     with ThreadPoolExecutor(12) as pool:
-        responses = list(pool.map(lambda _: server.http.post("/detect", content=GREY), range(12)))
+        responses = list(pool.map(lambda n: server.http.post("/detect", content=distinct(GREY, n)), range(12)))
     served = [response for response in responses if response.status_code == 200]
     shed = [response for response in responses if response.status_code != 200]
     assert len(served) >= 3
@@ -68,9 +68,10 @@ def test_who_hangs_up_is_not_computed(start, tmp_path):
     running.start()
     server.wait_for("detector_requests_in_flight", 1)
     connections = []
-    for _ in range(3):
+    for number in range(3):
+        picture = distinct(GREY, number)
         connections.append(socket.create_connection(server.address))
-        connections[-1].sendall(raw_request(len(GREY)) + GREY)
+        connections[-1].sendall(raw_request(len(picture)) + picture)
     server.wait_for("detector_queue_depth", 3)
     for connection in connections:
         connection.close()
@@ -93,8 +94,9 @@ def test_one_that_breaks_the_engine_breaks_alone(start, tmp_path):
     graphs.publish(tmp_path, fails_on_white=True, work=20)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1).ready()
     pictures = [GREY, WHITE, GREY, GREY, WHITE, GREY, GREY, GREY] * 2
+    each = [distinct(data, number) for number, data in enumerate(pictures)]
     with ThreadPoolExecutor(len(pictures)) as pool:
-        responses = list(pool.map(lambda data: server.http.post("/detect", content=data), pictures))
+        responses = list(pool.map(lambda data: server.http.post("/detect", content=data), each))
     for data, response in zip(pictures, responses, strict=True):
         if data is WHITE:
             assert problem(response, 500)["reason"] == "engine"

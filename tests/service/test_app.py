@@ -2,6 +2,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import uvicorn
@@ -20,9 +21,9 @@ def test_importing_the_service_brings_neither_torch_nor_onnx_nor_a_model():
 
 def test_two_applications_in_a_process_do_not_share_metrics():
     one, other = (create_app(Settings()).state.runtime.metrics for _ in range(2))
-    one.queue_depth.inc()
-    assert (one.registry.get_sample_value("detector_queue_depth")) == 1
-    assert (other.registry.get_sample_value("detector_queue_depth")) == 0
+    one.shared.inc()
+    assert one.registry.get_sample_value("detector_shared_total") == 1
+    assert other.registry.get_sample_value("detector_shared_total") == 0
 
 
 def test_every_metric_is_explained():
@@ -60,7 +61,6 @@ def test_a_picture_is_drawn_only_for_who_prefers_one(accept, expected):
 def test_an_engine_that_died_makes_the_service_unready_and_ends_it():
     app = create_app(Settings())
     runtime = app.state.runtime
-    runtime.loaded = True
     server = Server(uvicorn.Config(app), runtime)
     server._announced = True
     assert not asyncio.run(server.on_tick(0))
@@ -71,7 +71,23 @@ def test_an_engine_that_died_makes_the_service_unready_and_ends_it():
 
 
 def test_a_signal_makes_the_service_unready_at_once():
-    app = create_app(Settings())
-    app.state.runtime.loaded = True
-    Server(uvicorn.Config(app), app.state.runtime).handle_exit(signal.SIGTERM, None)
-    assert app.state.runtime.not_ready().reason == "draining"
+    app = create_app(Settings(shutdown_grace=0.3))
+    runtime = app.state.runtime
+    server = Server(uvicorn.Config(app), runtime)
+    server._announced = True
+    server.handle_exit(signal.SIGTERM, None)
+    assert runtime.not_ready().reason == "draining"
+    assert runtime.cannot_answer().reason == "loading"  # and so, once loaded, nothing keeps it from answering
+    assert not server.should_exit
+    time.sleep(0.3)
+    assert asyncio.run(server.on_tick(0))
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_an_impatient_signal_skips_the_grace(signals):
+    app = create_app(Settings(shutdown_grace=30))
+    server = Server(uvicorn.Config(app), app.state.runtime)
+    server._announced = True
+    for number in signals:
+        server.handle_exit(number, None)
+    assert server.should_exit

@@ -69,7 +69,7 @@ def test_a_batch_never_mixes_canvases(plain):
 def test_warming_up_runs_the_largest_canvas_on_a_cpu_and_every_one_on_cuda(plain, monkeypatch, provider):
     warmed = plain()
     ran = []
-    monkeypatch.setattr(warmed, "run", lambda canvases, only=False: ran.append((canvases[0].size, only)))
+    monkeypatch.setattr(warmed, "run", lambda canvases, only=False, threads=1: ran.append((canvases[0].size, only)))
     monkeypatch.setattr(warmed, "provider", provider)
     warmed.warm_up()
     every = warmed.card.geometry.canvases
