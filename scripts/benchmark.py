@@ -4,8 +4,10 @@
     scripts/benchmark.py graph --torchvision fasterrcnn_mobilenet_v3_large_320_fpn --batches 1 8 --out measured
     scripts/benchmark.py graph --torchvision fasterrcnn_resnet50_fpn_v2 --checkpoint mine.pth --provider cuda \\
         --precision fp16 --size 800 1333
-    scripts/benchmark.py service                            starts a service of its own and stops it
+    scripts/benchmark.py service                            about eight minutes; starts and stops all it needs
+    scripts/benchmark.py service --pictures photographs --out measured
     scripts/benchmark.py service --url http://127.0.0.1:8000
+    scripts/benchmark.py service --soak 60                  an hour of random sizes: memory, failures
 
 Machines are noisy: every comparison is made inside one run, its parts taken in turns, and given as a ratio. Only
 --torchvision needs torch, so a published model is measured by the same installation that serves it.
@@ -19,12 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from faster_rcnn.benchmarks.measure_graph import Options, measure_graph  # noqa: E402  after the path for `service`
-from faster_rcnn.benchmarks.service_load import measure_service  # noqa: E402
+from faster_rcnn.benchmarks.service import measure_service as load  # noqa: E402
+from faster_rcnn.benchmarks.service.soak import soak  # noqa: E402
 from faster_rcnn.benchmarks.workers import Failed  # noqa: E402
 from service import store  # noqa: E402
 from service.engine import CPU, CUDA, pick_provider, usable_cores  # noqa: E402
 
 EMBEDDED = ROOT / "model_store/shapes/1"
+_EXAMPLE = EMBEDDED / "example.jpg"
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 
 
@@ -58,7 +62,26 @@ def graph(arguments: argparse.Namespace) -> None:
 
 def service(arguments: argparse.Namespace) -> None:
     folder = arguments.model or EMBEDDED
-    measure_service(folder, arguments.picture or folder / "example.jpg", arguments.url, arguments.seconds)
+    picture = arguments.picture or (example if (example := folder / "example.jpg").exists() else _EXAMPLE)
+    # a service elsewhere answers with the model that it prefers, unless one is named
+    path = f"/detect?model={folder.parent.name}&version={folder.name}" if arguments.model else "/detect"
+    if arguments.soak is not None:
+        soak(folder, picture, arguments.url, path, arguments.soak, arguments.seed)
+        return
+    load.measure_service(
+        load.Options(
+            folder=folder,
+            picture=picture,
+            pictures=arguments.pictures,
+            url=arguments.url,
+            path=path,
+            clients=tuple(sorted(set(arguments.clients))),
+            seconds=arguments.seconds,
+            rounds=arguments.rounds,
+            seed=arguments.seed,
+            out=arguments.out,
+        )
+    )
 
 
 def _provider(wanted: str | None) -> str:
@@ -102,12 +125,34 @@ def _add_graph(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, metavar="FOLDER", help="also write benchmark.md and benchmark.png here")
 
 
+def _add_service(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--url", help="a service that runs already (default: one of its own, beside a plain server)")
+    command.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="send these photographs (default: --picture at six sizes)"
+    )
+    command.add_argument(
+        "--clients", type=_positive, nargs="+", default=load.CLIENTS, metavar="N", help="default: 1 4 16 64"
+    )
+    command.add_argument("--seconds", type=_above_zero, default=4.0, help="of each turn (default: 4)")
+    command.add_argument(
+        "--rounds", type=_positive, default=3, help="turns of each contender at each load (default: 3)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the arrivals and of what is drawn from a folder")
+    command.add_argument("--soak", type=_above_zero, metavar="MINUTES", help="one load of random sizes instead")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="also write benchmark.md and benchmark.png here")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, run, help_text in (
-        ("graph", graph, "images/s, latency, memory and stages by batch size, against torchvision or one by one"),
-        ("service", service, "throughput, latency and overhead by number of clients"),
+    for name, run, add, help_text in (
+        (
+            "graph",
+            graph,
+            _add_graph,
+            "images/s, latency, memory and stages by batch size, against torchvision or one by one",
+        ),
+        ("service", service, _add_service, "throughput, latency, CPU and memory under load, against a plain server"),
     ):
         command = commands.add_parser(
             name, help=help_text, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -115,11 +160,7 @@ def main() -> None:
         command.set_defaults(run=run)
         command.add_argument("model", type=Path, nargs="?", metavar="MODEL_DIR", help="default: model_store/shapes/1")
         command.add_argument("--picture", type=Path, help="default: example.jpg of the model")
-        if name == "graph":
-            _add_graph(command)
-        else:
-            command.add_argument("--url", help="a running service (default: one of its own)")
-            command.add_argument("--seconds", type=_above_zero, default=6.0, help="of each row")
+        add(command)
     arguments = parser.parse_args()
     if arguments.model is not None:
         arguments.model = arguments.model.resolve()

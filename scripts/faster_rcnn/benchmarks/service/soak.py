@@ -1,0 +1,56 @@
+"""A long load of random sizes: does memory stay where it is, and does every picture get its answer?"""
+
+import contextlib
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+from faster_rcnn.benchmarks.comparison import with_progress
+from faster_rcnn.benchmarks.report import MB
+from faster_rcnn.benchmarks.service import servers, uploads
+from faster_rcnn.benchmarks.service.generator import ANSWERED, Generator, Target
+from faster_rcnn.benchmarks.service.servers import Server
+
+CLIENTS = 8
+SETTLED = 5.0  # minutes after which memory should no longer grow
+TURN = 20.0  # seconds; then other sizes are sent
+PICTURES = 100  # of each turn
+
+
+def soak(folder: Path, picture: Path, url: str | None, path: str, minutes: float, seed: int) -> None:
+    """Prints memory after five minutes (or half the time, if that is less) and at the end, and what failed."""
+    rng = random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    memory: list[tuple[float, int]] = []
+    with contextlib.ExitStack() as stack:
+        generator = stack.enter_context(contextlib.closing(Generator()))
+        server: Server = (
+            servers.Remote(url, path) if url is not None else stack.enter_context(servers.own_service(folder))
+        )
+        turns = max(2, round(60 * minutes / TURN))
+        began = time.monotonic()
+        for _ in with_progress(range(turns), "soak"):
+            target = Target(server.url, uploads.any_sizes(picture, PICTURES, rng))
+            outcomes += generator.closed(target, CLIENTS, 60 * minutes / turns).outcomes
+            if (now := server.usage().memory) is not None:
+                memory.append((time.monotonic() - began, now))
+    failed = {what: n for what, n in outcomes.items() if what != ANSWERED}
+    listed = ", ".join(f"{n} × {what}" for what, n in failed.items()) or "none failed"
+    print(
+        f"{outcomes.total()} pictures of {turns * PICTURES} random sizes, {CLIENTS} clients, {minutes:g} min: {listed}"
+    )
+    print(_growth(memory, minutes))
+
+
+def _growth(memory: list[tuple[float, int]], minutes: float) -> str:
+    """memory: bytes at so many seconds."""
+    if not memory:
+        return "memory: not known; this server's /metrics do not say it"
+    settled = 60 * min(SETTLED, minutes / 2)
+    moment, first = min(memory, key=lambda sample: abs(sample[0] - settled))
+    last, most = memory[-1][1], max(size for _, size in memory)
+    return (
+        f"memory: {first / MB:.1f} MB after {moment / 60:.1f} min, {last / MB:.1f} MB at the end "
+        f"({last / first:.3f} times), {most / MB:.1f} MB at most"
+    )
