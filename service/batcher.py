@@ -411,15 +411,17 @@ class Batcher:
             )
             for task, canvas, result in zip(tasks, canvases, ran.results, strict=True)
         ]
+        # before anyone is answered, so that who then asks for the metrics finds the answer counted
+        self._observe(device, key, canvases, took)
+        if ran.out_of_memory:
+            self._shrink(device)
         self._call(self._deliver, tasks, answers)
         if ran.fatal:
             self._call(self._on_fatal, ran.fatal)
-        if ran.out_of_memory:
-            self._shrink(device)
-        self._observe(device, key, canvases, took)
 
     def _shrink(self, device: Device) -> None:
         device.budget.halve()
+        self._metrics.batch_budget.labels(device.name).set(device.budget.pixels)
         self._metrics.out_of_memory.labels(device.name).inc()
         log.warning("memory ran out on %s; batches may have %d pixels now", device.name, device.budget.pixels)
 
