@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
+from collections.abc import Mapping
 
 import orjson
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.metrics import Metrics
 from service.problems import Problem
+from service.runtime import Runtime
 
 # A client that is refused while it still sends would be cut off before it reads why (TCP resets what goes unread), so
 # the rest of its body is read and dropped, within these bounds.
@@ -22,29 +22,35 @@ LINGER_BYTES = 64 * 2**20
 SMALL_BODY = 2**20  # the server drops so much by itself and keeps the connection
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger(__name__)
 
 
 class Edge:
-    """The outermost layer of the application."""
+    """The outermost layer of the application.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    straight: by path, what answers a POST there without the layers in between. Whatever else is asked of these paths
+    goes the long way.
+    """
+
+    def __init__(self, app: ASGIApp, runtime: Runtime, straight: Mapping[str, ASGIApp]) -> None:
         self._app = app
-        self._metrics = metrics
+        self._runtime = runtime
+        self._straight = straight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        exchange = _Exchange(scope, receive, send)
+        exchange = _Exchange(scope, receive, send, self._runtime)
+        straight = self._straight.get(scope["path"]) if scope["method"] == "POST" else None
         try:
-            await self._app(scope, exchange.receive, exchange.send)
+            await (straight or self._app)(scope, exchange.receive, exchange.send)
         except Exception:
             log.exception("request %s failed", exchange.request_id)
-            self._metrics.failed.labels("internal").inc()
+            self._runtime.metrics.failed.labels("internal").inc()
             if exchange.status:
                 raise
             await exchange.send_problem(
@@ -52,26 +58,31 @@ class Edge:
             )
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = getattr(scope.get("route"), "path", "unmatched")
-            labels = (method, route, str(exchange.status or 499))
-            self._metrics.requests.labels(*labels).observe(time.perf_counter() - began)
+            route = scope["path"] if straight else getattr(scope.get("route"), "path", "unmatched")
+            took = time.perf_counter() - began
+            self._runtime.metrics.requests.labels(method, route, str(exchange.status or 499)).observe(took)
 
 
 class _Exchange:
     """One request and its response, watched as they pass."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    def __init__(self, scope: Scope, receive: Receive, send: Send, runtime: Runtime) -> None:
         self.status = 0
-        scope.setdefault("state", {})["request_id"] = self.request_id
         self._receive = receive
         self._send = send
-        length = headers.get("content-length", "0")
-        self._large_body = "transfer-encoding" in headers or int(length) > SMALL_BODY
+        self._runtime = runtime
         self._body_ended = False
         self._linger = False
+        self._large_body = False
+        given = b""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                given = given or value
+            elif name == b"transfer-encoding" or (name == b"content-length" and int(value) > SMALL_BODY):
+                self._large_body = True
+        known = REQUEST_ID.fullmatch(given)
+        self.request_id = given.decode() if known else f"{random.getrandbits(128):032x}"
+        scope.setdefault("state", {})["request_id"] = self.request_id
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -82,12 +93,12 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self.request_id
-            if self._large_body and not self._body_ended and "connection" not in headers:
-                headers["Connection"] = "close"
-                self._linger = True
-            await self._send(message)
+            headers = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            closing = any(name == b"connection" for name, _ in headers)
+            self._linger = self._large_body and not self._body_ended and not closing
+            if self._linger or (self._runtime.draining and not closing):
+                headers.append((b"connection", b"close"))  # of one that drains, so that the client goes elsewhere
+            await self._send({**message, "headers": headers})
         elif self._linger and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._drop_rest_of_body()

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from service import npz
 from service.schemas import ProblemAnswer
 
 PROBLEMS = {
@@ -82,6 +83,16 @@ CURL = {
 }
 
 PICTURE = {"schema": {"type": "string", "format": "binary"}}
+NPZ = {
+    npz.MEDIA_TYPE: {
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": "for `numpy.load(io.BytesIO(body))`: the members of the JSON answer but for timing, as "
+            "arrays, in float32; nested ones have both names (`proposals_boxes`); `label_indices` count from 0",
+        }
+    }
+}
 
 
 def upload(route: str) -> dict[str, Any]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from fastapi import APIRouter, Request, Response
 
-from service import drawing, openapi
+from service import drawing, npz, openapi
 from service.problems import Problem
-from service.routes.answers import encoded_answer, json_answer, runtime_of
+from service.routes.answers import JSON, array_answer, encoded_answer, preferred, runtime_of
 from service.schemas import DetectAnswer, DetectQuery, detections, from_query
 from service.store import Card
 
 router = APIRouter(tags=["detection"])
 
 PICTURES = ("image/png", "image/jpeg")
+OFFERED = (JSON, npz.MEDIA_TYPE, *PICTURES)
 
 
 @router.post(
@@ -22,29 +24,30 @@ PICTURES = ("image/png", "image/jpeg")
     summary="Detect objects in a picture",
     openapi_extra=openapi.upload("detect") | openapi.query(DetectQuery),
     responses={
-        200: {"model": DetectAnswer, "content": dict.fromkeys(PICTURES, openapi.PICTURE)},
+        200: {"model": DetectAnswer, "content": dict.fromkeys(PICTURES, openapi.PICTURE) | openapi.NPZ},
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504),
     },
 )
 async def detect(request: Request) -> Response:
     """Boxes, scores and labels, best first, in pixels of the upright picture.
 
-    With `Accept: image/png` or `image/jpeg` the answer is the picture with the boxes drawn.
+    With `Accept: image/png` or `image/jpeg` the answer is the picture with the boxes drawn, with
+    `Accept: application/x-npz` it is for NumPy.
     """
-    query = from_query(DetectQuery, request.query_params)
+    query = from_query(DetectQuery, request.scope["query_string"])
     runtime = runtime_of(request)
     engine = runtime.engine(query.model, query.version)
     check_labels(query.label, engine.card)
-    terms = runtime.terms()
+    terms = runtime.terms(query.timeout, query.priority)
     with runtime.admitted(terms):
         outcome = await runtime.infer(request, engine, False, terms)
         answer, labels = detections(outcome.seen, engine.card, outcome.result, query)
-        for label in labels:
-            runtime.metrics.detections.labels(engine.card.name, str(engine.card.version), label).inc()
+        for label, times in Counter(labels).items():
+            runtime.metrics.detections.labels(engine.card.name, str(engine.card.version), label).inc(times)
         runtime.metrics.detections_a_picture.observe(len(labels))
-        media_type = preferred_picture(request.headers.get("accept", ""))
-        if media_type is None:
-            return json_answer(runtime, outcome.seen, answer)
+        media_type = preferred(request.headers.get("accept", ""), OFFERED)
+        if media_type not in PICTURES:
+            return array_answer(runtime, outcome.seen, engine.card, answer, media_type)
         began = time.perf_counter()
         picture = await runtime.in_thread(
             drawing.draw, outcome.data, runtime.settings.max_pixels, answer, engine.card.labels, media_type
@@ -54,22 +57,5 @@ async def detect(request: Request) -> Response:
 
 def check_labels(wanted: list[str], card: Card) -> None:
     """Raises Problem (422) for a label that the model does not know: it would silently find nothing."""
-    if set(wanted) - set(card.labels):
+    if not set(wanted) <= set(card.labels):
         raise Problem(422, "parameter", f"label: the model does not know it. It knows {', '.join(card.labels)}.")
-
-
-def preferred_picture(accept: str) -> str | None:
-    """The kind of picture that an Accept header asks for before JSON, or None for JSON."""
-    best, chosen = 0.0, None
-    for item in accept.split(","):
-        name, *parameters = (part.strip().lower() for part in item.split(";"))
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        try:
-            weight = float(quality)
-        except ValueError:
-            weight = 0.0
-        kind = "image/png" if name == "image/*" else name if name in PICTURES else None
-        # what is named first wins among equals; a wildcard for everything means JSON
-        if weight > best and (kind or name in ("application/json", "application/*", "*/*")):
-            best, chosen = weight, kind
-    return chosen

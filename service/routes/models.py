@@ -38,7 +38,7 @@ async def list_models(request: Request) -> Response:
 )
 async def get_model(request: Request, name: str) -> Response:
     """Labels, canvases, metrics and hash: `model.json`, the versions there are, and what runs it."""
-    query = from_query(VersionQuery, request.query_params)
+    query = from_query(VersionQuery, request.scope["query_string"])
     runtime = runtime_of(request)
     engine = runtime.engine(name, query.version)
     return Response(to_json(describe(runtime, engine)), media_type="application/json")

@@ -4,35 +4,43 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from service import openapi, schemas
+from service import npz, openapi, schemas
 from service.problems import Problem
-from service.routes.answers import json_answer, runtime_of
+from service.routes.answers import JSON, array_answer, preferred, runtime_of
 from service.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery, from_query
 from service.uploads import has_body
 
 router = APIRouter(tags=["proposals"])
+
+OFFERED = (JSON, npz.MEDIA_TYPE)
 
 
 @router.post(
     "/proposals",
     summary="Region proposals of a picture",
     openapi_extra=openapi.upload("proposals") | openapi.query(ProposalsQuery),
-    responses={200: {"model": ProposalsAnswer}, **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    responses={
+        200: {"model": ProposalsAnswer, "content": openapi.NPZ},
+        **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504),
+    },
 )
 async def post_proposals(request: Request) -> Response:
     """The same numbers as `proposals` in the answer of `/detect?proposals=true`."""
-    return await answer(request, from_query(ProposalsQuery, request.query_params))
+    return await answer(request, from_query(ProposalsQuery, request.scope["query_string"]))
 
 
 @router.get(
     "/proposals",
     summary="Region proposals of a recent upload",
     openapi_extra=openapi.query(RecentQuery),
-    responses={200: {"model": ProposalsAnswer}, **openapi.problems(400, 404, 422, 429, 503, 504)},
+    responses={
+        200: {"model": ProposalsAnswer, "content": openapi.NPZ},
+        **openapi.problems(400, 404, 422, 429, 503, 504),
+    },
 )
 async def get_proposals(request: Request) -> Response:
     """For `image.id` of a recent answer. A GET that carries a picture is answered like a POST."""
-    query = from_query(RecentQuery, request.query_params)
+    query = from_query(RecentQuery, request.scope["query_string"])
     if has_body(request) == (query.image_id is not None):
         raise Problem(
             422, "parameter", "Give image_id, the image.id of a recent answer, or send the picture: POST /proposals."
@@ -43,8 +51,9 @@ async def get_proposals(request: Request) -> Response:
 async def answer(request: Request, query: ProposalsQuery, image_id: str | None = None) -> Response:
     runtime = runtime_of(request)
     engine = runtime.engine(query.model, query.version)
-    terms = runtime.terms()
+    terms = runtime.terms(query.timeout, query.priority)
     with runtime.admitted(terms):
         outcome = await runtime.infer(request, engine, True, terms, image_id)
         found = schemas.proposals(outcome.seen, engine.card, outcome.result, query)
-        return json_answer(runtime, outcome.seen, found)
+        media_type = preferred(request.headers.get("accept", ""), OFFERED)
+        return array_answer(runtime, outcome.seen, engine.card, found, media_type)

@@ -165,6 +165,22 @@ def test_the_picture_comes_back_with_its_boxes_drawn(server, media_type):
     assert np.abs(np.asarray(drawn).astype(int) - np.asarray(plain).astype(int)).max() > 100
 
 
+def test_numpy_reads_an_answer_in_one_line(server, uploads):
+    headers = {"Accept": "application/x-npz"}
+    for path in ("/detect?proposals=true", "/proposals"):
+        json = answer(server.http.post(path, content=uploads[0]))
+        response = server.http.post(path, content=uploads[0], headers=headers)
+        assert response.headers["content-type"] == "application/x-npz"
+        assert "encode;dur=" in response.headers["server-timing"]
+        found = np.load(io.BytesIO(response.content), allow_pickle=False)
+        np.testing.assert_array_equal(found["boxes"], np.float32(json["boxes"]))
+        np.testing.assert_array_equal(found["scores"], np.float32(json["scores"]))
+        assert found["image_id"] == json["image"]["id"]
+        if "labels" in json:
+            assert found["labels"].tolist() == json["labels"]
+            np.testing.assert_array_equal(found["proposals_boxes"], np.float32(json["proposals"]["boxes"]))
+
+
 def test_the_models_are_described(server):
     listed = server.http.get("/models").json()
     assert listed["default"] == {"name": "shapes", "version": 1}
@@ -190,6 +206,12 @@ def test_a_request_keeps_its_id_if_it_is_harmless(server):
     assert server.http.get("/healthz", headers={"X-Request-ID": "a-1.b_2"}).headers["x-request-id"] == "a-1.b_2"
     for harmful in ("a b", "x" * 65, "<script>", ""):
         assert server.http.get("/healthz", headers={"X-Request-ID": harmful}).headers["x-request-id"] != harmful
+
+
+def test_answers_and_problems_of_every_route_have_an_id_and_who_gave_one_keeps_it(server, uploads):
+    for path, body, status in (("/detect", uploads[0], 200), ("/detect", b"x", 400), ("/proposals?x=1", b"", 422)):
+        response = server.http.post(path, content=body, headers={"X-Request-ID": "mine"})
+        assert (response.status_code, response.headers["x-request-id"]) == (status, "mine")
 
 
 def test_a_load_balancer_may_ask_for_the_head_alone(server):

@@ -39,6 +39,18 @@ def test_all_three_ways_to_upload_are_documented(server):
         assert {"multipart/form-data", "application/json", "image/jpeg", "application/octet-stream"} <= set(content)
 
 
+def test_every_form_of_an_answer_and_every_parameter_is_documented(server):
+    paths = document(server)["paths"]
+    forms = {"application/json", "application/x-npz"}
+    assert set(paths["/detect"]["post"]["responses"]["200"]["content"]) == forms | {"image/png", "image/jpeg"}
+    for method in ("get", "post"):
+        assert set(paths["/proposals"][method]["responses"]["200"]["content"]) == forms
+        found = {each["name"]: each for each in paths["/proposals"][method]["parameters"]}
+        assert found["priority"]["schema"]["enum"] == ["interactive", "bulk"]
+        assert found["timeout"]["schema"]["exclusiveMinimum"] == 0
+        assert "proposals" not in found
+
+
 def test_every_reference_leads_somewhere_and_every_error_is_a_problem(server):
     found = document(server)
     for reference in set(json.dumps(found).split('"$ref": "')[1:]):

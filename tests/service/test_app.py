@@ -4,13 +4,15 @@ import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.__main__ import Server
 from service.app import create_app
-from service.routes.detect import preferred_picture
+from service.routes.answers import JSON, preferred
+from service.routes.detect import OFFERED
 from service.settings import Settings
 
 
@@ -37,25 +39,34 @@ def test_every_metric_is_explained():
 @pytest.mark.parametrize(
     ("accept", "expected"),
     [
-        ("", None),
-        ("*/*", None),
-        ("application/json", None),
+        ("", JSON),
+        ("*/*", JSON),
+        ("application/json", JSON),
+        ("application/*", JSON),
+        ("application/x-npz", "application/x-npz"),
+        ("application/x-npz;q=0.5, application/json;q=0.4", "application/x-npz"),
+        ("application/json, application/x-npz", JSON),
         ("image/png", "image/png"),
         ("image/jpeg", "image/jpeg"),
         ("image/*", "image/png"),
         ("IMAGE/JPEG; q=0.5", "image/jpeg"),
-        ("application/json, image/png", None),
+        ("application/json, image/png", JSON),
         ("image/png, application/json;q=0.9", "image/png"),
-        ("image/png;q=0.1, */*", None),
+        ("image/png;q=0.1, */*", JSON),
         ("image/jpeg;q=0.5, image/png;q=0.8", "image/png"),
-        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", None),
-        ("image/png;q=0", None),
-        ("image/png;q=junk", None),
-        (";;;,,,", None),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", JSON),
+        ("image/png;q=0", JSON),
+        ("image/png;q=junk", JSON),
+        (";;;,,,", JSON),
     ],
 )
-def test_a_picture_is_drawn_only_for_who_prefers_one(accept, expected):
-    assert preferred_picture(accept) == expected
+def test_another_form_than_json_is_only_for_who_prefers_it(accept, expected):
+    assert preferred(accept, OFFERED) == expected
+
+
+def test_pictures_are_not_for_who_cannot_have_them():
+    assert preferred("image/png, application/x-npz;q=0.1", (JSON, "application/x-npz")) == "application/x-npz"
+    assert preferred("image/png", (JSON,)) == JSON
 
 
 def test_an_engine_that_died_makes_the_service_unready_and_ends_it():
@@ -91,3 +102,15 @@ def test_an_impatient_signal_skips_the_grace(signals):
     for number in signals:
         server.handle_exit(number, None)
     assert server.should_exit
+
+
+def test_who_shuts_down_sends_its_clients_elsewhere():
+    app = create_app(Settings())
+
+    async def connection_header() -> str | None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return (await client.get("/healthz")).headers.get("connection")
+
+    assert asyncio.run(connection_header()) is None
+    Server(uvicorn.Config(app), app.state.runtime).handle_exit(signal.SIGTERM, None)
+    assert asyncio.run(connection_header()) == "close"

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import orjson
 import pytest
@@ -77,7 +79,53 @@ def test_the_answer_names_its_picture_model_and_time():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("query", [{"score_threshold": "nan"}, {"max_detections": 0}, {"unknown": 1}, {"version": -1}])
+def test_the_answer_for_numpy_says_what_the_json_says():
+    answer, _ = schemas.detections(SEEN, CARD, RESULT, DetectQuery(proposals=True))
+    with np.load(io.BytesIO(schemas.to_npz(answer, CARD)), allow_pickle=False) as file:
+        members = dict(file)
+    json = orjson.loads(schemas.to_json(answer))
+    assert set(members) == {
+        "image_id", "image_width", "image_height", "model_name", "model_version",
+        "boxes", "scores", "labels", "label_indices", "proposals_boxes", "proposals_scores",
+    }  # fmt: skip
+    assert {
+        name: array.dtype for name, array in members.items() if "boxes" in name or "scores" in name
+    } == dict.fromkeys(("boxes", "scores", "proposals_boxes", "proposals_scores"), np.float32)
+    np.testing.assert_array_equal(members["boxes"], np.float32(json["boxes"]))
+    np.testing.assert_array_equal(members["proposals_scores"], np.float32(json["proposals"]["scores"]))
+    assert members["labels"].tolist() == json["labels"] == ["dog", "cat"]
+    assert members["label_indices"].tolist() == [1, 0]
+    assert (members["image_id"], members["image_width"], members["image_height"]) == ("f" * 64, 640, 480)
+    assert (members["model_name"], members["model_version"]) == ("m", 3)
+
+
+def test_nothing_found_is_an_answer_for_numpy_too():
+    answer, _ = schemas.detections(SEEN, CARD, RESULT, DetectQuery(score_threshold=1))
+    members = np.load(io.BytesIO(schemas.to_npz(answer, CARD)), allow_pickle=False)
+    assert [members[name].shape for name in ("boxes", "scores", "labels", "label_indices")] == [
+        (0, 4),
+        (0,),
+        (0,),
+        (0,),
+    ]
+
+
+def test_a_query_is_read_anew_or_remembered_with_the_same_result():
+    long = b"&".join([b"label=cat"] * 100)
+    for query in (b"label=cat&label=dog&timeout=1.5&priority=bulk", long):
+        assert schemas.from_query(DetectQuery, query) == schemas.from_query(DetectQuery, query)
+    assert schemas.from_query(DetectQuery, b"label=cat&label=dog").label == ["cat", "dog"]
+    assert schemas.from_query(DetectQuery, long).label == ["cat"] * 100
+    assert schemas.from_query(ProposalsQuery, b"max_proposals=5") != schemas.from_query(DetectQuery, b"max_proposals=5")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"score_threshold": "nan"}, {"max_detections": 0}, {"unknown": 1}, {"version": -1},
+        {"timeout": 0}, {"timeout": "inf"}, {"timeout": -1}, {"priority": "urgent"},
+    ],
+)  # fmt: skip
 def test_parameters_out_of_range_are_errors(query):
     with pytest.raises(ValueError, match="validation error"):
         DetectQuery.model_validate(query)

@@ -1,0 +1,27 @@
+"""Answers for NumPy: an `.npz`, which is a zip of `.npy` files, read by `np.load(io.BytesIO(body))`.
+
+numpy.savez makes the same in twice the time, since it writes each member to a stream that might be any file.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import ArrayLike
+
+MEDIA_TYPE = "application/x-npz"
+
+
+def encode(members: Mapping[str, ArrayLike]) -> bytes:
+    """The file with `members`, uncompressed. Raises ValueError for what NumPy could only pickle."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, value in members.items():
+            member = io.BytesIO()
+            npy.write_array(member, np.asarray(value), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getbuffer())
+    return out.getvalue()
