@@ -487,7 +487,7 @@ def test_how_long_one_would_wait_follows_the_present_rate(plain, queue):
         assert waiting.batcher.expected_wait() == 0
         asked = [waiting.submit(slow, 10 + number) for number in range(8)]
         await asked[2]
-        assert 4 * 0.05 < waiting.batcher.expected_wait() < 30
+        assert 2 * 0.05 < waiting.batcher.expected_wait() < 30
         await asyncio.gather(*asked)
         assert waiting.batcher.expected_wait() == 0
 
