@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import itertools
 import json
+import random
 import socketserver
 import threading
 import time
@@ -42,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one segment: a delayed acknowledgement would cost 40 ms
 
-    def do_POST(self) -> None:  # noqa: N802  the library's name
+    def do_POST(self) -> None:
         server = self.server
         assert isinstance(server, Known)
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -115,12 +117,10 @@ def test_photographs_of_a_folder_are_drawn_by_the_seed_and_of_mixed_sizes(tmp_pa
 
 
 def test_random_sizes_stay_within_their_bounds() -> None:
-    import random
-
     sizes = [Image.open(io.BytesIO(one.numbered(0))).size for one in any_sizes(PICTURE, 20, random.Random(0))]
     assert len(set(sizes)) == 20
     for width, height in sizes:
-        assert 32 <= min(width, height)
+        assert min(width, height) >= 32
         assert max(width, height) <= min(2000, 4 * min(width, height))
 
 
@@ -129,7 +129,7 @@ def test_arrivals_are_those_of_the_rate_and_the_same_for_the_same_seed() -> None
     assert moments == sorted(moments) == arrivals(100, 50, seed=3)
     assert moments != arrivals(100, 50, seed=4)
     assert abs(len(moments) - 5000) < 4 * 5000**0.5  # a Poisson number: four standard deviations
-    gaps = sorted(b - a for a, b in zip(moments, moments[1:], strict=False))
+    gaps = sorted(b - a for a, b in itertools.pairwise(moments))
     assert 0.0062 < gaps[len(gaps) // 2] < 0.0077  # ln 2 / rate = 6.9 ms, where a steady stream has 10 ms
 
 
@@ -146,13 +146,13 @@ def test_in_a_closed_loop_every_client_has_one_request_on_the_way(generator: Gen
 def test_in_an_open_loop_latency_counts_from_when_a_picture_was_due(
     generator: Generator, uploads: list[Upload]
 ) -> None:
-    """Offered 100/s, answered 20/s: what is due near the end of 1.0 + 1.0 s waits for about 160 others, 50 ms each.
-    A client that waits for an answer before it sends would never see more than 50 ms."""
-    with serving(Known(seconds=0.05)) as server:
+    """Offered 100/s, answered 33/s: of about 200 in 1.0 + 1.0 s the last has its answer after 6 s, 4 s too late.
+    A client that waits for an answer before it sends would never see more than 30 ms."""
+    with serving(Known(seconds=0.03)) as server:
         load = generator.open(Target(server.url, uploads), rate=100, seconds=1.0, seed=0)
-    assert load.rate <= 21
+    assert load.rate <= 34
     assert len(load.latencies) == load.outcomes["200"] == sum(1 <= due < 2 for due in arrivals(100, 2.0, 0))
-    assert max(load.latencies) > 5
+    assert max(load.latencies) > 2.5
     assert len(server.bodies) == len(arrivals(100, 2.0, 0))
 
 
