@@ -21,6 +21,8 @@ from service.runtime import Runtime
 
 KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of common load balancers, which otherwise meet closed connections
 
+FAILED_SECONDS = 2  # for answers to leave when no engine works any more: what hangs in a dead one never comes
+
 
 class Server(uvicorn.Server):
     """uvicorn, but it exits with 0 after SIGTERM, says when it is ready, and ends when nothing can be answered."""
@@ -52,7 +54,10 @@ class Server(uvicorn.Server):
         grace = self._runtime.settings.shutdown_grace
         if self._asked_to_stop is not None and time.monotonic() - self._asked_to_stop >= grace:
             return True
-        return await super().on_tick(counter) or self._runtime.failure is not None
+        if self._runtime.failure is not None:
+            self.config.timeout_graceful_shutdown = FAILED_SECONDS
+            return True
+        return await super().on_tick(counter)
 
     def _announce(self) -> None:
         host, port = self.servers[0].sockets[0].getsockname()[:2]

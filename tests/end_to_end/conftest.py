@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ STORE = Path(os.environ.get("MODEL_STORE", _ALONE.name))
 class Server:
     """One running service. `http` is a client for it; `lines` is what it has printed so far."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, program: Sequence[str] = ("-m", "service"), **settings: object) -> None:
         environment = os.environ | {"MODEL_STORE": str(STORE), "HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_GRACE": "0"}
         environment |= {name: str(value) for name, value in settings.items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
+            [sys.executable, *program],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -103,8 +103,8 @@ def start() -> Iterator[Callable[..., Server]]:
     """Starts further services with settings of their own."""
     running: list[Server] = []
 
-    def start(**settings: object) -> Server:
-        running.append(Server(**settings))
+    def start(*program: Sequence[str], **settings: object) -> Server:
+        running.append(Server(*program, **settings))
         return running[-1]
 
     yield start
@@ -126,6 +126,13 @@ def scene(width: int, height: int, seed: int = 0) -> Image.Image:
         else:
             pen.rectangle((x - r, y - r, x + r, y + r), fill=fill)
     return image
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def distinct(data: bytes, number: int) -> bytes:

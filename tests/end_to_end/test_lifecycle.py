@@ -1,5 +1,6 @@
 """Start, stop, and stores that are not as they should be."""
 
+import contextlib
 import signal
 import socket
 import time
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from service.engine import CUDA, pick_provider
-from tests.end_to_end.conftest import encoded, problem
+from tests.end_to_end.conftest import encoded, eventually, problem
 from tests.service import graphs
 
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))
@@ -34,6 +35,29 @@ def test_a_signal_finishes_what_is_in_flight(start, tmp_path, number):
     assert server.process.wait(10) == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(server.address)
+
+
+def test_after_sigterm_it_is_unready_but_answers_until_the_grace_is_over(start, tmp_path):
+    graphs.publish(tmp_path)
+    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=1.5).ready()
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    while (ready := server.http.get("/readyz")).status_code == 200:
+        assert time.monotonic() - began < 1
+    assert problem(ready, 503)["reason"] == "draining"
+    assert server.http.get("/healthz").status_code == 200
+    assert httpx.post(f"{server.url}/detect", content=GREY).json()["scores"] == [0.4, 0.2]  # a new connection
+    assert 0 < server.metric("detector_draining_seconds") < 1.5
+    assert server.process.wait(10) == 0
+    assert 1.4 < time.monotonic() - began < 5
+
+
+def test_who_is_impatient_sends_the_signal_twice(start, tmp_path):
+    graphs.publish(tmp_path)
+    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: server.http.get("/readyz").status_code == 503)
+    assert server.stop() == 0
 
 
 def test_draining_has_an_end(start, tmp_path):
@@ -78,6 +102,40 @@ def test_among_several_models_a_request_says_which_or_the_default_answers(start,
     (tmp_path / "default").write_text("two\n")
     server = start(MODEL_STORE=tmp_path).ready()
     assert server.http.post("/detect", content=GREY).json()["model"]["name"] == "two"
+
+
+DYING = """
+import sys
+from service import __main__, engine
+
+run = engine.Engine.run
+dead = False
+
+def mortal(self, canvases, *arguments, **options):
+    global dead
+    dead = dead or any((canvas.pixels == 255).any() for canvas in canvases)
+    if dead:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
+    return run(self, canvases, *arguments, **options)
+
+engine.Engine.run = mortal
+sys.exit(__main__.main())
+"""
+
+
+def test_a_dead_engine_ends_the_process_for_its_supervisor(start, tmp_path):
+    graphs.publish(tmp_path)
+    server = start(["-c", DYING], MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
+    assert server.http.post("/detect", content=GREY).status_code == 200
+    white = encoded(Image.new("RGB", (96, 64), "white"))
+    began = time.monotonic()
+    document = problem(server.http.post("/detect", content=white), 500)
+    assert "700" not in document["detail"]
+    with contextlib.suppress(httpx.TransportError):  # it may be gone already
+        assert server.http.get("/readyz").status_code == 503
+    assert server.process.wait(10) == 1
+    assert time.monotonic() - began < 5
+    assert "the engine fails on every picture" in "".join(server.lines)
 
 
 def ending(server) -> tuple[int, str]:

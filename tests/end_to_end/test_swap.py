@@ -3,13 +3,12 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
-from tests.end_to_end.conftest import Server, distinct, encoded, problem
+from tests.end_to_end.conftest import Server, distinct, encoded, eventually, problem
 from tests.service import graphs
 
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))  # brightness 0.4
@@ -34,13 +33,6 @@ def drop_in(store, version, **kind):
     if target.exists():
         target.rename(store.parent / f"old-{time.monotonic_ns()}")
     (aside / "plain" / str(version)).rename(target)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def version(server: Server) -> int:
