@@ -174,11 +174,13 @@ class Batcher:
         proposals_only: bool,
         timeout: float,
         bulk: bool = False,
-        gone: asyncio.Future[None] | None = None,
+        when_gone: Callable[[Callable[[], object]], None] | None = None,
     ) -> Answer:
         """The answer for the picture in `data`, whose SHA-256 is `digest`.
 
-        `gone` is done when the client has left: what still waits then costs nothing, and CancelledError is raised.
+        `when_gone` takes what is to be done when the client leaves: what still waits then costs nothing, and this
+        raises CancelledError.
+
         Raises DeadlinePassedError after `timeout` seconds, Problem if it is no picture, EngineFailedError if the engine
         fails on it.
         """
@@ -187,8 +189,8 @@ class Batcher:
         waiter = Waiter(self._loop.create_future(), now, now + timeout)
         task = self._join(Identity(digest, served, proposals_only), data, waiter, now + BULK_PATIENCE * bulk)
         timer = self._loop.call_later(timeout, self._expire, task, waiter)
-        if gone is not None:
-            gone.add_done_callback(lambda _: waiter.future.cancel())
+        if when_gone is not None:
+            when_gone(waiter.future.cancel)
         try:
             return await waiter.future
         except asyncio.CancelledError:

@@ -50,12 +50,20 @@ def plain_length(head: bytes) -> int | None:
 
 
 def when_gone(request: Request, callback: Callable[[], object]) -> None:
-    """`callback` is called once, on the event loop, if the client goes before it has its answer."""
-    request.scope["state"]["gone"] = callback
+    """`callback` is called once, on the event loop, if the client goes before it has its answer, or has gone."""
+    request.scope["state"]["when_gone"] = callback
+    if has_gone(request):
+        callback()
+
+
+def has_gone(request: Request) -> bool:
+    """Whether the client went before it had its answer."""
+    return request.scope["state"].get("gone", False)
 
 
 def _tell(state: dict[str, Any]) -> None:
-    if callback := state.get("gone"):
+    state["gone"] = True
+    if callback := state.get("when_gone"):
         callback()
 
 

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from cachetools import LRUCache
@@ -23,6 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from service import devices, uploads
 from service.batcher import Answer, Batcher, DeadlinePassedError
 from service.catalogue import Catalogue, ServedModel
+from service.connections import has_gone, when_gone
 from service.engine import CUDA, Result, pick_provider, usable_cores
 from service.isolation import EngineFailedError, NoMemoryLeftError
 from service.metrics import Metrics
@@ -262,11 +264,10 @@ class Runtime:
         self, request: Request, data: bytes, digest: str, served: ServedModel, proposals_only: bool, terms: Terms
     ) -> Answer:
         assert self._batcher is not None
-        leaving = asyncio.create_task(_disconnect(request))
         try:
-            return await self._batcher.answer(data, digest, served, proposals_only, *terms, leaving)
+            return await self._batcher.answer(data, digest, served, proposals_only, *terms, partial(when_gone, request))
         except asyncio.CancelledError:
-            if not leaving.done():
+            if not has_gone(request):
                 raise
             raise ClientDisconnect from None
         except DeadlinePassedError:
@@ -279,8 +280,6 @@ class Runtime:
         except EngineFailedError:
             self.metrics.failed.labels("engine").inc()
             raise Problem(500, "engine", "The model failed on this picture. Others are not affected.") from None
-        finally:
-            leaving.cancel()
 
     async def _identify(self, data: bytes) -> str:
         if len(data) <= HASHED_AT_ONCE:
@@ -302,11 +301,6 @@ class Runtime:
                 404, "unknown_image", "No recent upload has this image_id. Send the picture itself: POST /proposals."
             )
         return data
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _listed(refused: dict[str, str]) -> str:
