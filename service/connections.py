@@ -204,7 +204,7 @@ class StrictConnection(_Deadline, H11Protocol):
             self._stop_clock()
             if self.conn.their_state is not h11.SEND_BODY:
                 self._lines = self._bytes = 0
-        if self.conn.their_state is h11.DONE and not self.conn.trailing_data[0]:
+        if self.conn.their_state in (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL) and not self.conn.trailing_data[0]:
             self.flow.resume_reading()  # nothing else tells that the client has gone
 
     def on_response_complete(self) -> None:
