@@ -4,7 +4,7 @@
     scripts/benchmark.py graph --torchvision fasterrcnn_mobilenet_v3_large_320_fpn --batches 1 8 --out measured
     scripts/benchmark.py graph --torchvision fasterrcnn_resnet50_fpn_v2 --checkpoint mine.pth --provider cuda \\
         --precision fp16 --size 800 1333
-    scripts/benchmark.py service                            about eight minutes; starts and stops all it needs
+    scripts/benchmark.py service                            about eight minutes; starts and stops its own servers
     scripts/benchmark.py service --pictures photographs --out measured
     scripts/benchmark.py service --url http://127.0.0.1:8000
     scripts/benchmark.py service --soak 60                  an hour of random sizes: memory, failures
@@ -169,7 +169,8 @@ def main() -> None:
     except (store.Refused, Failed, OSError, ValueError) as error:
         sys.exit(f"benchmark: {error}")
     except ImportError as error:
-        sys.exit(f"benchmark: {error.name} is not installed; scripts/bootstrap dev installs what --torchvision needs")
+        installed = "scripts/bootstrap dev installs what --torchvision and --out need"
+        sys.exit(f"benchmark: {error.name} is not installed; {installed}")
     except KeyboardInterrupt:
         sys.exit("benchmark: interrupted; what was measured is lost")
 

@@ -43,7 +43,7 @@ def test_a_serving_installation_measures_without_torch_onnx_or_a_bar(tmp_path: P
     assert "Stages: not measured, onnx is not installed; scripts/bootstrap dev installs it." in done.stdout
     assert "| decode to boxes" in done.stdout
     refused = run("--torchvision", "fasterrcnn_resnet50_fpn_v2", PYTHONPATH=str(tmp_path))
-    assert "is not installed; scripts/bootstrap dev installs what --torchvision needs" in refused.stderr
+    assert "is not installed; scripts/bootstrap dev installs what --torchvision and --out need" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

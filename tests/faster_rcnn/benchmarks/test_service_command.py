@@ -49,8 +49,9 @@ def test_all_contenders_are_measured_with_a_table_and_a_plot(tmp_path: Path) -> 
             assert float(row[2]) > 0
             assert row[6] == "0"  # no failure: every answer compared was that of the raw pipeline
             assert float(row[7]) > 1  # CPU ms an image
-            assert float(row[8]) > 50  # MB
-            assert float(row[9]) > 0  # × raw
+            assert 0 < float(row[8]) <= (os.cpu_count() or 1) + 0.5  # cores
+            assert float(row[9]) > 50  # MB
+            assert float(row[10]) > 0  # × raw
         offered = [int(row[1]) for row in opened]
         assert offered[2] == pytest.approx(4 * offered[0], abs=3)
     assert {row[-2:][0] for row in rows(text, "raw pipeline")} == {"1.00"}
@@ -73,8 +74,10 @@ def test_a_service_that_runs_is_measured_from_a_serving_installation_and_goes_on
     assert "plain" not in done.stdout
     assert "raw" not in done.stdout
     assert "1 pictures of 1 sizes, 64×48" in done.stdout
+    refused = run("--out", tmp_path / "out", PYTHONPATH=str(tmp_path))
+    assert "benchmark: matplotlib is not installed; scripts/bootstrap dev installs what" in refused.stderr
     closed = rows(done.stdout, "service")[:2]
-    assert all(float(row[7]) > 0 and float(row[8]) > 50 for row in closed)  # CPU and memory, from its /metrics
+    assert all(float(row[7]) > 0 and float(row[9]) > 50 for row in closed)  # CPU and memory, from its /metrics
 
 
 def test_a_soak_says_how_memory_grew_and_what_failed() -> None:

@@ -17,14 +17,15 @@ Number = float | None  # None: not known, or there was nothing to take it from
 @dataclass(frozen=True)
 class Turn:
     """rate: answers a second;  p50, p95, p99: seconds of an answer;  cpu, generator_cpu: processor seconds an answer;
-    memory: bytes, the most, and before and after;  refused: share of the requests;  refusal_p50, refusal_p99, back:
-    seconds;  failed: how many requests came to what, answers and refusals left out."""
+    cores: how many it kept busy;  memory: bytes, the most, and before and after;  refused: share of the requests;
+    refusal_p50, refusal_p99, back: seconds;  failed: how many requests came to what, answers and refusals left out."""
 
     rate: float
     p50: Number
     p95: Number
     p99: Number
     cpu: Number = None
+    cores: Number = None
     memory: Number = None
     memory_before: Number = None
     memory_after: Number = None
@@ -36,18 +37,20 @@ class Turn:
     failed: Counter[str] = field(default_factory=Counter)
 
 
-def of_load(load: Load, before: Usage, peak: int | None, after: Usage) -> Turn:
-    """before, after: what the server had used by then;  peak: the most memory in between, if it was watched."""
+def of_load(load: Load, before: Usage, peak: int | None, after: Usage, seconds: float) -> Turn:
+    """before, after: what the server had used by then;  peak: the most memory in the `seconds` in between, if it was
+    watched."""
     spent = None
-    if before.cpu_seconds is not None and after.cpu_seconds is not None and load.answered:
-        spent = (after.cpu_seconds - before.cpu_seconds) / load.answered
+    if before.cpu_seconds is not None and after.cpu_seconds is not None:
+        spent = after.cpu_seconds - before.cpu_seconds
     refused = sum(load.outcomes[status] for status in REFUSED)
     return Turn(
         load.rate,
         percentile(load.latencies, 50),
         percentile(load.latencies, 95),
         percentile(load.latencies, 99),
-        cpu=spent,
+        cpu=None if spent is None or not load.answered else spent / load.answered,
+        cores=None if spent is None else spent / seconds,
         memory=after.memory if peak is None else peak,
         memory_before=before.memory,
         memory_after=after.memory,
@@ -67,6 +70,7 @@ def of_raw(done: Done) -> Turn:
         percentile(done.latencies, 95),
         percentile(done.latencies, 99),
         cpu=done.cpu_seconds / done.images,
+        cores=done.cpu_seconds / done.seconds,
         memory=done.memory,
     )
 

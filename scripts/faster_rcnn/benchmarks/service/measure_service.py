@@ -6,6 +6,7 @@ second round goes the other way round. Figures are medians over the rounds, rati
 
 import contextlib
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +52,8 @@ class Options:
 
 def measure_service(options: Options) -> None:
     """Prints the tables, and writes them and a plot if a folder is named."""
+    if options.out is not None:
+        from faster_rcnn.benchmarks.service.plots import plot  # matplotlib is not part of serving; it fails at once
     warning = "" if options.url else other_work()
     pictures = sent(options)
     with contextlib.ExitStack() as stack:
@@ -60,8 +63,6 @@ def measure_service(options: Options) -> None:
         text = f"{bench.title()}\n{warning}\n{tables(closed, opened)}"
     print(text)
     if options.out is not None:
-        from faster_rcnn.benchmarks.service.plots import plot  # matplotlib is not part of serving
-
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "benchmark.md").write_text(text)
         plot(closed, opened, options.out / "benchmark.png")
@@ -137,6 +138,8 @@ class Bench:
     def open_loop(self, closed: Turns) -> Turns:
         """Every server at shares of the first one's capacity; at the highest, also how soon it recovers."""
         capacity = max(_rate(turns) for (name, _), turns in closed.items() if name == self._servers[0].name)
+        if not capacity:
+            raise Failed(f"no picture was answered within {self._options.seconds:g} s; give a turn more --seconds")
         calls: dict[tuple[str, float], Callable[[int], Turn]] = {}
         for share in SHARES:
             for server in self._servers:
@@ -171,10 +174,10 @@ class Bench:
         )
 
     def _watched(self, server: Server, drive: Callable[[Target], Load]) -> Turn:
-        before = server.usage()
+        before, began = server.usage(), time.perf_counter()
         with processes.Watch(server.pids) as watch:
             load = drive(Target(server.url, self._pictures, self._expected))
-        return figures.of_load(load, before, watch.peak, server.usage())
+        return figures.of_load(load, before, watch.peak, server.usage(), time.perf_counter() - began)
 
     def _warm_up(self, server: Server) -> None:
         load = self._generator.closed(Target(server.url, self._pictures), 4, min(WARM_UP, self._options.seconds))

@@ -13,15 +13,16 @@ SERVICE, RAW, LONE = "service", "raw pipeline", "raw, one by one"
 
 
 def closed_table(turns: Turns) -> str:
-    """A row for each contender and number of clients. × raw: images/s by the raw pipeline's in the same round; CPU ×
-    raw: processor time an image, likewise."""
+    """A row for each contender and number of clients. cores: how many it kept busy;  × raw: images/s by the raw
+    pipeline's in the same round;  CPU × raw: processor time an image, likewise."""
     against_raw = any(name == RAW for name, _ in turns)
-    head = ["", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "failed", "CPU ms an image", "MB"]
+    head = ["", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "failed", "CPU ms an image", "cores", "MB"]
     rows = []
     for (name, clients), own in turns.items():
         row = [name, str(int(clients)), _text(median(own, lambda turn: turn.rate))]
         row += [_ms(median(own, of)) for of in (lambda turn: turn.p50, lambda turn: turn.p95, lambda turn: turn.p99)]
-        row += [_failed(own), _ms(median(own, lambda turn: turn.cpu)), _mb(median(own, lambda turn: turn.memory))]
+        row += [_failed(own), _ms(median(own, lambda turn: turn.cpu)), _text(median(own, lambda turn: turn.cores), 2)]
+        row += [_mb(median(own, lambda turn: turn.memory))]
         if against_raw:
             raw = turns[RAW, clients]
             row += [_text(ratio(own, raw, lambda turn: turn.rate), 2), _text(ratio(own, raw, lambda turn: turn.cpu), 2)]
@@ -64,8 +65,11 @@ def lone_line(turns: Turns) -> str:
     if (LONE, 1) not in turns:
         return ""
     pairs = zip(turns[SERVICE, 1], turns[LONE, 1], strict=True)
-    beyond = statistics.median(ours.p50 - alone.p50 for ours, alone in pairs if ours.p50 and alone.p50)
-    return f"One client waits {_ms(beyond)} ms (p50) longer than decoding and inference with every core take.\n"
+    beyond = [ours.p50 - alone.p50 for ours, alone in pairs if ours.p50 and alone.p50]
+    if not beyond:
+        return ""
+    waits = _ms(statistics.median(beyond))
+    return f"One client waits {waits} ms (p50) longer than decoding and inference with every core take.\n"
 
 
 def failure_lines(turns: Turns) -> str:
