@@ -92,6 +92,35 @@ class _Deadline:
             self.transport.close()
 
 
+class _Joining:
+    """A transport that sends the head of an answer together with its body: one system call, one packet."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.writelines((held, data))
+        else:
+            self._held = data
+            self._loop.call_soon(self._flush)  # what nothing follows is sent all the same
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Connection(_Deadline, HttpToolsProtocol):
     """A connection for as long as its requests are plain; httptools never sees more than one of them at a time."""
 
@@ -102,6 +131,7 @@ class Connection(_Deadline, HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = _Joining(transport, self.loop)  # type: ignore[assignment]  # it is one in all that is used
         self._start_clock()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -148,11 +178,16 @@ class Connection(_Deadline, HttpToolsProtocol):
         strict.data_received(data)
 
     def on_body(self, body: bytes) -> None:
-        """As uvicorn's, but the handler is not woken for every segment that TCP brings."""
+        """As uvicorn's, but what comes at once is not copied, and no handler is woken for every segment of TCP's."""
         cycle = self.cycle
         if cycle.response_complete:
             return
-        cycle.body += body
+        if not cycle.body:
+            cycle.body = body  # type: ignore[assignment]  # uvicorn makes bytes of it, which these are
+        else:
+            if isinstance(cycle.body, bytes):
+                cycle.body = bytearray(cycle.body)
+            cycle.body += body
         if len(cycle.body) > BODY_PIECE:
             self.flow.pause_reading()
             cycle.message_event.set()

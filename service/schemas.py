@@ -217,7 +217,8 @@ def detections(seen: Seen, card: Card, result: Result, query: DetectQuery) -> tu
     wanted = result.scores >= threshold
     if query.label:
         wanted &= np.isin(result.labels, [card.labels.index(label) for label in query.label])
-    rows = np.flatnonzero(wanted)[: query.max_detections]
+    # numpy's own way gives up the interpreter, and the event loop would wait for it
+    rows = [row for row, keep in enumerate(wanted.tolist()) if keep][: query.max_detections]
     labels = [card.labels[index] for index in result.labels[rows].tolist()]
     answer = _head(seen, card)
     answer["boxes"] = _rounded(result.boxes[rows], PIXEL_DECIMALS)

@@ -40,24 +40,36 @@ async def read(request: Request, limit: int, timeout: float) -> bytes:
         raise Problem(415, "media_type", "A compressed body is not taken. Send the picture as it is.")
     if int(request.headers.get("content-length", 0)) > limit:
         raise _too_large(limit)
-    kind = parse_options_header(request.headers.get("content-type", "application/octet-stream"))[0]
-    chunks = _bounded(request, limit, timeout)
-    if kind == b"multipart/form-data":
-        data = await _multipart(request, chunks)
-    elif kind == b"application/json":
-        data = await asyncio.to_thread(from_json, b"".join([chunk async for chunk in chunks]))
-    elif kind == b"application/octet-stream" or kind.startswith(b"image/"):
-        data = b"".join([chunk async for chunk in chunks])
-    else:
+    try:
+        async with asyncio.timeout(timeout):
+            data = await _picture(request, limit)
+    except TimeoutError as error:
         raise Problem(
-            415,
-            "media_type",
-            f"This Content-Type is not taken. Send {TAKEN}; for example: {CURL}",
-            {"Accept-Post": TAKEN},
-        )
+            408,
+            "slow_upload",
+            f"The body did not arrive within {timeout:g} s. Send a smaller picture.",
+            {"Connection": "close"},
+        ) from error
     if not data:
         raise Problem(400, "empty", f"The request carries no picture. For example: {CURL}")
     return data
+
+
+async def _picture(request: Request, limit: int) -> bytes:
+    kind = parse_options_header(request.headers.get("content-type", "application/octet-stream"))[0]
+    chunks = _bounded(request, limit)
+    if kind == b"multipart/form-data":
+        return await _multipart(request, chunks)
+    if kind == b"application/json":
+        return await asyncio.to_thread(from_json, b"".join([chunk async for chunk in chunks]))
+    if kind == b"application/octet-stream" or kind.startswith(b"image/"):
+        return b"".join([chunk async for chunk in chunks])
+    raise Problem(
+        415,
+        "media_type",
+        f"This Content-Type is not taken. Send {TAKEN}; for example: {CURL}",
+        {"Accept-Post": TAKEN},
+    )
 
 
 def from_json(body: bytes) -> bytes:
@@ -102,28 +114,15 @@ async def _multipart(request: Request, chunks: AsyncGenerator[bytes, None]) -> b
     return part.file.read()
 
 
-async def _bounded(request: Request, limit: int, timeout: float) -> AsyncGenerator[bytes, None]:
-    """The body's chunks, until there are too many bytes or seconds of them. Raises Problem (413, 408)."""
-    deadline = asyncio.get_running_loop().time() + timeout
+async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks, until there are too many bytes of them. Raises Problem (413)."""
     received = 0
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline):
-                chunk = await anext(stream, None)
-        except TimeoutError as error:
-            raise Problem(
-                408,
-                "slow_upload",
-                f"The body did not arrive within {timeout:g} s. Send a smaller picture.",
-                {"Connection": "close"},
-            ) from error
-        if chunk is None:
-            return
+    async for chunk in request.stream():
         received += len(chunk)
         if received > limit:
             raise _too_large(limit)
-        yield chunk
+        if chunk:
+            yield chunk
 
 
 def _too_large(limit: int) -> Problem:
