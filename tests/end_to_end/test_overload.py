@@ -9,7 +9,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.end_to_end.conftest import distinct, encoded, problem
+from tests.end_to_end.conftest import Server, distinct, encoded, problem
 from tests.service import graphs
 
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))  # brightness 0.4
@@ -131,3 +131,79 @@ def test_health_answers_while_all_engines_are_busy(start, slow_store):
             for path in ("/healthz", "/readyz", "/metrics"):
                 assert http.get(path).elapsed.total_seconds() < 0.5
         assert all(each.result().status_code == 200 for each in working)
+
+
+def crowd(server: Server, number: int) -> list[httpx.Response]:
+    """Answers to so many different pictures sent at once."""
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(lambda n: server.http.post("/detect", content=distinct(GREY, n)), range(number)))
+
+
+def test_the_refused_are_told_when_to_come_back_at_the_present_rate(start, tmp_path):
+    graphs.publish(tmp_path, work=SLOW)
+    server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1, MAX_IN_FLIGHT=8).ready()
+    began = time.monotonic()
+    assert {each.status_code for each in crowd(server, 4)} == {200}
+    a_picture = (time.monotonic() - began) / 4
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(server.http.post, "/detect", content=distinct(GREY, 10 + n)) for n in range(8)]
+        server.wait_for("detector_queue_depth", 7)
+        refused = server.http.post("/detect", content=GREY)
+        # seven pictures are before it; rounded up, and twice or half of that for a machine that others use too
+        problem(refused, 429)
+        assert 7 * a_picture / 2 <= int(refused.headers["retry-after"]) <= 14 * a_picture + 1
+        assert [each.result().status_code for each in waiting] == [200] * 8
+
+
+def test_who_cannot_wait_as_long_as_the_queue_is_refused_at_once(start, tmp_path):
+    graphs.publish(tmp_path, work=SLOW)
+    server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1).ready()
+    crowd(server, 3)  # now the rate is known
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(server.http.post, "/detect", content=distinct(GREY, 10 + n)) for n in range(8)]
+        server.wait_for("detector_queue_depth", 7)
+        problem(server.http.post("/detect?timeout=0.1", content=GREY), 429)
+        assert [each.result().status_code for each in waiting] == [200] * 8
+
+
+def test_a_request_may_have_a_deadline_of_its_own(start, slow_store):
+    server = start(MODEL_STORE=slow_store, ENGINE_WORKERS=1, BATCH_PIXELS=1, REQUEST_TIMEOUT=20).ready()
+    with ThreadPoolExecutor(4) as pool:
+        patient = [pool.submit(server.http.post, "/detect", content=distinct(GREY, n)) for n in range(3)]
+        server.wait_for("detector_queue_depth", 2)
+        hasty = pool.submit(server.http.post, "/detect?timeout=0.2", content=GREY)
+        assert "0.2 s" in problem(hasty.result(), 504)["detail"]
+        assert [each.result().status_code for each in patient] == [200] * 3
+    assert server.metric("detector_cancelled_total", reason="deadline", stage="queue") == 1
+    assert server.metric("detector_batch_size_sum") == 3
+    assert "20 s" in problem(server.http.post("/detect?timeout=21", content=GREY), 422)["detail"]
+
+
+def test_bulk_requests_wait_behind_others_and_have_half_the_places(start, tmp_path):
+    graphs.publish(tmp_path, work=SLOW)
+    server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1, MAX_IN_FLIGHT=6).ready()
+    finished: list[str] = []
+
+    def send(number: int, priority: str) -> int:
+        response = server.http.post(f"/detect?priority={priority}", content=distinct(GREY, number))
+        finished.append(priority)
+        return response.status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        bulk = [pool.submit(send, number, "bulk") for number in range(3)]
+        server.wait_for("detector_queue_depth", 2)  # the third is in the engine
+        assert send(9, "bulk") == 429
+        interactive = [pool.submit(send, 10 + number, "interactive") for number in range(2)]
+        assert [each.result() for each in bulk + interactive] == [200] * 5
+    assert finished == ["bulk", "bulk", "interactive", "interactive", "bulk", "bulk"]  # the first is the refusal
+
+
+def test_the_same_picture_at_once_is_computed_once(start, slow_store):
+    server = start(MODEL_STORE=slow_store, ENGINE_WORKERS=1).ready()
+    with ThreadPoolExecutor(6) as pool:
+        queries = ["", "?proposals=true", "?max_detections=1", "?label=second", "", "?score_threshold=0.3"]
+        asked = [pool.submit(server.http.post, f"/detect{query}", content=GREY) for query in queries]
+        found = [each.result().json()["scores"] for each in asked]
+    assert found == [[0.4, 0.2], [0.4, 0.2], [0.4], [0.2], [0.4, 0.2], [0.4]]
+    assert server.metric("detector_batch_size_sum") + server.metric("detector_shared_total") == 6
+    assert server.metric("detector_shared_total") > 0
