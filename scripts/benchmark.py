@@ -128,7 +128,7 @@ def _add_graph(command: argparse.ArgumentParser) -> None:
 def _add_service(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url", help="a service that runs already (default: one of its own, beside a plain server)")
     command.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="send these photographs (default: --picture at six sizes)"
+        "--pictures", type=Path, metavar="FOLDER", help="send JPEGs of this folder (default: --picture at six sizes)"
     )
     command.add_argument(
         "--clients", type=_positive, nargs="+", default=load.CLIENTS, metavar="N", help="default: 1 4 16 64"

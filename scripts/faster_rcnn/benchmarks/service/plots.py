@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from faster_rcnn.benchmarks.service.figures import Number, Turn, median
-from faster_rcnn.benchmarks.service.report import LONE, Turns
+from faster_rcnn.benchmarks.service.report import LONE, RAW, Turns
 
 
 def plot(closed: Turns, opened: Turns, path: Path) -> None:
@@ -15,7 +15,8 @@ def plot(closed: Turns, opened: Turns, path: Path) -> None:
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     rates, tails, overload = figure.subplots(1, 3)
     _lines(rates, closed, lambda turn: turn.rate)
-    _lines(tails, closed, lambda turn: None if turn.p99 is None else 1e3 * turn.p99)
+    served = {key: own for key, own in closed.items() if key[0] != RAW}  # which nobody waits for
+    _lines(tails, served, lambda turn: None if turn.p99 is None else 1e3 * turn.p99)
     for panel, label in ((rates, "images/s"), (tails, "p99 ms")):
         panel.set_xscale("log", base=2)
         clients = sorted({load for _, load in closed})
