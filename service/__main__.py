@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 
 from service import settings as settings_module
+from service import tracing
 from service.app import create_app
 from service.connections import Connection
 from service.runtime import Runtime
@@ -69,13 +70,14 @@ class Server(uvicorn.Server):
 def main() -> int:
     try:
         settings = settings_module.from_environment()
+        traces = tracing.provider_from_environment()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
     config = uvicorn.Config(
-        app,
+        tracing.Traced(app, traces) if traces else app,
         host=settings.host,
         port=settings.port,
         log_config=None,

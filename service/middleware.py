@@ -59,6 +59,7 @@ class Edge:
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = scope["path"] if straight else getattr(scope.get("route"), "path", "unmatched")
+            scope["state"]["route"] = route  # for traces
             took = time.perf_counter() - began
             self._runtime.metrics.requests.labels(method, route, str(exchange.status or 499)).observe(took)
 
