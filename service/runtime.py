@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 from cachetools import LRUCache
 from starlette.requests import ClientDisconnect, Request
 
-from service import devices, uploads
+from service import devices, gpu_memory, uploads
 from service.batcher import Answer, Batcher, DeadlinePassedError
 from service.catalogue import Catalogue, ServedModel
 from service.connections import has_gone, when_gone
@@ -117,6 +117,8 @@ class Runtime:
     def _load(self) -> None:
         settings = self.settings
         self.provider = pick_provider(settings.require_cuda)
+        if self.provider == CUDA:
+            gpu_memory.watch(self.metrics.registry)
         places = devices.find(
             self.provider, settings.engines, settings.engine_workers, settings.batch_pixels, settings.engine_threads
         )

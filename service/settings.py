@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     )
     drain_timeout: float = Field(default=30, gt=0, description="seconds after that for requests in flight")
     recent_bytes: int = Field(
-        default=128 * MIB, ge=0, description="bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none"
+        default=64 * MIB, ge=0, description="bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none"
     )
 
 

@@ -1,0 +1,43 @@
+"""How full the memory of the GPUs is, asked of the driver at each scrape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector, CollectorRegistry
+
+log = logging.getLogger(__name__)
+
+
+class GpuMemory(Collector):
+    """`detector_gpu_memory_bytes` by device and kind: used (by everyone on that GPU) and total.
+
+    Raises what pynvml raises if there is no driver to ask.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        import pynvml
+
+        self._nvml = pynvml
+        pynvml.nvmlInit()
+        registry.register(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        memory = GaugeMetricFamily(
+            "detector_gpu_memory_bytes", "Memory of a GPU: used (by all processes) and total", labels=["device", "kind"]
+        )
+        for index in range(self._nvml.nvmlDeviceGetCount()):
+            info = self._nvml.nvmlDeviceGetMemoryInfo(self._nvml.nvmlDeviceGetHandleByIndex(index))
+            memory.add_metric([f"cuda:{index}", "used"], info.used)
+            memory.add_metric([f"cuda:{index}", "total"], info.total)
+        yield memory
+
+
+def watch(registry: CollectorRegistry) -> None:
+    """Adds the GPUs' memory to the metrics, where the driver can be asked; the service goes on without."""
+    try:
+        GpuMemory(registry)
+    except Exception as error:  # not installed (the cuda extra brings it), or no driver
+        log.warning("GPU memory is not among the metrics: %s", type(error).__name__)
