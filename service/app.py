@@ -43,6 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from the internet
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # looks for a provider at every request
     )
     app.state.runtime = runtime
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]

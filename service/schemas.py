@@ -215,14 +215,16 @@ def detections(seen: Seen, card: Card, result: Result, query: DetectQuery) -> tu
     """The answer to /detect, and its labels."""
     threshold = card.score_threshold if query.score_threshold is None else query.score_threshold
     wanted = result.scores >= threshold
+    rows: Any = slice(int(wanted.sum()))  # they are best first
     if query.label:
-        wanted &= np.isin(result.labels, [card.labels.index(label) for label in query.label])
-    # numpy's own way gives up the interpreter, and the event loop would wait for it
-    rows = [row for row, keep in enumerate(wanted.tolist()) if keep][: query.max_detections]
-    labels = [card.labels[index] for index in result.labels[rows].tolist()]
+        rows = np.flatnonzero(wanted & np.isin(result.labels, [card.labels.index(label) for label in query.label]))
+    boxes, scores, indices = (
+        each[rows][: query.max_detections] for each in (result.boxes, result.scores, result.labels)
+    )
+    labels = [card.labels[index] for index in indices.tolist()]
     answer = _head(seen, card)
-    answer["boxes"] = _rounded(result.boxes[rows], PIXEL_DECIMALS)
-    answer["scores"] = _rounded(result.scores[rows], SCORE_DECIMALS)
+    answer["boxes"] = _rounded(boxes, PIXEL_DECIMALS)
+    answer["scores"] = _rounded(scores, SCORE_DECIMALS)
     answer["labels"] = labels
     if query.proposals:
         answer["proposals"] = _proposals(result, query)
@@ -271,6 +273,6 @@ def _timing(seen: Seen) -> dict[str, float]:
 
 
 def _rounded(values: NDArray[np.float32], decimals: int) -> NDArray[np.float64]:
-    # in float64, whose shortest decimal form is the rounded one; numpy's own memory order is what orjson needs
-    rounded: NDArray[np.float64] = np.ascontiguousarray(values.astype(np.float64).round(decimals))
+    # in float64, whose shortest decimal form is the rounded one; in numpy's own memory order, which orjson needs
+    rounded: NDArray[np.float64] = values.astype(np.float64, order="C").round(decimals)
     return rounded

@@ -132,6 +132,17 @@ def test_it_does_not_matter_where_a_request_is_cut(server, kind, picture):
 
 
 @both_parsers
+def test_a_short_answer_comes_in_one_piece(server, kind):
+    with socket.create_connection(server.address) as connection:
+        connection.settimeout(5)
+        for _ in range(3):
+            connection.sendall(HEALTH % kind)
+            said = connection.recv(65536)
+            assert said.startswith(b"HTTP/1.1 200 ")
+            assert said.endswith(b'\r\n\r\n{"status":"alive"}')
+
+
+@both_parsers
 def test_a_connection_is_kept_after_an_answer_that_came_before_the_body(server, kind):
     with socket.create_connection(server.address) as connection:
         connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\n" + kind + b"Content-Length: 6\r\n\r\nabc")
