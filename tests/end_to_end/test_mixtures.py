@@ -1,0 +1,74 @@
+"""Requests at once, each with parameters of its own, over HTTP: every one is answered as if it had come alone."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.end_to_end.conftest import Server, distinct, encoded
+from tests.service import graphs
+
+LEVELS = (40, 102, 150, 230)
+PICTURES = [
+    encoded(Image.new("RGB", size, (level, level, level)))
+    for level, size in zip(LEVELS, [(96, 64), (64, 96), (300, 200), (50, 50)], strict=True)
+]
+UPLOADS = [*PICTURES, b"hello", PICTURES[0][: len(PICTURES[0]) // 2]]
+
+queries = st.fixed_dictionaries(
+    {},
+    optional={
+        "score_threshold": st.sampled_from([0, 0.1, 0.3, 0.5, 2]),
+        "max_detections": st.sampled_from([0, 1, 2]),
+        "label": st.sampled_from(["first", "second", "third"]),
+        "proposals": st.sampled_from(["true", "false"]),
+        "max_proposals": st.sampled_from([1, 2]),
+        "priority": st.sampled_from(["interactive", "bulk"]),
+        "timeout": st.sampled_from([5, 20]),
+    },
+)
+paths = st.sampled_from(["/detect", "/detect", "/proposals"])
+requests = st.tuples(paths, queries, st.integers(0, len(UPLOADS) - 1), st.booleans())
+
+
+@pytest.fixture(scope="module")
+def batching(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    graphs.publish(store)
+    running = Server(MODEL_STORE=store, ENGINE_WORKERS=1, BATCH_PIXELS=10_000_000).ready()
+    yield running
+    running.stop()
+
+
+def test_any_mixture_of_requests_is_answered_as_each_alone(batching):
+    alone: dict[Any, Any] = {}
+
+    def ask(number: int, path: str, query: dict[str, Any], which: int, own: bool) -> Any:
+        data = distinct(UPLOADS[which], number) if own else UPLOADS[which]
+        response = batching.http.post(path, params=query, content=data)
+        document = response.json()
+        for name in ("timing", "request_id"):
+            document.pop(name, None)
+        if own and response.status_code == 200:
+            document["image"].pop("id")
+        return response.status_code, document
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(requests, min_size=2, max_size=10))
+    def any_mixture(mixture: list[tuple[str, dict[str, Any], int, bool]]) -> None:
+        with ThreadPoolExecutor(len(mixture)) as pool:
+            together = list(pool.map(lambda each: ask(each[0], *each[1]), enumerate(mixture)))
+        for number, (each, found) in enumerate(zip(mixture, together, strict=True)):
+            path, query, which, own = each
+            key = (path, str(query), which, own)
+            if key not in alone:
+                alone[key] = ask(number, *each)
+            assert found == alone[key]
+
+    any_mixture()
+    statuses = {status for status, _ in alone.values()}
+    assert {200, 400, 422} <= statuses <= {200, 400, 422}
+    assert batching.metric("detector_batch_size_sum") > batching.metric("detector_batch_size_count")
