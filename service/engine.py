@@ -108,16 +108,7 @@ class Engine:
 
         `threads`: at most so many, if the engine has such a width; else its narrowest.
         """
-        (H, W) = canvases[0].size
-        images = np.zeros((len(canvases), H, W, 3), dtype=np.uint8)
-        sizes = np.empty((len(canvases), 2), dtype=np.int64)
-        for row, canvas in enumerate(canvases):
-            if canvas.size != (H, W):
-                raise ValueError(f"canvases {canvas.size} and {(H, W)} in one batch")
-            h, w = canvas.pixels.shape[:2]
-            images[row, :h, :w] = canvas.pixels
-            sizes[row] = h, w
-
+        images, sizes = _stack(canvases)
         width = max((width for width in self.widths if width <= threads), default=self.widths[0])
         sessions, names = (self._proposals, _PROPOSAL_NAMES) if proposals_only else (self._full, _ALL_NAMES)
         values = sessions[width].run(names, {"images": images, "sizes": sizes})
@@ -303,6 +294,21 @@ def _as_file(graph: bytes) -> Iterator[str]:
             path = Path(folder) / "model.onnx"
             path.write_bytes(graph)
             yield str(path)
+
+
+def _stack(canvases: Sequence[Canvas]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """`images` and `sizes` of contract 1."""
+    (H, W) = canvases[0].size
+    sizes = np.array([canvas.pixels.shape[:2] for canvas in canvases], dtype=np.int64)
+    if len(canvases) == 1 and canvases[0].pixels.shape[:2] == (H, W):
+        return canvases[0].pixels[np.newaxis], sizes
+    images = np.zeros((len(canvases), H, W, 3), dtype=np.uint8)
+    for row, canvas in enumerate(canvases):
+        if canvas.size != (H, W):
+            raise ValueError(f"canvases {canvas.size} and {(H, W)} in one batch")
+        h, w = canvas.pixels.shape[:2]
+        images[row, :h, :w] = canvas.pixels
+    return images, sizes
 
 
 def _result(out: dict[str, Any], row: int, canvas: Canvas) -> Result:
