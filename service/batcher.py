@@ -15,6 +15,7 @@ there; only there do requests come and go, so threads may read who waits for a p
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 import threading
@@ -52,10 +53,11 @@ class Served(Protocol):
     def engine_on(self, device: Device) -> Engine: ...
 
 
-class Identity(NamedTuple):
-    """Two requests with the same identity have the same answer."""
+class Likeness(NamedTuple):
+    """What two requests for the same answer have in common; that their bytes are equal is compared when it is met."""
 
-    digest: str
+    ends: bytes
+    length: int
     served: Served
     proposals_only: bool
 
@@ -69,9 +71,10 @@ class Key(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A picture's result, the upright picture's size, and where its time went (seconds)."""
+    """A picture's result, its SHA-256, the upright picture's size, and where its time went (seconds)."""
 
     result: Result
+    digest: str
     width: int
     height: int
     decode: float
@@ -92,9 +95,11 @@ class Waiter:
 class Task:
     """One picture on its way, and all who wait for it; `stage` is queue, decode or inference."""
 
-    identity: Identity
     data: bytes
+    served: Served
+    proposals_only: bool
     rank: float
+    digest: str | None = None
     waiters: list[Waiter] = field(default_factory=list)
     stage: str = "queue"
     canvas: Canvas | None = None
@@ -104,7 +109,12 @@ class Task:
     @property
     def key(self) -> Key:
         assert self.canvas is not None
-        return Key(self.identity.served, self.canvas.size, self.identity.proposals_only)
+        return Key(self.served, self.canvas.size, self.proposals_only)
+
+    @property
+    def likeness(self) -> Likeness:
+        # the head of a file is often that of another, its tail hardly ever
+        return Likeness(self.data[-32:], len(self.data), self.served, self.proposals_only)
 
     def bytes(self) -> int:
         return len(self.data) + (self.canvas.pixels.nbytes if self.canvas else 0)
@@ -145,7 +155,7 @@ class Batcher:
         self._to_decode = threading.Condition(self._lock)
         self._to_run = threading.Condition(self._lock)
         self._closing = False
-        self._tasks: dict[Identity, Task] = {}  # all in flight
+        self._tasks: dict[Likeness, Task] = {}  # in flight; of two that are only alike, the later
         self._undecoded: list[Task] = []  # these two by rank
         self._ready: dict[Key, list[Task]] = {}
         self._ready_pixels = 0
@@ -155,10 +165,11 @@ class Batcher:
         self._spacing = 0.0  # seconds between answers while others wait
         self._last_answer: float | None = None
 
+        self._busy_seconds = {device: metrics.engine_seconds.labels(device.name) for device in devices}
         metrics.queue_depth.set_function(self.waiting)
         metrics.waiting_bytes.set_function(self._waiting_bytes)
         for device in devices:
-            metrics.batch_budget.labels(device.name).set(device.budget.pixels)
+            metrics.batch_budget.labels(device.name).set_function(partial(getattr, device.budget, "pixels"))
             for number in range(device.runs):
                 self._start(f"engine-{device.name}-{number}", device, device.decodes)
         for number in range(decoders):
@@ -169,14 +180,14 @@ class Batcher:
     async def answer(
         self,
         data: bytes,
-        digest: str,
         served: Served,
         proposals_only: bool,
         timeout: float,
         bulk: bool = False,
+        digest: str | None = None,
         when_gone: Callable[[Callable[[], object]], None] | None = None,
     ) -> Answer:
-        """The answer for the picture in `data`, whose SHA-256 is `digest`.
+        """The answer for the picture in `data`, whose SHA-256 is `digest` if that is known.
 
         `when_gone` takes what is to be done when the client leaves: what still waits then costs nothing, and this
         raises CancelledError.
@@ -187,7 +198,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         now = time.monotonic()
         waiter = Waiter(self._loop.create_future(), now, now + timeout)
-        task = self._join(Identity(digest, served, proposals_only), data, waiter, now + BULK_PATIENCE * bulk)
+        task = self._join(Task(data, served, proposals_only, now + BULK_PATIENCE * bulk, digest), waiter)
         timer = self._loop.call_later(timeout, self._expire, task, waiter)
         if when_gone is not None:
             when_gone(waiter.future.cancel)
@@ -214,20 +225,22 @@ class Batcher:
             self._to_decode.notify_all()
             self._to_run.notify_all()
 
-    def _join(self, identity: Identity, data: bytes, waiter: Waiter, rank: float) -> Task:
-        """Puts a request to the task of the same picture, or makes one."""
+    def _join(self, task: Task, waiter: Waiter) -> Task:
+        """Adds a request with its `task`, or to one of the same picture that is in flight. Returns the task."""
+        likeness = task.likeness
         with self._lock:
-            task = self._tasks.get(identity)
-            if task is None:
-                task = self._tasks[identity] = Task(identity, data, rank, [waiter])
+            same = self._tasks.get(likeness)
+            if same is None or same.data != task.data:
+                task.waiters.append(waiter)
+                self._tasks[likeness] = task
                 insort(self._undecoded, task, key=_rank)
                 self._to_decode.notify()
                 return task
-            task.waiters.append(waiter)
-            if rank < task.rank:
-                self._advance(task, rank)
+            same.waiters.append(waiter)
+            if task.rank < same.rank:
+                self._advance(same, task.rank)
         self._metrics.shared.inc()
-        return task
+        return same
 
     def _advance(self, task: Task, rank: float) -> None:
         for queue in (self._undecoded, self._ready.get(task.key, []) if task.canvas else []):
@@ -252,8 +265,9 @@ class Batcher:
 
     def _unregister(self, task: Task) -> None:
         """From here on nobody else can join."""
-        if self._tasks.get(task.identity) is task:
-            del self._tasks[task.identity]
+        likeness = task.likeness
+        if self._tasks.get(likeness) is task:
+            del self._tasks[likeness]
 
     def _forget(self, task: Task) -> None:
         self._unregister(task)
@@ -375,8 +389,9 @@ class Batcher:
 
     def _decode(self, task: Task) -> None:
         task.decode_began = time.monotonic()
+        task.digest = task.digest or hashlib.sha256(task.data).hexdigest()
         try:
-            task.canvas = images.decode(task.data, task.identity.served.geometry, self._max_pixels)
+            task.canvas = images.decode(task.data, task.served.geometry, self._max_pixels)
         except Problem as problem:
             self._call(self._deliver, [task], [problem])
             return
@@ -405,6 +420,7 @@ class Batcher:
             if isinstance(result, EngineFailedError)
             else Answer(
                 result,
+                task.digest or "",
                 canvas.width,
                 canvas.height,
                 task.decode_ended - task.decode_began,
@@ -423,7 +439,6 @@ class Batcher:
 
     def _shrink(self, device: Device) -> None:
         device.budget.halve()
-        self._metrics.batch_budget.labels(device.name).set(device.budget.pixels)
         self._metrics.out_of_memory.labels(device.name).inc()
         log.warning("memory ran out on %s; batches may have %d pixels now", device.name, device.budget.pixels)
 
@@ -431,11 +446,10 @@ class Batcher:
         metrics = self._metrics
         padded = math.prod(key.canvas) * len(canvases)
         covered = sum(canvas.pixels.shape[0] * canvas.pixels.shape[1] for canvas in canvases)
-        metrics.batch_size.labels("proposals" if key.proposals_only else "full").observe(len(canvases))
+        metrics.batch_size["proposals" if key.proposals_only else "full"].observe(len(canvases))
         metrics.batch_fill.observe(min(1.0, padded / device.budget.pixels))
         metrics.padding.observe(1 - covered / padded)
-        metrics.engine_seconds.labels(device.name).inc(took)
-        metrics.batch_budget.labels(device.name).set(device.budget.pixels)
+        self._busy_seconds[device].inc(took)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         """`function` on the event loop, soon."""

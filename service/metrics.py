@@ -69,9 +69,8 @@ class Metrics:
 
     def _batches(self) -> None:
         """How full the engines are."""
-        self.batch_size = self._histogram(
-            "batch_size", "Pictures in a batch given to an engine", BATCH_SIZES, ("graph",)
-        )
+        sizes = self._histogram("batch_size", "Pictures in a batch given to an engine", BATCH_SIZES, ("graph",))
+        self.batch_size = {graph: sizes.labels(graph) for graph in ("full", "proposals")}
         self.batch_fill = self._histogram(
             "batch_filled_ratio", "Share of its budget of pixels that a batch uses, padding included", SHARES
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import hashlib
 import logging
 import math
 import time
@@ -33,7 +32,6 @@ from service.schemas import Seen
 from service.settings import Settings
 from service.store import Refused
 
-HASHED_AT_ONCE = 2**18  # bytes; takes 0.15 ms, which is what a thread would cost
 LONGEST_RETRY = 60  # seconds
 
 T = TypeVar("T")
@@ -240,18 +238,17 @@ class Runtime:
         try:
             data = self._recall(image_id) if image_id else await self._read(request)
             read = time.perf_counter() - began
-            image_id = image_id or await self._identify(data)
             answer = await self._answer(request, data, image_id, served, proposals_only, terms)
         finally:
             served.in_flight -= 1
             if served.retired and not served.in_flight:
                 self.metrics.model_drain_seconds.observe(time.monotonic() - served.retired)
-        self._remember(image_id, data)
+        self._remember(answer.digest, data)
         seconds = {"read": read, "decode": answer.decode, "queue": answer.queue, "inference": answer.inference}
         for stage, took in seconds.items():
             self.metrics.stage[stage].observe(took)
         seconds["total"] = time.perf_counter() - began
-        return Outcome(Seen(image_id, answer.width, answer.height, seconds), answer.result, data)
+        return Outcome(Seen(answer.digest, answer.width, answer.height, seconds), answer.result, data)
 
     async def _read(self, request: Request) -> bytes:
         try:
@@ -263,11 +260,17 @@ class Runtime:
         return data
 
     async def _answer(
-        self, request: Request, data: bytes, digest: str, served: ServedModel, proposals_only: bool, terms: Terms
+        self,
+        request: Request,
+        data: bytes,
+        digest: str | None,
+        served: ServedModel,
+        proposals_only: bool,
+        terms: Terms,
     ) -> Answer:
         assert self._batcher is not None
         try:
-            return await self._batcher.answer(data, digest, served, proposals_only, *terms, partial(when_gone, request))
+            return await self._batcher.answer(data, served, proposals_only, *terms, digest, partial(when_gone, request))
         except asyncio.CancelledError:
             if not has_gone(request):
                 raise
@@ -282,11 +285,6 @@ class Runtime:
         except EngineFailedError:
             self.metrics.failed.labels("engine").inc()
             raise Problem(500, "engine", "The model failed on this picture. Others are not affected.") from None
-
-    async def _identify(self, data: bytes) -> str:
-        if len(data) <= HASHED_AT_ONCE:
-            return hashlib.sha256(data).hexdigest()
-        return await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """`function` in a thread, of which there are few: it bounds the memory that drawing takes."""

@@ -1,7 +1,6 @@
 """The queue, with real engines over small graphs and real threads; what waits is held by a gate, not by clocks."""
 
 import asyncio
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -83,8 +82,7 @@ class Queue:
         return self.send(served, data, timeout, **how)
 
     def send(self, served: Any, data: bytes, timeout: float = 10, **how: Any) -> asyncio.Task[Any]:
-        digest = hashlib.sha256(data).hexdigest()
-        return asyncio.create_task(self.batcher.answer(data, digest, served, False, timeout, **how))
+        return asyncio.create_task(self.batcher.answer(data, served, False, timeout, **how))
 
     async def after(self, gate: Gate, *levels: int) -> list[asyncio.Task[Any]]:
         """Asks for the first level, and for the others once it is in the engine."""

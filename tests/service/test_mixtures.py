@@ -1,7 +1,6 @@
 """No answer depends on its neighbours: random mixtures of pictures against what each gets alone."""
 
 import asyncio
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -47,10 +46,9 @@ async def ask(batcher: Batcher, alone: Alone, mixture: list[Asked]) -> list[Any]
     async def one(number: int, asked: Asked) -> Any:
         which, only, bulk, delay = asked
         data = alone.uploads[which]
-        # half of them as a picture of its own, half shared with whoever sends the same
-        digest = hashlib.sha256(data).hexdigest() + (str(number) if number % 2 else "")
         await asyncio.sleep(delay / 1000)
-        return await batcher.answer(data, digest, alone, only, 30, bulk)
+        # half of them as a picture of its own, half shared with whoever sends the same
+        return await batcher.answer(data + b"%d" % number * (number % 2), alone, only, 30, bulk)
 
     return await asyncio.gather(*(one(*each) for each in enumerate(mixture)), return_exceptions=True)
 
