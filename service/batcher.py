@@ -349,14 +349,14 @@ class Batcher:
             return task
         return None
 
-    def _share(self) -> int:
+    def _share(self, device: Device) -> int:
         """What waits is shared among all engines, not only the idle ones, for the busy ones will soon be free: one that
         takes everything would leave the others without work."""
-        return math.ceil(self.waiting() / self._runs)
+        return math.ceil(self.waiting() / (self._runs * device.depth))
 
     def _too_few(self, device: Device) -> bool:
         """Whether a thread that can also decode should do so before it runs, since no batch is full yet."""
-        share = self._share()
+        share = self._share(device)
         return not any(len(queue) >= min(share, _room(device, key)) for key, queue in self._ready.items())
 
     def _take(self, device: Device) -> Batch | None:
@@ -367,7 +367,7 @@ class Batcher:
         while self._ready and not tasks:
             key = min(self._ready, key=lambda key: self._ready[key][0].rank)
             queue = self._ready[key]
-            limit = min(self._share(), _room(device, key))
+            limit = min(self._share(device), _room(device, key))
             soonest = time.monotonic() + self._fastest.get(key.served, {}).get(key.canvas, 0.0)
             while queue and len(tasks) < limit:
                 task = queue.pop(0)

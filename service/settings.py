@@ -57,8 +57,8 @@ class Settings(BaseSettings):
     batch_pixels: int | None = Field(
         default=None,
         ge=1,
-        description="pixels of canvas in one batch, padding included, which bounds memory; "
-        "default 8 million on CUDA and 0.25 million on the CPU, where a larger batch only makes its members wait",
+        description="pixels of canvas in one batch, padding included, which bounds memory; default 8 million on CUDA. "
+        "On the CPU 0.25 million and only where the queue is deep, since a batch makes its members wait for each other",
     )
     decode_threads: int | None = Field(
         default=None,

@@ -92,7 +92,7 @@ def test_who_hangs_up_while_sending_is_counted(start, slow_store):
 
 def test_one_that_breaks_the_engine_breaks_alone(start, tmp_path):
     graphs.publish(tmp_path, fails_on_white=True, work=20)
-    server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1).ready()
+    server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1_000_000).ready()
     pictures = [GREY, WHITE, GREY, GREY, WHITE, GREY, GREY, GREY] * 2
     each = [distinct(data, number) for number, data in enumerate(pictures)]
     with ThreadPoolExecutor(len(pictures)) as pool:

@@ -68,7 +68,7 @@ class Queue:
         self.metrics = Metrics()
         self.fatal: list[str] = []
         self.devices = [
-            Device(CUDA if gpu else CPU, index, runs, 1 if gpu else cores, not gpu, Budget(pixels))
+            Device(CUDA if gpu else CPU, index, runs, 1 if gpu else cores, not gpu, 1, Budget(pixels))
             for index in range(devices)
         ]
         self._encode = encode
@@ -488,5 +488,17 @@ def test_how_long_one_would_wait_follows_the_present_rate(plain, queue):
         assert 2 * 0.05 < waiting.batcher.expected_wait() < 30
         await asyncio.gather(*asked)
         assert waiting.batcher.expected_wait() == 0
+
+    run(test)
+
+
+def test_where_batches_save_little_they_grow_with_the_queue(gate, queue):
+    async def test():
+        waiting = queue()
+        waiting.devices[0].depth = 4
+        asked = await waiting.after(gate, *range(1, 11))  # nine wait: a batch of three, then two, then single ones
+        gate.opened.set()
+        await asyncio.gather(*asked)
+        assert [number for _, number in gate.batches] == [1, 3, 2, 1, 1, 1, 1]
 
     run(test)

@@ -1,5 +1,6 @@
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,3 +167,38 @@ def test_the_quotas_of_control_groups_bound_the_cores(tmp_path, monkeypatch, mem
 def test_cuda_that_is_required_and_missing_is_refused():
     with pytest.raises(Refused, match="REQUIRE_CUDA"):
         engine.pick_provider(require_cuda=True)
+
+
+def test_a_run_takes_the_widest_session_that_its_threads_allow(tmp_path, monkeypatch):
+    wide = Engine(store.load(graphs.publish(tmp_path)), threads=(1, 2, 4))
+    used = []
+    for width, session in wide._full.items():
+        monkeypatch.setitem(wide._full, width, Watched(session, lambda width=width: used.append(width)))
+    for threads in (1, 2, 3, 4, 64):
+        (result,) = wide.run([grey(51)], threads=threads)
+        assert result.scores[0] == pytest.approx(0.2)
+    assert used == [1, 2, 2, 4, 4]
+
+
+class Watched:
+    def __init__(self, session, note):
+        self.session, self.note = session, note
+
+    def run(self, *arguments):
+        self.note()
+        return self.session.run(*arguments)
+
+
+def test_a_graph_is_loaded_from_the_bytes_that_were_checked(tmp_path):
+    folder = graphs.publish(tmp_path)
+    model = store.load(folder)
+    (folder / "model.onnx").write_bytes(b"changed since")
+    assert Engine(model).run([grey(51)])[0].scores[0] == pytest.approx(0.2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list a process's open files")
+def test_opening_sessions_leaves_no_file_open(plain):
+    plain()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    plain()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -74,7 +74,7 @@ def mixtures(pictures: int, most: int) -> st.SearchStrategy[list[Asked]]:
 
 def batcher(gpu: bool, devices: int, runs: int, pixels: int) -> Batcher:
     kind = CUDA if gpu else CPU
-    places = [Device(kind, index, runs, 1 if gpu else 2, not gpu, Budget(pixels)) for index in range(devices)]
+    places = [Device(kind, index, runs, 1 if gpu else 2, not gpu, 1, Budget(pixels)) for index in range(devices)]
     return Batcher(places, 2 * gpu, 1_000_000, Metrics(), lambda reason: pytest.fail(reason))
 
 
