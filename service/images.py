@@ -29,8 +29,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 64_000_000
 # A legal file needs about ten scans; a crafted one of a few kB has thousands and each costs a pass over every pixel.
 MAX_JPEG_SCANS = 50
-# In entropy-coded data FF is always followed by 00, so FF DA can only be a scan (or lie in a small thumbnail). A regular
-# expression finds it three times as fast as bytes.count.
+# In entropy-coded data FF is always followed by 00, so FF DA can only be a scan (or lie in a small thumbnail). This is
+# three times as fast as bytes.count.
 JPEG_SCAN = re.compile(rb"\xff\xda")
 ORIENTATION = 0x0112  # the EXIF tag
 TRANSPOSE = {
