@@ -51,9 +51,10 @@ def plain_length(head: bytes) -> int | None:
 
 def when_gone(request: Request, callback: Callable[[], object]) -> None:
     """`callback` is called once, on the event loop, if the client goes before it has its answer, or has gone."""
-    request.scope["state"]["when_gone"] = callback
     if has_gone(request):
         callback()
+    else:
+        request.scope["state"]["when_gone"] = callback
 
 
 def has_gone(request: Request) -> bool:
@@ -63,8 +64,13 @@ def has_gone(request: Request) -> bool:
 
 def _tell(state: dict[str, Any]) -> None:
     state["gone"] = True
-    if callback := state.get("when_gone"):
+    if callback := state.pop("when_gone", None):
         callback()
+
+
+def _forget(state: dict[str, Any]) -> None:
+    """An idle connection keeps its last scope, which must not keep the picture of a request that has its answer."""
+    state.pop("when_gone", None)
 
 
 class _Deadline:
@@ -72,6 +78,10 @@ class _Deadline:
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
+    timeout_keep_alive: int
+    timeout_keep_alive_task: asyncio.TimerHandle | None
+    timeout_keep_alive_handler: Callable[[], None]
+    _unset_keepalive_if_required: Callable[[], None]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -91,9 +101,19 @@ class _Deadline:
         if not self.transport.is_closing():
             self.transport.close()
 
+    def _keep_alive(self) -> None:
+        """The rest of an answered body has come, so the connection is idle: uvicorn arms its clock at the answer alone,
+        and stops it at whatever comes then."""
+        self._stop_clock()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
 
 class _Joining:
-    """A transport that sends the head of an answer together with its body: one system call, one packet."""
+    """A transport that sends the head of an answer together with its body: one system call, one packet.
+
+    What is written to one that is closing is dropped, as asyncio does; uvloop would raise.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -103,7 +123,8 @@ class _Joining:
     def write(self, data: bytes) -> None:
         if self._held:
             held, self._held = self._held, b""
-            self._transport.writelines((held, data))
+            if not self._transport.is_closing():
+                self._transport.writelines((held, data))
         else:
             self._held = data
             self._loop.call_soon(self._flush)  # what nothing follows is sent all the same
@@ -115,7 +136,8 @@ class _Joining:
     def _flush(self) -> None:
         if self._held:
             held, self._held = self._held, b""
-            self._transport.write(held)
+            if not self._transport.is_closing():
+                self._transport.write(held)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -145,6 +167,8 @@ class Connection(_Deadline, HttpToolsProtocol):
             body, data = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
             self._missing -= len(body)
             super().data_received(body)
+            if not self._missing and self.cycle.response_complete:
+                self._keep_alive()
         if not data:
             return
         if self.cycle and not self.cycle.response_complete:
@@ -197,6 +221,7 @@ class Connection(_Deadline, HttpToolsProtocol):
         self.flow.resume_reading()  # nothing else tells that the client has gone
 
     def on_response_complete(self) -> None:
+        _forget(self.cycle.scope["state"])
         super().on_response_complete()
         if self.transport.is_closing():
             return
@@ -232,9 +257,13 @@ class StrictConnection(_Deadline, H11Protocol):
         if self.conn.their_state is h11.SEND_BODY and self._in_tiny_chunks(data):
             self.transport.close()
             return
+        before = self.conn.their_state
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
-            self._start_clock()
+            if before is h11.SEND_BODY:
+                self._keep_alive()
+            if self.conn.trailing_data[0]:
+                self._start_clock()
         elif self.cycle and not self.cycle.response_complete:
             self._stop_clock()
             if self.conn.their_state is not h11.SEND_BODY:
@@ -243,6 +272,7 @@ class StrictConnection(_Deadline, H11Protocol):
             self.flow.resume_reading()  # nothing else tells that the client has gone
 
     def on_response_complete(self) -> None:
+        _forget(self.cycle.scope["state"])
         super().on_response_complete()
         half_a_head = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
         if half_a_head or self.conn.their_state is h11.SEND_BODY:

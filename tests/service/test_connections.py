@@ -1,12 +1,25 @@
-"""Which requests the quick parser may have: those that every parser reads alike."""
+"""Which requests the quick parser may have: those that every parser reads alike. And what a connection keeps, and for
+how long.
+"""
+
+import asyncio
+import contextlib
+import gc
+import socket
+import threading
+import time
+import weakref
 
 import h11
 import httptools
 import pytest
+import uvicorn
 from hypothesis import example, given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
-from service.connections import plain_length
+from service import connections
+from service.connections import Connection, plain_length, when_gone
 
 HEAD = b"POST /detect?label=a%20b HTTP/1.1\r\nHost: x\r\n"
 
@@ -104,3 +117,135 @@ def test_a_plain_head_is_read_alike_by_both_parsers(method, target, lines):
     assert (quick.method, quick.target) == (request.method, request.target)
     assert [(name, value.strip(b" \t")) for name, value in quick.headers] == list(request.headers)
     assert length == int(dict(quick.headers).get(b"content-length", b"0"))
+
+
+# What a head has in it to be left to h11, if anything.
+both_parsers = pytest.mark.parametrize("kind", [b"", b"Upgrade: h2c\r\n"], ids=["plain", "odd"])
+OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+
+
+@contextlib.contextmanager
+def serving(application, keep_alive=75):
+    """The address of a real server with these connections."""
+    config = uvicorn.Config(
+        application, port=0, http=Connection, ws="none", lifespan="off", timeout_keep_alive=keep_alive, log_config=None
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+async def answer_at_once(scope, receive, send):
+    await send(OK)
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def answered(connection: socket.socket) -> bytes:
+    said = b""
+    while not said.endswith(b"ok"):
+        received = connection.recv(1000)
+        assert received, "closed"
+        said += received
+    return said
+
+
+@both_parsers
+def test_a_connection_whose_answered_body_comes_late_but_comes_is_kept_as_long_as_any(monkeypatch, kind):
+    monkeypatch.setattr(connections, "SECONDS", 0.4)
+    body = b"POST / HTTP/1.1\r\nHost: x\r\n" + kind + b"Content-Length: 6\r\n\r\nabc"
+    with serving(answer_at_once, keep_alive=2) as address, socket.create_connection(address) as connection:
+        connection.settimeout(10)
+        for _ in range(2):
+            connection.sendall(body)
+            answered(connection)
+            connection.sendall(b"def")
+            time.sleep(2 * connections.SECONDS)
+        began = time.monotonic()
+        assert connection.recv(1) == b""  # it is idle, and given up at last
+        assert time.monotonic() - began > connections.SECONDS
+
+
+@both_parsers
+def test_what_waits_for_the_client_to_go_is_let_go_with_the_answer(kind):
+    owners = []
+
+    class Owner:
+        def cancel(self) -> None:
+            pass
+
+    async def application(scope, receive, send):
+        owner = Owner()
+        owners.append(weakref.ref(owner))
+        when_gone(Request(scope, receive), owner.cancel)
+        await answer_at_once(scope, receive, send)
+
+    with serving(application) as address, socket.create_connection(address) as connection:
+        connection.settimeout(10)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
+        answered(connection)
+        deadline = time.monotonic() + 5
+        while owners[0]() is not None:
+            assert time.monotonic() < deadline, gc.get_referrers(owners[0]())
+            time.sleep(0.01)
+            gc.collect()
+
+
+@both_parsers
+def test_what_waits_for_the_client_to_go_is_called_once_when_it_goes(kind):
+    called, called_late = [], []
+
+    async def application(scope, receive, send):
+        request, gone = Request(scope, receive), asyncio.Event()
+
+        def note() -> None:
+            called.append(None)
+            gone.set()
+
+        when_gone(request, note)
+        await gone.wait()
+        when_gone(request, lambda: called_late.append(None))
+
+    with serving(application) as address:
+        with socket.create_connection(address) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
+            time.sleep(0.1)
+        deadline = time.monotonic() + 5
+        while not called_late:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert (len(called), len(called_late)) == (1, 1)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_what_is_written_when_the_transport_has_gone_raises_nowhere(loop):
+    faults = []
+
+    async def write() -> None:
+        running = asyncio.get_running_loop()
+        running.set_exception_handler(lambda _, context: faults.append(context))
+        server = await running.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        transport, _ = await running.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+        joining = connections._Joining(transport, running)
+        joining.write(b"a head that waits for its body")
+        transport.abort()
+        await asyncio.sleep(0.05)
+        for _ in range(3):
+            joining.write(b"more")
+        joining.write(b"and a head")
+        await asyncio.sleep(0.05)
+        joining.close()
+        server.close()
+
+    policy = pytest.importorskip(loop)
+    with asyncio.Runner(loop_factory=policy.new_event_loop) as runner:
+        runner.run(write())
+    assert faults == []
