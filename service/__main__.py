@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -92,13 +93,15 @@ def main() -> int:
     )
     runtime: Runtime = app.state.runtime
     Server(config, runtime).run()
-    if runtime.failure:
-        # A dead GPU may hang whoever tidies up after it, and the supervisor waits for the end of the process.
-        sys.stdout.flush()
-        logging.shutdown()
-        os._exit(1)
-    return 0
+    return 1 if runtime.failure else 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process now: a dead GPU may hang whoever tidies up, and a model that is being loaded be waited for."""
+    sys.stdout.flush()
+    logging.shutdown()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

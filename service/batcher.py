@@ -37,6 +37,7 @@ from service.problems import Problem
 
 BULK_PATIENCE = 5.0  # seconds by which a bulk request stands behind interactive ones; so it waits, but not for ever
 LEARNING_RATE = 0.1  # of the present rate, per batch
+LESS_SURE = 0.8  # of the time that a run takes, per picture given up because of it
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ class Task:
     canvas: Canvas | None = None
     decode_began: float = 0.0
     decode_ended: float = 0.0
+    run_began: float = 0.0
+    run_ended: float = 0.0
 
     @property
     def key(self) -> Key:
@@ -118,6 +121,19 @@ class Task:
 
     def bytes(self) -> int:
         return len(self.data) + (self.canvas.pixels.nbytes if self.canvas else 0)
+
+    def answer(self, result: Result, arrived: float) -> Answer:
+        """For a request that came at `arrived`, which may be later than some of what was done for another."""
+        assert self.canvas is not None
+        return Answer(
+            result,
+            self.digest or "",
+            self.canvas.width,
+            self.canvas.height,
+            decode=max(0.0, self.decode_ended - max(arrived, self.decode_began)),
+            queue=max(0.0, self.decode_began - arrived) + max(0.0, self.run_began - max(arrived, self.decode_ended)),
+            inference=self.run_ended - max(arrived, self.run_began),
+        )
 
 
 class Batch(NamedTuple):
@@ -243,10 +259,10 @@ class Batcher:
         return same
 
     def _advance(self, task: Task, rank: float) -> None:
+        task.rank = rank
         for queue in (self._undecoded, self._ready.get(task.key, []) if task.canvas else []):
             if task in queue:
                 queue.remove(task)
-                task.rank = rank
                 insort(queue, task, key=_rank)
 
     def _expire(self, task: Task, waiter: Waiter) -> None:
@@ -261,6 +277,8 @@ class Batcher:
                 task.waiters.remove(waiter)
             if not task.waiters and task.stage == "queue":
                 self._forget(task)
+            if not self.waiting():
+                self._last_answer = None  # the time until the next answer is nobody's
         self._metrics.cancelled.labels(reason, task.stage).inc()
 
     def _unregister(self, task: Task) -> None:
@@ -277,24 +295,30 @@ class Batcher:
         elif task in (queue := self._ready.get(task.key, [])):
             queue.remove(task)
             self._ready_pixels -= math.prod(task.key.canvas)
+            self._to_decode.notify_all()
             if not queue:
                 del self._ready[task.key]
 
-    def _deliver(self, tasks: Sequence[Task], outcomes: Sequence[Answer | Exception]) -> None:
+    def _refuse(self, task: Task, problem: Problem) -> None:
+        """Tells all who wait for `task` that it is no picture."""
+        self._settle(task, problem)
+
+    def _deliver(self, tasks: Sequence[Task], outcomes: Sequence[Result | Exception]) -> None:
         """Answers all who wait for `tasks`."""
-        with self._lock:
-            for task in tasks:
-                self._unregister(task)
         self._learn(len(tasks))
         for task, outcome in zip(tasks, outcomes, strict=True):
-            for waiter in task.waiters:
-                if waiter.future.done():
-                    continue
-                if isinstance(outcome, Exception):
-                    waiter.future.set_exception(outcome)
-                else:
-                    queued = max(0.0, task.decode_began - waiter.arrived) + outcome.queue
-                    waiter.future.set_result(outcome._replace(queue=queued))
+            self._settle(task, outcome)
+
+    def _settle(self, task: Task, outcome: Result | Exception) -> None:
+        with self._lock:
+            self._unregister(task)
+        for waiter in task.waiters:
+            if waiter.future.done():
+                continue
+            if isinstance(outcome, Exception):
+                waiter.future.set_exception(outcome)
+            else:
+                waiter.future.set_result(task.answer(outcome, waiter.arrived))
 
     def _learn(self, answered: int) -> None:
         """The present rate, from the time between answers while others wait."""
@@ -325,29 +349,35 @@ class Batcher:
                         return
                     condition.wait()
                 self._busy += 1
-            try:
-                if isinstance(job, Task):
-                    self._decode(job)
-                else:
-                    assert device is not None
-                    self._run(device, job)
-            except BaseException:  # the thread must outlive whatever this was
-                log.exception("a thread of the queue failed")
-                tasks = [job] if isinstance(job, Task) else job.tasks
-                self._call(self._deliver, tasks, [EngineFailedError()] * len(tasks))
-            finally:
-                with self._lock:
-                    self._busy -= 1
+            self._do(device, job)
+            del job  # a thread that waits must not keep the last picture
+            with self._lock:
+                self._busy -= 1
+
+    def _do(self, device: Device | None, job: Task | Batch) -> None:
+        try:
+            if isinstance(job, Task):
+                self._decode(job)
+            else:
+                assert device is not None
+                self._run(device, job)
+        except BaseException:  # the thread must outlive whatever this was
+            log.exception("a thread of the queue failed")
+            tasks = [job] if isinstance(job, Task) else job.tasks
+            self._call(self._deliver, tasks, [EngineFailedError()] * len(tasks))
 
     def _next(self, device: Device | None, decodes: bool) -> Task | Batch | None:
-        may_decode = decodes and bool(self._undecoded) and self._ready_pixels < self._decode_ahead
-        if device is not None and not (may_decode and self._too_few(device)) and (batch := self._take(device)):
+        decode_first = decodes and self._may_decode() and device is not None and self._too_few(device)
+        if device is not None and not decode_first and (batch := self._take(device)):
             return batch
-        if may_decode and self._undecoded:
+        if decodes and self._may_decode():
             task = self._undecoded.pop(0)
             task.stage = "decode"
             return task
         return None
+
+    def _may_decode(self) -> bool:
+        return bool(self._undecoded) and self._ready_pixels < self._decode_ahead
 
     def _share(self, device: Device) -> int:
         """What waits is shared among all engines, not only the idle ones, for the busy ones will soon be free: one that
@@ -375,17 +405,24 @@ class Batcher:
                 (tasks if max(waiter.deadline for waiter in task.waiters) > soonest else late).append(task)
             if not queue:
                 del self._ready[key]
+        if late or tasks:
+            self._to_decode.notify_all()  # there is room for decoded pictures again
         for task in late:
             self._unregister(task)
+            self._doubt(task.key)
         if late:
             self._call(self._give_up, late)
         if not tasks:
             return None
         for task in tasks:
             task.stage = "inference"
-        if self._undecoded:
-            self._to_decode.notify_all()
         return Batch(key, tasks, max(1, device.cores // (self._busy + 1 + self.waiting())))
+
+    def _doubt(self, key: Key) -> None:
+        """Brings down the estimate of a run for each picture that is given up for it; it might never be tried else."""
+        fastest = self._fastest.get(key.served, {})
+        if key.canvas in fastest:
+            fastest[key.canvas] *= LESS_SURE
 
     def _decode(self, task: Task) -> None:
         task.decode_began = time.monotonic()
@@ -393,7 +430,9 @@ class Batcher:
         try:
             task.canvas = images.decode(task.data, task.served.geometry, self._max_pixels)
         except Problem as problem:
-            self._call(self._deliver, [task], [problem])
+            # without the frames that it came through, which hold the picture, for as long as anyone holds the problem
+            problem.__cause__ = problem.__context__ = None
+            self._call(self._refuse, task, problem.with_traceback(None))
             return
         task.decode_ended = time.monotonic()
         with self._lock:
@@ -404,6 +443,7 @@ class Batcher:
             insort(self._ready.setdefault(task.key, []), task, key=_rank)
             self._ready_pixels += math.prod(task.key.canvas)
             self._to_run.notify()
+            self._to_decode.notify()  # of a CPU's threads, one that is idle may run it
 
     def _run(self, device: Device, batch: Batch) -> None:
         key, tasks, threads = batch
@@ -412,33 +452,24 @@ class Batcher:
         run = partial(engine.run, proposals_only=key.proposals_only, threads=threads)
         began = time.monotonic()
         ran = run_apart(run, engine.probe, canvases)
-        took = time.monotonic() - began
+        ended = time.monotonic()
+        for task in tasks:
+            task.run_began, task.run_ended = began, ended
         fastest = self._fastest.setdefault(key.served, {})
-        fastest[key.canvas] = min(took, 1.05 * fastest.get(key.canvas, math.inf))
-        answers = [
-            result
-            if isinstance(result, EngineFailedError)
-            else Answer(
-                result,
-                task.digest or "",
-                canvas.width,
-                canvas.height,
-                task.decode_ended - task.decode_began,
-                began - task.decode_ended,
-                took,
-            )
-            for task, canvas, result in zip(tasks, canvases, ran.results, strict=True)
-        ]
+        fastest[key.canvas] = min(ended - began, 1.05 * fastest.get(key.canvas, math.inf))
         # before anyone is answered, so that who then asks for the metrics finds the answer counted
-        self._observe(device, key, canvases, took)
+        self._observe(device, key, canvases, ended - began)
         if ran.out_of_memory:
-            self._shrink(device)
-        self._call(self._deliver, tasks, answers)
+            self._shrink(device, key, len(tasks))
         if ran.fatal:
             self._call(self._on_fatal, ran.fatal)
+        self._call(self._deliver, tasks, ran.results)
 
-    def _shrink(self, device: Device) -> None:
-        device.budget.halve()
+    def _shrink(self, device: Device, key: Key, pictures: int) -> None:
+        """After memory ran out: half of what that batch had, but never less than a picture, which has no half."""
+        canvas = math.prod(key.canvas)
+        if pictures > 1:
+            device.budget.shrink(max(canvas, canvas * pictures // 2))
         self._metrics.out_of_memory.labels(device.name).inc()
         log.warning("memory ran out on %s; batches may have %d pixels now", device.name, device.budget.pixels)
 
@@ -459,7 +490,7 @@ class Batcher:
 
     def _waiting_bytes(self) -> int:
         with self._lock:
-            return sum(task.bytes() for task in self._tasks.values() if task.stage == "queue")
+            return sum(task.bytes() for queue in (self._undecoded, *self._ready.values()) for task in queue)
 
 
 def _room(device: Device, key: Key) -> int:

@@ -8,6 +8,7 @@ reason, and whatever was served goes on.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from service.engine import Engine
 from service.images import Geometry
 from service.metrics import Metrics
 from service.store import Card, Refused
+
+RETRY_SECONDS = 60.0
 
 Signature = tuple[tuple[str, int, int, int], ...]
 
@@ -60,16 +63,20 @@ class Catalogue:
         self._tf32 = tf32
         self._metrics = metrics
         self._known: dict[Path, Signature] = {}
+        self._again: dict[Path, float] = {}  # when to try what failed for reasons that may pass
 
     def refresh(self) -> None:
         """Brings the catalogue to what the store holds. Raises Refused if there is no store."""
         found = {directory: signature(directory) for directory in store.directories(self._folder)}
+        for directory, seen in found.items():
+            due = time.monotonic() >= self._again.get(directory, math.inf)
+            if self._known.get(directory) != seen or due:
+                self._known[directory] = seen
+                self._again.pop(directory, None)
+                self._load(directory)
+        # what has gone goes last, so that what takes its place is there first
         for directory in [known for known in self._known if known not in found]:
             self._remove(directory)
-        for directory, seen in found.items():
-            if self._known.get(directory) != seen:
-                self._known[directory] = seen
-                self._load(directory)
         self.default = store.default_name(self._folder)
 
     def _load(self, directory: Path) -> None:
@@ -77,10 +84,12 @@ class Catalogue:
         try:
             served = self._open(directory)
         except Refused as error:
-            log.warning("model %s is not served: %s", place, error)
-            self.refused = self.refused | {place: str(error)}
-            self._metrics.model_refused.labels(place).set(1)
-            self._metrics.model_changes.labels("refused").inc()
+            self._refuse(place, str(error))
+            return
+        except Exception as error:  # for want of memory, say: it may go better later
+            log.exception("loading %s", directory)
+            self._again[directory] = time.monotonic() + RETRY_SECONDS
+            self._refuse(place, f"it cannot be loaded and run now ({type(error).__name__}); the log has the reason")
             return
         took = time.monotonic() - began
         card = served.card
@@ -100,14 +109,15 @@ class Catalogue:
         model = store.load(directory)
         engines = {}
         for device in self._devices:
-            engine = Engine(model, device.provider, device.widths, self._tf32, device.index)
-            try:
-                engine.warm_up(device.budget.pixels)
-            except Exception as error:
-                log.exception("warming up %s", directory)
-                raise Refused("it fails on a blank picture; the log has the reason") from error
-            engines[device] = engine
+            engines[device] = Engine(model, device.provider, device.widths, self._tf32, device.index)
+            engines[device].warm_up(device.budget.pixels)
         return ServedModel(model.card, model.card.geometry, engines)
+
+    def _refuse(self, place: str, reason: str) -> None:
+        log.warning("model %s is not served: %s", place, reason)
+        self.refused = self.refused | {place: reason}
+        self._metrics.model_refused.labels(place).set(1)
+        self._metrics.model_changes.labels("refused").inc()
 
     def _accept(self, place: str) -> None:
         if place in self.refused:
@@ -116,6 +126,7 @@ class Catalogue:
 
     def _remove(self, directory: Path) -> None:
         del self._known[directory]
+        self._again.pop(directory, None)
         place = _place(directory)
         self._accept(place)
         name, version = directory.parent.name, directory.name

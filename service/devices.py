@@ -20,18 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class Budget:
-    """Pixels of canvas that a batch may have; halved when memory runs out, and given back step by step."""
+    """Pixels of canvas that a batch may have; less when memory ran out, and given back step by step."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = self._configured = pixels
         self._changed = -math.inf
 
-    def halve(self) -> None:
-        self.pixels = max(1, self.pixels // 2)
+    def shrink(self, pixels: int) -> None:
+        self.pixels = min(self.pixels, pixels)
         self._changed = time.monotonic()
 
     def recover(self) -> None:
-        """Doubles what was halved, once nothing has run out for RECOVERY_SECONDS."""
+        """Doubles what was taken away, once nothing has run out for RECOVERY_SECONDS."""
         if self.pixels < self._configured and time.monotonic() - self._changed > RECOVERY_SECONDS:
             self.pixels = min(self._configured, self.pixels * 2)
             self._changed = time.monotonic()

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class GpuMemory(Collector):
-    """`detector_gpu_memory_bytes` by device and kind: used (by everyone on that GPU) and total.
+    """`detector_gpu_memory_bytes` by GPU, as nvidia-smi counts them, and kind: used (by everyone there) and total.
 
     Raises what pynvml raises if there is no driver to ask.
     """
@@ -26,12 +26,18 @@ class GpuMemory(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         memory = GaugeMetricFamily(
-            "detector_gpu_memory_bytes", "Memory of a GPU: used (by all processes) and total", labels=["device", "kind"]
+            "detector_gpu_memory_bytes",
+            "Memory of a GPU, by its number in nvidia-smi: used (by all processes) and total",
+            labels=["gpu", "kind"],
         )
         for index in range(self._nvml.nvmlDeviceGetCount()):
-            info = self._nvml.nvmlDeviceGetMemoryInfo(self._nvml.nvmlDeviceGetHandleByIndex(index))
-            memory.add_metric([f"cuda:{index}", "used"], info.used)
-            memory.add_metric([f"cuda:{index}", "total"], info.total)
+            try:
+                info = self._nvml.nvmlDeviceGetMemoryInfo(self._nvml.nvmlDeviceGetHandleByIndex(index))
+            except self._nvml.NVMLError as error:  # a GPU that is lost must not take the other metrics with it
+                log.warning("the memory of GPU %d cannot be read: %s", index, type(error).__name__)
+                continue
+            memory.add_metric([str(index), "used"], info.used)
+            memory.add_metric([str(index), "total"], info.total)
         yield memory
 
 

@@ -26,6 +26,10 @@ class NoMemoryLeftError(EngineFailedError):
     """There is not even memory for this picture alone."""
 
 
+class EngineDeadError(EngineFailedError):
+    """The engine does not even run a blank picture any more."""
+
+
 class Ran(NamedTuple):
     """A result or a failure for each picture, whether memory ran out, and why the engine is dead, if it is."""
 
@@ -47,7 +51,7 @@ def run_apart(
     except Exception as error:
         out_of_memory = is_out_of_memory(error)
         if not out_of_memory and (fatal := _dead(probe)):
-            return Ran([EngineFailedError()] * len(canvases), False, fatal)
+            return Ran([EngineDeadError()] * len(canvases), False, fatal)
         if len(canvases) == 1:
             log.exception("the engine failed on a picture of %d x %d", canvases[0].width, canvases[0].height)
             return Ran([NoMemoryLeftError() if out_of_memory else EngineFailedError()], out_of_memory, None)
@@ -55,7 +59,7 @@ def run_apart(
     half = len(canvases) // 2
     first = run_apart(run, probe, canvases[:half])
     if first.fatal:
-        return Ran(first.results + [EngineFailedError()] * (len(canvases) - half), False, first.fatal)
+        return Ran(first.results + [EngineDeadError()] * (len(canvases) - half), False, first.fatal)
     second = run_apart(run, probe, canvases[half:])
     out_of_memory = out_of_memory or first.out_of_memory or second.out_of_memory
     return Ran(first.results + second.results, out_of_memory, second.fatal)

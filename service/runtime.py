@@ -11,11 +11,12 @@ import contextlib
 import gc
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from cachetools import LRUCache
 from starlette.requests import ClientDisconnect, Request
@@ -25,7 +26,7 @@ from service.batcher import Answer, Batcher, DeadlinePassedError
 from service.catalogue import Catalogue, ServedModel
 from service.connections import has_gone, when_gone
 from service.engine import CUDA, Result, pick_provider, usable_cores
-from service.isolation import EngineFailedError, NoMemoryLeftError
+from service.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
 from service.metrics import Metrics
 from service.problems import Problem, retry_later
 from service.schemas import Seen
@@ -64,6 +65,7 @@ class Runtime:
         self.failure: str | None = None
         self._drains_since: float | None = None
         self._catalogue: Catalogue | None = None
+        self._store_unread = False
         self._batcher: Batcher | None = None
         self._painters = ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw")
         self._recent: LRUCache[str, bytes] = LRUCache(settings.recent_bytes, getsizeof=len)
@@ -83,7 +85,7 @@ class Runtime:
         A failure is kept for `/readyz` and the log.
         """
         try:
-            await asyncio.to_thread(self._load)
+            await in_daemon(self._load)
         except Refused as error:
             self.fail(str(error))
         except Exception as error:
@@ -91,7 +93,7 @@ class Runtime:
             self.fail(f"start-up failed: {type(error).__name__}; the log has the reason")
         while self.loaded and self.settings.model_poll_seconds:
             await asyncio.sleep(self.settings.model_poll_seconds)
-            await asyncio.to_thread(self._refresh)
+            await in_daemon(self._refresh)
 
     def stop(self) -> None:
         if self._batcher:
@@ -137,8 +139,11 @@ class Runtime:
         assert self._catalogue is not None
         try:
             self._catalogue.refresh()
+            self._store_unread = False
         except Exception as error:  # an unreadable store today is no reason to stop serving what was read yesterday
-            log.warning("the model store cannot be read (%s); what is served stays", type(error).__name__)
+            if not self._store_unread:
+                log.warning("the model store cannot be read (%s); what is served stays", type(error).__name__)
+            self._store_unread = True
 
     # --- readiness and choice of model ---------------------------------------------------------------------------
 
@@ -173,12 +178,11 @@ class Runtime:
     @property
     def default_model(self) -> str | None:
         """The model for requests that name none: the setting's, the only one, or the one that the store prefers."""
-        if self.settings.default_model:
-            return self.settings.default_model
-        if len(self.engines) == 1:
-            return next(iter(self.engines))
-        preferred = self._catalogue.default if self._catalogue else None
-        return preferred if preferred in self.engines else None
+        models = self.engines
+        chosen = self.settings.default_model or (self._catalogue.default if self._catalogue else None)
+        if len(models) == 1 and not self.settings.default_model:
+            return next(iter(models))
+        return chosen if chosen in models else None
 
     def engine(self, name: str | None, version: int | None) -> ServedModel:
         """The model for a request. Raises Problem: 503 not ready, 404 unknown, 422 none named and no default."""
@@ -188,7 +192,7 @@ class Runtime:
         served = ", ".join(models)
         name = name or self.default_model
         if name is None:
-            raise Problem(422, "parameter", f"Several models are served; say which with ?model=. There is {served}.")
+            raise Problem(422, "parameter", f"There is no default model; say which with ?model=. There is {served}.")
         if name not in models:
             raise Problem(404, "unknown_model", f"There is no such model. There is {served}.")
         versions = models[name]
@@ -277,6 +281,9 @@ class Runtime:
             raise ClientDisconnect from None
         except DeadlinePassedError:
             raise Problem(504, "deadline", f"No answer within {terms.timeout:g} s. Try again later.") from None
+        except EngineDeadError:
+            self.metrics.failed.labels("engine").inc()
+            raise retry_later(503, "failed", "The model's engine has died. Try again; another may answer.", 5) from None
         except NoMemoryLeftError:
             self.metrics.failed.labels("out_of_memory").inc()
             raise retry_later(
@@ -301,6 +308,28 @@ class Runtime:
                 404, "unknown_image", "No recent upload has this image_id. Send the picture itself: POST /proposals."
             )
         return data
+
+
+async def in_daemon(function: Callable[[], T]) -> T:
+    """What `function` returns, from a thread that keeps nobody from ending the process, as those of a pool do."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if not future.done():
+            future.set_exception(error) if error else future.set_result(cast(T, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="models", daemon=True).start()
+    return await future
 
 
 def _listed(refused: dict[str, str]) -> str:

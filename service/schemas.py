@@ -176,7 +176,7 @@ class Refusal(BaseModel):
 
 
 class ModelsAnswer(BaseModel):
-    default: ModelId
+    default: ModelId | None = Field(description="what answers requests that name no model")
     models: list[ModelAnswer]
     refused: list[Refusal] = Field(description="directories of the store that are not served, and why")
 

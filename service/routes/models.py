@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,7 +10,6 @@ from fastapi import APIRouter, Request, Response
 from service import openapi
 from service.catalogue import ServedModel
 from service.routes.answers import runtime_of
-from service.runtime import Runtime
 from service.schemas import ModelAnswer, ModelsAnswer, VersionQuery, from_query, to_json
 
 router = APIRouter(tags=["models"])
@@ -21,10 +21,10 @@ async def list_models(request: Request) -> Response:
     runtime = runtime_of(request)
     if (problem := runtime.not_ready()) and not runtime.loaded:
         raise problem
-    default = runtime.default_model
+    default, served = runtime.default_model, runtime.engines  # of one moment: both are replaced as a whole
     answer = {
-        "default": {"name": default, "version": max(runtime.engines[default])} if default else None,
-        "models": [describe(runtime, engine) for versions in runtime.engines.values() for engine in versions.values()],
+        "default": {"name": default, "version": max(served[default])} if default in served else None,
+        "models": [describe(versions, engine) for versions in served.values() for engine in versions.values()],
         "refused": [{"model": model, "reason": reason} for model, reason in runtime.refused.items()],
     }
     return Response(to_json(answer), media_type="application/json")
@@ -41,9 +41,9 @@ async def get_model(request: Request, name: str) -> Response:
     query = from_query(VersionQuery, request.scope["query_string"])
     runtime = runtime_of(request)
     engine = runtime.engine(name, query.version)
-    return Response(to_json(describe(runtime, engine)), media_type="application/json")
+    versions = runtime.engines.get(name, {engine.card.version: engine})
+    return Response(to_json(describe(versions, engine)), media_type="application/json")
 
 
-def describe(runtime: Runtime, engine: ServedModel) -> dict[str, Any]:
-    versions = sorted(runtime.engines[engine.card.name])
-    return engine.card.model_dump(mode="json") | {"versions": versions, "provider": engine.provider}
+def describe(versions: Iterable[int], engine: ServedModel) -> dict[str, Any]:
+    return engine.card.model_dump(mode="json") | {"versions": sorted(versions), "provider": engine.provider}

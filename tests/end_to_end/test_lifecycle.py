@@ -60,6 +60,17 @@ def test_who_is_impatient_sends_the_signal_twice(start, tmp_path):
     assert server.stop() == 0
 
 
+def test_a_model_that_is_still_loading_keeps_nobody_from_ending(start, tmp_path):
+    graphs.publish(tmp_path, version=1)
+    server = start(MODEL_STORE=tmp_path, MODEL_POLL_SECONDS=0.1).ready()
+    graphs.publish(tmp_path, version=2, work=2500)  # is warmed up for many seconds
+    time.sleep(0.7)
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began < 3
+    assert not any("plain/2 is served" in line for line in server.lines)
+
+
 def test_draining_has_an_end(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, DRAIN_TIMEOUT=1).ready()
@@ -119,7 +130,7 @@ def mortal(self, canvases, *arguments, **options):
     return run(self, canvases, *arguments, **options)
 
 engine.Engine.run = mortal
-sys.exit(__main__.main())
+__main__.leave(__main__.main())
 """
 
 
@@ -129,7 +140,8 @@ def test_a_dead_engine_ends_the_process_for_its_supervisor(start, tmp_path):
     assert server.http.post("/detect", content=GREY).status_code == 200
     white = encoded(Image.new("RGB", (96, 64), "white"))
     began = time.monotonic()
-    document = problem(server.http.post("/detect", content=white), 500)
+    document = problem(server.http.post("/detect", content=white), 503)
+    assert document["reason"] == "failed"
     assert "700" not in document["detail"]
     with contextlib.suppress(httpx.TransportError):  # it may be gone already
         assert server.http.get("/readyz").status_code == 503

@@ -141,3 +141,14 @@ def test_a_store_that_lost_its_last_model_is_not_ready_until_there_is_one(server
     (store.parent / "gone").rename(store / "plain" / "1")
     eventually(lambda: server.http.get("/readyz").status_code == 200)
     assert version(server) == 1
+
+
+def test_a_default_that_has_left_the_store_is_nobodys_answer(start, tmp_path):
+    store = tmp_path / "store"
+    graphs.publish(store, "one")
+    graphs.publish(store, "two")
+    server = start(MODEL_STORE=store, MODEL_POLL_SECONDS=0.1, DEFAULT_MODEL="one").ready()
+    (store / "one").rename(tmp_path / "gone")
+    eventually(lambda: server.http.get("/models").json()["default"] is None)
+    assert "There is two" in problem(server.http.post("/detect", content=GREY), 422)["detail"]
+    assert server.http.post("/detect?model=two", content=GREY).json()["model"]["name"] == "two"

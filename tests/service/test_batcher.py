@@ -502,3 +502,107 @@ def test_where_batches_save_little_they_grow_with_the_queue(gate, queue):
         assert [number for _, number in gate.batches] == [1, 3, 2, 1, 1, 1, 1]
 
     run(test)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_decoding_goes_on_when_ready_pictures_leave(gate, queue, gpu):
+    async def test():
+        waiting = queue(gpu=gpu, pixels=64 * 96)  # so that decoding stops ahead of the engine after a picture or two
+        asked = await waiting.after(gate, *range(1, 9))
+        for task in asked[1:3]:
+            task.cancel()
+        await settled()
+        gate.opened.set()
+        answers = await asyncio.gather(asked[0], *asked[3:])
+        assert [level_of(answer) for answer in answers] == [1, 4, 5, 6, 7, 8]
+        assert sorted(gate.levels) == [1, 4, 5, 6, 7, 8]
+
+    run(test)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_others_go_on_when_all_that_are_ready_are_too_late(gate, queue, gpu):
+    async def test():
+        waiting = queue(gpu=gpu, pixels=64 * 96)
+        first = waiting.submit(gate, 1)
+        await asyncio.sleep(1)
+        gate.opened.set()
+        await first  # so long does a run take, as far as anyone knows
+        gate.opened.clear()
+        asked = [waiting.submit(gate, 2)]
+        await settled()
+        asked += [waiting.submit(gate, 10 + n, timeout=0.9) for n in range(2)]
+        asked += [waiting.submit(gate, 20 + n) for n in range(4)]
+        await asyncio.sleep(0.4)  # now there is too little left for the two
+        gate.opened.set()
+        answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        assert [isinstance(answer, DeadlinePassedError) for answer in answers] == [False, True, True, *[False] * 4]
+
+    run(test)
+
+
+def test_one_slow_run_does_not_refuse_hasty_requests_for_ever(gate, queue):
+    async def test():
+        waiting = queue()
+        first = waiting.submit(gate, 1)
+        await asyncio.sleep(0.5)
+        gate.opened.set()
+        await first
+        served = 0
+        for level in range(10, 30):
+            try:
+                await waiting.submit(gate, level, timeout=0.3)
+                served += 1
+            except DeadlinePassedError:
+                assert not served  # once it was tried, it is known to be fast
+        assert served >= 15
+
+    run(test)
+
+
+def test_time_in_which_nobody_waits_does_not_count_as_work(gate, queue):
+    async def test():
+        waiting = queue(pixels=1)
+        first, *others = await waiting.after(gate, 1, 2, 3)
+        for task in others:
+            task.cancel()
+        await settled()
+        await asyncio.sleep(0.5)
+        gate.opened.set()
+        await first
+        asked = await waiting.after(gate, 4, 5, 6)
+        await asyncio.gather(*asked)
+        gate.opened.clear()
+        asked = await waiting.after(gate, 7, 8)
+        assert waiting.batcher.expected_wait() < 0.1
+        gate.opened.set()
+        await asyncio.gather(*asked)
+
+    run(test)
+
+
+def test_a_lone_picture_without_memory_does_not_shrink_the_batches_of_others(plain, queue):
+    async def test():
+        waiting = queue()
+        for level in range(5):
+            with pytest.raises(NoMemoryLeftError):
+                await waiting.submit(Failing(plain(), MemoryError()), level)
+        assert waiting.devices[0].budget.pixels == SEVERAL
+        assert waiting.value("detector_out_of_memory_total", device="cpu:0") == 5
+
+    run(test)
+
+
+def test_who_joins_later_is_not_told_of_time_before_it_came(gate, queue):
+    async def test():
+        waiting = queue()
+        first = waiting.submit(gate, 10)
+        await asyncio.sleep(0.3)
+        second = waiting.submit(gate, 10)
+        gate.opened.set()
+        early, late = await first, await second
+        assert early.inference > 0.29
+        assert late.inference < 0.2
+        assert late.decode == late.queue == 0
+
+    run(test)

@@ -38,12 +38,12 @@ def test_a_cpu_forms_batches_where_the_queue_is_deep_or_where_it_is_told_to(pixe
     assert device.depth == depth
 
 
-def test_a_budget_that_was_halved_comes_back_step_by_step(monkeypatch):
+def test_a_budget_that_was_taken_away_comes_back_step_by_step(monkeypatch):
     now = 0.0
     monkeypatch.setattr(devices.time, "monotonic", lambda: now)
     budget = devices.Budget(1000)
-    budget.halve()
-    budget.halve()
+    budget.shrink(250)
+    budget.shrink(700)  # it was less already
     budget.recover()
     assert budget.pixels == 250
     for expected in (500, 1000, 1000):

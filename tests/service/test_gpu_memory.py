@@ -14,6 +14,7 @@ def test_used_and_total_memory_of_every_gpu_are_scraped(monkeypatch):
         nvmlInit=lambda: None,
         nvmlDeviceGetCount=lambda: 2,
         nvmlDeviceGetHandleByIndex=lambda index: index,
+        NVMLError=KeyError,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=used[handle], total=80),
     )
     monkeypatch.setitem(sys.modules, "pynvml", driver)
@@ -22,11 +23,15 @@ def test_used_and_total_memory_of_every_gpu_are_scraped(monkeypatch):
     used[1] = 7  # asked anew at each scrape
     scrape = generate_latest(registry).decode()
     for line in (
-        'detector_gpu_memory_bytes{device="cuda:0",kind="used"} 3.0',
-        'detector_gpu_memory_bytes{device="cuda:1",kind="used"} 7.0',
-        'detector_gpu_memory_bytes{device="cuda:1",kind="total"} 80.0',
+        'detector_gpu_memory_bytes{gpu="0",kind="used"} 3.0',
+        'detector_gpu_memory_bytes{gpu="1",kind="used"} 7.0',
+        'detector_gpu_memory_bytes{gpu="1",kind="total"} 80.0',
     ):
         assert line in scrape
+    del used[0]  # a GPU that is lost
+    scrape = generate_latest(registry).decode()
+    assert 'gpu="0"' not in scrape
+    assert 'detector_gpu_memory_bytes{gpu="1",kind="used"} 7.0' in scrape
 
 
 def test_without_a_driver_the_metrics_go_on_without(monkeypatch, caplog):

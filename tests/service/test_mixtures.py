@@ -72,10 +72,11 @@ def mixtures(pictures: int, most: int) -> st.SearchStrategy[list[Asked]]:
     return st.lists(asked, min_size=2, max_size=most)
 
 
-def batcher(gpu: bool, devices: int, runs: int, pixels: int) -> Batcher:
+def batcher(gpu: bool, devices: int, runs: int, pixels: int, fatal: list[str]) -> Batcher:
+    """`fatal`: takes the reasons of engines that die, which the event loop would only log if this raised."""
     kind = CUDA if gpu else CPU
     places = [Device(kind, index, runs, 1 if gpu else 2, not gpu, 1, Budget(pixels)) for index in range(devices)]
-    return Batcher(places, 2 * gpu, 1_000_000, Metrics(), lambda reason: pytest.fail(reason))
+    return Batcher(places, 2 * gpu, 1_000_000, Metrics(), fatal.append)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,8 @@ def test_a_thousand_mixtures_answer_as_each_picture_alone(plain, encode, gpu, de
     white = encode(Image.new("RGB", (96, 64), "white"))  # which this graph fails on
     alone = Alone(plain(fails_on_white=True), [*uploads, white, b"hello", uploads[0][: len(uploads[0]) // 2]])
     assert sum(isinstance(expected, str) for expected in alone.expected.values()) == 4
-    waiting = batcher(gpu, devices, runs, budget * 64 * 96)
+    fatal: list[str] = []
+    waiting = batcher(gpu, devices, runs, budget * 64 * 96, fatal)
 
     @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
     @given(mixtures(len(alone.uploads), 10))
@@ -103,6 +105,7 @@ def test_a_thousand_mixtures_answer_as_each_picture_alone(plain, encode, gpu, de
     finally:
         waiting.close()
         loop.close()
+    assert fatal == []
 
 
 def test_mixtures_on_the_embedded_model_answer_as_each_picture_alone(embedded_engine, encode):
@@ -112,7 +115,8 @@ def test_mixtures_on_the_embedded_model_answer_as_each_picture_alone(embedded_en
         ImageDraw.Draw(picture).ellipse((10, 10, width // 2, height // 2), fill=(120, 30 * number, 20))
         uploads.append(encode(picture, "JPEG"))
     alone = Alone(embedded_engine, [*uploads, uploads[0][:-200]])
-    waiting = batcher(False, 1, 2, 1_000_000)
+    fatal: list[str] = []
+    waiting = batcher(False, 1, 2, 1_000_000, fatal)
 
     @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
     @given(mixtures(len(alone.uploads), 8))
@@ -125,3 +129,4 @@ def test_mixtures_on_the_embedded_model_answer_as_each_picture_alone(embedded_en
     finally:
         waiting.close()
         loop.close()
+    assert fatal == []

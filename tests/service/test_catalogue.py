@@ -1,0 +1,47 @@
+"""What the catalogue does that the tests over HTTP (test_swap) cannot bring about."""
+
+import pytest
+
+from service import catalogue
+from service.catalogue import Catalogue
+from service.devices import find
+from service.engine import CPU, Engine
+from service.metrics import Metrics
+from tests.service import graphs
+
+
+@pytest.fixture
+def served(tmp_path):
+    graphs.publish(tmp_path / "store", version=1)
+    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), False, Metrics())
+    made.refresh()
+    return made
+
+
+def test_a_version_that_takes_the_place_of_another_is_there_before_that_goes(served, tmp_path, monkeypatch):
+    (tmp_path / "store" / "plain" / "1").rename(tmp_path / "gone")
+    graphs.publish(tmp_path / "store", version=2)
+    while_loading = []
+    warm_up = Engine.warm_up
+    monkeypatch.setattr(
+        Engine, "warm_up", lambda *how: while_loading.append([*served.models["plain"]]) or warm_up(*how)
+    )
+    served.refresh()
+    assert while_loading == [[1]]
+    assert [*served.models["plain"]] == [2]
+
+
+def test_what_fails_for_reasons_that_may_pass_is_tried_again_later(served, tmp_path, monkeypatch):
+    graphs.publish(tmp_path / "store", version=2)
+    with monkeypatch.context() as scarce:
+        scarce.setattr(Engine, "warm_up", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        served.refresh()
+    assert "MemoryError" in served.refused["plain/2"]
+    assert [*served.models["plain"]] == [1]
+    served.refresh()
+    assert [*served.models["plain"]] == [1]  # not at every look
+    monkeypatch.setattr(catalogue, "RETRY_SECONDS", 0)
+    served._again = dict.fromkeys(served._again, 0.0)
+    served.refresh()
+    assert sorted(served.models["plain"]) == [1, 2]
+    assert served.refused == {}
