@@ -54,11 +54,17 @@ def test_a_full_house_is_told_before_the_body_is_sent(start, slow_store):
         assert other.recv(4096).startswith(b"HTTP/1.1 429 ")
 
 
-def test_a_deadline_in_the_queue_is_a_504(start, slow_store):
-    server = start(MODEL_STORE=slow_store, REQUEST_TIMEOUT=0.2, ENGINE_WORKERS=1).ready()
-    response = server.http.post("/detect", content=GREY)
-    assert "0.2 s" in problem(response, 504)["detail"]
-    assert server.metric("detector_cancelled_total", reason="deadline") == 1
+def test_a_deadline_in_the_queue_is_a_504(start, tmp_path):
+    graphs.publish(tmp_path, work=2 * SLOW)
+    server = start(MODEL_STORE=tmp_path, REQUEST_TIMEOUT=0.2, ENGINE_WORKERS=1, ENGINE_THREADS=1).ready()
+    running = distinct(GREY, 1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.http.post, "/detect", content=running)
+        server.wait_for("detector_upload_bytes_total", len(running))  # so the only engine has it, for longer than 0.2 s
+        assert "0.2 s" in problem(server.http.post("/detect", content=GREY), 504)["detail"]
+        problem(first.result(), 504)
+    assert server.metric("detector_cancelled_total", reason="deadline", stage="queue") == 1
+    assert server.metric("detector_cancelled_total", reason="deadline", stage="inference") == 1
 
 
 def test_who_hangs_up_is_not_computed(start, tmp_path):
