@@ -531,7 +531,7 @@ def test_the_others_go_on_when_all_that_are_ready_are_too_late(gate, queue, gpu)
         gate.opened.clear()
         asked = [waiting.submit(gate, 2)]
         await settled()
-        asked += [waiting.submit(gate, 10 + n, timeout=0.9) for n in range(2)]
+        asked += [waiting.submit(gate, 10 + n, timeout=0.6) for n in range(2)]
         asked += [waiting.submit(gate, 20 + n) for n in range(4)]
         await asyncio.sleep(0.4)  # now there is too little left for the two
         gate.opened.set()
