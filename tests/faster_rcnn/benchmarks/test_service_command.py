@@ -12,6 +12,7 @@ from PIL import Image
 
 from faster_rcnn.benchmarks.service import processes, servers
 from faster_rcnn.benchmarks.service.raw import Arrangement, Raw, arrangements, expected
+from faster_rcnn.benchmarks.service.soak import fault
 from faster_rcnn.benchmarks.service.uploads import of_one_picture
 from faster_rcnn.benchmarks.workers import Failed
 from service.engine import CPU, CUDA
@@ -87,6 +88,30 @@ def test_a_soak_says_how_memory_grew_and_what_failed() -> None:
     grown = re.search(r"memory: [\d.]+ MB after 0.\d min, [\d.]+ MB at the end \(([\d.]+) times\)", done.stdout)
     assert grown
     assert 0.5 < float(grown[1]) < 3
+
+
+def grown(times: float) -> list[tuple[float, int]]:
+    """Memory over a quarter of an hour: 100 MB once it has settled, then so many times more at the end."""
+    return [(60, 80_000_000), (300, 100_000_000), (600, 120_000_000), (900, round(100_000_000 * times))]
+
+
+def test_a_soak_fails_if_a_picture_did_or_memory_grew_over_a_time_that_is_long_enough() -> None:
+    assert fault({}, grown(1.03), 15) is None
+    assert fault({}, [], 15) is None  # a server that does not say what it takes
+    assert fault({}, grown(1.04), 9) is None  # too short to tell
+    assert "1.040 times that after 5.0 min" in (fault({}, grown(1.04), 15) or "")
+    assert "pictures that failed: 3" in (fault({"500": 2, "no connection": 1}, grown(1), 0.1) or "")
+    both = fault({"wrong": 1}, grown(1.5), 60) or ""
+    assert "pictures that failed: 1" in both
+    assert "1.500 times" in both
+
+
+def test_a_soak_in_which_pictures_fail_ends_with_one_line() -> None:
+    done = run("--soak", 0.02, "--url", "http://127.0.0.1:1")  # where nobody is
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("benchmark: ")]
+    assert "pictures that failed: " in line
+    assert "Traceback" not in done.stderr
 
 
 def test_nobody_at_the_url_ends_with_one_line() -> None:

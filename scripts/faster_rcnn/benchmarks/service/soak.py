@@ -4,6 +4,7 @@ import contextlib
 import random
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from faster_rcnn.benchmarks.comparison import with_progress
@@ -11,18 +12,26 @@ from faster_rcnn.benchmarks.report import MB
 from faster_rcnn.benchmarks.service import servers, uploads
 from faster_rcnn.benchmarks.service.generator import ANSWERED, Generator, Target
 from faster_rcnn.benchmarks.service.servers import Server
+from faster_rcnn.benchmarks.workers import Failed
+
+Sample = tuple[float, int]  # seconds since the start, bytes of memory
 
 CLIENTS = 8
 SETTLED = 5.0  # minutes after which memory should no longer grow
+LONG_ENOUGH = 10.0  # minutes of which growth since then says something
+GROWTH = 1.03  # times; what allocators and sampling alone make
 TURN = 20.0  # seconds; then other sizes are sent
 PICTURES = 100  # of each turn
 
 
 def soak(folder: Path, picture: Path, url: str | None, path: str, minutes: float, seed: int) -> None:
-    """Prints memory after five minutes (or half the time, if that is less) and at the end, and what failed."""
+    """Prints memory after five minutes (or half the time, if that is less) and at the end, and what failed.
+
+    Raises Failed if a picture did, or if memory grew.
+    """
     rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
-    memory: list[tuple[float, int]] = []
+    memory: list[Sample] = []
     with contextlib.ExitStack() as stack:
         generator = stack.enter_context(contextlib.closing(Generator()))
         server: Server = (
@@ -41,14 +50,35 @@ def soak(folder: Path, picture: Path, url: str | None, path: str, minutes: float
         f"{outcomes.total()} pictures of {turns * PICTURES} random sizes, {CLIENTS} clients, {minutes:g} min: {listed}"
     )
     print(_growth(memory, minutes))
+    if found := fault(failed, memory, minutes):
+        raise Failed(found)
 
 
-def _growth(memory: list[tuple[float, int]], minutes: float) -> str:
-    """memory: bytes at so many seconds."""
+def fault(failed: Mapping[str, int], memory: Sequence[Sample], minutes: float) -> str | None:
+    """What a soak of so many `minutes` has shown to be wrong, in one line, or None; `failed`: what how often."""
+    faults = []
+    if times := sum(failed.values()):
+        faults.append(f"pictures that failed: {times}, and the server's log has the reason")
+    if memory and minutes >= LONG_ENOUGH:
+        (moment, first), last = _settled(memory, minutes), memory[-1][1]
+        if last > GROWTH * first:
+            faults.append(
+                f"memory is {last / first:.3f} times that after {moment / 60:.1f} min, and {GROWTH} is allowed; "
+                "look for what is kept"
+            )
+    return "; ".join(faults) or None
+
+
+def _settled(memory: Sequence[Sample], minutes: float) -> Sample:
+    """The sample from which memory should no longer grow."""
+    settled = 60 * min(SETTLED, minutes / 2)
+    return min(memory, key=lambda sample: abs(sample[0] - settled))
+
+
+def _growth(memory: Sequence[Sample], minutes: float) -> str:
     if not memory:
         return "memory: not known; this server's /metrics do not say it"
-    settled = 60 * min(SETTLED, minutes / 2)
-    moment, first = min(memory, key=lambda sample: abs(sample[0] - settled))
+    moment, first = _settled(memory, minutes)
     last, most = memory[-1][1], max(size for _, size in memory)
     return (
         f"memory: {first / MB:.1f} MB after {moment / 60:.1f} min, {last / MB:.1f} MB at the end "
