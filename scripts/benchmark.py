@@ -7,7 +7,7 @@
     scripts/benchmark.py service                            about eight minutes; starts and stops its own servers
     scripts/benchmark.py service --pictures photographs --out measured
     scripts/benchmark.py service --url http://127.0.0.1:8000
-    scripts/benchmark.py service --soak 60                  an hour of random sizes; fails if memory grows or a picture fails
+    scripts/benchmark.py service --soak 60                  an hour of random sizes; memory must not grow
 
 Machines are noisy: every comparison is made inside one run, its parts taken in turns, and given as a ratio. Only
 --torchvision needs torch, so a published model is measured by the same installation that serves it.
