@@ -52,6 +52,26 @@ def test_after_sigterm_it_is_unready_but_answers_until_the_grace_is_over(start, 
     assert 1.4 < time.monotonic() - began < 5
 
 
+def test_answers_of_the_grace_ask_clients_to_go_elsewhere(start, tmp_path):
+    graphs.publish(tmp_path)
+    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=5).ready()
+    request = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(GREY)
+    with socket.create_connection(server.address) as kept, socket.create_connection(server.address) as waiting:
+        kept.sendall(request + GREY)
+        assert b"connection: close" not in kept.recv(65536).lower()
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+        with socket.create_connection(server.address) as new:
+            for connection in (kept, waiting, new):
+                connection.settimeout(10)
+                connection.sendall(request + GREY)
+                said = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))  # until it is closed
+                assert said.startswith(b"HTTP/1.1 200 ")
+                assert b"\r\nconnection: close\r\n" in said.lower()
+                assert b'"scores":[0.4,0.2]' in said
+    assert server.stop() == 0  # by a second signal, before the grace is over
+
+
 def test_who_is_impatient_sends_the_signal_twice(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
