@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond what FastAPI reads from the signatures: bodies, pictures and problems."""
+"""What the OpenAPI document says beyond what FastAPI reads from the signatures: bodies, pictures, headers, problems."""
 
 from __future__ import annotations
 
@@ -18,9 +18,34 @@ PROBLEMS = {
     413: "Too many bytes or pixels; the limit is named",
     415: "A type that is not taken",
     422: "A bad or unknown parameter",
-    429: "Too many requests in flight; Retry-After says when to come back",
-    503: "Not ready, or shutting down; Retry-After says when to come back",
+    429: "Too many requests in flight, or this one would wait longer than its timeout; Retry-After says when to come "
+    "back",
+    500: "The fault is not the client's. reason is engine (the model failed on this picture; others are not affected) "
+    "or internal (the service made a mistake; its log has the reason under request_id)",
+    503: "No answer now; Retry-After says when to come back. reason is loading, no_model (the store is empty), "
+    "draining (shutting down), out_of_memory (for this picture) or failed (the engine is dead)",
     504: "No answer within the deadline",
+}
+
+REQUEST_ID = {
+    "X-Request-ID": {
+        "description": "that of the request if it has 1 to 64 of `A-Z a-z 0-9 . _ -`, else a new one; every problem "
+        "names it, and so does the log where the service made a mistake",
+        "schema": {"type": "string"},
+    }
+}
+RETRY_AFTER = {
+    "Retry-After": {
+        "description": "seconds after which to try again; of a 429 at the present rate",
+        "schema": {"type": "integer"},
+    }
+}
+SERVER_TIMING = {
+    "Server-Timing": {
+        "description": "milliseconds in each stage: read, decode, queue (waiting for a thread and for an engine), "
+        "inference, total (of all these), encode; `queue;dur=1.25, …`",
+        "schema": {"type": "string"},
+    }
 }
 
 # A red disc and a blue square, 160 x 120, as PNG.
@@ -117,7 +142,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that can end in these problems."""
     schema = {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}
     return {
-        status: {"description": PROBLEMS[status], "content": {"application/problem+json": schema}}
+        status: {
+            "description": PROBLEMS[status],
+            "content": {"application/problem+json": schema},
+            "headers": RETRY_AFTER if status in (429, 503) else {},
+        }
         for status in statuses
     }
 
@@ -127,5 +156,9 @@ def document(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         made.setdefault("components", {}).setdefault("schemas", {})["ProblemAnswer"] = ProblemAnswer.model_json_schema()
+        for operations in made["paths"].values():
+            for operation in operations.values():
+                for response in operation["responses"].values():
+                    response["headers"] = response.get("headers", {}) | REQUEST_ID
         app.openapi_schema = made
     return app.openapi_schema

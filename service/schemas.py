@@ -124,7 +124,7 @@ class Timing(BaseModel):
 
     read_ms: float = Field(description="the body arriving")
     decode_ms: float = Field(description="bytes to canvas")
-    queue_ms: float = Field(description="waiting for an engine")
+    queue_ms: float = Field(description="waiting for a thread and for an engine")
     inference_ms: float = Field(description="the batch that this picture was in")
     total_ms: float
 

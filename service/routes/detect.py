@@ -24,8 +24,12 @@ OFFERED = (JSON, npz.MEDIA_TYPE, *PICTURES)
     summary="Detect objects in a picture",
     openapi_extra=openapi.upload("detect") | openapi.query(DetectQuery),
     responses={
-        200: {"model": DetectAnswer, "content": dict.fromkeys(PICTURES, openapi.PICTURE) | openapi.NPZ},
-        **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504),
+        200: {
+            "model": DetectAnswer,
+            "content": dict.fromkeys(PICTURES, openapi.PICTURE) | openapi.NPZ,
+            "headers": openapi.SERVER_TIMING,
+        },
+        **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
 )
 async def detect(request: Request) -> Response:

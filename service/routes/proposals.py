@@ -20,8 +20,8 @@ OFFERED = (JSON, npz.MEDIA_TYPE)
     summary="Region proposals of a picture",
     openapi_extra=openapi.upload("proposals") | openapi.query(ProposalsQuery),
     responses={
-        200: {"model": ProposalsAnswer, "content": openapi.NPZ},
-        **openapi.problems(400, 404, 408, 413, 415, 422, 429, 503, 504),
+        200: {"model": ProposalsAnswer, "content": openapi.NPZ, "headers": openapi.SERVER_TIMING},
+        **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
 )
 async def post_proposals(request: Request) -> Response:
@@ -34,8 +34,8 @@ async def post_proposals(request: Request) -> Response:
     summary="Region proposals of a recent upload",
     openapi_extra=openapi.query(RecentQuery),
     responses={
-        200: {"model": ProposalsAnswer, "content": openapi.NPZ},
-        **openapi.problems(400, 404, 422, 429, 503, 504),
+        200: {"model": ProposalsAnswer, "content": openapi.NPZ, "headers": openapi.SERVER_TIMING},
+        **openapi.problems(400, 404, 422, 429, 500, 503, 504),
     },
 )
 async def get_proposals(request: Request) -> Response:

@@ -57,10 +57,33 @@ def test_every_reference_leads_somewhere_and_every_error_is_a_problem(server):
         name = reference.split('"')[0].rpartition("/")[2]
         assert name in found["components"]["schemas"]
     responses = found["paths"]["/detect"]["post"]["responses"]
-    assert {"200", "400", "404", "413", "415", "422", "429", "503", "504"} <= set(responses)
+    assert {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"} <= set(responses)
     for status, response in responses.items():
         assert ("application/problem+json" in response["content"]) == (status != "200")
     assert "HTTPValidationError" not in json.dumps(found)
+
+
+def test_answers_have_the_headers_that_are_documented(server):
+    paths = document(server)["paths"]
+    example = paths["/detect"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    for path in ("/detect", "/proposals"):
+        responses = paths[path]["post"]["responses"]
+        assert {status for status, each in responses.items() if "Retry-After" in each["headers"]} == {"429", "503"}
+        for status, query, body in (
+            ("200", "", example),
+            ("400", "", {"image": "aGVsbG8="}),
+            ("422", "?max_proposals=0", example),
+        ):
+            answer = server.http.post(path + query, json=body)
+            assert str(answer.status_code) == status
+            documented = {name.lower() for name in responses[status]["headers"]}
+            assert documented == {"x-request-id", "server-timing", "retry-after"} & set(answer.headers)
+        stages = responses["200"]["headers"]["Server-Timing"]["description"]
+        timing = server.http.post(path, json=example).headers["server-timing"]
+        assert all(stage.split(";")[0] in stages for stage in timing.split(", "))
+    for operations in paths.values():
+        for operation in operations.values():
+            assert all("X-Request-ID" in each["headers"] for each in operation["responses"].values())
 
 
 def test_answers_have_the_members_that_are_documented(server):
