@@ -117,7 +117,7 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Can
     image = _open(data, max_pixels)
     try:
         return _decode(image, geometry)
-    except Exception as error:  # decoders raise a dozen types; see research on hostile files
+    except Exception as error:  # of a crafted file decoders raise a dozen types
         raise _broken(image) from error
 
 

@@ -91,7 +91,12 @@ class Settings(BaseSettings):
         description="seconds after SIGTERM in which /readyz says 503 but requests are still taken and answered, "
         "for whoever balances the load to notice. SIGINT, or a second SIGTERM, skips them",
     )
-    drain_timeout: float = Field(default=30, gt=0, description="seconds after that for requests in flight")
+    drain_timeout: float = Field(
+        default=30,
+        gt=0,
+        description="seconds after that for requests in flight. What the supervisor gives until it kills (compose: "
+        "stop_grace_period) must be longer than SHUTDOWN_GRACE + DRAIN_TIMEOUT + 3 s",
+    )
     recent_bytes: int = Field(
         default=64 * MIB, ge=0, description="bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none"
     )
