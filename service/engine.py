@@ -262,8 +262,8 @@ def session_options(threads: int, lone: bool = False) -> onnxruntime.SessionOpti
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     # Threads that spin while they wait take cores from decoding and from other runs: with two threads on two cores
     # that others use too, a run took 1.4 to 1.8 times as long as with threads that sleep.
-    # A lone run's may spin for as long as most gaps between two nodes take, but not beyond its end: it is 4 % faster, and
-    # no slower beside another process, where threads that spin longer took twice as long.
+    # A lone run's may spin for as long as most gaps between two nodes take, but not beyond its end: it is 4 % faster,
+    # and no slower beside another process, where threads that spin longer took twice as long.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(lone)))
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry("session.force_spinning_stop", "1")
