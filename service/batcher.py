@@ -57,7 +57,7 @@ class Served(Protocol):
 class Likeness(NamedTuple):
     """What two requests for the same answer have in common; that their bytes are equal is compared when it is met."""
 
-    ends: bytes
+    tail: bytes
     length: int
     served: Served
     proposals_only: bool
@@ -299,10 +299,6 @@ class Batcher:
             if not queue:
                 del self._ready[task.key]
 
-    def _refuse(self, task: Task, problem: Problem) -> None:
-        """Tells all who wait for `task` that it is no picture."""
-        self._settle(task, problem)
-
     def _deliver(self, tasks: Sequence[Task], outcomes: Sequence[Result | Exception]) -> None:
         """Answers all who wait for `tasks`."""
         self._learn(len(tasks))
@@ -310,6 +306,7 @@ class Batcher:
             self._settle(task, outcome)
 
     def _settle(self, task: Task, outcome: Result | Exception) -> None:
+        """Answers all who wait for one task, or tells them why there is no answer."""
         with self._lock:
             self._unregister(task)
         for waiter in task.waiters:
@@ -432,7 +429,7 @@ class Batcher:
         except Problem as problem:
             # without the frames that it came through, which hold the picture, for as long as anyone holds the problem
             problem.__cause__ = problem.__context__ = None
-            self._call(self._refuse, task, problem.with_traceback(None))
+            self._call(self._settle, task, problem.with_traceback(None))
             return
         task.decode_ended = time.monotonic()
         with self._lock:

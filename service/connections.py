@@ -73,11 +73,12 @@ def _forget(state: dict[str, Any]) -> None:
     state.pop("when_gone", None)
 
 
-class _Deadline:
-    """A clock that closes the connection when it runs out."""
+class _Patience:
+    """What both protocols share: a clock that closes the connection when it runs out, and word of who has gone."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
+    cycle: Any
     timeout_keep_alive: int
     timeout_keep_alive_task: asyncio.TimerHandle | None
     timeout_keep_alive_handler: Callable[[], None]
@@ -86,6 +87,12 @@ class _Deadline:
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._clock: asyncio.TimerHandle | None = None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(error)  # type: ignore[misc]  # of the protocol that this is mixed into
+        if self.cycle and not self.cycle.response_complete:
+            _tell(self.cycle.scope["state"])
 
     def _start_clock(self) -> None:
         if not self._clock:
@@ -143,7 +150,7 @@ class _Joining:
         return getattr(self._transport, name)
 
 
-class Connection(_Deadline, HttpToolsProtocol):
+class Connection(_Patience, HttpToolsProtocol):
     """A connection for as long as its requests are plain; httptools never sees more than one of them at a time."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -155,12 +162,6 @@ class Connection(_Deadline, HttpToolsProtocol):
         super().connection_made(transport)
         self.transport = _Joining(transport, self.loop)  # type: ignore[assignment]  # it is one in all that is used
         self._start_clock()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._stop_clock()
-        super().connection_lost(error)
-        if self.cycle and not self.cycle.response_complete:
-            _tell(self.cycle.scope["state"])
 
     def data_received(self, data: bytes) -> None:
         if self._missing:
@@ -207,7 +208,7 @@ class Connection(_Deadline, HttpToolsProtocol):
         if cycle.response_complete:
             return
         if not cycle.body:
-            cycle.body = body  # type: ignore[assignment]  # uvicorn makes bytes of it, which these are
+            cycle.body = body  # uvicorn makes bytes of it, which these are
         else:
             if isinstance(cycle.body, bytes):
                 cycle.body = bytearray(cycle.body)
@@ -233,7 +234,7 @@ class Connection(_Deadline, HttpToolsProtocol):
             self._begin(data)
 
 
-class StrictConnection(_Deadline, H11Protocol):
+class StrictConnection(_Patience, H11Protocol):
     """A connection that takes all of HTTP/1.1, with a lower bound to the chunks of a body.
 
     h11 takes 15 µs a chunk, so that a trickle of one-byte chunks would keep the event loop from everyone else.
@@ -246,12 +247,6 @@ class StrictConnection(_Deadline, H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._start_clock()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._stop_clock()
-        super().connection_lost(error)
-        if self.cycle and not self.cycle.response_complete:
-            _tell(self.cycle.scope["state"])
 
     def data_received(self, data: bytes) -> None:
         if self.conn.their_state is h11.SEND_BODY and self._in_tiny_chunks(data):

@@ -79,6 +79,20 @@ def batcher(gpu: bool, devices: int, runs: int, pixels: int, fatal: list[str]) -
     return Batcher(places, 2 * gpu, 1_000_000, Metrics(), fatal.append)
 
 
+def answer_any_mixture(waiting: Batcher, alone: Alone, examples: int, most: int, tolerance: float) -> None:
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(mixtures(len(alone.uploads), most))
+    def any_mixture(mixture: list[Asked]) -> None:
+        check(alone, mixture, loop.run_until_complete(ask(waiting, alone, mixture)), tolerance)
+
+    loop = asyncio.new_event_loop()
+    try:
+        any_mixture()
+    finally:
+        waiting.close()
+        loop.close()
+
+
 @pytest.mark.parametrize(
     ("gpu", "devices", "runs", "budget"), [(False, 1, 2, 4), (False, 2, 1, 100), (True, 1, 1, 100), (True, 2, 2, 3)]
 )
@@ -94,17 +108,7 @@ def test_a_thousand_mixtures_answer_as_each_picture_alone(plain, encode, gpu, de
     fatal: list[str] = []
     waiting = batcher(gpu, devices, runs, budget * 64 * 96, fatal)
 
-    @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(mixtures(len(alone.uploads), 10))
-    def any_mixture(mixture: list[Asked]) -> None:
-        check(alone, mixture, loop.run_until_complete(ask(waiting, alone, mixture)), 0)
-
-    loop = asyncio.new_event_loop()
-    try:
-        any_mixture()
-    finally:
-        waiting.close()
-        loop.close()
+    answer_any_mixture(waiting, alone, examples=1000, most=10, tolerance=0)
     assert fatal == []
 
 
@@ -118,15 +122,5 @@ def test_mixtures_on_the_embedded_model_answer_as_each_picture_alone(embedded_en
     fatal: list[str] = []
     waiting = batcher(False, 1, 2, 1_000_000, fatal)
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(mixtures(len(alone.uploads), 8))
-    def any_mixture(mixture: list[Asked]) -> None:
-        check(alone, mixture, loop.run_until_complete(ask(waiting, alone, mixture)), 1e-3)
-
-    loop = asyncio.new_event_loop()
-    try:
-        any_mixture()
-    finally:
-        waiting.close()
-        loop.close()
+    answer_any_mixture(waiting, alone, examples=30, most=8, tolerance=1e-3)
     assert fatal == []
