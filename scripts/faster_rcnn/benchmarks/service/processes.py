@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,14 @@ def usage(pids: list[int]) -> Usage:
             ticks += int(fields[11]) + int(fields[12])  # utime and stime
             pages += int(fields[21])
     return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def wait(pids: list[int], seconds: float) -> None:
+    """Returns once all `pids` have given back their memory, or after so many seconds. Of a killed process, the system
+    may still be taking it down when the kill returns."""
+    deadline = time.monotonic() + seconds
+    while usage(pids).memory and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _stat(pid: int) -> list[str]:

@@ -110,12 +110,14 @@ def _running(
         try:
             yield _address(process, log, announces, complete or announces, times), process.pid
         finally:
+            family = processes.tree(process.pid)
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            processes.wait(family, STOP)
 
 
 def _address(process: subprocess.Popen[bytes], log: IO[str], announces: str, complete: str, times: int) -> str:
