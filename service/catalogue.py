@@ -7,11 +7,13 @@ reason, and whatever was served goes on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from service import store
@@ -30,13 +32,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class ServedModel:
-    """A version that is served: an engine on every device. `in_flight` and `retired` tell when it has drained."""
+    """A version that is served: an engine on every device."""
 
     card: Card
     geometry: Geometry
     engines: Mapping[Device, Engine]
-    in_flight: int = 0
-    retired: float | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _in_flight: int = 0
+    _retired: float = 0.0
+    _drained: Callable[[float], object] | None = field(default=None, repr=False)
 
     @property
     def provider(self) -> str:
@@ -44,6 +48,30 @@ class ServedModel:
 
     def engine_on(self, device: Device) -> Engine:
         return self.engines[device]
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """One request, for as long as the context lasts."""
+        with self._lock:
+            self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._count_out(1)
+
+    def retire(self, drained: Callable[[float], object]) -> None:
+        """Nobody new asks for it. `drained` is told once, with the seconds that the last who had asked took."""
+        with self._lock:
+            self._retired, self._drained = time.monotonic(), drained
+        self._count_out(0)
+
+    def _count_out(self, requests: int) -> None:
+        with self._lock:
+            self._in_flight -= requests
+            if self._in_flight or self._drained is None:
+                return
+            drained, self._drained = self._drained, None
+        drained(time.monotonic() - self._retired)
 
 
 class Catalogue:
@@ -97,7 +125,7 @@ class Catalogue:
         self.models = self.models | {card.name: self.models.get(card.name, {}) | {card.version: served}}
         self._accept(place)
         if old:
-            self._retire(old)
+            old.retire(self._metrics.model_drain_seconds.observe)
         self._metrics.model.labels(card.name, str(card.version)).info(
             {"provider": served.provider, "sha256": card.sha256}
         )
@@ -137,13 +165,8 @@ class Catalogue:
         for served in gone:
             self._metrics.model.remove(name, version)
             self._metrics.model_changes.labels("removed").inc()
-            self._retire(served)
+            served.retire(self._metrics.model_drain_seconds.observe)
             log.info("model %s is not served any more: it has left the store", place)
-
-    def _retire(self, served: ServedModel) -> None:
-        served.retired = time.monotonic()
-        if not served.in_flight:
-            self._metrics.model_drain_seconds.observe(0)
 
 
 def signature(directory: Path) -> Signature:

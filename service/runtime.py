@@ -238,15 +238,10 @@ class Runtime:
         Raises Problem, and Starlette's ClientDisconnect if the client goes.
         """
         began = time.perf_counter()
-        served.in_flight += 1
-        try:
+        with served.in_use():
             data = self._recall(image_id) if image_id else await self._read(request)
             read = time.perf_counter() - began
             answer = await self._answer(request, data, image_id, served, proposals_only, terms)
-        finally:
-            served.in_flight -= 1
-            if served.retired and not served.in_flight:
-                self.metrics.model_drain_seconds.observe(time.monotonic() - served.retired)
         self._remember(answer.digest, data)
         seconds = {"read": read, "decode": answer.decode, "queue": answer.queue, "inference": answer.inference}
         for stage, took in seconds.items():

@@ -15,7 +15,7 @@ from service.schemas import ModelAnswer, ModelsAnswer, VersionQuery, from_query,
 router = APIRouter(tags=["models"])
 
 
-@router.get("/models", summary="All models", responses={200: {"model": ModelsAnswer}, **openapi.problems(503)})
+@router.get("/models", summary="All models", responses={200: {"model": ModelsAnswer}, **openapi.problems(500, 503)})
 async def list_models(request: Request) -> Response:
     """Every model and version that is served, and every directory that is refused, with the reason."""
     runtime = runtime_of(request)
@@ -34,7 +34,7 @@ async def list_models(request: Request) -> Response:
     "/models/{name}",
     summary="One model",
     openapi_extra=openapi.query(VersionQuery),
-    responses={200: {"model": ModelAnswer}, **openapi.problems(404, 422, 503)},
+    responses={200: {"model": ModelAnswer}, **openapi.problems(404, 422, 500, 503)},
 )
 async def get_model(request: Request, name: str) -> Response:
     """Labels, canvases, metrics and hash: `model.json`, the versions there are, and what runs it."""

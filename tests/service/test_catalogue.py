@@ -1,5 +1,7 @@
 """What the catalogue does that the tests over HTTP (test_swap) cannot bring about."""
 
+import threading
+
 import pytest
 
 from service import catalogue
@@ -45,3 +47,37 @@ def test_what_fails_for_reasons_that_may_pass_is_tried_again_later(served, tmp_p
     served.refresh()
     assert sorted(served.models["plain"]) == [1, 2]
     assert served.refused == {}
+
+
+def test_a_version_is_drained_once_by_the_last_of_those_who_use_it(served):
+    model = served.models["plain"][1]
+    drained = []
+    with model.in_use():
+        with model.in_use():
+            model.retire(drained.append)
+        assert drained == []
+    assert len(drained) == 1
+    with model.in_use():  # chosen before it was retired, begun after
+        pass
+    assert len(drained) == 1
+
+
+def test_a_version_is_drained_once_whoever_comes_and_goes_meanwhile(served):
+    model = served.models["plain"][1]
+    for _ in range(50):
+        drained, begin = [], threading.Barrier(3)
+
+        def use(begin=begin):
+            begin.wait()
+            for _ in range(50):
+                with model.in_use():
+                    pass
+
+        users = [threading.Thread(target=use) for _ in range(2)]
+        for user in users:
+            user.start()
+        begin.wait()
+        model.retire(drained.append)
+        for user in users:
+            user.join()
+        assert len(drained) == 1
