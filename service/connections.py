@@ -91,6 +91,7 @@ class _Patience:
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_clock()
         super().connection_lost(error)  # type: ignore[misc]  # of the protocol that this is mixed into
+        self._unset_keepalive_if_required()  # uvicorn does so only if there was no error, and a reset is one
         if self.cycle and not self.cycle.response_complete:
             _tell(self.cycle.scope["state"])
 
@@ -272,6 +273,15 @@ class StrictConnection(_Patience, H11Protocol):
         half_a_head = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
         if half_a_head or self.conn.their_state is h11.SEND_BODY:
             self._start_clock()
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, but nothing is said in the middle of an answer or behind it, nor by the handler behind this."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+        if self.cycle:
+            self.cycle.disconnected = True
 
     def _in_tiny_chunks(self, data: bytes) -> bool:
         """Whether the body has too many line ends for its length: a chunk has two, a picture one in 65,536 bytes."""

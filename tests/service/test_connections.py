@@ -5,7 +5,9 @@ how long.
 import asyncio
 import contextlib
 import gc
+import logging
 import socket
+import struct
 import threading
 import time
 import weakref
@@ -144,6 +146,21 @@ def serving(application, keep_alive=75):
         assert not thread.is_alive()
 
 
+class Owner:
+    """Whom a request holds, and a connection as long as it holds the request."""
+
+    def cancel(self) -> None:
+        pass
+
+
+def wait_until_none_is_left(owners: list[weakref.ref[Owner]]) -> None:
+    deadline = time.monotonic() + 5
+    while any(owner() is not None for owner in owners):
+        assert time.monotonic() < deadline, [gc.get_referrers(owner()) for owner in owners]
+        time.sleep(0.01)
+        gc.collect()
+
+
 async def answer_at_once(scope, receive, send):
     await send(OK)
     await send({"type": "http.response.body", "body": b"ok"})
@@ -178,10 +195,6 @@ def test_a_connection_whose_answered_body_comes_late_but_comes_is_kept_as_long_a
 def test_what_waits_for_the_client_to_go_is_let_go_with_the_answer(kind):
     owners = []
 
-    class Owner:
-        def cancel(self) -> None:
-            pass
-
     async def application(scope, receive, send):
         owner = Owner()
         owners.append(weakref.ref(owner))
@@ -192,11 +205,7 @@ def test_what_waits_for_the_client_to_go_is_let_go_with_the_answer(kind):
         connection.settimeout(10)
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
         answered(connection)
-        deadline = time.monotonic() + 5
-        while owners[0]() is not None:
-            assert time.monotonic() < deadline, gc.get_referrers(owners[0]())
-            time.sleep(0.01)
-            gc.collect()
+        wait_until_none_is_left(owners)
 
 
 @both_parsers
@@ -223,6 +232,58 @@ def test_what_waits_for_the_client_to_go_is_called_once_when_it_goes(kind):
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert (len(called), len(called_late)) == (1, 1)
+
+
+@both_parsers
+def test_a_connection_that_is_reset_leaves_nothing_behind(kind):
+    owners = []
+
+    async def application(scope, receive, send):
+        owner = scope["state"]["owner"] = Owner()
+        owners.append(weakref.ref(owner))
+        await answer_at_once(scope, receive, send)
+
+    with serving(application) as address:
+        for _ in range(3):
+            with socket.create_connection(address) as connection:
+                connection.settimeout(10)
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
+                answered(connection)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets
+        wait_until_none_is_left(owners)
+
+
+@pytest.mark.parametrize("lingers", [False, True])
+def test_a_malformed_chunk_behind_an_answer_closes_the_connection_without_a_word(caplog, lingers):
+    async def application(scope, receive, send):
+        await send(OK)
+        await send({"type": "http.response.body", "body": b"ok", "more_body": lingers})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    with serving(application) as address, socket.create_connection(address) as connection:
+        connection.settimeout(10)
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n")
+        answered(connection)
+        connection.sendall(b"zz\r\nxx\r\n")
+        assert connection.recv(1000) == b""
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_an_answer_at_the_time_of_a_malformed_chunk_is_dropped(caplog):
+    async def application(scope, receive, send):
+        await receive()
+        await answer_at_once(scope, receive, send)
+
+    with serving(application) as address, socket.create_connection(address) as connection:
+        connection.settimeout(10)
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\nzz\r\n")
+        said = b""
+        while received := connection.recv(1000):
+            said += received
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
