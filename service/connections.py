@@ -33,6 +33,7 @@ _PLAIN_HEAD = re.compile(
 )
 _ODD_HEADER = re.compile(rb"\r\n(?:transfer-encoding|upgrade|http2-settings|expect|trailer|te):")
 _LENGTH = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]{1,15})[\t ]*\r\n")
+_WHOLE_URL = re.compile(rb"(?i:https?)://(?:[^/?#]*@)?(?P<authority>[^/?#@]+)(?P<rest>.*)")
 
 
 def plain_length(head: bytes) -> int | None:
@@ -235,24 +236,61 @@ class Connection(_Patience, HttpToolsProtocol):
             self._begin(data)
 
 
-class StrictConnection(_Patience, H11Protocol):
-    """A connection that takes all of HTTP/1.1, with a lower bound to the chunks of a body.
+class _Requests(h11.Connection):
+    """What h11 reads, with three rules of its server's: how a target is written, whose word a body's length is, and how
+    many chunks it may have.
 
     h11 takes 15 µs a chunk, so that a trickle of one-byte chunks would keep the event loop from everyone else.
     """
 
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+            return _in_origin_form(_of_one_length(event))
+        if isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._bytes += len(event.data)
+            if self._chunks > FREE_CHUNKS + self._bytes / CHUNK:
+                raise h11.RemoteProtocolError("a body in tiny chunks")
+        return event
+
+
+def _in_origin_form(request: h11.Request) -> h11.Request:
+    """A target may be a whole URL, whose authority then counts in place of Host (RFC 9112, section 3.2.2)."""
+    url = _WHOLE_URL.fullmatch(request.target)
+    if not url:
+        return request
+    headers = [(name, url["authority"] if name == b"host" else value) for name, value in request.headers]
+    rest = url["rest"]
+    return _changed(request, headers, rest if rest.startswith(b"/") else b"/" + rest)
+
+
+def _of_one_length(request: h11.Request) -> h11.Request:
+    """Of two lengths the chunks' counts, and the connection ends with the answer (RFC 9112, sections 6.1 and 6.3)."""
+    names = {name for name, _ in request.headers}
+    if not {b"content-length", b"transfer-encoding"} <= names:
+        return request
+    headers = [(name, value) for name, value in request.headers if name not in (b"content-length", b"connection")]
+    return _changed(request, [*headers, (b"connection", b"close")], request.target)  # uvicorn repeats it in the answer
+
+
+def _changed(request: h11.Request, headers: list[tuple[bytes, bytes]], target: bytes) -> h11.Request:
+    return h11.Request(method=request.method, headers=headers, target=target, http_version=request.http_version)
+
+
+class StrictConnection(_Patience, H11Protocol):
+    """A connection that takes all of HTTP/1.1, with a lower bound to the chunks of a body."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._lines = self._bytes = 0
+        self.conn = _Requests(h11.SERVER)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._start_clock()
 
     def data_received(self, data: bytes) -> None:
-        if self.conn.their_state is h11.SEND_BODY and self._in_tiny_chunks(data):
-            self.transport.close()
-            return
         before = self.conn.their_state
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
@@ -262,8 +300,6 @@ class StrictConnection(_Patience, H11Protocol):
                 self._start_clock()
         elif self.cycle and not self.cycle.response_complete:
             self._stop_clock()
-            if self.conn.their_state is not h11.SEND_BODY:
-                self._lines = self._bytes = 0
         if self.conn.their_state in (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL) and not self.conn.trailing_data[0]:
             self.flow.resume_reading()  # nothing else tells that the client has gone
 
@@ -282,11 +318,3 @@ class StrictConnection(_Patience, H11Protocol):
             self.transport.close()
         if self.cycle:
             self.cycle.disconnected = True
-
-    def _in_tiny_chunks(self, data: bytes) -> bool:
-        """Whether the body has too many line ends for its length: a chunk has two, a picture one in 65,536 bytes."""
-        if not any(name == b"transfer-encoding" for name, _ in self.headers):
-            return False
-        self._lines += data.count(b"\r\n")
-        self._bytes += len(data)
-        return self._lines / 2 > FREE_CHUNKS + self._bytes / CHUNK

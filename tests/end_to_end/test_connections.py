@@ -69,6 +69,35 @@ def test_a_body_in_ordinary_chunks_is_taken(server):
     assert response.status_code == 200
 
 
+def test_a_picture_full_of_line_ends_is_taken_in_chunks(server):
+    picture = encoded(Image.new("RGB", (400, 300), (13, 10, 13)), "BMP")
+    response = server.http.post("/detect", content=(picture[i : i + 65536] for i in range(0, len(picture), 65536)))
+    assert response.status_code == 200
+
+
+def test_a_body_of_two_lengths_is_read_in_chunks_and_its_connection_closed(server):
+    chunked = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(PNG), PNG)
+    with socket.create_connection(server.address) as connection:
+        connection.sendall(HEAD + chunked + HEALTH % PLAIN)
+        said = answered(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200"]
+    assert said.lower().count(b"\r\nconnection: close\r\n") == 1
+
+
+@pytest.mark.parametrize("start", [b"http://x", b"HTTPS://a@b:80", b"http://[::1]:8000"])
+def test_a_target_may_be_a_whole_url(server, start):
+    with socket.create_connection(server.address) as connection:
+        for target, status in (
+            (b"/healthz", 200),
+            (b"/healthz?a=http://b/c", 200),
+            (b"", 200),
+            (b"?a", 200),
+            (b"/no", 404),
+        ):
+            connection.sendall(b"GET " + start + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert one_answer(connection)[0] == status, target
+
+
 @both_parsers
 def test_a_head_without_end_is_cut_off(server, kind):
     with socket.create_connection(server.address) as connection:
