@@ -1,5 +1,7 @@
 import asyncio
 import base64
+import contextlib
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -54,6 +56,33 @@ def test_json_of_another_shape_is_a_bad_request_that_says_what_to_send(body, wor
     assert caught.value.status == 400
     assert word in caught.value.detail
     assert '{"image": "<base64' in caught.value.detail
+
+
+@contextlib.contextmanager
+def peak():
+    """A list that holds the most bytes allocated in the context, once it is over."""
+    memory = []
+    tracemalloc.start()
+    try:
+        yield memory
+        memory.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("body", [b'{"image": [' + b"[]," * 700_000 + b"[]]}", b"[" + b"1," * 1_000_000 + b"1]"])
+def test_json_of_many_values_is_refused_before_they_take_memory(body):
+    with peak() as memory, pytest.raises(Problem) as caught:
+        from_json(body)
+    assert caught.value.reason == "bad_json"
+    assert max(memory) < 5 * len(body)
+
+
+def test_base64_with_much_white_space_takes_no_object_a_word():
+    body = b'{"image": "' + b"AA " * 1_000_000 + b'"}'
+    with peak() as memory:
+        assert from_json(body) == bytes(1_500_000)
+    assert max(memory) < 16 * len(body)  # orjson sets 13 times aside, of which it touches little
 
 
 # --- whatever is sent, it is bytes of a picture or a problem ---------------------------------------------------------
