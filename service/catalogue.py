@@ -91,11 +91,14 @@ class Catalogue:
         self._tf32 = tf32
         self._metrics = metrics
         self._known: dict[Path, Signature] = {}
+        self._unreadable: list[Path] = []
         self._again: dict[Path, float] = {}  # when to try what failed for reasons that may pass
 
     def refresh(self) -> None:
         """Brings the catalogue to what the store holds. Raises Refused if there is no store."""
-        found = {directory: signature(directory) for directory in store.directories(self._folder)}
+        listing = store.directories(self._folder)
+        self._tell(listing.unreadable)
+        found = {directory: signature(directory) for directory in listing.versions}
         for directory, seen in found.items():
             due = time.monotonic() >= self._again.get(directory, math.inf)
             if self._known.get(directory) != seen or due:
@@ -103,9 +106,16 @@ class Catalogue:
                 self._again.pop(directory, None)
                 self._load(directory)
         # what has gone goes last, so that what takes its place is there first
-        for directory in [known for known in self._known if known not in found]:
+        gone = [known for known in self._known if known not in found and known.parent not in listing.unreadable]
+        for directory in gone:
             self._remove(directory)
         self.default = store.default_name(self._folder)
+
+    def _tell(self, unreadable: list[Path]) -> None:
+        if unreadable != self._unreadable:
+            for folder in unreadable:
+                log.warning("%s cannot be listed; what is served from it stays, nothing new is found there", folder)
+            self._unreadable = unreadable
 
     def _load(self, directory: Path) -> None:
         place, began = _place(directory), time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -70,17 +70,30 @@ class Model:
         return self.card.name, self.card.version
 
 
-def directories(store: Path) -> list[Path]:
-    """Every `<name>/<version>` in the store, in order. Hidden folders are versions still being written."""
+class Listing(NamedTuple):
+    """versions    every `<name>/<version>` in a store, in order
+    unreadable  every `<name>` that cannot be listed: one that was published wrongly, or a volume's lost+found
+    """
+
+    versions: list[Path]
+    unreadable: list[Path]
+
+
+def directories(store: Path) -> Listing:
+    """What the store holds. Hidden folders are versions still being written."""
     if not store.is_dir():
         raise Refused(f"the model store {store} is not a directory; set MODEL_STORE or publish a model")
-    return sorted(
-        version
-        for name in store.iterdir()
-        if name.is_dir() and not name.name.startswith(".")
-        for version in name.iterdir()
-        if version.is_dir() and not version.name.startswith(".")
-    )
+    found = Listing([], [])
+    for name in _folders(store):
+        try:
+            found.versions.extend(_folders(name))
+        except OSError:
+            found.unreadable.append(name)
+    return found
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(child for child in parent.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def default_name(store: Path) -> str | None:

@@ -1,6 +1,7 @@
 """What the catalogue does that the tests over HTTP (test_swap) cannot bring about."""
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,26 @@ def test_what_fails_for_reasons_that_may_pass_is_tried_again_later(served, tmp_p
     served.refresh()
     assert sorted(served.models["plain"]) == [1, 2]
     assert served.refused == {}
+
+
+def test_what_is_served_from_a_folder_that_cannot_be_listed_any_more_stays(served, tmp_path, monkeypatch, caplog):
+    graphs.publish(tmp_path / "store", name="other", version=1)
+    iterdir = Path.iterdir
+
+    def as_another_user(folder):
+        if folder.name == "plain":
+            raise PermissionError
+        return iterdir(folder)
+
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr(Path, "iterdir", as_another_user)
+        for _ in range(2):
+            served.refresh()
+    assert {name: [*versions] for name, versions in served.models.items()} == {"plain": [1], "other": [1]}
+    assert caplog.text.count("plain cannot be listed") == 1
+    (tmp_path / "store" / "plain" / "1").rename(tmp_path / "gone")
+    served.refresh()
+    assert [*served.models] == ["other"]
 
 
 def test_a_version_is_drained_once_by_the_last_of_those_who_use_it(served):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +21,22 @@ def test_every_version_is_found_and_unfinished_ones_are_not(tmp_path):
     (tmp_path / "a" / ".3.partial").mkdir()
     (tmp_path / ".new" / "1").mkdir(parents=True)
     (tmp_path / "README.md").write_text("not a model")
-    found = [f"{folder.parent.name}/{folder.name}" for folder in store.directories(tmp_path)]
+    found = [f"{folder.parent.name}/{folder.name}" for folder in store.directories(tmp_path).versions]
     assert found == ["a/1", "a/2", "b/1"]
+
+
+def test_a_folder_that_cannot_be_listed_does_not_hide_the_others(tmp_path, monkeypatch):
+    graphs.publish(tmp_path, "a", 1)
+    (tmp_path / "lost+found").mkdir()
+    iterdir = Path.iterdir
+
+    def as_another_user(folder):
+        if folder.name == "lost+found":
+            raise PermissionError
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", as_another_user)
+    assert store.directories(tmp_path) == ([tmp_path / "a" / "1"], [tmp_path / "lost+found"])
 
 
 def test_a_store_may_prefer_a_model(tmp_path):
