@@ -31,7 +31,7 @@ from service import images
 from service.devices import Device
 from service.engine import Engine, Result
 from service.images import Canvas, Geometry
-from service.isolation import EngineFailedError, run_apart
+from service.isolation import EngineFailedError, NoMemoryLeftError, run_apart
 from service.metrics import Metrics
 from service.problems import Problem
 
@@ -85,11 +85,21 @@ class Answer(NamedTuple):
 
 @dataclass(eq=False)
 class Waiter:
-    """One request that waits for a picture."""
+    """One request that waits for a picture.
 
-    future: asyncio.Future[Answer]
+    The future only says that there is an `outcome`. An exception in it would hold the frames that it is raised through,
+    and they hold the request, which holds the future: each refused picture would wait for the garbage collector.
+    """
+
+    future: asyncio.Future[None]
     arrived: float
     deadline: float
+    outcome: Answer | Exception = field(init=False)
+
+    def settle(self, outcome: Answer | Exception) -> None:
+        if not self.future.done():
+            self.outcome = outcome
+            self.future.set_result(None)
 
 
 @dataclass(eq=False)
@@ -219,12 +229,16 @@ class Batcher:
         if when_gone is not None:
             when_gone(waiter.future.cancel)
         try:
-            return await waiter.future
+            await waiter.future
+            if isinstance(waiter.outcome, Exception):
+                raise waiter.outcome
+            return waiter.outcome
         except asyncio.CancelledError:
             self._leave(task, waiter, "disconnected")
             raise
         finally:
             timer.cancel()
+            del data, task, waiter  # what was raised holds this frame
 
     def waiting(self) -> int:
         """Pictures that wait to be decoded or for an engine."""
@@ -267,7 +281,7 @@ class Batcher:
 
     def _expire(self, task: Task, waiter: Waiter) -> None:
         if not waiter.future.done():
-            waiter.future.set_exception(DeadlinePassedError())
+            waiter.settle(DeadlinePassedError())
             self._leave(task, waiter, "deadline")
 
     def _leave(self, task: Task, waiter: Waiter, reason: str) -> None:
@@ -277,8 +291,7 @@ class Batcher:
                 task.waiters.remove(waiter)
             if not task.waiters and task.stage == "queue":
                 self._forget(task)
-            if not self.waiting():
-                self._last_answer = None  # the time until the next answer is nobody's
+        self._rest()
         self._metrics.cancelled.labels(reason, task.stage).inc()
 
     def _unregister(self, task: Task) -> None:
@@ -301,7 +314,7 @@ class Batcher:
 
     def _deliver(self, tasks: Sequence[Task], outcomes: Sequence[Result | Exception]) -> None:
         """Answers all who wait for `tasks`."""
-        self._learn(len(tasks))
+        self._learn(tasks)
         for task, outcome in zip(tasks, outcomes, strict=True):
             self._settle(task, outcome)
 
@@ -309,21 +322,27 @@ class Batcher:
         """Answers all who wait for one task, or tells them why there is no answer."""
         with self._lock:
             self._unregister(task)
+        self._rest()
         for waiter in task.waiters:
-            if waiter.future.done():
-                continue
-            if isinstance(outcome, Exception):
-                waiter.future.set_exception(outcome)
-            else:
-                waiter.future.set_result(task.answer(outcome, waiter.arrived))
+            waiter.settle(outcome if isinstance(outcome, Exception) else task.answer(outcome, waiter.arrived))
 
-    def _learn(self, answered: int) -> None:
-        """The present rate, from the time between answers while others wait."""
+    def _learn(self, tasks: Sequence[Task]) -> None:
+        """The present rate, from the time between answers while others wait.
+
+        It is never longer than a picture takes from its decoding to its answer; that is learned when nobody waits too,
+        so an estimate that is too long, for which nobody is let in to wait, does not last.
+        """
         now = time.monotonic()
         if self._last_answer is not None:
-            spacing = (now - self._last_answer) / answered
+            spacing = (now - self._last_answer) / len(tasks)
             self._spacing += (LEARNING_RATE if self._spacing else 1) * (spacing - self._spacing)
-        self._last_answer = now if self.waiting() else None
+        self._spacing = min(self._spacing, now - min(task.decode_began for task in tasks))
+        self._last_answer = now
+
+    def _rest(self) -> None:
+        """The time until the next answer says nothing when nobody waits for it."""
+        if not self.waiting():
+            self._last_answer = None
 
     def _give_up(self, tasks: Sequence[Task]) -> None:
         """Ends tasks that could not be answered in time any more."""
@@ -426,6 +445,10 @@ class Batcher:
         task.digest = task.digest or hashlib.sha256(task.data).hexdigest()
         try:
             task.canvas = images.decode(task.data, task.served.geometry, self._max_pixels)
+        except MemoryError:
+            log.warning("there is no memory to decode a picture of %d bytes", len(task.data))
+            self._call(self._settle, task, NoMemoryLeftError())
+            return
         except Problem as problem:
             # without the frames that it came through, which hold the picture, for as long as anyone holds the problem
             problem.__cause__ = problem.__context__ = None

@@ -112,11 +112,13 @@ def fit(width: int, height: int, geometry: Geometry) -> Fit:
 def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Canvas:
     """The picture in `data`, upright, RGB, resized for the model.
 
-    Raises NotAPicture (400) or TooManyPixels (413), whatever the bytes are.
+    Raises NotAPicture (400) or TooManyPixels (413), whatever the bytes are; MemoryError, which is not their fault.
     """
     image = _open(data, max_pixels)
     try:
         return _decode(image, geometry)
+    except MemoryError:
+        raise
     except Exception as error:  # of a crafted file decoders raise a dozen types
         raise _broken(image) from error
 
@@ -127,6 +129,8 @@ def upright(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image.load()
         return _to_rgb(_turn(_flat(image), _orientation(image)))
+    except MemoryError:
+        raise
     except Exception as error:
         raise _broken(image) from error
 

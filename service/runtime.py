@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from cachetools import LRUCache
 from starlette.requests import ClientDisconnect, Request
@@ -275,22 +275,35 @@ class Runtime:
                 raise
             raise ClientDisconnect from None
         except DeadlinePassedError:
-            raise Problem(504, "deadline", f"No answer within {terms.timeout:g} s. Try again later.") from None
+            raise _too_late(terms) from None
         except EngineDeadError:
             self.metrics.failed.labels("engine").inc()
             raise retry_later(503, "failed", "The model's engine has died. Try again; another may answer.", 5) from None
         except NoMemoryLeftError:
-            self.metrics.failed.labels("out_of_memory").inc()
-            raise retry_later(
-                503, "out_of_memory", "There is no memory for this picture now. Try again, or send a smaller one.", 5
-            ) from None
+            raise self._no_memory() from None
         except EngineFailedError:
             self.metrics.failed.labels("engine").inc()
             raise Problem(500, "engine", "The model failed on this picture. Others are not affected.") from None
 
-    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """`function` in a thread, of which there are few: it bounds the memory that drawing takes."""
-        return await asyncio.get_running_loop().run_in_executor(self._painters, function, *arguments)
+    async def drawn(self, outcome: Outcome, terms: Terms, draw: Callable[[], bytes]) -> bytes:
+        """A picture of an answer, from a thread, of which there are few: it bounds the memory that drawing takes.
+
+        Raises Problem: 504 when the request's time is over, 503 when there is no memory.
+        """
+        seconds = outcome.seen.seconds
+        try:
+            async with asyncio.timeout(terms.timeout - (seconds["total"] - seconds["read"])):
+                return await asyncio.get_running_loop().run_in_executor(self._painters, draw)
+        except TimeoutError:
+            self.metrics.cancelled.labels("deadline", "encode").inc()
+            raise _too_late(terms) from None
+        except MemoryError:
+            raise self._no_memory() from None
+
+    def _no_memory(self) -> Problem:
+        self.metrics.failed.labels("out_of_memory").inc()
+        detail = "There is no memory for this picture now. Try again, or send a smaller one."
+        return retry_later(503, "out_of_memory", detail, 5)
 
     def _remember(self, image_id: str, data: bytes) -> None:
         if len(data) <= self._recent.maxsize:
@@ -303,6 +316,10 @@ class Runtime:
                 404, "unknown_image", "No recent upload has this image_id. Send the picture itself: POST /proposals."
             )
         return data
+
+
+def _too_late(terms: Terms) -> Problem:
+    return Problem(504, "deadline", f"No answer within {terms.timeout:g} s. Try again later.")
 
 
 async def in_daemon(function: Callable[[], T]) -> T:

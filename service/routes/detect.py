@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
@@ -53,9 +54,8 @@ async def detect(request: Request) -> Response:
         if media_type not in PICTURES:
             return array_answer(runtime, outcome.seen, engine.card, answer, media_type)
         began = time.perf_counter()
-        picture = await runtime.in_thread(
-            drawing.draw, outcome.data, runtime.settings.max_pixels, answer, engine.card.labels, media_type
-        )
+        draw = partial(drawing.draw, outcome.data, runtime.settings.max_pixels, answer, engine.card.labels, media_type)
+        picture = await runtime.drawn(outcome, terms, draw)
         return encoded_answer(runtime, outcome.seen, picture, media_type, began)
 
 

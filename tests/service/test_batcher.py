@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from service import images
 from service.batcher import Batcher, DeadlinePassedError
 from service.devices import Budget, Device
 from service.engine import CPU, CUDA, Engine
@@ -577,6 +578,61 @@ def test_time_in_which_nobody_waits_does_not_count_as_work(gate, queue):
         assert waiting.batcher.expected_wait() < 0.1
         gate.opened.set()
         await asyncio.gather(*asked)
+
+    run(test)
+
+
+def test_time_after_a_picture_that_is_none_does_not_count_as_work(gate, queue):
+    async def test():
+        waiting = queue(pixels=1)
+        asked = await waiting.after(gate, 1, 2)
+        broken = waiting.send(gate, b"no picture")  # the last of a busy time
+        await settled()
+        gate.opened.set()
+        await asyncio.gather(*asked)
+        with pytest.raises(Problem):
+            await broken
+        await asyncio.sleep(1)
+        await waiting.submit(gate, 3)
+        gate.opened.clear()
+        asked = await waiting.after(gate, 4, 5)
+        assert waiting.batcher.expected_wait() < 0.05
+        gate.opened.set()
+        await asyncio.gather(*asked)
+
+    run(test)
+
+
+def test_after_slow_times_one_quick_answer_is_enough_to_let_others_wait_again(gate, queue):
+    async def test():
+        waiting = queue(pixels=1)
+        asked = await waiting.after(gate, 1, 2, 3)
+        await asyncio.sleep(0.5)
+        gate.opened.set()
+        await asyncio.gather(*asked)
+        waiting.batcher._spacing = 60.0
+        await waiting.submit(gate, 4)
+        gate.opened.clear()
+        asked = await waiting.after(gate, 5, 6)
+        assert waiting.batcher.expected_wait() < 0.2
+        gate.opened.set()
+        await asyncio.gather(*asked)
+
+    run(test)
+
+
+def test_a_picture_that_there_is_no_memory_to_decode_is_not_called_broken(gate, queue, monkeypatch):
+    def scarce(*_: Any) -> None:
+        raise MemoryError
+
+    async def test():
+        waiting = queue()
+        gate.opened.set()
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "_decode", scarce)
+            with pytest.raises(NoMemoryLeftError):
+                await waiting.submit(gate, 1)
+        assert level_of(await waiting.submit(gate, 2)) == 2
 
     run(test)
 
