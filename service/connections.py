@@ -1,7 +1,7 @@
 """Connections that are patient, but not for ever; and that spend little on a plain request.
 
-uvicorn waits without end for a request's head, and for the rest of a body that has been answered already. Both of its
-protocols get a deadline for these here.
+uvicorn waits without end for a request's head, for the rest of a body that has been answered already, and for a client
+to read its answer. Both of its protocols get a deadline for these here.
 
 A connection begins with httptools (llhttp): a request takes 0.34 ms of the event loop's thread, where it takes 0.46 ms
 with h11. It has only requests that no two parsers read differently: a head of printable lines, whole in one piece, with
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,13 @@ from starlette.requests import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-SECONDS = 10.0  # for a head from its first byte (or from connecting), and for the rest of a body that was answered
+if sys.platform != "win32":
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+
+# For a head from its first byte (or from connecting), for the rest of a body that was answered, and for the client to
+# take any more of its answer.
+SECONDS = 10.0
 CHUNK = 32  # average bytes that the chunks of a body must have, after the first FREE_CHUNKS
 FREE_CHUNKS = 2000
 LONGEST_PLAIN_HEAD = 8192  # of what h11 takes, half
@@ -78,7 +85,7 @@ class _Patience:
     """What both protocols share: a clock that closes the connection when it runs out, and word of who has gone."""
 
     loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
+    transport: Any  # an _Outgoing
     cycle: Any
     timeout_keep_alive: int
     timeout_keep_alive_task: asyncio.TimerHandle | None
@@ -89,9 +96,19 @@ class _Patience:
         super().__init__(*arguments, **options)
         self._clock: asyncio.TimerHandle | None = None
 
+    def pause_writing(self) -> None:
+        super().pause_writing()  # type: ignore[misc]  # of the protocol that this is mixed into
+        self.transport.expect_progress()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()  # type: ignore[misc]
+        if not self.transport.is_closing():
+            self.transport.expect_nothing()
+
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_clock()
-        super().connection_lost(error)  # type: ignore[misc]  # of the protocol that this is mixed into
+        self.transport.expect_nothing()
+        super().connection_lost(error)  # type: ignore[misc]
         self._unset_keepalive_if_required()  # uvicorn does so only if there was no error, and a reset is one
         if self.cycle and not self.cycle.response_complete:
             _tell(self.cycle.scope["state"])
@@ -118,8 +135,9 @@ class _Patience:
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
 
-class _Joining:
-    """A transport that sends the head of an answer together with its body: one system call, one packet.
+class _Outgoing:
+    """A transport that sends the head of an answer together with its body: one system call, one packet. And that waits
+    for nobody who takes nothing of what is to be sent, though for who takes it slowly.
 
     What is written to one that is closing is dropped, as asyncio does; uvloop would raise.
     """
@@ -128,6 +146,7 @@ class _Joining:
         self._transport = transport
         self._loop = loop
         self._held = b""
+        self._clock: asyncio.TimerHandle | None = None
 
     def write(self, data: bytes) -> None:
         if self._held:
@@ -140,7 +159,33 @@ class _Joining:
 
     def close(self) -> None:
         self._flush()
-        self._transport.close()
+        if not self._transport.is_closing():
+            self._transport.close()  # which waits until all is sent
+            self.expect_progress()
+
+    def expect_progress(self) -> None:
+        self.expect_nothing()
+        if left := self._left():
+            self._clock = self._loop.call_later(SECONDS, self._look, left)
+
+    def _look(self, left_before: int) -> None:
+        self._clock = None
+        if self._left() < left_before:
+            self.expect_progress()
+        else:
+            self._transport.abort()
+
+    def _left(self) -> int:
+        """Bytes that the client has not taken. The system's buffer counts too: it asks for more in large steps only."""
+        left = self._transport.get_write_buffer_size()
+        if left and sys.platform != "win32":
+            left += int.from_bytes(ioctl(self._transport.get_extra_info("socket"), TIOCOUTQ, bytes(4)), sys.byteorder)
+        return left
+
+    def expect_nothing(self) -> None:
+        if self._clock:
+            self._clock.cancel()
+            self._clock = None
 
     def _flush(self) -> None:
         if self._held:
@@ -162,7 +207,7 @@ class Connection(_Patience, HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = _Joining(transport, self.loop)  # type: ignore[assignment]  # it is one in all that is used
+        self.transport = _Outgoing(transport, self.loop)
         self._start_clock()
 
     def data_received(self, data: bytes) -> None:

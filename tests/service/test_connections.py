@@ -127,8 +127,8 @@ OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-lengt
 
 
 @contextlib.contextmanager
-def serving(application, keep_alive=75):
-    """The address of a real server with these connections."""
+def serving(application, keep_alive=75, send_buffer=None):
+    """The address of a real server with these connections; `send_buffer` is what the system keeps of an answer."""
     config = uvicorn.Config(
         application, port=0, http=Connection, ws="none", lifespan="off", timeout_keep_alive=keep_alive, log_config=None
     )
@@ -139,7 +139,10 @@ def serving(application, keep_alive=75):
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield server.servers[0].sockets[0].getsockname()
+        listening = server.servers[0].sockets[0]
+        if send_buffer:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        yield listening.getsockname()
     finally:
         server.should_exit = True
         thread.join(10)
@@ -286,6 +289,52 @@ def test_an_answer_at_the_time_of_a_malformed_chunk_is_dropped(caplog):
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
+closes = pytest.mark.parametrize("end", [b"", b"Connection: close\r\n"], ids=["kept", "closed"])
+
+
+@contextlib.contextmanager
+def asked_for(size, owners, kind):
+    """A client that has asked for an answer of `size` bytes, with hardly room for them in either system's buffers."""
+
+    async def application(scope, receive, send):
+        owner = scope["state"]["owner"] = Owner()
+        owners.append(weakref.ref(owner))
+        await send({**OK, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    with serving(application, keep_alive=1, send_buffer=4096) as address, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(address)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
+        yield connection
+
+
+@both_parsers
+@closes
+@pytest.mark.parametrize("size", [40_000, 2_000_000], ids=["below the high-water mark", "above it"])
+def test_an_answer_that_nobody_reads_is_not_kept(monkeypatch, kind, end, size):
+    monkeypatch.setattr(connections, "SECONDS", 0.4)
+    owners: list[weakref.ref[Owner]] = []
+    with asked_for(size, owners, kind + end) as connection:
+        assert connection.recv(1)
+        wait_until_none_is_left(owners)
+
+
+@both_parsers
+@closes
+def test_a_client_that_reads_slowly_gets_its_whole_answer(monkeypatch, kind, end):
+    monkeypatch.setattr(connections, "SECONDS", 0.4)
+    size = 150_000
+    with asked_for(size, [], kind + end) as connection:
+        said = b""
+        while not said.endswith(bytes(size)):
+            received = connection.recv(5000)
+            assert received, "closed"
+            said += received
+            time.sleep(0.05)
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_what_is_written_when_the_transport_has_gone_raises_nowhere(loop):
     faults = []
@@ -295,7 +344,7 @@ def test_what_is_written_when_the_transport_has_gone_raises_nowhere(loop):
         running.set_exception_handler(lambda _, context: faults.append(context))
         server = await running.create_server(asyncio.Protocol, "127.0.0.1", 0)
         transport, _ = await running.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
-        joining = connections._Joining(transport, running)
+        joining = connections._Outgoing(transport, running)
         joining.write(b"a head that waits for its body")
         transport.abort()
         await asyncio.sleep(0.05)
