@@ -105,6 +105,9 @@ class _Patience:
         if not self.transport.is_closing():
             self.transport.expect_nothing()
 
+    def eof_received(self) -> None:
+        self.transport.expect_progress()  # it closes by itself at the end of this
+
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_clock()
         self.transport.expect_nothing()

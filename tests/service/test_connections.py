@@ -322,6 +322,16 @@ def test_an_answer_that_nobody_reads_is_not_kept(monkeypatch, kind, end, size):
 
 
 @both_parsers
+def test_an_answer_that_nobody_reads_is_not_kept_for_a_client_that_has_closed_its_own_side(monkeypatch, kind):
+    monkeypatch.setattr(connections, "SECONDS", 0.4)
+    owners: list[weakref.ref[Owner]] = []
+    with asked_for(40_000, owners, kind) as connection:
+        assert connection.recv(1)
+        connection.shutdown(socket.SHUT_WR)
+        wait_until_none_is_left(owners)
+
+
+@both_parsers
 @closes
 def test_a_client_that_reads_slowly_gets_its_whole_answer(monkeypatch, kind, end):
     monkeypatch.setattr(connections, "SECONDS", 0.4)
