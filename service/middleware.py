@@ -46,8 +46,10 @@ class Edge:
         began = time.perf_counter()
         exchange = _Exchange(scope, receive, send, self._runtime)
         straight = self._straight.get(scope["path"]) if scope["method"] == "POST" else None
+        # whatever can be fetched may be asked for its head alone; the server keeps back the body
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await (straight or self._app)(scope, exchange.receive, exchange.send)
+            await (straight or self._app)(inner, exchange.receive, exchange.send)
         except Exception:
             log.exception("request %s failed", exchange.request_id)
             self._runtime.metrics.failed.labels("internal").inc()
@@ -58,7 +60,7 @@ class Edge:
             )
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = scope["path"] if straight else getattr(scope.get("route"), "path", "unmatched")
+            route = scope["path"] if straight else getattr(inner.get("route"), "path", "unmatched")
             scope["state"]["route"] = route  # for traces
             took = time.perf_counter() - began
             self._runtime.metrics.requests.labels(method, route, str(exchange.status or 499)).observe(took)
@@ -96,8 +98,8 @@ class _Exchange:
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self.request_id.encode())]
             closing = any(name == b"connection" for name, _ in headers)
-            self._linger = self._large_body and not self._body_ended and not closing
-            if self._linger or (self._runtime.draining and not closing):
+            self._linger = not self._body_ended and (self._large_body or closing)
+            if not closing and (self._linger or self._runtime.draining):
                 headers.append((b"connection", b"close"))  # of one that drains, so that the client goes elsewhere
             await self._send({**message, "headers": headers})
         elif self._linger and not message.get("more_body", False):

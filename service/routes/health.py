@@ -12,14 +12,12 @@ from service.schemas import ReadyAnswer, to_json
 router = APIRouter(tags=["operation"])
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Alive")
 async def healthz() -> Response:
     """200 as long as the process answers at all."""
     return Response(b'{"status":"alive"}', media_type="application/json")
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Able to answer", responses={200: {"model": ReadyAnswer}, **openapi.problems(503)})
 async def readyz(request: Request) -> Response:
     """200 once a model is loaded and warmed up, until the engine fails for good or the service shuts down."""

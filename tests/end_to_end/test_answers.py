@@ -215,6 +215,9 @@ def test_answers_and_problems_of_every_route_have_an_id_and_who_gave_one_keeps_i
 
 
 def test_a_load_balancer_may_ask_for_the_head_alone(server):
-    for path in ("/healthz", "/readyz"):
+    for path in ("/", "/docs", "/healthz", "/readyz", "/metrics", "/models", "/models/shapes", "/openapi.json"):
         response = server.http.head(path)
-        assert (response.status_code, response.content) == (200, b"")
+        assert (response.status_code, response.content) == (200, b""), path
+        assert int(response.headers["content-length"]) > 0
+    assert server.http.head("/models/none").status_code == 404
+    assert server.metric("detector_request_seconds_count", method="HEAD", route="/models/{name}", status="200") == 1

@@ -1,6 +1,7 @@
 """What a client can do wrong: each gets a 4xx that says what is wrong and what to do."""
 
 import base64
+import contextlib
 import socket
 import time
 
@@ -184,6 +185,20 @@ def test_a_trickle_is_cut_off(strict):
         while connection.recv(4096):  # and the connection is closed
             pass
     assert time.monotonic() - began < 4
+
+
+def test_who_trickles_on_is_not_cut_off_before_it_reads_why(strict):
+    with socket.create_connection(strict.address) as connection:
+        connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 40000\r\n\r\n")
+        connection.settimeout(0.05)
+        answer, sent_on = b"", 0
+        while sent_on < 10:
+            connection.sendall(b"a")  # a reset connection raises
+            with contextlib.suppress(TimeoutError):
+                answer += connection.recv(4096)
+            sent_on += bool(answer)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer.lower()
 
 
 def test_without_memory_for_uploads_image_id_is_simply_unknown(strict):
