@@ -77,12 +77,15 @@ class _Exchange:
         self._body_ended = False
         self._linger = False
         self._large_body = False
+        self._last = scope.get("http_version") == "1.0"  # of its connection, as far as the client goes
         given = b""
         for name, value in scope["headers"]:
             if name == b"x-request-id":
                 given = given or value
             elif name == b"transfer-encoding" or (name == b"content-length" and int(value) > SMALL_BODY):
                 self._large_body = True
+            elif name == b"connection" and b"close" in value.lower():
+                self._last = True
         known = REQUEST_ID.fullmatch(given)
         self.request_id = given.decode() if known else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = self.request_id
@@ -97,10 +100,12 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self.request_id.encode())]
-            closing = any(name == b"connection" for name, _ in headers)
-            self._linger = not self._body_ended and (self._large_body or closing)
-            if not closing and (self._linger or self._runtime.draining):
-                headers.append((b"connection", b"close"))  # of one that drains, so that the client goes elsewhere
+            said = any(name == b"connection" for name, _ in headers)
+            # of one that drains, so that the client goes elsewhere
+            closes = said or self._last or self._runtime.draining
+            self._linger = not self._body_ended and (self._large_body or closes)
+            if not said and (self._linger or closes):
+                headers.append((b"connection", b"close"))
             await self._send({**message, "headers": headers})
         elif self._linger and not message.get("more_body", False):
             await self._send({**message, "more_body": True})

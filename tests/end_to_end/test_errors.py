@@ -201,6 +201,19 @@ def test_who_trickles_on_is_not_cut_off_before_it_reads_why(strict):
     assert b"connection: close" in answer.lower()
 
 
+@pytest.mark.parametrize(
+    ("version", "header"), [(b"1.1", b"Connection: close\r\n"), (b"1.0", b"")], ids=["close", "HTTP/1.0"]
+)
+def test_who_sends_all_before_it_reads_is_not_cut_off_although_the_connection_ends(server, version, header):
+    request = b"POST /detect?timeout=1000 HTTP/%b\r\nHost: x\r\n%bContent-Length: 900000\r\n\r\n" % (version, header)
+    with socket.create_connection(server.address) as connection:
+        connection.settimeout(10)
+        connection.sendall(request + b"a" * 450_000)
+        time.sleep(0.1)  # it is refused meanwhile
+        connection.sendall(b"a" * 450_000)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")
+
+
 def test_without_memory_for_uploads_image_id_is_simply_unknown(strict):
     found = strict.http.post("/proposals", content=PNG).json()
     problem(strict.http.get("/proposals", params={"image_id": found["image"]["id"]}), 404)

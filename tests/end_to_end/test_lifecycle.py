@@ -72,6 +72,21 @@ def test_answers_of_the_grace_ask_clients_to_go_elsewhere(start, tmp_path):
     assert server.stop() == 0  # by a second signal, before the grace is over
 
 
+def test_who_is_refused_in_the_grace_is_not_cut_off_while_it_sends(start, tmp_path):
+    graphs.publish(tmp_path)
+    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=5).ready()
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: server.http.get("/readyz").status_code == 503)
+    with socket.create_connection(server.address) as connection:
+        connection.settimeout(10)
+        connection.sendall(b"POST /detect?timeout=1000 HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n")
+        for _ in range(2):
+            connection.sendall(b"a" * 450_000)
+            time.sleep(0.1)  # it is refused meanwhile
+        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")
+    assert server.stop() == 0
+
+
 def test_who_is_impatient_sends_the_signal_twice(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
