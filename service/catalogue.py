@@ -92,6 +92,7 @@ class Catalogue:
         self._metrics = metrics
         self._known: dict[Path, Signature] = {}
         self._unreadable: list[Path] = []
+        self._default_unread = False
         self._again: dict[Path, float] = {}  # when to try what failed for reasons that may pass
 
     def refresh(self) -> None:
@@ -109,7 +110,16 @@ class Catalogue:
         gone = [known for known in self._known if known not in found and known.parent not in listing.unreadable]
         for directory in gone:
             self._remove(directory)
-        self.default = store.default_name(self._folder)
+        self._refresh_default()
+
+    def _refresh_default(self) -> None:
+        try:
+            self.default = store.default_name(self._folder)
+            self._default_unread = False
+        except (OSError, UnicodeDecodeError) as error:
+            if not self._default_unread:
+                log.warning("%s/default cannot be read (%s); it counts as before", self._folder, type(error).__name__)
+            self._default_unread = True
 
     def _tell(self, unreadable: list[Path]) -> None:
         if unreadable != self._unreadable:

@@ -152,6 +152,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:  # beyond Pillow's own limit it does not say the size
         raise TooManyPixels("far too many pixels", max_pixels) from None
+    except MemoryError:
+        raise
     except (Image.UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
         names = ", ".join(FORMATS)
         raise NotAPicture(f"The upload is not a picture that can be read. Send one of {names}.") from error

@@ -6,6 +6,7 @@ A directory is either loaded whole or refused with a reason; one that is refused
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -93,7 +94,8 @@ def directories(store: Path) -> Listing:
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(child for child in parent.iterdir() if child.is_dir() and not child.name.startswith("."))
+    shown = (child for child in parent.iterdir() if not child.name.startswith("."))
+    return sorted(filter(os.path.isdir, shown))  # False for a link to where one may not look; Path.is_dir raises
 
 
 def default_name(store: Path) -> str | None:

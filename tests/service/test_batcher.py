@@ -623,16 +623,17 @@ def test_after_slow_times_one_quick_answer_is_enough_to_let_others_wait_again(ga
 
 
 def test_a_picture_that_there_is_no_memory_to_decode_is_not_called_broken(gate, queue, monkeypatch):
-    def scarce(*_: Any) -> None:
+    def scarce(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     async def test():
         waiting = queue()
         gate.opened.set()
-        with monkeypatch.context() as patch:
-            patch.setattr(images, "_decode", scarce)
-            with pytest.raises(NoMemoryLeftError):
-                await waiting.submit(gate, 1)
+        for module, function in ((images, "_decode"), (Image, "open")):
+            with monkeypatch.context() as patch:
+                patch.setattr(module, function, scarce)
+                with pytest.raises(NoMemoryLeftError):
+                    await waiting.submit(gate, 1)
         assert level_of(await waiting.submit(gate, 2)) == 2
 
     run(test)

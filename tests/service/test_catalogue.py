@@ -70,6 +70,20 @@ def test_what_is_served_from_a_folder_that_cannot_be_listed_any_more_stays(serve
     assert [*served.models] == ["other"]
 
 
+def test_a_default_that_cannot_be_read_changes_nothing(served, tmp_path, caplog):
+    default = tmp_path / "store" / "default"
+    default.write_text("plain")
+    served.refresh()
+    default.write_bytes(b"\xff\xfe")
+    for _ in range(2):
+        served.refresh()
+    assert served.default == "plain"
+    assert caplog.text.count("default cannot be read") == 1
+    default.unlink()
+    served.refresh()
+    assert served.default is None
+
+
 def test_a_version_is_drained_once_by_the_last_of_those_who_use_it(served):
     model = served.models["plain"][1]
     drained = []

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def test_a_folder_that_cannot_be_listed_does_not_hide_the_others(tmp_path, monke
 
     monkeypatch.setattr(Path, "iterdir", as_another_user)
     assert store.directories(tmp_path) == ([tmp_path / "a" / "1"], [tmp_path / "lost+found"])
+
+
+def test_a_link_to_where_one_may_not_look_does_not_hide_the_others(tmp_path, monkeypatch):
+    graphs.publish(tmp_path, "a", 1)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "a" / "2").mkdir()
+    stat = os.stat
+
+    def as_another_user(path, *arguments, **options):
+        if str(path).endswith(("linked", "2")):
+            raise PermissionError
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", as_another_user)
+    assert store.directories(tmp_path) == ([tmp_path / "a" / "1"], [])
 
 
 def test_a_store_may_prefer_a_model(tmp_path):
