@@ -314,7 +314,7 @@ def asked_for(size, owners, kind):
 @closes
 @pytest.mark.parametrize("size", [40_000, 2_000_000], ids=["below the high-water mark", "above it"])
 def test_an_answer_that_nobody_reads_is_not_kept(monkeypatch, kind, end, size):
-    monkeypatch.setattr(connections, "SECONDS", 0.4)
+    monkeypatch.setattr(connections, "SECONDS_TO_TAKE", 0.4)
     owners: list[weakref.ref[Owner]] = []
     with asked_for(size, owners, kind + end) as connection:
         assert connection.recv(1)
@@ -323,7 +323,7 @@ def test_an_answer_that_nobody_reads_is_not_kept(monkeypatch, kind, end, size):
 
 @both_parsers
 def test_an_answer_that_nobody_reads_is_not_kept_for_a_client_that_has_closed_its_own_side(monkeypatch, kind):
-    monkeypatch.setattr(connections, "SECONDS", 0.4)
+    monkeypatch.setattr(connections, "SECONDS_TO_TAKE", 0.4)
     owners: list[weakref.ref[Owner]] = []
     with asked_for(40_000, owners, kind) as connection:
         assert connection.recv(1)
@@ -334,7 +334,7 @@ def test_an_answer_that_nobody_reads_is_not_kept_for_a_client_that_has_closed_it
 @both_parsers
 @closes
 def test_a_client_that_reads_slowly_gets_its_whole_answer(monkeypatch, kind, end):
-    monkeypatch.setattr(connections, "SECONDS", 0.4)
+    monkeypatch.setattr(connections, "SECONDS_TO_TAKE", 0.4)
     size = 150_000
     with asked_for(size, [], kind + end) as connection:
         said = b""
