@@ -20,12 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from faster_rcnn.benchmarks.measure_graph import Options, measure_graph  # noqa: E402  after the path for `service`
-from faster_rcnn.benchmarks.service import measure_service as load  # noqa: E402
-from faster_rcnn.benchmarks.service.soak import soak  # noqa: E402
-from faster_rcnn.benchmarks.workers import Failed  # noqa: E402
-from service import store  # noqa: E402
-from service.engine import CPU, CUDA, pick_provider, usable_cores  # noqa: E402
+from benchmarks.load import measure_service as load  # noqa: E402
+from benchmarks.load.soak import soak  # noqa: E402
+from benchmarks.measure_graph import Options, measure_graph  # noqa: E402  after the path for `service`
+from benchmarks.workers import Failed  # noqa: E402
+from service.engine.engine import CPU, CUDA, pick_provider, usable_cores  # noqa: E402
+from service.engine.model import Refused  # noqa: E402
 
 EMBEDDED = ROOT / "model_store/shapes/1"
 _EXAMPLE = EMBEDDED / "example.jpg"
@@ -49,7 +49,7 @@ def graph(arguments: argparse.Namespace) -> None:
             weights=arguments.weights,
             checkpoint=arguments.checkpoint,
             precision=arguments.precision or "fp32",
-            picture=arguments.picture or (example if example.exists() else EMBEDDED / "example.jpg"),
+            image=arguments.image or (example if example.exists() else EMBEDDED / "example.jpg"),
             size=tuple(arguments.size) if arguments.size else None,
             provider=_provider(arguments.provider),
             batches=tuple(sorted(set(arguments.batches))),
@@ -62,17 +62,17 @@ def graph(arguments: argparse.Namespace) -> None:
 
 def service(arguments: argparse.Namespace) -> None:
     folder = arguments.model or EMBEDDED
-    picture = arguments.picture or (example if (example := folder / "example.jpg").exists() else _EXAMPLE)
+    image = arguments.image or (example if (example := folder / "example.jpg").exists() else _EXAMPLE)
     # a service elsewhere answers with the model that it prefers, unless one is named
     path = f"/detect?model={folder.parent.name}&version={folder.name}" if arguments.model else "/detect"
     if arguments.soak is not None:
-        soak(folder, picture, arguments.url, path, arguments.soak, arguments.seed)
+        soak(folder, image, arguments.url, path, arguments.soak, arguments.seed)
         return
     load.measure_service(
         load.Options(
             folder=folder,
-            picture=picture,
-            pictures=arguments.pictures,
+            image=image,
+            images=arguments.images,
             url=arguments.url,
             path=path,
             clients=tuple(sorted(set(arguments.clients))),
@@ -118,7 +118,7 @@ def _add_graph(command: argparse.ArgumentParser) -> None:
         type=_positive,
         nargs=2,
         metavar=("H", "W"),
-        help="of the picture that the network sees (default: what the model's own rule makes of the picture)",
+        help="of the image that the network sees (default: what the model's own rule makes of the image)",
     )
     command.add_argument("--threads", type=_positive, help="of every contender on a CPU (default: usable cores)")
     command.add_argument("--seconds", type=_above_zero, default=0.5, help="of each turn; there are five a row")
@@ -166,7 +166,7 @@ def main() -> None:
         arguments.model = arguments.model.resolve()
     try:
         arguments.run(arguments)
-    except (store.Refused, Failed, OSError, ValueError) as error:
+    except (Refused, Failed, OSError, ValueError) as error:
         sys.exit(f"benchmark: {error}")
     except ImportError as error:
         installed = "scripts/bootstrap dev installs what --torchvision and --out need"

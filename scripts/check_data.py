@@ -1,7 +1,7 @@
-"""Checks annotated pictures before anything is trained on them: every annotation is read, every picture decoded.
+"""Checks annotated images before anything is trained on them: every annotation is read, every image decoded.
 
-scripts/check_data.py --data voc:pictures
-scripts/check_data.py --data coco:pictures --split train --backbone vgg16 --anchor-scales 64 128 256
+scripts/check_data.py --data voc:images
+scripts/check_data.py --data coco:images --split train --backbone vgg16 --anchor-scales 64 128 256
 
 Names file and line of each fault, then tells what there is and how well the anchors of a detector cover it. Ends with
 an error if training could not start.
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from faster_rcnn.backbones import BACKBONES
-from faster_rcnn.command_line import fail, positive, run_command
-from faster_rcnn.data.annotated import AnnotatedPictures
+from faster_rcnn.commands.command_line import fail, positive, run_command
+from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.coverage import anchor_coverage
+from faster_rcnn.data.decode_check import Seen, check_images, summary
 from faster_rcnn.data.faults import Fault, stopping
-from faster_rcnn.data.pictures import Seen, check_pictures, summary
 from faster_rcnn.data.sources import open_folder, splits_of
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.detector.backbones import BACKBONES
+from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.training.recipe import configure
 
 
@@ -35,10 +35,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backbone", choices=sorted(BACKBONES), default="compact", help="default: %(default)s")
     parser.add_argument("--anchor-scales", type=float, nargs="+", metavar="PIXELS", help="sides of the square anchors")
     parser.add_argument("--anchor-ratios", type=float, nargs="+", metavar="RATIO", help="heights over widths")
-    parser.add_argument("--crossing-anchors", choices=["drop", "keep"], help="those that cross the picture's border")
+    parser.add_argument("--crossing-anchors", choices=["drop", "keep"], help="those that cross the image's border")
     parser.add_argument("--min-size", type=positive, metavar="PIXELS", help="what the shorter side is resized to")
     parser.add_argument("--max-size", type=positive, metavar="PIXELS", help="what the longer then does not exceed")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="threads that decode pictures")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="threads that decode images")
     return parser.parse_args()
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         print("shapes are drawn exactly as they are annotated; there is nothing to check")
         return
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    with torch.device("meta"):  # what cannot be built shows before all pictures are read
+    with torch.device("meta"):  # what cannot be built shows before all images are read
         strides = FasterRCNN(configure(given, arguments.backbone, ("object",))).backbone.strides
     splits = [arguments.split] if arguments.split else splits_of(arguments.data)
     if not splits:
@@ -76,38 +76,38 @@ def main() -> None:
 
 def check_split(
     source: str, split: str, skip_bad_boxes: bool, workers: int, seen: Seen
-) -> tuple[AnnotatedPictures | None, list[Fault]]:
+) -> tuple[AnnotatedImages | None, list[Fault]]:
     """A split and all its faults; None if its annotations are no such thing at all."""
     try:
         dataset = open_folder(source, split, skip_bad_boxes)
     except (ValueError, OSError) as error:
         what, _, remedy = str(error).rpartition("; ")
         return None, [Fault("unusable annotations", source, what or remedy, remedy, skippable=False)]
-    return dataset, dataset.faults + check_pictures(dataset, workers, seen)
+    return dataset, dataset.faults + check_images(dataset, workers, seen)
 
 
-def describe(dataset: AnnotatedPictures) -> str:
-    """Pictures, their sizes, and the objects of each class."""
+def describe(dataset: AnnotatedImages) -> str:
+    """Images, their sizes, and the objects of each class."""
     labels = [dataset.objects(index)[1] for index in range(len(dataset))]
     objects = np.bincount(np.concatenate(labels), minlength=len(dataset.labels))
-    pictures = np.bincount(np.concatenate([np.unique(one) for one in labels]), minlength=len(dataset.labels))
+    images = np.bincount(np.concatenate([np.unique(one) for one in labels]), minlength=len(dataset.labels))
     sizes = Counter(dataset.size(index) for index in range(len(dataset))).most_common()
     shown = ", ".join(f"{width}×{height} ({count})" for (height, width), count in sizes[:5])
     more = f" and {len(sizes) - 5} sizes more" if len(sizes) > 5 else ""
     empty = sum(len(one) == 0 for one in labels)
     width = max(map(len, dataset.labels))
-    lines = [f"{len(dataset)} pictures, {empty} of them without objects; sizes: {shown}{more}"]
-    lines.append(f"{'class':{width}}  objects  pictures")
-    for name, of_objects, of_pictures in zip(dataset.labels, objects, pictures, strict=True):
-        lines.append(f"{name:{width}} {of_objects:8} {of_pictures:9}")
+    lines = [f"{len(dataset)} images, {empty} of them without objects; sizes: {shown}{more}"]
+    lines.append(f"{'class':{width}}  objects  images")
+    for name, of_objects, of_images in zip(dataset.labels, objects, images, strict=True):
+        lines.append(f"{name:{width}} {of_objects:8} {of_images:9}")
     return "\n".join(lines)
 
 
-def coverage(dataset: AnnotatedPictures, given: dict[str, Any], strides: Sequence[int]) -> str:
+def coverage(dataset: AnnotatedImages, given: dict[str, Any], strides: Sequence[int]) -> str:
     config = configure(given, given["backbone"], dataset.labels)
     resize, scales = config.resize, " ".join(f"{scale:g}" for scale in config.anchor_scales)
     ratios = " ".join(f"{ratio:g}" for ratio in config.anchor_ratios)
-    head = f"{config.backbone}: anchor scales {scales}, ratios {ratios}, pictures resized to {resize.min_size} pixels"
+    head = f"{config.backbone}: anchor scales {scales}, ratios {ratios}, images resized to {resize.min_size} pixels"
     return f"{head} (longest side {resize.max_size})\n{anchor_coverage(dataset, config, strides).report()}"
 
 

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from faster_rcnn.command_line import positive, run_command
+from faster_rcnn.commands.command_line import positive, run_command
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.data.pictures import open_checked
+from faster_rcnn.data.decode_check import open_checked
+from faster_rcnn.detector.checkpoint import NAME, load_detector, read_checkpoint
 from faster_rcnn.evaluation import evaluate, proposal_recall
 from faster_rcnn.evaluation.measure import without_pixels
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
-from faster_rcnn.training.checkpoint import NAME, load_detector, read_checkpoint
-from faster_rcnn.training.given import given_predictor
+from faster_rcnn.training.fast_rcnn import given_predictor
 from faster_rcnn.training.recipe import read_run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,7 +141,7 @@ def options_of_arm(arm: Arm, seed: int, arguments: argparse.Namespace) -> list[s
         steps = [max(1, round(share * arguments.iterations)) for share in FROM_SCRATCH_SHARES]
         length = ["--step-iterations", *map(str, steps)]
     source = ["--proposals", f"rpn:{folder_of(arm.after, seed, arguments.out)}"] if arm.after else []
-    # validated once, at the end, on all pictures: nothing is chosen
+    # validated once, at the end, on all images: nothing is chosen
     rest = ["--validate-every", str(10**9), "--validation-pictures", str(10**9), "--seed", str(seed)]
     return ["--data", arguments.data, "--val-split", arguments.split, *arm.options, *source, *length, *rest]
 

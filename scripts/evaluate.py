@@ -5,7 +5,7 @@ scripts/evaluate.py model_store/shapes/1 --data shapes --split test
 scripts/evaluate.py runs/fast --proposals selective-search           (another source than it was trained on)
 scripts/evaluate.py --proposals sliding-window --proposals rpn:runs/mine --data voc:DIR
 
-Writes a folder with metrics.json, tables, plots, pictures and mistakes; index.html in it shows all of them.
+Writes a folder with metrics.json, tables, plots, images and mistakes; index.html in it shows all of them.
 """
 
 import argparse
@@ -16,19 +16,19 @@ from typing import Any
 
 import torch
 
-from faster_rcnn.command_line import positive, run_command
+from faster_rcnn.commands.command_line import positive, run_command
+from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.data.first import FirstPictures
-from faster_rcnn.data.pictures import open_checked
-from faster_rcnn.data.renumbered import renumber
+from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels
+from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.evaluation import Predictor, collect, torch_predictor
 from faster_rcnn.evaluation.report import compare_sources, write_report
-from faster_rcnn.graph.serving import onnx_predictor
+from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
-from faster_rcnn.training.checkpoint import best_or_last, build_detector, read_checkpoint
-from faster_rcnn.training.given import given_predictor
+from faster_rcnn.training.fast_rcnn import given_predictor
 from faster_rcnn.training.runs import proposals_of_step, record_of
 
 
@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--data", help="voc:DIR, coco:DIR or shapes (default: RUN's own, else shapes)")
     parser.add_argument("--split", help="default: what RUN was validated on, else val")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the images that shapes draws (default: %(default)s)")
     parser.add_argument(
         "--skip-bad-boxes", action="store_true", help="leave out what the check refuses (default: as RUN did)"
     )
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
         help=f"{SOURCES}: without RUN, measure them, may be repeated; with it, the regions that its head looks at",
     )
     parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, help="that decode pictures or search them"
+        "--workers", type=positive, default=os.cpu_count() or 1, help="that decode images or search them"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -70,8 +70,8 @@ def main() -> None:
     data, split = arguments.data or run.get("data", "shapes"), arguments.split or run.get("val_split", "val")
     skip = arguments.skip_bad_boxes or run.get("skip_bad_boxes", False)
     dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
-    if arguments.pictures is not None:
-        dataset = FirstPictures(dataset, arguments.pictures)
+    if arguments.images is not None:
+        dataset = FirstImages(dataset, arguments.images)
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}
     if target is None:

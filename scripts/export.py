@@ -4,7 +4,7 @@
     scripts/export.py --torchvision fasterrcnn_resnet50_fpn_v2 --weights COCO_V1 --name coco
     scripts/export.py --torchvision fasterrcnn_resnet50_fpn --checkpoint model_25.pth --labels labels.txt --name mine
 
-The graph is verified before it is published: ONNX Runtime against PyTorch, batches against single pictures, large
+The graph is verified before it is published: ONNX Runtime against PyTorch, batches against single images, large
 canvases against tight ones. What does not agree is not published.
 """
 
@@ -14,20 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from faster_rcnn.command_line import positive, run_command
+from faster_rcnn.commands.command_line import positive, run_command
+from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.data.pictures import open_checked
-from faster_rcnn.data.renumbered import renumber
+from faster_rcnn.data.decode_check import open_checked
+from faster_rcnn.data.label_names import read_labels
 from faster_rcnn.data.sources import check_labels, splits_of
+from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.graph.publish import next_version, publish
-from faster_rcnn.label_names import read_labels
-from faster_rcnn.torchvision_detector import TorchvisionDetector
-from faster_rcnn.torchvision_models import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
-from faster_rcnn.training.checkpoint import best_or_last, build_detector, read_checkpoint
+from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
+from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 from faster_rcnn.training.recipe import read_run
 from faster_rcnn.training.runs import check_finished
 
-VERIFIED_PICTURES = 24
+VERIFIED_IMAGES = 24
 
 
 def parse() -> argparse.Namespace:
@@ -52,9 +52,7 @@ def parse() -> argparse.Namespace:
     measured = parser.add_argument_group("what the published graph is measured on")
     measured.add_argument("--data", help="default: RUN's own data; a model of torchvision is not measured without")
     measured.add_argument("--split", help="default: test, or the run's validation split where there is none")
-    measured.add_argument(
-        "--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)"
-    )
+    measured.add_argument("--seed", type=int, default=0, help="of the images that shapes draws (default: %(default)s)")
     measured.add_argument(
         "--skip-bad-boxes", action="store_true", help="leave out what the check refuses (default: as RUN did)"
     )
@@ -62,7 +60,7 @@ def parse() -> argparse.Namespace:
     measured.add_argument(
         "--no-example",
         action="store_true",
-        help="put no picture of the data beside the model: it may not be yours to give",
+        help="put no image of the data beside the model: it may not be yours to give",
     )
     theirs = parser.add_argument_group("a model of torchvision")
     theirs.add_argument("--torchvision", choices=BUILDERS, help="the function that built it")
@@ -118,8 +116,8 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         training=record,
         measured_on=measured_on,
         test=test,
-        pictures=first_pictures(test),
-        limit=arguments.pictures,
+        images=first_images(test),
+        limit=arguments.images,
         example=not arguments.no_example,
         precision=arguments.precision,
         provider=arguments.provider,
@@ -128,7 +126,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
 
 def publish_torchvision(arguments: argparse.Namespace) -> Path:
     """A model of torchvision with weights from elsewhere."""
-    if not arguments.data and (arguments.split or arguments.pictures or arguments.skip_bad_boxes):
+    if not arguments.data and (arguments.split or arguments.images or arguments.skip_bad_boxes):
         raise ValueError("--split, --pictures and --skip-bad-boxes are of --data; name it, or leave them out")
     trained = read_torchvision(arguments)
     detector = TorchvisionDetector(trained.model)
@@ -148,8 +146,8 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
         training=trained.origin,
         measured_on=measured_on,
         test=test,
-        pictures=first_pictures(test) if test else None,
-        limit=arguments.pictures,
+        images=first_images(test) if test else None,
+        limit=arguments.images,
         example=test is not None and not arguments.no_example,
         labels=labels,
         precision=arguments.precision,
@@ -179,9 +177,9 @@ def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool) ->
     return test, f"{data}/{split}" + (f", seed {arguments.seed}" if arguments.seed else "")
 
 
-def first_pictures(test: Dataset) -> list[np.ndarray]:
+def first_images(test: Dataset) -> list[np.ndarray]:
     """What the graph is verified on."""
-    return [test[index].image for index in range(min(VERIFIED_PICTURES, len(test)))]
+    return [test[index].image for index in range(min(VERIFIED_IMAGES, len(test)))]
 
 
 def version_of(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
     scripts/quantise.py model_store/shapes/1 --data shapes
 
-The ranges of the features are measured on the first training pictures, and both versions on the test split; where AP
+The ranges of the features are measured on the first training images, and both versions on the test split; where AP
 falls by more than a point nothing is published.
 """
 
@@ -11,8 +11,8 @@ import json
 import logging
 from pathlib import Path
 
-from faster_rcnn.command_line import positive, run_command
-from faster_rcnn.data.pictures import open_checked
+from faster_rcnn.commands.command_line import positive, run_command
+from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
 from faster_rcnn.graph.publish import next_version
 from faster_rcnn.graph.publish_int8 import publish_int8
@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", help="what both are measured on (default: test, or val where there is none)")
     parser.add_argument("--version", type=int, help="default: one more than the highest")
     parser.add_argument("--pictures", type=positive, help="measure on this many (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures that shapes draws (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the images that shapes draws (default: %(default)s)")
     parser.add_argument("--skip-bad-boxes", action="store_true", help="leave out what the check refuses")
     return parser.parse_args()
 
@@ -43,7 +43,7 @@ def main() -> None:
         open_dataset(arguments.data, "train", arguments.seed, arguments.skip_bad_boxes),
         test,
         f"{arguments.data}/{split}",
-        arguments.pictures,
+        arguments.images,
     )
     card = json.loads((folder / "model.json").read_text())
     print(json.dumps({name: {"AP": one["AP"], "AP50": one["AP50"]} for name, one in card["metrics"].items()}, indent=1))

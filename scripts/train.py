@@ -16,16 +16,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# PyTorch's threads would spin while they wait for each other and take the cores from the processes that draw pictures:
+# PyTorch's threads would spin while they wait for each other and take the cores from the processes that draw images:
 # 1.4 batches a second instead of 1.7 on two cores. OpenMP reads this when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from faster_rcnn.backbones import BACKBONES
-from faster_rcnn.command_line import above_zero, positive, run_command, share, usable_device
+from faster_rcnn.commands.command_line import above_zero, positive, run_command, share, usable_device
 from faster_rcnn.data.augmentation import AUGMENTATIONS
-from faster_rcnn.roi_pooling import POOLINGS
+from faster_rcnn.detector.backbones import BACKBONES
+from faster_rcnn.detector.roi_pooling import POOLINGS
 from faster_rcnn.training.options import DECAYS, OPTIMISERS
 from faster_rcnn.training.processes import process_group, rank
 from faster_rcnn.training.recipe import SCHEDULE_NAMES, begun_run, resumed_run
@@ -65,7 +65,7 @@ def _add_detector(group: Any) -> None:
     group.add_argument("--backbone", choices=sorted(BACKBONES), help="default: compact")
     group.add_argument("--weights", metavar="imagenet|none|FILE", help="default: imagenet; for compact none")
     group.add_argument("--trainable-from", metavar="STAGE", help="the first stage that learns: conv3_1, layer2, …, fc6")
-    group.add_argument("--min-size", type=positive, metavar="PIXELS", help="pictures' shorter side, as long as")
+    group.add_argument("--min-size", type=positive, metavar="PIXELS", help="images' shorter side, as long as")
     group.add_argument("--max-size", type=positive, metavar="PIXELS", help="the longer does not exceed this")
     group.add_argument(
         "--anchor-scales", type=above_zero, nargs="+", metavar="PIXELS", help="sides of the square anchors"
@@ -81,8 +81,8 @@ def _add_detector(group: Any) -> None:
 
 
 def _add_losses(group: Any) -> None:
-    group.add_argument("--crossing-anchors", choices=["drop", "keep"], help="those that cross the picture's border")
-    group.add_argument("--rois", type=positive, metavar="N", help="regions a picture that the head learns from")
+    group.add_argument("--crossing-anchors", choices=["drop", "keep"], help="those that cross the image's border")
+    group.add_argument("--rois", type=positive, metavar="N", help="regions an image that the head learns from")
     group.add_argument(
         "--background-iou",
         type=share,
@@ -123,7 +123,7 @@ def _add_schedule(group: Any) -> None:
     group.add_argument(
         "--step-iterations", type=positive, nargs=4, metavar="N", help="alternating: default 2:1:2:1 of --iterations"
     )
-    group.add_argument("--batch-size", type=positive, help="pictures a step, over all processes")
+    group.add_argument("--batch-size", type=positive, help="images a step, over all processes")
     group.add_argument("--accumulate", type=positive, metavar="PARTS", help="compute a batch in parts, to save memory")
     group.add_argument("--learning-rate", type=above_zero, help="its highest value; may be lowered with --resume")
     group.add_argument("--warm-up", type=positive, metavar="ITERATIONS", help="until the rate is at its highest")
@@ -139,7 +139,7 @@ def _add_course(group: Any) -> None:
     group.add_argument(
         "--validation-pictures", type=positive, metavar="N", help="the first of the split (default: 1000; shapes: 200)"
     )
-    group.add_argument("--workers", type=int, help="processes that prepare pictures; may be changed with --resume")
+    group.add_argument("--workers", type=int, help="processes that prepare images; may be changed with --resume")
 
 
 def main() -> None:

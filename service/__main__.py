@@ -16,10 +16,10 @@ from typing import NoReturn
 import uvicorn
 
 from service import settings as settings_module
-from service import tracing
 from service.app import create_app
-from service.connections import Connection
+from service.http.connections import Connection
 from service.runtime import Runtime
+from service.telemetry import tracing
 
 KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of common load balancers, which otherwise meet closed connections
 

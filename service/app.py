@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import openapi
-from service.middleware import Edge
-from service.problems import Problem
-from service.routes import detect, health, models, page, proposals
-from service.routes.answers import runtime_of
+from service.http import openapi
+from service.http.middleware import Edge
+from service.http.problems import Problem
+from service.http.routes import detect, health, models, page, proposals
+from service.http.routes.answers import runtime_of
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="Faster R-CNN",
-        description="Objects in pictures: detections, and the region proposals behind them.",
+        description="Objects in images: detections, and the region proposals behind them.",
         version=_version(),
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from the internet

@@ -21,17 +21,19 @@ from typing import NamedTuple, TypeVar, cast
 from cachetools import LRUCache
 from starlette.requests import ClientDisconnect, Request
 
-from service import devices, gpu_memory, uploads
-from service.batcher import Answer, Batcher, DeadlinePassedError
-from service.catalogue import Catalogue, ServedModel
-from service.connections import has_gone, when_gone
-from service.engine import CUDA, Result, pick_provider, usable_cores
-from service.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
-from service.metrics import Metrics
-from service.problems import Problem, retry_later
-from service.schemas import Seen
+from service.engine import devices
+from service.engine.engine import CUDA, Result, pick_provider, usable_cores
+from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
+from service.engine.model import Refused
+from service.http import uploads
+from service.http.connections import has_gone, when_gone
+from service.http.problems import Problem, retry_later
+from service.http.schemas import Seen
+from service.models.catalogue import Catalogue, ServedModel
+from service.queue.batcher import Answer, Batcher, DeadlinePassedError
 from service.settings import Settings
-from service.store import Refused
+from service.telemetry import gpu_memory
+from service.telemetry.metrics import Metrics
 
 LONGEST_RETRY = 60  # seconds
 
@@ -48,7 +50,7 @@ class Terms(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """One picture, answered; `data` are the bytes it came as."""
+    """One image, answered; `data` are the bytes it came as."""
 
     seen: Seen
     result: Result
@@ -233,7 +235,7 @@ class Runtime:
     async def infer(
         self, request: Request, served: ServedModel, proposals_only: bool, terms: Terms, image_id: str | None = None
     ) -> Outcome:
-        """The answer for the picture in the request's body, or for a recent upload.
+        """The answer for the image in the request's body, or for a recent upload.
 
         Raises Problem, and Starlette's ClientDisconnect if the client goes.
         """
@@ -283,10 +285,10 @@ class Runtime:
             raise self._no_memory() from None
         except EngineFailedError:
             self.metrics.failed.labels("engine").inc()
-            raise Problem(500, "engine", "The model failed on this picture. Others are not affected.") from None
+            raise Problem(500, "engine", "The model failed on this image. Others are not affected.") from None
 
     async def drawn(self, outcome: Outcome, terms: Terms, draw: Callable[[], bytes]) -> bytes:
-        """A picture of an answer, from a thread, of which there are few: it bounds the memory that drawing takes.
+        """An image of an answer, from a thread, of which there are few: it bounds the memory that drawing takes.
 
         Raises Problem: 504 when the request's time is over, 503 when there is no memory.
         """
@@ -302,7 +304,7 @@ class Runtime:
 
     def _no_memory(self) -> Problem:
         self.metrics.failed.labels("out_of_memory").inc()
-        detail = "There is no memory for this picture now. Try again, or send a smaller one."
+        detail = "There is no memory for this image now. Try again, or send a smaller one."
         return retry_later(503, "out_of_memory", detail, 5)
 
     def _remember(self, image_id: str, data: bytes) -> None:
@@ -313,7 +315,7 @@ class Runtime:
         data: bytes | None = self._recent.get(image_id)
         if data is None:
             raise Problem(
-                404, "unknown_image", "No recent upload has this image_id. Send the picture itself: POST /proposals."
+                404, "unknown_image", "No recent upload has this image_id. Send the image itself: POST /proposals."
             )
         return data
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service import images
+from service.images.decode import MAX_PIXELS
 
 MIB = 2**20
 
@@ -75,9 +75,9 @@ class Settings(BaseSettings):
     )
     max_upload_bytes: int = Field(default=20 * MIB, ge=1, description="bytes of one request's body; more get 413")
     max_pixels: int = Field(
-        default=images.MAX_PIXELS,
+        default=MAX_PIXELS,
         ge=1,
-        description="width x height of one picture, checked before it is decoded; else 413",
+        description="width x height of one image, checked before it is decoded; else 413",
     )
     receive_timeout: float = Field(default=20, gt=0, description="seconds for a request's body to arrive; then 408")
     request_timeout: float = Field(

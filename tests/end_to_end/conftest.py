@@ -136,7 +136,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 
 def distinct(data: bytes, number: int) -> bytes:
-    """The same picture as other bytes, since the service computes identical uploads in flight once."""
+    """The same image as other bytes, since the service computes identical uploads in flight once."""
     return data + b"\0%d" % number
 
 

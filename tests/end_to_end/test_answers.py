@@ -1,4 +1,4 @@
-"""What is answered, and that it depends on the picture alone."""
+"""What is answered, and that it depends on the image alone."""
 
 import base64
 import hashlib
@@ -51,8 +51,8 @@ def test_many_at_once_get_what_each_gets_alone(server, start, uploads):
     with ThreadPoolExecutor(24) as pool:
         each = [distinct(uploads[index], number) for number, index in enumerate(jobs)]
         together = list(pool.map(lambda data: detect(batching.http, data, **asked), each))
-    pictures, batches = (batching.metric(f"detector_batch_size_{part}") for part in ("sum", "count"))
-    assert pictures == len(jobs)
+    images, batches = (batching.metric(f"detector_batch_size_{part}") for part in ("sum", "count"))
+    assert images == len(jobs)
     assert batches < len(jobs) / 2
     for index, among_others in zip(jobs, together, strict=True):
         expected = alone[index]
@@ -93,7 +93,7 @@ def test_proposals_of_a_recent_upload_need_no_second_upload(server, uploads):
     assert again == first
 
 
-def test_a_get_that_carries_a_picture_is_answered_too(server, uploads):
+def test_a_get_that_carries_an_image_is_answered_too(server, uploads):
     headers = {"Content-Type": "image/jpeg"}
     by_get = server.http.request("GET", "/proposals", content=uploads[1], headers=headers)
     assert answer(by_get) == answer(server.http.post("/proposals", content=uploads[1], headers=headers))
@@ -133,7 +133,7 @@ def test_a_turned_photograph_gives_the_boxes_of_the_upright_one(server, orientat
     assert {**turned, "image": 0} == {**straight, "image": 0}
 
 
-def test_a_blank_picture_has_an_answer_and_so_has_the_next(server, uploads):
+def test_a_blank_image_has_an_answer_and_so_has_the_next(server, uploads):
     before = detect(server.http, uploads[0])
     for colour in ("black", "white"):
         blank = answer(server.http.post("/detect", files={"image": encoded(Image.new("RGB", (500, 400), colour))}))
@@ -153,7 +153,7 @@ def test_filters_keep_what_they_say(server, uploads):
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "image/jpeg"])
-def test_the_picture_comes_back_with_its_boxes_drawn(server, media_type):
+def test_the_image_comes_back_with_its_boxes_drawn(server, media_type):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(scene(400, 600, 3), exif=exif)

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from service import connections
+from service.http import connections
 from tests.end_to_end.conftest import distinct, encoded, eventually
 
 PNG = encoded(Image.new("RGB", (100, 80), (90, 120, 30)))
-LARGE = PNG + b"\0" * 3_000_000  # decoders stop at a picture's end
+LARGE = PNG + b"\0" * 3_000_000  # decoders stop at an image's end
 HEAD = b"POST /detect HTTP/1.1\r\nHost: x\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n%b\r\n"
 
@@ -24,8 +24,8 @@ PLAIN, ODD = b"", b"Upgrade: h2c\r\n"
 both_parsers = pytest.mark.parametrize("kind", [PLAIN, ODD], ids=["plain", "odd"])
 
 
-def upload(kind: bytes = PLAIN, picture: bytes = PNG) -> bytes:
-    return HEAD + kind + b"Content-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(picture) + picture
+def upload(kind: bytes = PLAIN, image: bytes = PNG) -> bytes:
+    return HEAD + kind + b"Content-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(image) + image
 
 
 def answered(connection: socket.socket, timeout: float = 5) -> bytes:
@@ -64,14 +64,14 @@ def test_a_body_in_tiny_chunks_is_cut_off_before_it_holds_anyone_up(server):
 
 
 def test_a_body_in_ordinary_chunks_is_taken(server):
-    picture = PNG + b"\0" * 200_000
-    response = server.http.post("/detect", content=(picture[i : i + 64] for i in range(0, len(picture), 64)))
+    image = PNG + b"\0" * 200_000
+    response = server.http.post("/detect", content=(image[i : i + 64] for i in range(0, len(image), 64)))
     assert response.status_code == 200
 
 
-def test_a_picture_full_of_line_ends_is_taken_in_chunks(server):
-    picture = encoded(Image.new("RGB", (400, 300), (13, 10, 13)), "BMP")
-    response = server.http.post("/detect", content=(picture[i : i + 65536] for i in range(0, len(picture), 65536)))
+def test_an_image_full_of_line_ends_is_taken_in_chunks(server):
+    image = encoded(Image.new("RGB", (400, 300), (13, 10, 13)), "BMP")
+    response = server.http.post("/detect", content=(image[i : i + 65536] for i in range(0, len(image), 65536)))
     assert response.status_code == 200
 
 
@@ -137,7 +137,7 @@ def test_what_does_not_come_is_given_up(server):
     "kinds", [[PLAIN] * 3, [ODD] * 3, [PLAIN, ODD, PLAIN]], ids=["plain", "odd", "plain, then odd"]
 )
 def test_requests_one_behind_another_are_answered_in_turn(server, kinds):
-    uploads = b"".join(map(upload, kinds)) + upload(PLAIN, b"no picture")
+    uploads = b"".join(map(upload, kinds)) + upload(PLAIN, b"no image")
     with socket.create_connection(server.address) as connection:
         connection.sendall(uploads + HEALTH % b"Connection: close\r\n")
         said = answered(connection)
@@ -146,10 +146,10 @@ def test_requests_one_behind_another_are_answered_in_turn(server, kinds):
 
 
 @both_parsers
-@pytest.mark.parametrize("picture", [PNG, LARGE], ids=["small", "large"])
-def test_it_does_not_matter_where_a_request_is_cut(server, kind, picture):
-    request = upload(kind, picture)
-    head = len(request) - len(picture)
+@pytest.mark.parametrize("image", [PNG, LARGE], ids=["small", "large"])
+def test_it_does_not_matter_where_a_request_is_cut(server, kind, image):
+    request = upload(kind, image)
+    head = len(request) - len(image)
     with socket.create_connection(server.address) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for cuts in ([], [head], [5], [head - 2], [head + 1], [5, head - 1, head + 20], [len(request) - 1]):
@@ -188,12 +188,12 @@ def test_a_refusal_comes_before_the_body(server, kind):
 
 
 @both_parsers
-@pytest.mark.parametrize("picture", [PNG, LARGE], ids=["small", "large"])
-def test_who_leaves_is_noticed_at_any_size(server, kind, picture):
+@pytest.mark.parametrize("image", [PNG, LARGE], ids=["small", "large"])
+def test_who_leaves_is_noticed_at_any_size(server, kind, image):
     gone = server.metric("detector_request_seconds_count", route="/detect", status="499")
     crowd = [socket.create_connection(server.address) for _ in range(8)]
     for number, connection in enumerate(crowd):
-        connection.sendall(upload(kind, distinct(picture, number)))
+        connection.sendall(upload(kind, distinct(image, number)))
     for connection in crowd:
         connection.close()
     eventually(lambda: server.metric("detector_request_seconds_count", route="/detect", status="499") > gone)
@@ -201,7 +201,7 @@ def test_who_leaves_is_noticed_at_any_size(server, kind, picture):
 
 
 def test_who_offers_http2_or_asks_before_sending_is_served_in_http1(server, tmp_path):
-    (tmp_path / "picture.png").write_bytes(PNG)
+    (tmp_path / "image.png").write_bytes(PNG)
     for option in (["--http2"], ["-H", "Expect: 100-continue"], ["--http1.0"]):
-        command = ["curl", "-sS", "--fail", *option, "-F", f"image=@{tmp_path}/picture.png", f"{server.url}/detect"]
+        command = ["curl", "-sS", "--fail", *option, "-F", f"image=@{tmp_path}/image.png", f"{server.url}/detect"]
         assert b'"boxes"' in subprocess.run(command, capture_output=True, check=True).stdout

@@ -15,7 +15,7 @@ DEVICES = ("cpu:0", "cpu:1")
 
 @pytest.fixture
 def server(start, tmp_path) -> Server:
-    """Two engines with a run at once each; `quick` takes some milliseconds for a picture, `slow` a second or more."""
+    """Two engines with a run at once each; `quick` takes some milliseconds for an image, `slow` a second or more."""
     graphs.publish(tmp_path, "quick", work=2)
     graphs.publish(tmp_path, "slow", work=300)
     settings = {"ENGINES": 2, "ENGINE_WORKERS": 1, "ENGINE_THREADS": 1, "DEFAULT_MODEL": "quick"}
@@ -42,7 +42,7 @@ def test_both_work_under_load(server):
     assert min(first, second) > max(first, second) / 10
 
 
-def test_while_one_is_held_by_a_slow_picture_the_other_answers(server):
+def test_while_one_is_held_by_a_slow_image_the_other_answers(server):
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(server.http.post, "/detect?model=slow", content=distinct(GREY, 0))
         eventually(lambda: server.metric("detector_upload_bytes_total") > 0)

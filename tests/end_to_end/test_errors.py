@@ -12,7 +12,7 @@ from PIL import Image
 from tests.end_to_end.conftest import Server, encoded, problem, scene
 
 PNG = encoded(scene(100, 80))
-TEXT = b"This is a text file, not a picture."
+TEXT = b"This is a text file, not an image."
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
@@ -24,12 +24,12 @@ def part(head: str, body: bytes = PNG, end: str = "\r\n--x--\r\n") -> bytes:
 NAMED = 'Content-Disposition: form-data; name="image"; filename="a.png"'
 
 BODIES = {
-    "no body": ({"content": b""}, 400, "no picture"),
-    "text as an image": ({"content": TEXT, "headers": {"Content-Type": "image/jpeg"}}, 400, "not a picture"),
-    "text in a form": ({"files": {"image": ("a.jpg", TEXT, "image/jpeg")}}, 400, "not a picture"),
-    "text in json": ({"json": {"image": base64.b64encode(TEXT).decode()}}, 400, "not a picture"),
-    "a picture cut short": ({"content": PNG[:-40]}, 400, "cut short"),
-    "an empty file": ({"files": {"image": b""}}, 400, "no picture"),
+    "no body": ({"content": b""}, 400, "no image"),
+    "text as an image": ({"content": TEXT, "headers": {"Content-Type": "image/jpeg"}}, 400, "not an image"),
+    "text in a form": ({"files": {"image": ("a.jpg", TEXT, "image/jpeg")}}, 400, "not an image"),
+    "text in json": ({"json": {"image": base64.b64encode(TEXT).decode()}}, 400, "not an image"),
+    "an image cut short": ({"content": PNG[:-40]}, 400, "cut short"),
+    "an empty file": ({"files": {"image": b""}}, 400, "no image"),
     "another field": ({"files": {"photo": PNG}}, 400, "one field, image"),
     "two files": ({"files": [("image", PNG), ("image", PNG)]}, 400, "one file"),
     "a file and a parameter": ({"files": {"image": PNG}, "data": {"score_threshold": "1"}}, 400, "query"),
@@ -65,7 +65,7 @@ BODIES = {
 
 @pytest.mark.parametrize("path", ["/detect", "/proposals"])
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_that_carries_no_picture(server, path, name):
+def test_a_body_that_carries_no_image(server, path, name):
     request, status, word = BODIES[name]
     assert word in problem(server.http.post(path, **request), status)["detail"]
 
@@ -130,7 +130,7 @@ def test_405_says_what_is_allowed(server):
     assert server.http.get("/detect").headers["allow"] == "POST"
 
 
-def test_image_id_and_a_picture_at_once_are_ambiguous(server):
+def test_image_id_and_an_image_at_once_are_ambiguous(server):
     document = problem(server.http.request("GET", "/proposals?image_id=" + "0" * 64, content=PNG), 422)
     assert "image_id" in document["detail"]
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.engine import CUDA, pick_provider
+from service.engine.engine import CUDA, pick_provider
 from tests.end_to_end.conftest import encoded, eventually, problem
 from tests.service import graphs
 
@@ -152,7 +152,8 @@ def test_among_several_models_a_request_says_which_or_the_default_answers(start,
 
 DYING = """
 import sys
-from service import __main__, engine
+from service import __main__
+from service.engine import engine
 
 run = engine.Engine.run
 dead = False
@@ -182,7 +183,7 @@ def test_a_dead_engine_ends_the_process_for_its_supervisor(start, tmp_path):
         assert server.http.get("/readyz").status_code == 503
     assert server.process.wait(10) == 1
     assert time.monotonic() - began < 5
-    assert "the engine fails on every picture" in "".join(server.lines)
+    assert "the engine fails on every image" in "".join(server.lines)
 
 
 def ending(server) -> tuple[int, str]:

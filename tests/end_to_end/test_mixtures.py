@@ -12,11 +12,11 @@ from tests.end_to_end.conftest import Server, distinct, encoded
 from tests.service import graphs
 
 LEVELS = (40, 102, 150, 230)
-PICTURES = [
+IMAGES = [
     encoded(Image.new("RGB", size, (level, level, level)))
     for level, size in zip(LEVELS, [(96, 64), (64, 96), (300, 200), (50, 50)], strict=True)
 ]
-UPLOADS = [*PICTURES, b"hello", PICTURES[0][: len(PICTURES[0]) // 2]]
+UPLOADS = [*IMAGES, b"hello", IMAGES[0][: len(IMAGES[0]) // 2]]
 
 queries = st.fixed_dictionaries(
     {},

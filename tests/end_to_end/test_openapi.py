@@ -23,7 +23,7 @@ def test_the_json_example_works_when_pasted(server):
 
 
 def test_the_curl_lines_work_when_pasted(server, tmp_path):
-    scene(640, 480).save(tmp_path / "picture.jpg")
+    scene(640, 480).save(tmp_path / "image.jpg")
     for path in ("/detect", "/proposals"):
         for sample in document(server)["paths"][path]["post"]["x-codeSamples"]:
             command = sample["source"].replace("http://127.0.0.1:8000", server.url)

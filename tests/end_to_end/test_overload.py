@@ -1,4 +1,4 @@
-"""More work than can be done, clients that go, deadlines that pass, pictures that break the engine."""
+"""More work than can be done, clients that go, deadlines that pass, images that break the engine."""
 
 import socket
 import threading
@@ -75,9 +75,9 @@ def test_who_hangs_up_is_not_computed(start, tmp_path):
     server.wait_for("detector_requests_in_flight", 1)
     connections = []
     for number in range(3):
-        picture = distinct(GREY, number)
+        image = distinct(GREY, number)
         connections.append(socket.create_connection(server.address))
-        connections[-1].sendall(raw_request(len(picture)) + picture)
+        connections[-1].sendall(raw_request(len(image)) + image)
     server.wait_for("detector_queue_depth", 3)
     for connection in connections:
         connection.close()
@@ -99,21 +99,21 @@ def test_who_hangs_up_while_sending_is_counted(start, slow_store):
 def test_one_that_breaks_the_engine_breaks_alone(start, tmp_path):
     graphs.publish(tmp_path, fails_on_white=True, work=20)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1_000_000).ready()
-    pictures = [GREY, WHITE, GREY, GREY, WHITE, GREY, GREY, GREY] * 2
-    each = [distinct(data, number) for number, data in enumerate(pictures)]
-    with ThreadPoolExecutor(len(pictures)) as pool:
+    images = [GREY, WHITE, GREY, GREY, WHITE, GREY, GREY, GREY] * 2
+    each = [distinct(data, number) for number, data in enumerate(images)]
+    with ThreadPoolExecutor(len(images)) as pool:
         responses = list(pool.map(lambda data: server.http.post("/detect", content=data), each))
-    for data, response in zip(pictures, responses, strict=True):
+    for data, response in zip(images, responses, strict=True):
         if data is WHITE:
             assert problem(response, 500)["reason"] == "engine"
         else:
             assert response.json()["scores"] == [0.4, 0.2]
     assert server.metric("detector_failed_total", reason="engine") == 4
-    assert server.http.get("/readyz").status_code == 200  # a blank picture still goes through
+    assert server.http.get("/readyz").status_code == 200  # a blank image still goes through
     assert server.metric("detector_batch_size_bucket", le="1.0") < server.metric("detector_batch_size_count")
 
 
-def test_broken_pictures_among_good_ones_fail_alone(server):
+def test_broken_images_among_good_ones_fail_alone(server):
     good = encoded(Image.new("RGB", (300, 200), (50, 90, 130)))
     bodies = [good, good[:-30], b"hello", b"", good] * 4
     with ThreadPoolExecutor(10) as pool:
@@ -140,7 +140,7 @@ def test_health_answers_while_all_engines_are_busy(start, slow_store):
 
 
 def crowd(server: Server, number: int) -> list[httpx.Response]:
-    """Answers to so many different pictures sent at once."""
+    """Answers to so many different images sent at once."""
     with ThreadPoolExecutor(number) as pool:
         return list(pool.map(lambda n: server.http.post("/detect", content=distinct(GREY, n)), range(number)))
 
@@ -150,14 +150,14 @@ def test_the_refused_are_told_when_to_come_back_at_the_present_rate(start, tmp_p
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1, MAX_IN_FLIGHT=8).ready()
     began = time.monotonic()
     assert {each.status_code for each in crowd(server, 4)} == {200}
-    a_picture = (time.monotonic() - began) / 4
+    a_image = (time.monotonic() - began) / 4
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(server.http.post, "/detect", content=distinct(GREY, 10 + n)) for n in range(8)]
         server.wait_for("detector_queue_depth", 7)
         refused = server.http.post("/detect", content=GREY)
-        # seven pictures are before it; rounded up, and twice or half of that for a machine that others use too
+        # seven images are before it; rounded up, and twice or half of that for a machine that others use too
         problem(refused, 429)
-        assert 7 * a_picture / 2 <= int(refused.headers["retry-after"]) <= 14 * a_picture + 1
+        assert 7 * a_image / 2 <= int(refused.headers["retry-after"]) <= 14 * a_image + 1
         assert [each.result().status_code for each in waiting] == [200] * 8
 
 
@@ -204,7 +204,7 @@ def test_bulk_requests_wait_behind_others_and_have_half_the_places(start, tmp_pa
     assert finished == ["bulk", "bulk", "interactive", "interactive", "bulk", "bulk"]  # the first is the refusal
 
 
-def test_the_same_picture_at_once_is_computed_once(start, slow_store):
+def test_the_same_image_at_once_is_computed_once(start, slow_store):
     server = start(MODEL_STORE=slow_store, ENGINE_WORKERS=1).ready()
     with ThreadPoolExecutor(6) as pool:
         queries = ["", "?proposals=true", "?max_detections=1", "?label=second", "", "?score_threshold=0.3"]

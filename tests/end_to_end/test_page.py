@@ -19,7 +19,7 @@ def test_a_page_asks_nobody_but_us(server, path):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here to open the page with")
-def test_the_page_finds_things_in_a_picture_that_it_draws(server, tmp_path):
+def test_the_page_finds_things_in_an_image_that_it_draws(server, tmp_path):
     dom = opened(f"{server.url}/#sample", tmp_path)
     assert re.search(r'id="model">shapes/1', dom)
     assert re.search(r'id="count">\d+ objects?<', dom)

@@ -33,7 +33,7 @@ scrape_configs:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory) -> Iterator[Server]:
-    """A service that has answered three pictures and one broken upload."""
+    """A service that has answered three images and one broken upload."""
     store = tmp_path_factory.mktemp("store")
     graphs.publish(store, "plain", 4)
     running = Server(MODEL_STORE=store).ready()
@@ -112,14 +112,14 @@ def scraped(service, query) -> Callable[[str], list[float]]:
         # one of four was refused
         (f"sum(rate({REQUESTS}{{status='400'}}[1m])) / sum(rate({REQUESTS}{{route='/detect'}}[1m]))", 1 / 4),
         (f"increase(detector_rejected_total[1m]) / on() increase({REQUESTS}{{status='400'}}[1m])", 1),
-        # two detections a picture: all lie in the bucket from 1 to 2, whose middle is 1.5
+        # two detections an image: all lie in the bucket from 1 to 2, whose middle is 1.5
         ("histogram_quantile(0.5, rate(detector_detections_per_image_bucket[1m]))", 1.5),
-        # one picture a batch: all lie in the bucket from 0 to 1
+        # one image a batch: all lie in the bucket from 0 to 1
         ("histogram_quantile(0.9, sum by (le) (rate(detector_batch_size_bucket[1m])))", 0.9),
         # half of the canvas is padding: the bucket from 0.4 to 0.5
         ("histogram_quantile(1, rate(detector_batch_padded_ratio_bucket[1m]))", 0.5),
         ("rate(detector_batch_padded_ratio_sum[1m]) / rate(detector_batch_padded_ratio_count[1m])", 0.5),
-        # read, decode, queue, inference and encode are seen once a picture
+        # read, decode, queue, inference and encode are seen once an image
         ("count(detector_stage_seconds_count == 6)", 5),
     ],
 )

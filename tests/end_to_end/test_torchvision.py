@@ -23,7 +23,7 @@ LABELS = ["red cell", "white cell", "platelet"]
 FLOOR = 0.05  # torchvision's box_score_thresh, below which neither answers
 MOST = 100  # torchvision's box_detections_per_img
 
-# A picture of the model's own size is not resized, and both see the same bytes: what is left is float32.
+# An image of the model's own size is not resized, and both see the same bytes: what is left is float32.
 SAME_PIXELS = Tolerance(box=0.01, score=1e-4)
 # The service rounds what it has resized to bytes, torchvision goes on with float32: half a value in 255, which moves
 # boxes and scores a little. A box's corner is further apart in the pixels of an original larger than the model sees.

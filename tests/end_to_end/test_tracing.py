@@ -134,7 +134,7 @@ def test_a_request_without_a_trace_begins_one(traced, receiver):
     assert sorted(stage.name for stage in children(receiver, span)) == sorted(STAGES)
 
 
-def test_a_refused_picture_is_a_span_without_stages_and_no_fault_of_the_service(traced, receiver):
+def test_a_refused_image_is_a_span_without_stages_and_no_fault_of_the_service(traced, receiver):
     assert traced["broken"].status_code == 400
     (span,) = (span for span in named(receiver, "POST /detect") if attributes(span)["request_id"] == "broken")
     assert attributes(span)["http.response.status_code"] == 400
@@ -197,7 +197,7 @@ def test_unless_traces_are_wanted_neither_sdk_nor_exporter_is_imported(variables
     program = """
 import sys
 import service.__main__
-from service import tracing
+from service.telemetry import tracing
 assert tracing.provider_from_environment() is None
 print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))])
 """

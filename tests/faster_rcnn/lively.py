@@ -9,10 +9,10 @@ from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 
-from faster_rcnn.config import preset
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector import FasterRCNN
-from faster_rcnn.resize import ResizeRule, resize_image
+from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.resize import ResizeRule, resize_image
 
 
 def lively(backbone: str, **changes: Any) -> FasterRCNN:
@@ -40,12 +40,10 @@ def lively(backbone: str, **changes: Any) -> FasterRCNN:
 
 @torch.no_grad()
 def lively_torchvision(model: TorchvisionFasterRCNN, seed: int = 1) -> TorchvisionFasterRCNN:
-    """`model`, untrained, with normalisations that know some pictures, scores spread out and boxes that move."""
+    """`model`, untrained, with normalisations that know some images, scores spread out and boxes that move."""
     torch.manual_seed(seed)
-    pictures = [
-        torch.from_numpy(resize_image(Shapes("test")[n].image, ResizeRule(128, 192))[0].copy()) for n in range(4)
-    ]
-    batch = model.transform.batch_images([model.transform.normalize(one.permute(2, 0, 1) / 255) for one in pictures])
+    images = [torch.from_numpy(resize_image(Shapes("test")[n].image, ResizeRule(128, 192))[0].copy()) for n in range(4)]
+    batch = model.transform.batch_images([model.transform.normalize(one.permute(2, 0, 1) / 255) for one in images])
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the mean of all batches

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service import store
-from service.engine import Engine
+from service.engine.engine import Engine
+from service.engine.model import load_model
 from tests.service import graphs
 
 STORE = Path(os.environ.get("MODEL_STORE", Path(__file__).parents[2] / "model_store"))
@@ -23,7 +23,7 @@ def embedded() -> Path:
 
 @pytest.fixture(scope="session")
 def embedded_engine(embedded: Path) -> Engine:
-    return Engine(store.load(embedded))
+    return Engine(load_model(embedded))
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def plain(tmp_path: Path) -> Callable[..., Engine]:
     def make(**kind: object) -> Engine:
         nonlocal made
         made += 1
-        return Engine(store.load(graphs.publish(tmp_path / str(made), **kind)))  # type: ignore[arg-type]
+        return Engine(load_model(graphs.publish(tmp_path / str(made), **kind)))  # type: ignore[arg-type]
 
     return make
 
 
 @pytest.fixture(scope="session")
 def encode() -> Callable[..., bytes]:
-    """A picture as the bytes of a file."""
+    """An image as the bytes of a file."""
 
     def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
         out = io.BytesIO()

@@ -1,7 +1,7 @@
 """Small models that keep contract 1, or break it in one way, for what the embedded model cannot show.
 
-The detector in them is plain: the picture's mean brightness b (0 to 1, over the picture alone) is the score, and the
-boxes are fixed shares of the picture. So the right answer for any picture can be worked out by hand:
+The detector in them is plain: the image's mean brightness b (0 to 1, over the image alone) is the score, and the
+boxes are fixed shares of the image. So the right answer for any image can be worked out by hand:
 
     detections  [0, 0, w/2, h/2] scored b, label 0;  [w/4, h/4, w, h] scored b/2, label 1
     proposals   those two, and [0, 0, w, h] scored b/4
@@ -25,7 +25,7 @@ SHARES = [[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 1], [0, 0, 1, 1]]
 
 
 def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str] | None = None) -> onnx.ModelProto:
-    """fails_on_white: a picture with a pixel of 255 makes the engine raise;  work: matrix products in the head, about
+    """fails_on_white: an image with a pixel of 255 makes the engine raise;  work: matrix products in the head, about
     10 ms each;  rename: outputs under another name.
     """
     nodes: list[onnx.NodeProto] = []

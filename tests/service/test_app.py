@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.__main__ import Server
 from service.app import create_app
-from service.routes.answers import JSON, preferred
-from service.routes.detect import OFFERED
+from service.http.routes.answers import JSON, preferred
+from service.http.routes.detect import OFFERED
 from service.settings import Settings
 
 
@@ -64,7 +64,7 @@ def test_another_form_than_json_is_only_for_who_prefers_it(accept, expected):
     assert preferred(accept, OFFERED) == expected
 
 
-def test_pictures_are_not_for_who_cannot_have_them():
+def test_images_are_not_for_who_cannot_have_them():
     assert preferred("image/png, application/x-npz;q=0.1", (JSON, "application/x-npz")) == "application/x-npz"
     assert preferred("image/png", (JSON,)) == JSON
 
@@ -75,7 +75,7 @@ def test_an_engine_that_died_makes_the_service_unready_and_ends_it():
     server = Server(uvicorn.Config(app), runtime)
     server._announced = True
     assert not asyncio.run(server.on_tick(0))
-    runtime.fail("the engine fails on every picture")
+    runtime.fail("the engine fails on every image")
     problem = runtime.not_ready()
     assert (problem.status, problem.headers) == (503, {"Retry-After": "30"})
     assert asyncio.run(server.on_tick(0))

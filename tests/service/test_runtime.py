@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from service.app import create_app
-from service.problems import Problem
+from service.http.problems import Problem
+from service.http.schemas import Seen
 from service.runtime import Outcome, Runtime, Terms
-from service.schemas import Seen
 from service.settings import Settings
 from tests.service import graphs
 
@@ -23,19 +23,19 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_a_request_without_an_answer_leaves_nothing_for_the_garbage_collector(store, encode):
-    """What waits for the collector keeps the picture's bytes, of which few uploads fill the memory."""
-    picture = encode(Image.new("RGB", (96, 64), "grey"))
+    """What waits for the collector keeps the image's bytes, of which few uploads fill the memory."""
+    image = encode(Image.new("RGB", (96, 64), "grey"))
 
     async def test():
         app = create_app(Settings(model_store=store, model_poll_seconds=0))
         await app.state.runtime.start()
-        assert await post(app, picture) == 200
+        assert await post(app, image) == 200
         gc.collect()
         gc.disable()
         try:
-            assert await post(app, b"no picture") == 400
-            assert await post(app, picture[:-30]) == 400
-            assert await post(app, picture, b"timeout=1e-9") == 504
+            assert await post(app, b"no image") == 400
+            assert await post(app, image[:-30]) == 400
+            assert await post(app, image, b"timeout=1e-9") == 504
             await asyncio.sleep(0.1)
             return gc.collect()
         finally:

@@ -1,6 +1,6 @@
-"""Annotated pictures in a folder: what COCO's and VOC's readers have in common.
+"""Annotated images in a folder: what COCO's and VOC's readers have in common.
 
-G  objects of a picture.  A reader turns files into `Parsed`; here its boxes are checked and its pictures decoded.
+G  objects of an image.  A reader turns files into `Parsed`; here its boxes are checked and its images decoded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,16 +13,16 @@ from torchvision.ops import box_iou
 
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.faults import Fault
-from service import images
-from service.problems import Problem
+from service.http.problems import Problem
+from service.images.decode import upright
 
 # Pixels that a box may reach over the border: one for tools that count pixels from 0 where the format counts from 1,
-# one for rounding. It is cut at the border; what reaches further was drawn on another picture or at another size.
+# one for rounding. It is cut at the border; what reaches further was drawn on another image or at another size.
 TOLERANCE = 2.0
-MIN_SIDE = 0.1  # pixels; less could vanish in float32 when a large picture is resized
+MIN_SIDE = 0.1  # pixels; less could vanish in float32 when a large image is resized
 NEAR_DUPLICATE = 0.8  # IoU; of two objects of a class so close together, one is nearly always a slip of the hand
-LONGEST_SIDE = 1_000_000  # pixels; no picture of a data set is longer, so what is written is no size
-CHUNK = 256  # boxes compared with all others at a time: the memory for a picture with very many stays small
+LONGEST_SIDE = 1_000_000  # pixels; no image of a data set is longer, so what is written is no size
+CHUNK = 256  # boxes compared with all others at a time: the memory for an image with very many stays small
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as a file has it.  height, width: upright;  where: the place that says so."""
+class Image:
+    """An image as a file has it.  height, width: upright;  where: the place that says so."""
 
     name: str
     path: Path
@@ -58,13 +58,13 @@ class Parsed:
     source: str
     split: str
     labels: tuple[str, ...]
-    pictures: list[Picture]
+    pictures: list[Image]
     faults: list[Fault]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A picture that is part of the data set.  The arrays are as in `Sample`."""
+    """An image that is part of the data set.  The arrays are as in `Sample`."""
 
     name: str
     path: Path
@@ -77,14 +77,14 @@ class _Entry:
     areas: np.ndarray
 
 
-class AnnotatedPictures:
-    """A split of a folder: its pictures without what is faulty, and `faults`, which tells of it.
+class AnnotatedImages:
+    """A split of a folder: its images without what is faulty, and `faults`, which tells of it.
 
-    Objects without area, outside their picture, or there twice are left out; those partly outside are cut at the
+    Objects without area, outside their image, or there twice are left out; those partly outside are cut at the
     border; near duplicates go only with `skip_bad_boxes`. Whether the faults are grave enough to stop is for the
     caller to say (`faults.refuse`).
 
-    Pictures are decoded by the service's own code, so that a detector is trained on what it will be served: EXIF
+    Images are decoded by the service's own code, so that a detector is trained on what it will be served: EXIF
     orientation, transparency and 16-bit samples included.
     """
 
@@ -110,17 +110,17 @@ class AnnotatedPictures:
         return self._entries[index].path
 
     def where(self, index: int) -> str:
-        """The place in the annotations that tells of a picture."""
+        """The place in the annotations that tells of an image."""
         return self._entries[index].where
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is trained on, without reading the picture.  Returns boxes float32 [G, 4] and labels int64 [G]."""
+        """What is trained on, without reading the image.  Returns boxes float32 [G, 4] and labels int64 [G]."""
         entry = self._entries[index]
         wanted = ~entry.crowd & ~entry.difficult
         return entry.boxes[wanted], entry.labels[wanted]
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises ValueError that names the picture if it cannot be read or has another size than is written."""
+        """Raises ValueError that names the image if it cannot be read or has another size than is written."""
         entry = self._entries[index]
         pixels = self.decode(index, entry.path.read_bytes())
         if isinstance(pixels, Fault):
@@ -135,48 +135,48 @@ class AnnotatedPictures:
         )
 
     def decode(self, index: int, data: bytes) -> np.ndarray | Fault:
-        """The bytes of picture `index` as uint8 [H, W, 3], or why they are not what is annotated."""
+        """The bytes of image `index` as uint8 [H, W, 3], or why they are not what is annotated."""
         entry = self._entries[index]
         try:
-            pixels = np.asarray(images.upright(data))
+            pixels = np.asarray(upright(data))
         except Problem as problem:
             what = f"{entry.name} cannot be read: {reason(problem)}"
-            return Fault("unreadable picture", entry.where, what, "mend it or take it off the list")
+            return Fault("unreadable image", entry.where, what, "mend it or take it off the list")
         if pixels.shape[:2] != entry.size:
             (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
             what = f"{entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}"
             remedy = "correct the list, and the boxes if they were drawn at that size"
             if (height, width) == (listed_width, listed_height):
                 remedy = "its EXIF orientation turns it: save it without, or turn the size and the boxes in the list"
-            return Fault("picture of another size", entry.where, what, remedy)
+            return Fault("image of another size", entry.where, what, remedy)
         return pixels
 
     def leave_out(self, indices: Iterable[int]) -> None:
-        """Takes pictures off the data set; those behind them move up."""
+        """Takes images off the data set; those behind them move up."""
         gone = set(indices)
         self._entries = [entry for index, entry in enumerate(self._entries) if index not in gone]
 
-    def _add(self, pictures: list[Picture]) -> None:
+    def _add(self, pictures: list[Image]) -> None:
         seen: dict[Path, str] = {}
-        for picture in pictures:
-            if (first := seen.setdefault(picture.path, picture.where)) != picture.where:
-                what = f"{picture.name} is listed already at {first}"
-                self.faults.append(Fault("picture listed twice", picture.where, what, "remove one of the two"))
+        for image in pictures:
+            if (first := seen.setdefault(image.path, image.where)) != image.where:
+                what = f"{image.name} is listed already at {first}"
+                self.faults.append(Fault("image listed twice", image.where, what, "remove one of the two"))
                 continue
-            kept, faults = check_boxes(picture, self.skip_bad_boxes)
+            kept, faults = check_boxes(image, self.skip_bad_boxes)
             self.faults += faults
-            self._entries.append(_entry(picture, kept))
+            self._entries.append(_entry(image, kept))
 
 
-def _entry(picture: Picture, objects: list[tuple[Annotation, np.ndarray]]) -> _Entry:
+def _entry(image: Image, objects: list[tuple[Annotation, np.ndarray]]) -> _Entry:
     boxes = np.array([box for _, box in objects], np.float32).reshape(-1, 4)
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     given = np.array([np.nan if one.area is None else one.area for one, _ in objects], np.float64)
     return _Entry(
-        picture.name,
-        picture.path,
-        (picture.height, picture.width),
-        picture.where,
+        image.name,
+        image.path,
+        (image.height, image.width),
+        image.where,
         boxes,
         labels=np.array([one.label for one, _ in objects], np.int64),
         crowd=np.array([one.crowd for one, _ in objects], bool),
@@ -186,7 +186,7 @@ def _entry(picture: Picture, objects: list[tuple[Annotation, np.ndarray]]) -> _E
 
 
 def reason(problem: Problem) -> str:
-    """Why the service cannot read a picture, in words for one who has it in a folder and sent it nowhere."""
+    """Why the service cannot read an image, in words for one who has it in a folder and sent it nowhere."""
     return problem.detail.partition(". ")[0].removesuffix(".").replace("The upload", "it", 1)
 
 
@@ -204,40 +204,38 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def check_boxes(
-    picture: Picture, drop_near_duplicates: bool
-) -> tuple[list[tuple[Annotation, np.ndarray]], list[Fault]]:
-    """The objects of a picture that can be trained on, their boxes float64 [4] cut at its border; and the faults."""
+def check_boxes(image: Image, drop_near_duplicates: bool) -> tuple[list[tuple[Annotation, np.ndarray]], list[Fault]]:
+    """The objects of an image that can be trained on, their boxes float64 [4] cut at its border; and the faults."""
     kept: list[tuple[Annotation, np.ndarray]] = []
     faults: list[Fault] = []
-    border = np.array([picture.width, picture.height] * 2, np.float64)
-    for one in picture.annotations:
+    border = np.array([image.width, image.height] * 2, np.float64)
+    for one in image.annotations:
         box = np.array(one.box, np.float64)
         cut = box.clip(0, border)
         if min(box[2:] - box[:2]) < MIN_SIDE:
-            faults.append(no_area(one, picture.name))
+            faults.append(no_area(one, image.name))
         elif min(cut[2:] - cut[:2]) < MIN_SIDE:
-            faults.append(_outside(one, picture, "lies outside"))
+            faults.append(_outside(one, image, "lies outside"))
         else:
             if abs(box - cut).max() > TOLERANCE:
-                faults.append(_outside(one, picture, "reaches out of"))
+                faults.append(_outside(one, image, "reaches out of"))
             kept.append((one, cut))
-    duplicates = duplicate_faults(picture, kept)
+    duplicates = duplicate_faults(image, kept)
     dropped = {place for place, fault in duplicates.items() if drop_near_duplicates or not fault.warning}
     return [one for place, one in enumerate(kept) if place not in dropped], [*faults, *duplicates.values()]
 
 
-def no_area(one: Annotation, picture: str) -> Fault:
-    what = f"{one.title}: its box {one.given} in {picture} has no area"
+def no_area(one: Annotation, image: str) -> Fault:
+    what = f"{one.title}: its box {one.given} in {image} has no area"
     return Fault("box without area", one.where, what, "correct or remove it")
 
 
-def _outside(one: Annotation, picture: Picture, how: str) -> Fault:
-    what = f"{one.title}: its box {one.given} {how} {picture.name}, which is {picture.width}×{picture.height}"
-    return Fault("box outside the picture", one.where, what, "correct or remove it")
+def _outside(one: Annotation, image: Image, how: str) -> Fault:
+    what = f"{one.title}: its box {one.given} {how} {image.name}, which is {image.width}×{image.height}"
+    return Fault("box outside the image", one.where, what, "correct or remove it")
 
 
-def duplicate_faults(picture: Picture, objects: list[tuple[Annotation, np.ndarray]]) -> dict[int, Fault]:
+def duplicate_faults(image: Image, objects: list[tuple[Annotation, np.ndarray]]) -> dict[int, Fault]:
     """The objects, by place, that repeat an earlier one of the same class. Crowds overlap what is in them."""
     faults: dict[int, Fault] = {}
     seen: dict[tuple[float, ...], int] = {}
@@ -245,16 +243,16 @@ def duplicate_faults(picture: Picture, objects: list[tuple[Annotation, np.ndarra
     for place in places:
         one, box = objects[place]
         if (first := seen.setdefault((one.label, *box.tolist()), place)) != place:
-            faults[place] = _duplicate("duplicate box", picture, one, objects[first][0], "is the box of")
+            faults[place] = _duplicate("duplicate box", image, one, objects[first][0], "is the box of")
     for place, first, iou in _overlapping(objects, [place for place in places if place not in faults]):
         if place not in faults and first not in faults:
             how = f"overlaps with IoU {iou:.2f} the box of"
-            faults[place] = _duplicate("near-duplicate box", picture, objects[place][0], objects[first][0], how)
+            faults[place] = _duplicate("near-duplicate box", image, objects[place][0], objects[first][0], how)
     return faults
 
 
-def _duplicate(kind: str, picture: Picture, one: Annotation, other: Annotation, how: str) -> Fault:
-    what = f"{one.title}: its box {one.given} in {picture.name} {how} {other.title} ({other.where})"
+def _duplicate(kind: str, image: Image, one: Annotation, other: Annotation, how: str) -> Fault:
+    what = f"{one.title}: its box {one.given} in {image.name} {how} {other.title} ({other.where})"
     return Fault(kind, one.where, what, "remove one of the two", warning=kind != "duplicate box")
 
 

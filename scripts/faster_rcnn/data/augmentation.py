@@ -1,4 +1,4 @@
-"""Augmentation: what may be changed of a training picture without changing what is in it.
+"""Augmentation: what may be changed of a training image without changing what is in it.
 
 Flips, crops and colours are torchvision's v2 transforms, which take the boxes along. The scale is changed by resizing
 the original once, as the service resizes: two resamplings in a row would blur what the detector is served sharp.
@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from faster_rcnn.data.dataset import Sample
-from faster_rcnn.resize import ResizeRule, resize_image
+from faster_rcnn.detector.resize import ResizeRule, resize_image
 
 AUGMENTATIONS = ("flip", "vertical-flip", "scale-jitter", "photometric")
 SCALES = (0.75, 1.35)  # of the sides, evenly; wider needs longer training to pay
@@ -25,7 +25,7 @@ COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
 def prepare(sample: Sample, rule: ResizeRule, augmentations: tuple[str, ...], seed: int) -> Sample:
     """The sample resized by `rule` and changed by those of AUGMENTATIONS that are named, a function of `seed` alone.
 
-    A picture that a larger scale lets grow is cropped to the size that the rule gives it; boxes and proposals are cut
+    An image that a larger scale lets grow is cropped to the size that the rule gives it; boxes and proposals are cut
     to the crop, and those of which too little is left are dropped.
     """
     with torch.random.fork_rng(devices=[]):
@@ -64,7 +64,7 @@ def _transformed(sample: Sample, transform: v2.Compose) -> Sample:
 
 
 def _cut(boxes: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes cut to a picture, and of which enough is left: at least VISIBLE of the area, and a pixel a side."""
+    """Boxes cut to an image, and of which enough is left: at least VISIBLE of the area, and a pixel a side."""
     height, width = size
     cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
     sides, whole = cut[:, 2:] - cut[:, :2], boxes[:, 2:] - boxes[:, :2]

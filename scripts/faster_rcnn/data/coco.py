@@ -1,4 +1,4 @@
-"""COCO's format: `annotations/<split>.json` and the pictures that it names."""
+"""COCO's format: `annotations/<split>.json` and the images that it names."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Parsed, Picture, escapes, is_file
+from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Image, Parsed, escapes, is_file
 from faster_rcnn.data.faults import Fault
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -50,7 +50,7 @@ def read_coco(folder: Path, split: str) -> Parsed:
     """The annotations of a split. Classes are numbered in the order of their category ids.
 
     Raises FileNotFoundError that lists the splits found if this one is not there, ValueError that names the file if it
-    is not COCO's format, has no classes or no pictures.
+    is not COCO's format, has no classes or no images.
     """
     file = _annotation_file(folder, split)
     lists = _read(file)
@@ -58,22 +58,22 @@ def read_coco(folder: Path, split: str) -> Parsed:
     categories = _categories(file, lists["categories"], faults)
     labels = tuple(category.name for category in categories)
     places = {category.id: place for place, category in enumerate(categories)}
-    pictures: dict[Identity, Picture] = {}
+    images: dict[Identity, Image] = {}
     left_out: set[Identity] = set()
     for image, where in _records(_Image, "image", file, lists["images"], faults, left_out):
-        if fault := _image_fault(folder, split, image, where, pictures):
+        if fault := _image_fault(folder, split, image, where, images):
             faults.append(fault)
             left_out.add(image.id)
             continue
-        path = _picture_file(folder, split, image.file_name)
+        path = _image_file(folder, split, image.file_name)
         assert path is not None  # `_image_fault` looked
-        pictures[image.id] = Picture(image.file_name, path, int(image.height), int(image.width), where)
+        images[image.id] = Image(image.file_name, path, int(image.height), int(image.width), where)
     for one, where in _records(_Object, "annotation", file, lists["annotations"], faults):
-        if fault := _object_fault(one, where, pictures, left_out, places):
+        if fault := _object_fault(one, where, images, left_out, places):
             faults.append(fault)
-        elif one.image_id in pictures:
-            pictures[one.image_id].annotations.append(_annotation(one, where, places[one.category_id]))
-    return Parsed(f"coco:{folder}", split, labels, list(pictures.values()), faults)
+        elif one.image_id in images:
+            images[one.image_id].annotations.append(_annotation(one, where, places[one.category_id]))
+    return Parsed(f"coco:{folder}", split, labels, list(images.values()), faults)
 
 
 def coco_splits(folder: Path) -> list[str]:
@@ -196,29 +196,27 @@ def _categories(file: Path, elements: list[tuple[Any, str]], faults: list[Fault]
     return sorted(categories.values(), key=lambda one: (isinstance(one.id, str), one.id))
 
 
-def _image_fault(
-    folder: Path, split: str, image: _Image, where: str, pictures: dict[Identity, Picture]
-) -> Fault | None:
-    if image.id in pictures:
-        what = f"picture {image.id!r} is listed already at {pictures[image.id].where}"
-        return Fault("picture listed twice", where, what, "give each picture its own id")
+def _image_fault(folder: Path, split: str, image: _Image, where: str, images: dict[Identity, Image]) -> Fault | None:
+    if image.id in images:
+        what = f"image {image.id!r} is listed already at {images[image.id].where}"
+        return Fault("image listed twice", where, what, "give each image its own id")
     if escapes(image.file_name):
-        what = f"picture {image.id!r} names {short(image.file_name)}, which leads out of the folder"
+        what = f"image {image.id!r} names {short(image.file_name)}, which leads out of the folder"
         return Fault("name outside the folder", where, what, "name files in it")
-    if _picture_file(folder, split, image.file_name) is None:
-        places = ", ".join(map(str, _picture_places(folder, split, image.file_name)))
+    if _image_file(folder, split, image.file_name) is None:
+        places = ", ".join(map(str, _image_places(folder, split, image.file_name)))
         what = f"names {image.file_name}, which is none of {places}"
-        return Fault("missing picture", where, what, "add it or remove it from the list")
+        return Fault("missing image", where, what, "add it or remove it from the list")
     return None
 
 
 def _object_fault(
-    one: _Object, where: str, pictures: dict[Identity, Picture], left_out: set[Identity], places: dict[Identity, int]
+    one: _Object, where: str, images: dict[Identity, Image], left_out: set[Identity], places: dict[Identity, int]
 ) -> Fault | None:
-    """What an annotation names that is not there; a picture that was left out has a fault of its own."""
-    if one.image_id not in pictures and one.image_id not in left_out:
-        what = f"annotation {one.id!r} names picture {one.image_id!r}, which the file does not list"
-        return Fault("annotation of an unknown picture", where, what, "add the picture or remove the annotation")
+    """What an annotation names that is not there; an image that was left out has a fault of its own."""
+    if one.image_id not in images and one.image_id not in left_out:
+        what = f"annotation {one.id!r} names image {one.image_id!r}, which the file does not list"
+        return Fault("annotation of an unknown image", where, what, "add the image or remove the annotation")
     if one.category_id not in places:
         what = f"annotation {one.id!r} names category {one.category_id!r}, which the file does not list"
         return Fault("unknown class", where, what, "add the category or remove the annotation")
@@ -232,10 +230,10 @@ def _annotation(one: _Object, where: str, label: int) -> Annotation:
     return Annotation(where, title, given, (x, y, x + width, y + height), label, bool(one.iscrowd), area=one.area)
 
 
-def _picture_places(folder: Path, split: str, name: str) -> list[Path]:
+def _image_places(folder: Path, split: str, name: str) -> list[Path]:
     name = name.replace("\\", "/")  # as tools on Windows write folders
     return [folder / name, folder / "images" / name, folder / split / name, folder / "images" / split / name]
 
 
-def _picture_file(folder: Path, split: str, name: str) -> Path | None:
-    return next((place for place in _picture_places(folder, split, name) if is_file(place)), None)
+def _image_file(folder: Path, split: str, name: str) -> Path | None:
+    return next((place for place in _image_places(folder, split, name) if is_file(place)), None)

@@ -2,7 +2,7 @@
 
 An object whose best anchor has an IoU above 0.7 gives all such anchors to learn from; one without has its best one
 alone (Ren et al. 2015, section 3.1.2), which must be moved far.
-T  objects;  k  anchor shapes.  Boxes are x1, y1, x2, y2 in pixels of the resized picture.
+T  objects;  k  anchor shapes.  Boxes are x1, y1, x2, y2 in pixels of the resized image.
 """
 
 import math
@@ -12,24 +12,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from faster_rcnn.anchors import cell_anchors
-from faster_rcnn.config import DetectorConfig
-from faster_rcnn.data.annotated import AnnotatedPictures
+from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.detector import scales_of_maps
-from faster_rcnn.resize import ResizeRule
+from faster_rcnn.detector.anchors import cell_anchors
+from faster_rcnn.detector.config import DetectorConfig
+from faster_rcnn.detector.detector import scales_of_maps
+from faster_rcnn.detector.resize import ResizeRule
 
-SAMPLES = 200  # of a data set whose objects cannot be had without drawing the picture
+SAMPLES = 200  # of a data set whose objects cannot be had without drawing the image
 ENOUGH = 0.9  # of a class's objects with an anchor above 0.5; with fewer, other scales are suggested
-ENLARGEMENTS = (1.0, 1.5, 2.0)  # of the pictures, that are tried with other scales; the cost grows with the square
+ENLARGEMENTS = (1.0, 1.5, 2.0)  # of the images, that are tried with other scales; the cost grows with the square
 OCTAVES = 2.0 ** np.arange(3, 11)  # borders of the classes of size, 8 to 1024 pixels
 
 
 @dataclass(frozen=True)
 class Coverage:
     """best: float [T], IoU of an object with the anchor that fits it best;  classes: int64 [T];  sides: float [T],
-    square roots of the objects' areas, resized;  never_inside: anchor shapes that are wholly inside no picture;
-    suggestion: with scales, and perhaps larger pictures, that cover more, where few objects of some class are covered;
+    square roots of the objects' areas, resized;  never_inside: anchor shapes that are wholly inside no image;
+    suggestion: with scales, and perhaps larger images, that cover more, where few objects of some class are covered;
     suggested: the shares above 0.5 that it would give, of all objects and of the class with the fewest.
     """
 
@@ -83,7 +83,7 @@ class Coverage:
                 else "warning: anchors that cross the border are dropped, so these are never trained; "
                 "keep them with --crossing-anchors keep, or choose smaller --anchor-scales"
             )
-            yield f"anchor shapes that are wholly inside no picture: {shapes}; {effect}"
+            yield f"anchor shapes that are wholly inside no image: {shapes}; {effect}"
         if self.suggestion:
             scales = " ".join(f"{scale:g}" for scale in self.suggestion.anchor_scales)
             resize = self.suggestion.resize
@@ -105,7 +105,7 @@ def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[
     objects = _objects(dataset)
     coverage = _coverage(objects, config, strides)
     best = coverage
-    # Objects that are small against the stride fall between the anchors whatever the scales; then larger pictures help.
+    # Objects that are small against the stride fall between the anchors whatever the scales; then larger images help.
     for enlargement in ENLARGEMENTS:
         if len(coverage.best) == 0 or best.worst_class()[0] >= ENOUGH:
             break
@@ -143,7 +143,7 @@ def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) ->
 
 
 class _Objects(NamedTuple):
-    """boxes [T, 4] in the pixels of pictures as they are, classes [T], picture [T];  sizes: [N, 2], height, width."""
+    """boxes [T, 4] in the pixels of images as they are, classes [T], image [T];  sizes: [N, 2], height, width."""
 
     boxes: np.ndarray
     classes: np.ndarray
@@ -152,10 +152,10 @@ class _Objects(NamedTuple):
 
 
 def _objects(dataset: Dataset) -> _Objects:
-    count = len(dataset) if isinstance(dataset, AnnotatedPictures) else min(len(dataset), SAMPLES)
+    count = len(dataset) if isinstance(dataset, AnnotatedImages) else min(len(dataset), SAMPLES)
     boxes, classes, owner = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for index in range(count):
-        if isinstance(dataset, AnnotatedPictures):
+        if isinstance(dataset, AnnotatedImages):
             found, labels = dataset.objects(index)
         else:
             sample = dataset[index].objects()
@@ -185,7 +185,7 @@ def _shapes(config: DetectorConfig, strides: Sequence[int]) -> tuple[np.ndarray,
 def _cells(
     length: np.ndarray, extent: np.ndarray, strides: np.ndarray, keep_crossing: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First and last cell [T, k], along one side of pictures of `length` [T], whose anchors of `extent` [k] are used.
+    """First and last cell [T, k], along one side of images of `length` [T], whose anchors of `extent` [k] are used.
 
     The last is before the first where there is none.
     """
@@ -199,7 +199,7 @@ def _cells(
 
 
 def inside_somewhere(sizes: np.ndarray, config: DetectorConfig, strides: Sequence[int]) -> np.ndarray:
-    """Which anchor shapes are wholly inside at least one picture.  sizes: [N, 2].  Returns bool [k]."""
+    """Which anchor shapes are wholly inside at least one image.  sizes: [N, 2].  Returns bool [k]."""
     shapes, of_shapes = _shapes(config, strides)
     unique = np.unique(sizes, axis=0).astype(np.float64)
     inside = np.ones((len(unique), len(shapes)), bool)
@@ -212,7 +212,7 @@ def inside_somewhere(sizes: np.ndarray, config: DetectorConfig, strides: Sequenc
 def best_overlaps(boxes: np.ndarray, sizes: np.ndarray, config: DetectorConfig, strides: Sequence[int]) -> np.ndarray:
     """IoU of each box with the anchor that fits it best, of those that `config` trains on.
 
-    boxes: [T, 4];  sizes: [T, 2], height and width of their pictures.  Returns [T]; 0 where no anchor is used.
+    boxes: [T, 4];  sizes: [T, 2], height and width of their images.  Returns [T]; 0 where no anchor is used.
 
     Of all anchors of one shape, that with its centre nearest along x and along y overlaps a box most, because an
     overlap never grows as centres move apart; so k anchors are compared with a box and not those of all locations.

@@ -8,14 +8,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and its objects.
+    """One image and its objects.
 
     image: uint8 [H, W, 3], RGB, upright;  boxes: float32 [G, 4] as x1, y1, x2, y2 in its pixels;
     labels: int64 [G], indices into the data set's `labels`, from 0.
     crowd: bool [G], True where a box stands for many objects (COCO): not trained on, and what is detected in it is
     neither right nor wrong; None: no crowds.  areas: float [G], of the objects' outlines; None: of the boxes.
     difficult: bool [G], True where a person would hardly find the object (VOC): neither right nor wrong to detect;
-    None: no such objects.  proposals: float32 [P, 4], regions given for this picture, best first; None: none given.
+    None: no such objects.  proposals: float32 [P, 4], regions given for this image, best first; None: none given.
     """
 
     image: np.ndarray
@@ -64,9 +64,9 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture."""
+        """Height and width of an image."""
         ...
 
     def name(self, index: int) -> str:
-        """What tells a picture from all others of the data set, the same in every run: its file's name, if any."""
+        """What tells an image from all others of the data set, the same in every run: its file's name, if any."""
         ...

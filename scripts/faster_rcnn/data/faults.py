@@ -1,4 +1,4 @@
-"""What can be wrong with annotated pictures: each fault says where it is, what was found and what to do about it."""
+"""What can be wrong with annotated images: each fault says where it is, what was found and what to do about it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Fault:
     """kind: a few words, the same for all faults alike;  where: file, and line where there is one.
 
     An error keeps training from starting; a warning is only reported. What is `skippable` can be left out of the data
-    (a box, a picture); what is not concerns the whole (two classes of one name).
+    (a box, an image); what is not concerns the whole (two classes of one name).
     """
 
     kind: str

@@ -1,6 +1,6 @@
-"""Training batches: pictures of about the same aspect ratio, resized, augmented and padded onto one canvas.
+"""Training batches: images of about the same aspect ratio, resized, augmented and padded onto one canvas.
 
-N  images;  H, W  canvas.  The order of the pictures and what is done to each are a function of the seed and the number
+N  images;  H, W  canvas.  The order of the images and what is done to each are a function of the seed and the number
 of the batch alone, so that a run can go on from any batch, and several processes can share one.
 """
 
@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from faster_rcnn.data.augmentation import prepare
 from faster_rcnn.data.dataset import Dataset, Sample
-from faster_rcnn.resize import ResizeRule
+from faster_rcnn.detector.resize import ResizeRule
 
-# Batches whose pictures are sorted by aspect ratio together: enough for a batch to hold like with like, few enough that
+# Batches whose images are sorted by aspect ratio together: enough for a batch to hold like with like, few enough that
 # the order stays random.
 WINDOW = 16
 
@@ -51,18 +51,18 @@ class Batch:
         return Batch(self.images.to(device), self.sizes.to(device), truth, self.seeds, proposals)
 
 
-Item = tuple[int, int]  # index in the data set, seed of what is done to the picture
+Item = tuple[int, int]  # index in the data set, seed of what is done to the image
 
 
 def batch_order(dataset: Dataset, batch_size: int, seed: int, start: int = 0) -> Iterator[list[Item]]:
-    """The endless sequence of batches from number `start` on, a picture at most once an epoch.
+    """The endless sequence of batches from number `start` on, an image at most once an epoch.
 
-    What is left over when an epoch's pictures do not fill a last batch waits for another epoch.
+    What is left over when an epoch's images do not fill a last batch waits for another epoch.
 
-    Raises ValueError if the data set has not enough pictures for one batch.
+    Raises ValueError if the data set has not enough images for one batch.
     """
     if len(dataset) < batch_size:
-        raise ValueError(f"the data set has {len(dataset)} pictures, a batch takes {batch_size}; lower --batch-size")
+        raise ValueError(f"the data set has {len(dataset)} images, a batch takes {batch_size}; lower --batch-size")
     batches_an_epoch = len(dataset) // batch_size
     number = start
     for epoch in count(start // batches_an_epoch):
@@ -96,10 +96,10 @@ class Share:
     parts: int = 1
 
     def check(self, batch_size: int) -> None:
-        """Raises ValueError if a batch cannot be dealt out evenly, as the mean over its pictures asks for."""
+        """Raises ValueError if a batch cannot be dealt out evenly, as the mean over its images asks for."""
         if batch_size % (self.processes * self.parts):
             raise ValueError(
-                f"a batch of {batch_size} pictures is not dealt out evenly to {self.processes} processes × "
+                f"a batch of {batch_size} images is not dealt out evenly to {self.processes} processes × "
                 f"{self.parts} parts; choose another --batch-size or --accumulate"
             )
 
@@ -153,8 +153,8 @@ def _collate_items(items: list[tuple[Sample, int]], stride: int) -> Batch:
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches are made.  batch_size: pictures a batch, over all processes and parts;  workers: processes that
-    prepare pictures, 0: this one;  with_difficult: whether VOC's difficult objects are trained on."""
+    """How batches are made.  batch_size: images a batch, over all processes and parts;  workers: processes that
+    prepare images, 0: this one;  with_difficult: whether VOC's difficult objects are trained on."""
 
     batch_size: int
     seed: int

@@ -1,9 +1,9 @@
-"""`shapes`: pictures of six kinds of shapes, drawn from a seed, with exact boxes.
+"""`shapes`: images of six kinds of shapes, drawn from a seed, with exact boxes.
 
 Worth learning from: 200 to 1000 pixels a side, from 1:2 to 2:1, objects from a twelfth of the shorter side to the whole
-picture, rotated, stretched, cut by the border, overlapping (an object shows at least MIN_VISIBLE of itself), filled
+image, rotated, stretched, cut by the border, overlapping (an object shows at least MIN_VISIBLE of itself), filled
 with colours, gradients and stripes, on smooth, striped, chequered and noisy backgrounds with lines and scraps that
-belong to no class; some pictures are empty. Picture `index` of a split is a function of seed, split and index alone,
+belong to no class; some images are empty. Image `index` of a split is a function of seed, split and index alone,
 so a data set needs no files, and a training run no end of it.
 """
 
@@ -22,9 +22,9 @@ SPLITS = {"train": 0, "val": 1, "test": 2}
 LENGTHS = {"train": 1_000_000, "val": 500, "test": 500}
 
 MIN_VISIBLE = 0.65  # of an object's own area, after cuts and overlaps; less is a riddle, not an object
-MIN_SIDE = 1 / 12  # of the picture's shorter side
+MIN_SIDE = 1 / 12  # of the image's shorter side
 EMPTY_SHARE = 0.08
-FILLING_SHARE = 0.1  # pictures whose first object is nearly as large as the picture
+FILLING_SHARE = 0.1  # images whose first object is nearly as large as the image
 MIN_CONTRAST = 90.0  # between an object's mean colour and what it covers, summed over the channels
 SUPERSAMPLING = 2  # edges are drawn twice as fine and averaged
 
@@ -61,7 +61,7 @@ class Shapes:
 
     def _generator(self, index: int) -> np.random.Generator:
         if not 0 <= index < self.length:
-            raise IndexError(f"shapes/{self.split} has pictures 0..{self.length - 1}, not {index}")
+            raise IndexError(f"shapes/{self.split} has images 0..{self.length - 1}, not {index}")
         return np.random.default_rng([self.seed, SPLITS[self.split], index])
 
 
@@ -72,7 +72,7 @@ def write_coco(dataset: Shapes, folder: Path) -> None:
     (folder / "annotations").mkdir(exist_ok=True)
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
-    for index in tqdm(range(len(dataset)), desc=f"writing {dataset.split}", unit="picture"):
+    for index in tqdm(range(len(dataset)), desc=f"writing {dataset.split}", unit="image"):
         sample = dataset[index]
         name = f"{index:06d}.png"
         Image.fromarray(sample.image).save(pictures / name)
@@ -201,7 +201,7 @@ def _bounds(outline: np.ndarray, top: int, left: int, solid: np.ndarray, height:
 def _outline(
     rng: np.random.Generator, label: int, height: int, width: int, filling: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corners [V, 2] as x, y of an object in the picture's pixels, and those of its hole (none: [0, 2])."""
+    """Corners [V, 2] as x, y of an object in the image's pixels, and those of its hole (none: [0, 2])."""
     shorter = min(height, width)
     points = _unit_outline(LABELS[label])
     angle = rng.uniform(0, 2 * math.pi)
@@ -254,7 +254,7 @@ def _polygon_area(points: np.ndarray) -> float:
 
 
 def _rasterise(outline: np.ndarray, hole: np.ndarray, height: int, width: int) -> tuple[int, int, np.ndarray] | None:
-    """The part of an object inside the picture: top, left and how much of each pixel it covers, in 0..1."""
+    """The part of an object inside the image: top, left and how much of each pixel it covers, in 0..1."""
     left, top = np.floor(outline.min(axis=0)).astype(int).clip(0)
     right, bottom = np.ceil(outline.max(axis=0)).astype(int).clip(None, [width, height])
     if right - left < 2 or bottom - top < 2:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from faster_rcnn.data.annotated import AnnotatedPictures
+from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.coco import coco_splits, read_coco
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.faults import refuse
@@ -33,15 +33,15 @@ def open_dataset(source: str, split: str, seed: int = 0, skip_bad_boxes: bool = 
     dataset = open_folder(source, split, skip_bad_boxes)
     refuse(dataset.faults, source, skip_bad_boxes)
     if not len(dataset):
-        raise ValueError(f"{source}: split {split} has no picture that can be used; add some")
+        raise ValueError(f"{source}: split {split} has no image that can be used; add some")
     return dataset
 
 
-def open_folder(source: str, split: str, skip_bad_boxes: bool = False) -> AnnotatedPictures:
-    """A split of a folder whatever its faults, which it keeps; what is faulty is not among its pictures and boxes."""
+def open_folder(source: str, split: str, skip_bad_boxes: bool = False) -> AnnotatedImages:
+    """A split of a folder whatever its faults, which it keeps; what is faulty is not among its images and boxes."""
     kind, folder = _folder(source)
     read, _ = READERS[kind]
-    return AnnotatedPictures(read(folder, split), skip_bad_boxes)
+    return AnnotatedImages(read(folder, split), skip_bad_boxes)
 
 
 def splits_of(source: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Pascal VOC's format: `Annotations/*.xml`, `JPEGImages` and the splits listed in `ImageSets/Main`.
 
 Everingham et al., VOC 2007 development kit: corners are counted from 1 and belong to the box, so a box of the whole of
-a 640×480 picture is written 1, 1, 640, 480 and is 0, 0, 640, 480 here.
+a 640×480 image is written 1, 1, 640, 480 and is 0, 0, 640, 480 here.
 """
 
 import math
@@ -12,10 +12,10 @@ from reprlib import repr as short
 
 from lxml import etree
 
-from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Parsed, Picture, escapes, is_file, no_area, reason
+from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Image, Parsed, escapes, is_file, no_area, reason
 from faster_rcnn.data.faults import Fault
-from service import images
-from service.problems import Problem
+from service.http.problems import Problem
+from service.images.decode import upright
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 LISTED_WITH_COLUMN = re.compile(r"(.*\S)\s+-?[01]")
@@ -36,13 +36,13 @@ def read_voc(folder: Path, split: str) -> Parsed:
         )
     listed = {name: _listed(folder, name) for name in splits}
     if not listed[split]:
-        raise ValueError(f"{_list_file(folder, split)} lists no pictures; write one name a line")
+        raise ValueError(f"{_list_file(folder, split)} lists no images; write one name a line")
     stems = {entry.name for entries in listed.values() for entry in entries if not escapes(entry.name)}
     documents = {stem: read_document(folder, stem) for stem in sorted(stems)}
     names = {one.name for document in documents.values() for one in document.objects if one.name}
     labels = tuple(sorted(names))
     if not labels:
-        raise ValueError(f"{folder / 'Annotations'}: no object of any split has a class name; annotate some pictures")
+        raise ValueError(f"{folder / 'Annotations'}: no object of any split has a class name; annotate some images")
     return _parse(folder, split, listed[split], documents, labels)
 
 
@@ -101,7 +101,7 @@ def _has_columns(file: Path) -> bool:
 
 
 def _listed(folder: Path, split: str) -> list[_Listed]:
-    """The names of a split. A second column and a picture's extension are taken off where no file is called so."""
+    """The names of a split. A second column and an image's extension are taken off where no file is called so."""
     file = _list_file(folder, split)
     entries = []
     for number, line in enumerate(_lines(file), 1):
@@ -120,7 +120,7 @@ def read_document(folder: Path, name: str) -> _Document:
     """One XML file. Entities are not resolved and nothing is fetched, whatever the file asks for."""
     file = folder / "Annotations" / f"{name}.xml"
     if not is_file(file):
-        remedy = "add it (without <object> if the picture shows none) or take the name off the list"
+        remedy = "add it (without <object> if the image shows none) or take the name off the list"
         return _Document(file, Fault("missing annotation", str(file), "the file is not there", remedy))
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True)
     try:
@@ -184,8 +184,8 @@ def _parse(
     folder: Path, split: str, listed: list[_Listed], documents: dict[str, _Document], labels: tuple[str, ...]
 ) -> Parsed:
     faults: list[Fault] = []
-    pictures: list[Picture] = []
-    files = _pictures_by_stem(folder)
+    pictures: list[Image] = []
+    files = _images_by_stem(folder)
     seen: dict[str, str] = {}
     for entry in listed:
         if escapes(entry.name):
@@ -193,54 +193,54 @@ def _parse(
             faults.append(Fault("name outside the folder", entry.where, what, "list names of files in it"))
         elif (first := seen.setdefault(entry.name, entry.where)) != entry.where:
             what = f"{entry.name} is listed already at {first}"
-            faults.append(Fault("picture listed twice", entry.where, what, "remove one of the two"))
+            faults.append(Fault("image listed twice", entry.where, what, "remove one of the two"))
         elif (fault := documents[entry.name].fault) is not None:
             faults.append(fault)
-        elif picture := _picture(folder, entry, documents[entry.name], files, faults):
-            pictures.append(picture)
-            _add_objects(picture, documents[entry.name], labels, faults)
+        elif image := _image(folder, entry, documents[entry.name], files, faults):
+            pictures.append(image)
+            _add_objects(image, documents[entry.name], labels, faults)
     return Parsed(f"voc:{folder}", split, labels, pictures, faults)
 
 
-def _pictures_by_stem(folder: Path) -> dict[str, list[Path]]:
+def _images_by_stem(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for file in sorted((folder / "JPEGImages").glob("*")):
         files.setdefault(file.stem, []).append(file)
     return files
 
 
-def _picture(
+def _image(
     folder: Path, entry: _Listed, document: _Document, files: dict[str, list[Path]], faults: list[Fault]
-) -> Picture | None:
-    """The picture of a file of annotations: the one of its name, else the one that its <filename> tells."""
+) -> Image | None:
+    """The image of a file of annotations: the one of its name, else the one that its <filename> tells."""
     where = f"{document.file}:{document.size_line}"
     told = PurePosixPath(document.filename.replace("\\", "/")).name  # some tools write a whole path
     candidates = files.get(entry.name) or [
         file for file in files.get(PurePosixPath(told).stem, []) if file.name == told
     ]
     if not candidates:
-        what = f"no picture {entry.name}.* in {folder / 'JPEGImages'}" + (f", nor {short(told)}" if told else "")
-        faults.append(Fault("missing picture", str(document.file), what, f"add it or take {entry.name} off the list"))
+        what = f"no image {entry.name}.* in {folder / 'JPEGImages'}" + (f", nor {short(told)}" if told else "")
+        faults.append(Fault("missing image", str(document.file), what, f"add it or take {entry.name} off the list"))
         return None
     path = next((file for file in candidates if file.name == told), candidates[0])
     if len(candidates) > 1:
         what = f"{', '.join(file.name for file in candidates)} are all there; {path.name} is taken"
-        faults.append(Fault("several pictures", str(document.file), what, "remove the others", warning=True))
+        faults.append(Fault("several images", str(document.file), what, "remove the others", warning=True))
     size = document.size
     if size is None:
         try:
-            size = images.upright(path.read_bytes()).size
+            size = upright(path.read_bytes()).size
         except (Problem, OSError) as error:
             why = reason(error) if isinstance(error, Problem) else error.strerror
             what = f"{path.name} cannot be read: {why}"
-            faults.append(Fault("unreadable picture", where, what, "replace it or take it off the list"))
+            faults.append(Fault("unreadable image", where, what, "replace it or take it off the list"))
             return None
-        what = f"no width and height of {path.name}; the picture's own, {size[0]}×{size[1]}, are taken"
+        what = f"no width and height of {path.name}; the image's own, {size[0]}×{size[1]}, are taken"
         faults.append(Fault("size not told", where, what, "write them", warning=True))
-    return Picture(path.name, path, size[1], size[0], where)
+    return Image(path.name, path, size[1], size[0], where)
 
 
-def _add_objects(picture: Picture, document: _Document, labels: tuple[str, ...], faults: list[Fault]) -> None:
+def _add_objects(image: Image, document: _Document, labels: tuple[str, ...], faults: list[Fault]) -> None:
     places = {name: place for place, name in enumerate(labels)}
     for number, one in enumerate(document.objects, 1):
         where, title = f"{document.file}:{one.line}", f"object {number} ({one.name or 'without name'})"
@@ -255,6 +255,6 @@ def _add_objects(picture: Picture, document: _Document, labels: tuple[str, ...],
         box = (xmin - 1, ymin - 1, xmax, ymax)
         annotation = Annotation(where, title, given, box, places[one.name], difficult=one.difficult)
         if xmin >= xmax or ymin >= ymax:  # one pixel wide by the letter of the format; tools write it for a mere click
-            faults.append(no_area(annotation, picture.name))
+            faults.append(no_area(annotation, image.name))
         else:
-            picture.annotations.append(annotation)
+            image.annotations.append(annotation)

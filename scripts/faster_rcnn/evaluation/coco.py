@@ -1,4 +1,4 @@
-"""COCO's average precision, by pycocotools.  Boxes are x1, y1, x2, y2 in the pixels of the original picture."""
+"""COCO's average precision, by pycocotools.  Boxes are x1, y1, x2, y2 in the pixels of the original image."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
         results += _results(prediction, number)
     objects = sum(not annotation["iscrowd"] for annotation in annotations)
     if objects == 0:
-        raise ValueError("the pictures hold no object, so that no precision can be told; take more pictures")
+        raise ValueError("the images hold no object, so that no precision can be told; take more images")
     categories = [{"id": place + 1, "name": name} for place, name in enumerate(labels)]
     run = _run({"info": {}, "images": images, "annotations": annotations, "categories": categories}, results)
     metrics: dict[str, Any] = {name: _known(value) for name, value in zip(SUMMARY, run.stats, strict=False)}

@@ -1,6 +1,6 @@
 """From a data set and a detector to metrics: predictions are collected once, and everything is measured on them.
 
-D  detections, P  proposals of one picture.  Boxes are x1, y1, x2, y2 in the pixels of the original picture.
+D  detections, P  proposals of one image.  Boxes are x1, y1, x2, y2 in the pixels of the original image.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,18 +11,18 @@ import numpy as np
 from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Prediction, Sample
-from faster_rcnn.data.first import FirstPictures
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.evaluation.coco import coco_ap
 from faster_rcnn.evaluation.recall import NUMBERS, proposal_recall
 from faster_rcnn.evaluation.voc import voc_ap
-from faster_rcnn.single import inferring, single
+from faster_rcnn.prediction import inferring, single
 
 Predictor = Callable[[Sample], Prediction]
 
 
 def torch_predictor(detector: FasterRCNN) -> Predictor:
-    """The PyTorch detector on one picture by itself, on the tightest canvas; its proposals come with its detections."""
+    """The PyTorch detector on one image by itself, on the tightest canvas; its proposals come with its detections."""
 
     def predict(sample: Sample) -> Prediction:
         one = single(detector, sample)
@@ -37,19 +37,19 @@ def torch_predictor(detector: FasterRCNN) -> Predictor:
 
 
 def evaluate(dataset: Dataset, predict: Predictor, limit: int | None = None) -> dict[str, Any]:
-    """The metrics of a predictor on the first `limit` pictures of a data set; see `measure`."""
+    """The metrics of a predictor on the first `limit` images of a data set; see `measure`."""
     truths, predictions = collect(dataset, predict, limit)
     return measure(truths, predictions, dataset.labels)
 
 
 def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> tuple[list[Sample], list[Prediction]]:
-    """What is true and what is predicted of the first `limit` pictures.
+    """What is true and what is predicted of the first `limit` images.
 
-    The samples have their objects and size but no pixels: thousands of pictures would fill the memory.
+    The samples have their objects and size but no pixels: thousands of images would fill the memory.
     """
-    pictures = dataset if limit is None else FirstPictures(dataset, limit)
+    pictures = dataset if limit is None else FirstImages(dataset, limit)
     truths, predictions = [], []
-    for index in tqdm(range(len(pictures)), desc="evaluating", unit="picture", leave=False):
+    for index in tqdm(range(len(pictures)), desc="evaluating", unit="image", leave=False):
         sample = pictures[index]
         predictions.append(predict(sample))
         truths.append(without_pixels(sample))
@@ -57,7 +57,7 @@ def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> t
 
 
 def without_pixels(sample: Sample) -> Sample:
-    """The sample with a picture of its size that takes a single byte, for who only needs the objects."""
+    """The sample with an image of its size that takes a single byte, for who only needs the objects."""
     return replace(sample, image=np.broadcast_to(np.uint8(0), sample.image.shape))
 
 

@@ -21,12 +21,12 @@ KINDS = ("background", "wrong class", "poor localisation", "duplicate", "missed"
 
 @dataclass(frozen=True)
 class Mistake:
-    """picture: its index;  label: of the detection or the missed object;  severity: 0 to 1;  box: float [4];
+    """image: its index;  label: of the detection or the missed object;  severity: 0 to 1;  box: float [4];
     caption: what is wrong, for a person;  others: float [R, 4], the objects or detections that the caption speaks of.
     """
 
     kind: str
-    picture: int
+    image: int
     label: int
     severity: float
     box: np.ndarray
@@ -61,12 +61,12 @@ def _false_detections(
 ) -> list[Mistake]:
     mistakes = []
     for place in np.flatnonzero((matches.outcomes == Outcome.FALSE) & (matches.scores >= threshold)):
-        picture = int(matches.pictures[place])
-        box = predictions[picture].boxes[matches.rows[place]]
-        kind, reason, others = _explain(truths[picture], labels, box, label)
+        image = int(matches.images[place])
+        box = predictions[image].boxes[matches.rows[place]]
+        kind, reason, others = _explain(truths[image], labels, box, label)
         score = float(matches.scores[place])
         caption = f"{labels[label]} {score:.2f}: {reason}"
-        mistakes.append(Mistake(kind, picture, label, score, box, caption, others))
+        mistakes.append(Mistake(kind, image, label, score, box, caption, others))
     return mistakes
 
 
@@ -99,19 +99,19 @@ def _missed_objects(
 ) -> list[Mistake]:
     hits = matches.outcomes == Outcome.HIT
     found = {
-        (picture, target): score
-        for picture, target, score in zip(
-            matches.pictures[hits].tolist(), matches.targets[hits].tolist(), matches.scores[hits].tolist(), strict=True
+        (image, target): score
+        for image, target, score in zip(
+            matches.images[hits].tolist(), matches.targets[hits].tolist(), matches.scores[hits].tolist(), strict=True
         )
     }
     mistakes = []
-    for picture, truth in enumerate(truths):
+    for image, truth in enumerate(truths):
         for row in np.flatnonzero((truth.labels == label) & truth.counted()).tolist():
-            score = found.get((picture, row), 0.0)
+            score = found.get((image, row), 0.0)
             if score < threshold:
-                reason, others = _why_missed(truth.boxes[row], predictions[picture], labels, score, threshold)
+                reason, others = _why_missed(truth.boxes[row], predictions[image], labels, score, threshold)
                 caption = f"{labels[label]} missed: {reason}"
-                mistakes.append(Mistake("missed", picture, label, 1 - score, truth.boxes[row], caption, others))
+                mistakes.append(Mistake("missed", image, label, 1 - score, truth.boxes[row], caption, others))
     return mistakes
 
 

@@ -1,4 +1,4 @@
-"""The page that shows an evaluation in a browser: plain HTML, no scripts, pictures beside it in the same folder."""
+"""The page that shows an evaluation in a browser: plain HTML, no scripts, images beside it in the same folder."""
 
 from collections.abc import Sequence
 from html import escape
@@ -47,7 +47,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{header}</tr>\n{body}</table>"
 
 
-def picture(path: str) -> str:
+def image(path: str) -> str:
     """An image by its path from the page, loaded when it comes into view and opened by a click."""
     return f'<a href="{escape(path)}"><img loading="lazy" src="{escape(path)}" alt=""></a>'
 
@@ -56,4 +56,4 @@ def gallery(heading: str, paths: Sequence[str]) -> str:
     """Images in a grid; nothing where there are none."""
     if not paths:
         return ""
-    return f'<h3>{escape(heading)}</h3><div class="gallery">{"".join(map(picture, paths))}</div>'
+    return f'<h3>{escape(heading)}</h3><div class="gallery">{"".join(map(image, paths))}</div>'

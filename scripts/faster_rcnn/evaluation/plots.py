@@ -47,7 +47,7 @@ def plot_recall(sources: dict[str, dict[str, Any]], path: Path) -> None:
     for panel, measure in zip(panels[len(numbers) :], MEASURES, strict=False):
         for name, result in sources.items():
             panel.plot(result["curve"]["number"], result["curve"][measure], marker=".", label=name)
-        panel.set(title=NAMES[measure], xlabel="proposals a picture", xscale="log", ylim=(0, 1.02))
+        panel.set(title=NAMES[measure], xlabel="proposals an image", xscale="log", ylim=(0, 1.02))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sources), frameon=False)
     figure.savefig(path, dpi=100)
 

@@ -6,7 +6,7 @@ COCO's rule for detections without classes, so the numbers are those of pycocoto
 only, since the head makes one detection of a class of it. Whether a proposal finds an object depends on those before it
 alone, so that one pass gives the recall of any number of proposals. Crowds and difficult objects are left out.
 
-G  objects, P  proposals of a picture;  T = 10 IoU limits.  Boxes are x1, y1, x2, y2 in pixels of the picture.
+G  objects, P  proposals of an image;  T = 10 IoU limits.  Boxes are x1, y1, x2, y2 in pixels of the image.
 """
 
 from collections.abc import Sequence
@@ -28,23 +28,21 @@ NEVER = np.iinfo(np.int64).max
 def proposal_recall(
     truths: Sequence[Sample], regions: Sequence[np.ndarray], numbers: tuple[int, ...] = NUMBERS
 ) -> dict[str, Any]:
-    """The recall of the best proposals, for several numbers of them a picture.
+    """The recall of the best proposals, for several numbers of them an image.
 
     truths: the samples, whose pixels are not looked at;  regions: float [P, 4] for each, best first.
-    Returns objects, pictures and proposals_per_picture (counts);  by_number: for each number R@0.5, R@0.7 and AR;
+    Returns objects, images and proposals_per_picture (counts);  by_number: for each number R@0.5, R@0.7 and AR;
     by_iou: the limits, and for each number the recall at each;  curve: the measures over numbers up to the most that
-    a picture has. Numbers are written as text, as in JSON. Raises ValueError if there is no object.
+    an image has. Numbers are written as text, as in JSON. Raises ValueError if there is no object.
     """
     found = [
         find_objects(truth.boxes[truth.counted()], proposals)
-        for truth, proposals in tqdm(
-            list(zip(truths, regions, strict=True)), desc="recall", unit="picture", leave=False
-        )
+        for truth, proposals in tqdm(list(zip(truths, regions, strict=True)), desc="recall", unit="image", leave=False)
     ]
     ranks = np.concatenate([np.empty((len(IOU_LIMITS), 0), np.int64), *found], axis=1)
     objects = ranks.shape[1]
     if objects == 0:
-        raise ValueError("the pictures hold no object, so that no recall can be told; take more pictures")
+        raise ValueError("the images hold no object, so that no recall can be told; take more images")
     most = max(len(one) for one in regions)
     by_iou = {number: (ranks < number).mean(axis=1) for number in numbers}
     steps = [number for number in CURVE if number < most] + [most]
@@ -83,7 +81,7 @@ def find_objects(boxes: np.ndarray, proposals: np.ndarray) -> np.ndarray:
 def recall_table(sources: dict[str, dict[str, Any]]) -> str:
     """Results of `proposal_recall` by the name of their source, as a table in Markdown: a line a source and number."""
     lines = [
-        "| source | proposals | " + " | ".join(MEASURES) + " | given a picture |",
+        "| source | proposals | " + " | ".join(MEASURES) + " | given an image |",
         "| --- | ---: | " + "---: | " * len(MEASURES) + "---: |",
     ]
     lines += [f"| {' | '.join(row)} |" for row in recall_rows(sources)]

@@ -1,4 +1,4 @@
-"""An evaluation as a folder: metrics, plots, tables, pictures and mistakes, and a page that shows all of it."""
+"""An evaluation as a folder: metrics, plots, tables, images and mistakes, and a page that shows all of it."""
 
 import csv
 import json
@@ -14,9 +14,9 @@ from faster_rcnn.data.dataset import Dataset, Prediction, Sample
 from faster_rcnn.evaluation import page
 from faster_rcnn.evaluation.measure import measure, rounded, without_pixels
 from faster_rcnn.evaluation.mistakes import KINDS, Mistake, find_mistakes
-from faster_rcnn.evaluation.pictures import draw_mistake, draw_overview, draw_sources
 from faster_rcnn.evaluation.plots import plot_precision_recall, plot_recall
 from faster_rcnn.evaluation.recall import MEASURES, proposal_recall, recall_rows, recall_table
+from faster_rcnn.evaluation.sheets import draw_mistake, draw_overview, draw_sources
 from faster_rcnn.evaluation.voc import voc_ap
 from faster_rcnn.proposal_sources.table import Regions
 
@@ -24,7 +24,7 @@ SHOWN_SCORE = 0.5  # what a client of the service gets who names no threshold
 WORST_SHOWN = 12  # of each kind of mistake
 QUALITY = 85  # of JPEG
 TILES = ("AP", "AP50", "AP75", "VOC_mAP", "VOC_mAP_11", "AR100", "pictures", "objects")
-RECALL_HEAD = ("source", "proposals", *MEASURES, "given a picture")
+RECALL_HEAD = ("source", "proposals", *MEASURES, "given an image")
 
 
 def write_report(
@@ -33,13 +33,13 @@ def write_report(
     truths: Sequence[Sample],
     predictions: Sequence[Prediction],
     about: dict[str, Any],
-    pictures: int,
+    images: int,
 ) -> dict[str, Any]:
     """Measures and writes `metrics.json`, plots, `recall.csv`, `recall.md`, `mistakes.csv`, `pictures/`, `mistakes/`,
     `index.html`; returns what is in `metrics.json`.
 
-    truths, predictions: of every picture of `dataset`, as `collect` gives them;  about: what was measured and how,
-    put before the metrics;  pictures: how many are drawn, evenly spread. Pictures are read again when they are drawn.
+    truths, predictions: of every image of `dataset`, as `collect` gives them;  about: what was measured and how,
+    put before the metrics;  images: how many are drawn, evenly spread. Images are read again when they are drawn.
     Raises ValueError if there is no object to find.
     """
     record = {**about, **measure(truths, predictions, dataset.labels)}
@@ -57,31 +57,31 @@ def write_report(
     def overview(index: int) -> Image.Image:
         return draw_overview(dataset[index], predictions[index], dataset.labels, SHOWN_SCORE, dataset.name(index))
 
-    sections.append(_write_pictures(out / "pictures", dataset, pictures, overview))
+    sections.append(_write_images(out / "pictures", dataset, images, overview))
     note = ", ".join(f"{key} {value}" for key, value in about.items())
     (out / "index.html").write_text(page.page(f"Evaluation of {about['target']}", note, sections))
     return record
 
 
 def compare_sources(
-    out: Path, dataset: Dataset, tables: Mapping[str, Mapping[str, Regions]], about: dict[str, Any], pictures: int
+    out: Path, dataset: Dataset, tables: Mapping[str, Mapping[str, Regions]], about: dict[str, Any], images: int
 ) -> str:
     """Measures sources of proposals alone: `metrics.json`, `recall.csv`, `recall.md`, a plot with all of them,
     `pictures/` and `index.html`; returns the table of `recall.md`.
 
-    tables: what `propose_for` made for all of `dataset`, by the name of its source;  about, pictures: as above.
+    tables: what `propose_for` made for all of `dataset`, by the name of its source;  about, images: as above.
     """
     out.mkdir(parents=True, exist_ok=True)
     indices = range(len(dataset))
-    progress = tqdm(indices, desc="reading", unit="picture", leave=False)
+    progress = tqdm(indices, desc="reading", unit="image", leave=False)
     truths = [without_pixels(dataset[index]) for index in progress]
     regions = {source: [table[dataset.name(index)].boxes for index in indices] for source, table in tables.items()}
     results = {source: proposal_recall(truths, boxes) for source, boxes in regions.items()}
     (out / "metrics.json").write_text(json.dumps({**about, "sources": rounded(results)}, indent=1) + "\n")
-    drawn = _write_pictures(
+    drawn = _write_images(
         out / "pictures",
         dataset,
-        pictures,
+        images,
         lambda index: draw_sources(dataset[index], {source: boxes[index] for source, boxes in regions.items()}),
     )
     note = ", ".join(f"{key} {value}" for key, value in about.items())
@@ -99,7 +99,7 @@ def _results(record: dict[str, Any]) -> str:
         "AP: mean over IoU 0.50 to 0.95 (COCO). VOC: at IoU 0.5, the area under the curve, or its mean at 11 recalls.",
         page.tiles({name: _number(record[name]) for name in TILES}),
         page.table(("class", "AP", "VOC AP (area)", "VOC AP (11 points)"), rows),
-        page.picture("precision_recall.png"),
+        page.image("precision_recall.png"),
     )
 
 
@@ -110,9 +110,9 @@ def _write_recall(out: Path, sources: dict[str, dict[str, Any]]) -> str:
     _write_csv(out / "recall.csv", RECALL_HEAD, rows)
     return page.section(
         "Proposals",
-        "The share of objects that the best proposals of a picture cover, and AR, its mean over IoU 0.50 to 0.95.",
+        "The share of objects that the best proposals of an image cover, and AR, its mean over IoU 0.50 to 0.95.",
         page.table(RECALL_HEAD, rows),
-        page.picture("proposal_recall.png"),
+        page.image("proposal_recall.png"),
     )
 
 
@@ -122,7 +122,7 @@ def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) ->
         out / "mistakes.csv",
         ("rank", "kind", "picture", "class", "severity", "x1", "y1", "x2", "y2", "caption"),
         [
-            [str(rank), one.kind, dataset.name(one.picture), dataset.labels[one.label], f"{one.severity:.4f}"]
+            [str(rank), one.kind, dataset.name(one.image), dataset.labels[one.label], f"{one.severity:.4f}"]
             + [f"{corner:.1f}" for corner in one.box.tolist()]
             + [one.caption]
             for rank, one in enumerate(mistakes, start=1)
@@ -136,7 +136,7 @@ def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) ->
         names = []
         for rank, mistake in of_kind[:WORST_SHOWN]:
             names.append(f"mistake-{rank:04d}-{kind.replace(' ', '-')}.jpg")
-            drawn = draw_mistake(dataset[mistake.picture], mistake, dataset.name(mistake.picture))
+            drawn = draw_mistake(dataset[mistake.image], mistake, dataset.name(mistake.image))
             drawn.save(folder / names[-1], quality=QUALITY)
         counts.append([kind, str(len(of_kind))])
         galleries.append(page.gallery(f"{kind}: {len(of_kind)}", [f"{folder.name}/{name}" for name in names]))
@@ -149,16 +149,16 @@ def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) ->
     )
 
 
-def _write_pictures(folder: Path, dataset: Dataset, number: int, draw: Callable[[int], Image.Image]) -> str:
-    """`number` pictures that `draw` makes of their index, evenly spread over the data set."""
+def _write_images(folder: Path, dataset: Dataset, number: int, draw: Callable[[int], Image.Image]) -> str:
+    """`number` images that `draw` makes of their index, evenly spread over the data set."""
     _emptied(folder, "picture-*.jpg")
     last = len(dataset) - 1
     chosen = np.unique(np.linspace(0, last, min(number, len(dataset))).round().astype(int))
     paths = []
-    for index in tqdm(chosen.tolist(), desc="drawing pictures", unit="picture", leave=False):
+    for index in tqdm(chosen.tolist(), desc="drawing images", unit="image", leave=False):
         paths.append(f"{folder.name}/picture-{index:05d}.jpg")
         draw(index).save(folder.parent / paths[-1], quality=QUALITY)
-    return page.section("Pictures", f"{len(paths)} of {len(dataset)}.", *map(page.picture, paths))
+    return page.section("Images", f"{len(paths)} of {len(dataset)}.", *map(page.image, paths))
 
 
 def _emptied(folder: Path, pattern: str) -> Path:

@@ -1,11 +1,11 @@
 """Average precision as Pascal VOC defines it (Everingham et al. 2010, section 4.2; VOCevaldet.m of the devkit).
 
-The detections of a class are taken from all pictures, best score first. Each is compared with the object of its class
-and picture that it overlaps most: at IoU >= 0.5 it is a hit, unless the object has been hit before; else it is false.
+The detections of a class are taken from all images, best score first. Each is compared with the object of its class
+and image that it overlaps most: at IoU >= 0.5 it is a hit, unless the object has been hit before; else it is false.
 Difficult objects are not counted, and what hits them is neither right nor wrong. The devkit adds 1 to every side, for
 its corners are whole pixels, both included; boxes whose x2, y2 lie one further need no such 1 and have the same IoU.
 
-n  detections of one class in all pictures, best score first;  G  objects of it that count.
+n  detections of one class in all images, best score first;  G  objects of it that count.
 """
 
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ class Outcome(IntEnum):
 class Matches:
     """What became of the detections of one class, best score first.
 
-    scores float [n];  outcomes int [n] of Outcome;  pictures, rows int [n]: the row of which picture's prediction;
-    targets int [n]: the row of the picture's object of that class that it overlaps most, -1 for none;
+    scores float [n];  outcomes int [n] of Outcome;  images, rows int [n]: the row of which image's prediction;
+    targets int [n]: the row of the image's object of that class that it overlaps most, -1 for none;
     overlaps float [n]: their IoU;  objects: G.
     """
 
     scores: np.ndarray
     outcomes: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
     rows: np.ndarray
     targets: np.ndarray
     overlaps: np.ndarray
@@ -84,16 +84,16 @@ def voc_ap(samples: Sequence[Sample], predictions: Sequence[Prediction], labels:
 
 
 def match_class(samples: Sequence[Sample], predictions: Sequence[Prediction], label: int) -> Matches:
-    """Holds the detections of one class against its objects. Equal scores stay in the order of the pictures."""
-    parts = [_match_picture(sample, prediction, label) for sample, prediction in zip(samples, predictions, strict=True)]
-    pictures = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    """Holds the detections of one class against its objects. Equal scores stay in the order of the images."""
+    parts = [_match_image(sample, prediction, label) for sample, prediction in zip(samples, predictions, strict=True)]
+    images = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     empty = (np.zeros(0), np.zeros(0, int), np.zeros(0, int), np.zeros(0, int), np.zeros(0))
     scores, outcomes, rows, targets, overlap = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
     order = np.argsort(-scores, kind="stable")
     return Matches(
         scores[order],
         outcomes[order],
-        pictures[order],
+        images[order],
         rows[order],
         targets[order],
         overlap[order],
@@ -101,8 +101,8 @@ def match_class(samples: Sequence[Sample], predictions: Sequence[Prediction], la
     )
 
 
-def _match_picture(sample: Sample, prediction: Prediction, label: int) -> tuple[np.ndarray, ...]:
-    """Scores, outcomes, rows, targets and overlaps of a class's detections in one picture, best score first."""
+def _match_image(sample: Sample, prediction: Prediction, label: int) -> tuple[np.ndarray, ...]:
+    """Scores, outcomes, rows, targets and overlaps of a class's detections in one image, best score first."""
     rows = np.flatnonzero(prediction.labels == label)
     rows = rows[np.argsort(-prediction.scores[rows], kind="stable")]
     crowd = np.zeros(len(sample.labels), bool) if sample.crowd is None else sample.crowd

@@ -12,10 +12,10 @@ import torch
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 
-from faster_rcnn.detector import Answer, FasterRCNN
+from faster_rcnn.detector.detector import Answer, FasterRCNN
 from faster_rcnn.graph.precision import Precision, with_precision
 from faster_rcnn.graph.translations import OPSET, TRANSLATIONS
-from faster_rcnn.torchvision_detector import TorchvisionDetector
+from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 
 INPUTS = ("images", "sizes")
 OUTPUTS = Answer._fields

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from faster_rcnn.detector import FasterRCNN
-from faster_rcnn.torchvision_detector import TorchvisionDetector
+from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 
 Precision = Literal["fp32", "fp16"]
 

@@ -14,25 +14,25 @@ import onnxruntime
 from PIL import Image
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 
-from faster_rcnn.config import canvases
 from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.label_names import distinct
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector import FasterRCNN
-from faster_rcnn.drawing import draw_prediction
+from faster_rcnn.detector.config import canvases
+from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.evaluation import Predictor, evaluate
+from faster_rcnn.evaluation.drawing import draw_prediction
 from faster_rcnn.graph.export import Exportable, Provider, export_onnx, exportable
+from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.graph.precision import Precision
-from faster_rcnn.graph.serving import onnx_predictor
 from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.graph.verification import verify
-from faster_rcnn.label_names import distinct
-from faster_rcnn.torchvision_detector import TorchvisionDetector
-from faster_rcnn.torchvision_models import describe
-from service.store import NAME
+from faster_rcnn.torchvision_adapter.builders import describe
+from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
+from service.engine.model import NAME
 
 SERVED_THRESHOLD = 0.5  # what a client gets who names none: few false boxes
-EXAMPLES = 48  # pictures from which one is shown
-DRAWN_PICTURES = 12  # verified on where no data is given
+EXAMPLES = 48  # images from which one is shown
+DRAWN_IMAGES = 12  # verified on where no data is given
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
 
 
@@ -50,7 +50,7 @@ def publish(
     training: dict[str, Any],
     measured_on: str = "",
     test: Dataset | None = None,
-    pictures: Sequence[np.ndarray] | None = None,
+    images: Sequence[np.ndarray] | None = None,
     limit: int | None = None,
     example: bool = True,
     labels: Sequence[str] | None = None,
@@ -60,8 +60,8 @@ def publish(
     """Writes the version's folder and returns it.
 
     detector: of this project, or any instance of torchvision's FasterRCNN;
-    training: how the detector was made;  measured_on: the name of `test`, whose first `limit` pictures are measured;
-    pictures: what the graph is verified on, by default pictures of the generator;  example: whether one picture of
+    training: how the detector was made;  measured_on: the name of `test`, whose first `limit` images are measured;
+    images: what the graph is verified on, by default images of the generator;  example: whether one image of
     `test` is put beside the model;  labels: of the classes without background, which a model of torchvision does not
     know;  precision: of the graph, "fp32" or "fp16";  provider: what it is for, "any" or "cpu".
     Raises FileExistsError if the version is there, Disagreement if the graph breaks a promise, ValueError if the
@@ -74,8 +74,8 @@ def publish(
     final = store / name / str(version)
     if final.exists():
         raise FileExistsError(f"{final} is there already; choose another --version")
-    if pictures is None:
-        pictures = [Shapes("test")[index].image for index in range(DRAWN_PICTURES)]
+    if images is None:
+        images = [Shapes("test")[index].image for index in range(DRAWN_IMAGES)]
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=".publishing-") as aside:
         folder = Path(aside) / name / str(version)
@@ -83,7 +83,7 @@ def publish(
         graph = folder / "model.onnx"
         export_onnx(detector, graph, precision, provider)
         sizes = canvases(detector.resize, detector.stride)
-        verification = verify(graph, detector, sizes, pictures, precision, provider)
+        verification = verify(graph, detector, sizes, images, precision, provider)
         card = {"name": name, "version": version, "labels": names, "training": training}
         card |= _describe(detector, graph) | {"precision": precision, "provider": provider}
         card["verification"] = verification.to_dict()
@@ -141,13 +141,13 @@ def _check_place(name: str, version: int) -> None:
 def _check_resize(detector: Exportable) -> None:
     if isinstance(detector, TorchvisionDetector) and (fixed := detector.model.transform.fixed_size) is not None:
         raise ValueError(
-            f"the model's transform makes every picture {fixed[0]}×{fixed[1]} whatever its shape, "
+            f"the model's transform makes every image {fixed[0]}×{fixed[1]} whatever its shape, "
             "and the service keeps shapes; build the model with min_size and max_size instead of fixed_size"
         )
 
 
 def _draw_example(folder: Path, test: Dataset, predict: Predictor) -> None:
-    """`example.jpg`, the fullest wide picture of the first, and `result.jpg`, what the model sees in it."""
+    """`example.jpg`, the fullest wide image of the first, and `result.jpg`, what the model sees in it."""
     candidates = (test[index] for index in range(min(EXAMPLES, len(test))))
     sample = max(candidates, key=lambda one: (one.image.shape[1] > one.image.shape[0], len(one.labels)))
     Image.fromarray(sample.image).save(folder / "example.jpg", quality=92)

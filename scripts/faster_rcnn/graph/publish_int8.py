@@ -7,12 +7,12 @@ from pathlib import Path
 
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.evaluation import evaluate
+from faster_rcnn.graph.onnx_predictor import decoded, onnx_predictor
 from faster_rcnn.graph.publish import write_card
 from faster_rcnn.graph.quantisation import quantise
-from faster_rcnn.graph.serving import decoded, onnx_predictor
-from service import store
+from service.engine.model import load_model
 
-CALIBRATION_PICTURES = 48
+CALIBRATION_IMAGES = 48
 LARGEST_LOSS = 0.01  # of AP@[.5:.95]
 
 
@@ -25,8 +25,8 @@ def publish_int8(
 ) -> Path:
     """Writes version `version` of the model beside `source` and returns its folder.
 
-    source: `<store>/<name>/<version>`, in float32;  calibration: its first pictures give the ranges of the features;
-    measured_on: the name of `test`, on whose first `limit` pictures both are measured.
+    source: `<store>/<name>/<version>`, in float32;  calibration: its first images give the ranges of the features;
+    measured_on: the name of `test`, on whose first `limit` images both are measured.
     Raises FileExistsError if the version is there, TooCoarse if AP falls by more than a point, ValueError if the
     service refuses either.
     """
@@ -34,12 +34,12 @@ def publish_int8(
     if final.exists():
         raise FileExistsError(f"{final} is there already; choose another --version")
     before = evaluate(test, onnx_predictor(source), limit)
-    model = store.load(source)
+    model = load_model(source)
     with tempfile.TemporaryDirectory(dir=source.parent.parent, prefix=".publishing-") as aside:
         folder = Path(aside) / source.parent.name / str(version)
         folder.mkdir(parents=True)
-        pictures = (calibration[index].image for index in range(min(CALIBRATION_PICTURES, len(calibration))))
-        quantise(source / "model.onnx", folder / "model.onnx", (decoded(one, model.card.geometry) for one in pictures))
+        images = (calibration[index].image for index in range(min(CALIBRATION_IMAGES, len(calibration))))
+        quantise(source / "model.onnx", folder / "model.onnx", (decoded(one, model.card.geometry) for one in images))
         card = json.loads((source / "model.json").read_text()) | {
             "version": version,
             "precision": "int8",

@@ -1,7 +1,7 @@
 """A written graph in int8 for a CPU: half the time, a third of the file, a little less precise (scripts/RESULTS.md).
 
-Convolutions, rectifiers and the head's products compute in eight bits. Their scales are measured once, on pictures,
-and fixed in the file: scales taken from each batch would let a picture's neighbours change its answer. Coordinates,
+Convolutions, rectifiers and the head's products compute in eight bits. Their scales are measured once, on images,
+and fixed in the file: scales taken from each batch would let an image's neighbours change its answer. Coordinates,
 suppression, scores and deltas stay float32. For a CPU with 8-bit products that do not saturate (VNNI, since 2019; Arm's
 dot products); on a GPU ONNX Runtime has next to no int8.
 """
@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from service.images import Canvas
+from service.images.fit import Canvas
 
 FORMING = {"Cast", "Flatten", "Reshape", "Slice", "Softmax", "Transpose"}
 RECTIFIERS = {"Relu"}  # between two quantised layers; else each of them would go to float32 and back
@@ -24,8 +24,8 @@ RECTIFIERS = {"Relu"}  # between two quantised layers; else each of them would g
 def quantise(graph: Path, out: Path, canvases: Iterable[Canvas]) -> None:
     """Writes `graph` in int8 to `out`.
 
-    canvases: some dozens of pictures like those that will be asked about, on which the ranges of the features are
-    measured; one picture a run, so that they may differ in size.
+    canvases: some dozens of images like those that will be asked about, on which the ranges of the features are
+    measured; one image a run, so that they may differ in size.
     Raises ValueError if the graph has no convolution, or is in int8 already.
     """
     model = onnx.load(graph)
@@ -49,8 +49,8 @@ def quantise(graph: Path, out: Path, canvases: Iterable[Canvas]) -> None:
 
 def _layers(graph: onnx.GraphProto) -> list[str]:
     """The hidden layers, but for the first convolution: its three channels leave int8 nothing to gain, and to quantise
-    the picture costs more than that. Layers that give scores and deltas take no time and want all their digits.
-    Products of two features, RoIAlign's, are not layers, nor is what blanks the features outside a picture
+    the image costs more than that. Layers that give scores and deltas take no time and want all their digits.
+    Products of two features, RoIAlign's, are not layers, nor is what blanks the features outside an image
     (`padding.py`), a convolution of one channel by ones."""
     weights = {one.name: one for one in graph.initializer}
     convolutions = [
@@ -79,7 +79,7 @@ def _gives_answers(layer: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
 
 
 class _Canvases(CalibrationDataReader):
-    """Feeds one picture after another, as ONNX Runtime's calibration asks for them."""
+    """Feeds one image after another, as ONNX Runtime's calibration asks for them."""
 
     def __init__(self, canvases: Iterable[Canvas]) -> None:
         self._feeds = _feeds(canvases)

@@ -10,7 +10,7 @@ import onnx
 import torch
 from onnxscript import opset18
 
-from faster_rcnn.operators import LAST, OUT
+from faster_rcnn.detector.operators import LAST, OUT
 
 OPSET = 18
 op: Any = opset18  # its type annotations are those of eager evaluation, not of tracing

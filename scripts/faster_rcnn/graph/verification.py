@@ -13,18 +13,18 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
-from faster_rcnn.detector import Answer, FasterRCNN
+from faster_rcnn.detector.detector import Answer, FasterRCNN
+from faster_rcnn.detector.resize import resize_image
 from faster_rcnn.graph.export import INPUTS, OUTPUTS, Exportable, Provider
 from faster_rcnn.graph.placement import check_placement
 from faster_rcnn.graph.precision import Precision
-from faster_rcnn.resize import resize_image
 
 BATCH_SIZES = (1, 2, 3, 8)
-# Pixels of canvas. With larger canvases, which cost seconds each, fewer of them and fewer pictures are tried, and no
+# Pixels of canvas. With larger canvases, which cost seconds each, fewer of them and fewer images are tried, and no
 # batch of a larger sum, which costs gigabytes, but for the smallest canvas.
 LARGE_CANVAS = 500_000
 LARGE_BATCH = 4_000_000
-PICTURES_ON_LARGE = 6
+IMAGES_ON_LARGE = 6
 EXTREME_SIZES = ((1, 1), (1, 30), (30, 1), (7, 100))  # height, width before resizing
 
 
@@ -136,11 +136,11 @@ def verify(
     precision: Precision = "fp32",
     provider: Provider = "any",
 ) -> Verification:
-    """Runs the graph at N = 1, 2, 3 and 8 on every canvas, a blank picture among them, rubbish around them.
+    """Runs the graph at N = 1, 2, 3 and 8 on every canvas, a blank image among them, rubbish around them.
 
-    Pictures of extreme shapes are added. Each answer is compared with PyTorch on that picture alone, and with the
-    graph on that picture alone.
-    pictures: uint8 [H, W, 3], at least one that fits each canvas;  precision: the graph's, the detector's is fp32;
+    Images of extreme shapes are added. Each answer is compared with PyTorch on that image alone, and with the
+    graph on that image alone.
+    images: uint8 [H, W, 3], at least one that fits each canvas;  precision: the graph's, the detector's is fp32;
     provider: what the graph is for.
     Raises Disagreement if a promise is broken, Misplaced if CUDA would leave more than shape arithmetic to the CPU.
     """
@@ -151,14 +151,14 @@ def verify(
     rule = detector.resize
     large = max(height * width for height, width in canvases) > LARGE_CANVAS
     if large:  # the smallest, and the two largest, which lie and stand
-        canvases, pictures = [canvases[0], *canvases[1:][-2:]], pictures[:PICTURES_ON_LARGE]
-    resized = [resize_image(picture, rule)[0] for picture in pictures]
+        canvases, pictures = [canvases[0], *canvases[1:][-2:]], pictures[:IMAGES_ON_LARGE]
+    resized = [resize_image(image, rule)[0] for image in pictures]
     resized += [_noise(*rule(height, width)) for height, width in EXTREME_SIZES]
     resized.append(np.full((rule.min_size, rule.min_size, 3), 127, np.uint8))
-    by_pytorch = [detector.alone(picture) for picture in tqdm(resized, "PyTorch, each alone", leave=False)]
+    by_pytorch = [detector.alone(image) for image in tqdm(resized, "PyTorch, each alone", leave=False)]
     alone = [
-        _in_onnx(session, [picture], _smallest(canvases, picture), None)[0]
-        for picture in tqdm(resized, "ONNX, each alone", leave=False)
+        _in_onnx(session, [image], _smallest(canvases, image), None)[0]
+        for image in tqdm(resized, "ONNX, each alone", leave=False)
     ]
     limits = {"detections": detector.score_floor, "proposals": 0.0}
     # this project's detectors rank by rounded margins and draw no ties: none of their float32 boxes may be missed
@@ -172,7 +172,7 @@ def verify(
         members = [resized[place] for place in batch.places]
         answers = _in_onnx(session, members, batch.canvas, batch.rubbish)
         for place, member, answer in zip(batch.places, members, answers, strict=True):
-            where = f"picture {place} in a batch of {len(batch.places)} on canvas {batch.canvas[0]}×{batch.canvas[1]}"
+            where = f"image {place} in a batch of {len(batch.places)} on canvas {batch.canvas[0]}×{batch.canvas[1]}"
             _check_form(answer, member.shape[:2], where)
             for kind in ("detections", "proposals"):
                 found = _boxes(answer, kind, limits)
@@ -197,11 +197,11 @@ class _Comparison:
         self._worst, self._where = Difference(), ""
 
     def add(self, found: Boxes, wanted: Boxes, what: str) -> None:
-        """One picture's boxes."""
+        """One image's boxes."""
         self._add(compare(found, wanted, self.tolerance), len(found.boxes), what)
 
     def add_blank(self, found: Boxes, wanted: Boxes, what: str) -> None:
-        """Proposals in a picture of one colour, in whose middle all anchors tie, so that each runtime keeps others, and
+        """Proposals in an image of one colour, in whose middle all anchors tie, so that each runtime keeps others, and
         by them suppresses others: only the best score can be compared."""
         best = [float(one.scores[0]) if len(one.scores) else 0.0 for one in (found, wanted)]
         self._add(Difference(score=abs(best[0] - best[1])), 1, what)
@@ -235,12 +235,12 @@ class _Batch:
 
 
 def _batches(pictures: Sequence[np.ndarray], canvases: Sequence[tuple[int, int]]) -> Iterator[_Batch]:
-    """Batches of every size on every canvas, and on one that is larger than any; the blank picture is in each but
+    """Batches of every size on every canvas, and on one that is larger than any; the blank image is in each but
     some of one."""
     rng = np.random.default_rng(0)
     largest = max(max(canvas) for canvas in canvases)
     for height, width in [*canvases, (largest, largest)]:
-        fitting = [n for n, picture in enumerate(pictures) if picture.shape[0] <= height and picture.shape[1] <= width]
+        fitting = [n for n, image in enumerate(pictures) if image.shape[0] <= height and image.shape[1] <= width]
         for size in BATCH_SIZES:
             if size * height * width > LARGE_BATCH and size > 1 and (height, width) != canvases[0]:
                 continue
@@ -253,11 +253,11 @@ def _noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def _smallest(canvases: Sequence[tuple[int, int]], picture: np.ndarray) -> tuple[int, int]:
-    height, width = picture.shape[:2]
+def _smallest(canvases: Sequence[tuple[int, int]], image: np.ndarray) -> tuple[int, int]:
+    height, width = image.shape[:2]
     fitting = [canvas for canvas in canvases if canvas[0] >= height and canvas[1] >= width]
     if not fitting:
-        raise Disagreement(f"no canvas of {list(canvases)} holds a picture resized to {height}×{width}")
+        raise Disagreement(f"no canvas of {list(canvases)} holds an image resized to {height}×{width}")
     return min(fitting, key=lambda canvas: canvas[0] * canvas[1])
 
 
@@ -267,7 +267,7 @@ def _in_onnx(
     canvas: tuple[int, int],
     rubbish: np.random.Generator | None,
 ) -> list[Answer]:
-    """The graph's answers, one for each picture; arrays without the batch dimension."""
+    """The graph's answers, one for each image; arrays without the batch dimension."""
     feed = dict(zip(INPUTS, _pack(pictures, canvas, rubbish), strict=True))
     values = session.run(list(OUTPUTS), feed)
     return [Answer(*(value[place] for value in values)) for place in range(len(pictures))]
@@ -278,9 +278,9 @@ def _pack(
 ) -> tuple[np.ndarray, np.ndarray]:
     shape = (len(pictures), *canvas, 3)
     images = np.zeros(shape, np.uint8) if rubbish is None else rubbish.integers(0, 256, shape, dtype=np.uint8)
-    for place, picture in enumerate(pictures):
-        images[place, : picture.shape[0], : picture.shape[1]] = picture
-    return images, np.array([picture.shape[:2] for picture in pictures], np.int64)
+    for place, image in enumerate(pictures):
+        images[place, : image.shape[0], : image.shape[1]] = image
+    return images, np.array([image.shape[:2] for image in pictures], np.int64)
 
 
 def _boxes(answer: Answer, kind: str, cuts: dict[str, float]) -> Boxes:
@@ -297,7 +297,7 @@ def _boxes(answer: Answer, kind: str, cuts: dict[str, float]) -> Boxes:
 
 
 def _check_form(answer: Answer, size: tuple[int, ...], where: str) -> None:
-    """Counts in range, rows best first, boxes inside the picture, zeros past the count, no NaN."""
+    """Counts in range, rows best first, boxes inside the image, zeros past the count, no NaN."""
     height, width = size
     for kind, count, boxes, scores, others in (
         ("detections", answer.num_detections, answer.boxes, answer.scores, [answer.labels]),
@@ -309,7 +309,7 @@ def _check_form(answer: Answer, size: tuple[int, ...], where: str) -> None:
             "their count is out of range": not 0 <= number <= len(values[1]),
             "a value is not finite": not all(np.isfinite(one).all() for one in values),
             "scores are not best first": bool((np.diff(values[1]) > 0).any()),
-            "a box leaves the picture": bool(
+            "a box leaves the image": bool(
                 (values[0] < 0).any() or (values[0][:, 0::2] > width).any() or (values[0][:, 1::2] > height).any()
             ),
             "rows past the count are not zero": any(one[number:].any() for one in values),

@@ -1,6 +1,6 @@
-"""Proposals by a trained region proposal network, each picture by itself and resized by the detector's own rule.
+"""Proposals by a trained region proposal network, each image by itself and resized by the detector's own rule.
 
-P  proposals of a picture.  Boxes leave in pixels of the original picture.
+P  proposals of an image.  Boxes leave in pixels of the original image.
 """
 
 import sys
@@ -9,10 +9,10 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Sample
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.proposals import ProposalLimits
+from faster_rcnn.prediction import inferring, single
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, Regions
-from faster_rcnn.proposals import ProposalLimits
-from faster_rcnn.single import inferring, single
 
 EVERY = sys.maxsize  # anchors
 MOST_OF_A_MAP = 12_000  # anchors; as many as NMS sees of the single map in the reference code's joint training
@@ -23,20 +23,20 @@ def uncut_limits(detector: FasterRCNN, limit: int = LIMIT) -> ProposalLimits:
 
     On one feature map NMS sees every anchor (RPN_PRE_NMS_TOP_N = -1 in the reference code). A pyramid, which the
     reference code has not, shows it the best 12,000 of each map: among the 160,000 anchors of the finest one
-    it would take a minute a picture.
+    it would take a minute an image.
     """
     before = EVERY if len(detector.backbone.strides) == 1 else MOST_OF_A_MAP
     return replace(detector.config.training_proposals, before_nms=before, after_nms=limit)
 
 
 def rpn_regions(detector: FasterRCNN, dataset: Dataset, limits: ProposalLimits, made: str = "rpn") -> ProposalTable:
-    """The proposals for the pictures of a data set, on the detector's device.
+    """The proposals for the images of a data set, on the detector's device.
 
     made: the words that say where the detector comes from; the limits are added.
     """
     table = {}
-    for index in tqdm(range(len(dataset)), desc="proposing", unit="picture"):
-        table[dataset.name(index)] = picture_regions(detector, dataset[index], limits)
+    for index in tqdm(range(len(dataset)), desc="proposing", unit="image"):
+        table[dataset.name(index)] = image_regions(detector, dataset[index], limits)
     before = "all" if limits.before_nms == EVERY else limits.before_nms
     return ProposalTable(
         table,
@@ -45,8 +45,8 @@ def rpn_regions(detector: FasterRCNN, dataset: Dataset, limits: ProposalLimits, 
     )
 
 
-def picture_regions(detector: FasterRCNN, sample: Sample, limits: ProposalLimits) -> Regions:
-    """The proposals for one picture, on the tightest canvas."""
+def image_regions(detector: FasterRCNN, sample: Sample, limits: ProposalLimits) -> Regions:
+    """The proposals for one image, on the tightest canvas."""
     one = single(detector, sample)
     sizes = one.batch.sizes
     with inferring(detector):

@@ -2,20 +2,20 @@
 
 What OpenCV leaves open:
 
-Size. The number of regions and the time depend on the size of the picture, hence R-CNN brings pictures to a width of
-500 pixels first. Here a larger picture is reduced to the area of 500×375 pixels: on 640×480 blood smears that took half
-the time and found as many objects. Area instead of width, so that a long picture does not lose its shorter side.
+Size. The number of regions and the time depend on the size of the image, hence R-CNN brings images to a width of
+500 pixels first. Here a larger image is reduced to the area of 500×375 pixels: on 640×480 blood smears that took half
+the time and found as many objects. Area instead of width, so that a long image does not lose its shorter side.
 
-Order. The paper ranks regions by a random number times their place in the hierarchy, the whole picture first. OpenCV
+Order. The paper ranks regions by a random number times their place in the hierarchy, the whole image first. OpenCV
 does so from the other end, the smallest pieces first, and draws from C's `rand`, so that no two calls agree (the set of
 boxes is the same). The rule is applied anew: size stands for the place in the hierarchy, the generator has a seed.
 
-Aspect. Pictures more than 2.4 times as long as wide made OpenCV throw until 4.1.1 (opencv_contrib#2102). It still turns
-the picture by 45°, so that time and memory grow with the square of the longer side: one of 1×100000 would take 20 GB.
+Aspect. Images more than 2.4 times as long as wide made OpenCV throw until 4.1.1 (opencv_contrib#2102). It still turns
+the image by 45°, so that time and memory grow with the square of the longer side: one of 1×100000 would take 20 GB.
 Hence a side beyond LONGEST is squeezed to it, which leaves the shorter side, and with it small objects, as large as can
-be; that happens to pictures of 12:1 and beyond only, most of which are strips.
+be; that happens to images of 12:1 and beyond only, most of which are strips.
 
-P  regions of a picture;  boxes are x1, y1, x2, y2 in pixels of the original picture.
+P  regions of an image;  boxes are x1, y1, x2, y2 in pixels of the original image.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ AREA = 500 * 375  # pixels; R-CNN's width (Girshick et al. 2014, section 4.2) at
 LONGEST = 1500  # pixels
 BASE_K, INCREMENT_K, SIGMA = 150, 150, 0.8  # OpenCV's defaults: k is 150, 300 and 450 in two colour spaces
 
-# Everything that the boxes of a picture depend on beside its pixels; the last number rises with this file's rules.
+# Everything that the boxes of an image depend on beside its pixels; the last number rises with this file's rules.
 RECIPE = (
     f"selective-search fast; k {BASE_K}+{INCREMENT_K}; sigma {SIGMA}; area {AREA}; longest {LONGEST}; "
     f"OpenCV {cv2.__version__}; 1"
@@ -45,7 +45,7 @@ RECIPE = (
 
 
 def selective_search(image: np.ndarray) -> np.ndarray:
-    """The regions of an RGB picture, uint8 [H, W, 3], without duplicates.  Returns float32 [P, 4], best first."""
+    """The regions of an RGB image, uint8 [H, W, 3], without duplicates.  Returns float32 [P, 4], best first."""
     cv2.setNumThreads(1)  # the parallel work is in processes
     height, width = image.shape[:2]
     scale = min(1.0, (AREA / (height * width)) ** 0.5)
@@ -70,9 +70,9 @@ def _prioritised(boxes: np.ndarray) -> np.ndarray:
 def selective_search_table(
     dataset: Dataset, limit: int = LIMIT, cache: Path | None = None, workers: int = 1
 ) -> ProposalTable:
-    """The regions of the pictures of a data set, by `workers` processes.
+    """The regions of the images of a data set, by `workers` processes.
 
-    What has been computed is kept in the folder `cache` (None: `default_cache()`) picture by picture, so that a run
+    What has been computed is kept in the folder `cache` (None: `default_cache()`) image by image, so that a run
     that was cut off goes on where it was, and the same pixels are never searched twice.
     """
     indices = range(len(dataset))
@@ -85,7 +85,7 @@ def selective_search_table(
         generator=torch.Generator(),  # the global one would lose a number, and what is drawn later differ
     )
     table = {}
-    for index, boxes in zip(indices, tqdm(work, desc="selective search", unit="picture"), strict=True):
+    for index, boxes in zip(indices, tqdm(work, desc="selective search", unit="image"), strict=True):
         table[dataset.name(index)] = ranked(boxes[:limit])
     return ProposalTable(table, f"{RECIPE}; limit {limit}")
 
@@ -96,7 +96,7 @@ def default_cache() -> Path:
 
 
 def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:
-    """`selective_search`, from the cache if it knows the picture.
+    """`selective_search`, from the cache if it knows the image.
 
     A file of the cache is named by the SHA-256 of the pixels, their shape and the recipe. One that is damaged is
     computed anew.
@@ -128,7 +128,7 @@ def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 class _Searches(Indexed[np.ndarray]):
-    """The regions of each picture, for a DataLoader to have made by its processes."""
+    """The regions of each image, for a DataLoader to have made by its processes."""
 
     def __init__(self, dataset: Dataset, cache: Path) -> None:
         self.dataset = dataset

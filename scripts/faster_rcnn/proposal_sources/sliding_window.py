@@ -1,11 +1,11 @@
-"""Sliding windows: the same grid of boxes for every picture of a size, whatever it shows.
+"""Sliding windows: the same grid of boxes for every image of a size, whatever it shows.
 
 Ren et al. 2015 (section 4.1, "one-stage detection vs. two-stage proposal + detection") compare the RPN with dense
-windows of three scales and three ratios. Here there are four scales, octaves from an eighth of the picture's shorter
+windows of three scales and three ratios. Here there are four scales, octaves from an eighth of the image's shorter
 side to all of it: the paper's three (128 to 512 pixels of 600) suit VOC's large objects, and with 2000 windows meet
 only two thirds of the objects of `shapes` at an IoU of 0.5, the four nearly all.
 
-H, W  height, width of the picture;  P  windows;  boxes are x1, y1, x2, y2 in pixels of the picture.
+H, W  height, width of the image;  P  windows;  boxes are x1, y1, x2, y2 in pixels of the image.
 """
 
 from itertools import product
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, Regions, ranked
 
-SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of a window's area's square root, in shorter sides of the picture
+SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of a window's area's square root, in shorter sides of the image
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 
 FEWEST = 4 * len(SCALES) * len(RATIOS)  # one in each corner, of each shape: what is always possible
@@ -28,14 +28,14 @@ SPREAD = (0.7548776662466927, 0.5698402909980532)
 
 
 def sliding_windows(height: int, width: int, limit: int = LIMIT) -> np.ndarray:
-    """At most `limit` windows [P, 4], float32, that lie inside an H × W picture and cover it evenly.
+    """At most `limit` windows [P, 4], float32, that lie inside an H × W image and cover it evenly.
 
     All shapes slide by the same share of their sides, the smallest for which the limit holds. The shapes take turns, so
-    that any first windows cover the picture, too. Where a shape is larger than the picture, it is cut to its sides.
+    that any first windows cover the image, too. Where a shape is larger than the image, it is cut to its sides.
     Raises ValueError if the limit is below FEWEST.
     """
     if limit < FEWEST:
-        raise ValueError(f"{limit} windows are too few to cover a picture; allow at least {FEWEST}")
+        raise ValueError(f"{limit} windows are too few to cover an image; allow at least {FEWEST}")
     shapes = _shapes(height, width)
     step = _step(height, width, shapes, limit)
     grids = [_grid(height, width, *shape, step) for shape in shapes]
@@ -44,10 +44,10 @@ def sliding_windows(height: int, width: int, limit: int = LIMIT) -> np.ndarray:
 
 
 def sliding_window_table(dataset: Dataset, limit: int = LIMIT) -> ProposalTable:
-    """The windows of the pictures of a data set."""
+    """The windows of the images of a data set."""
     by_size: dict[tuple[int, int], Regions] = {}
     table = {}
-    for index in tqdm(range(len(dataset)), desc="sliding windows", unit="picture", leave=False):
+    for index in tqdm(range(len(dataset)), desc="sliding windows", unit="image", leave=False):
         size = dataset.size(index)
         if size not in by_size:
             by_size[size] = ranked(sliding_windows(*size, limit))
@@ -85,7 +85,7 @@ def _step(height: int, width: int, shapes: list[tuple[float, float]], limit: int
 
 
 def _grid(height: int, width: int, h: float, w: float, step: float) -> np.ndarray:
-    """The windows of one shape [P, 4], ends of the picture included, in an order that spreads."""
+    """The windows of one shape [P, 4], ends of the image included, in an order that spreads."""
     rows, columns = _places(height, h, step), _places(width, w, step)
     y, x = (place.ravel() for place in np.mgrid[:rows, :columns])
     order = np.argsort((x * SPREAD[0] + y * SPREAD[1] + 0.5) % 1, kind="stable")

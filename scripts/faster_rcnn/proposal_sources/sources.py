@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
+from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.selective_search import selective_search_table
 from faster_rcnn.proposal_sources.sliding_window import sliding_window_table
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, known
-from faster_rcnn.training.checkpoint import best_or_last, build_detector, read_checkpoint
 
 SOURCES = "sliding-window, selective-search, rpn:RUN, FILE.npz"
 
@@ -21,12 +21,12 @@ def propose_for(
     workers: int = 1,
     device: str = "cpu",
 ) -> ProposalTable:
-    """At most `limit` proposals for each of the pictures of a data set.
+    """At most `limit` proposals for each of the images of a data set.
 
     source: `sliding-window`, `selective-search`, `rpn:RUN` (a run's folder or a checkpoint) or a table's `.npz`.
     cache, workers: of selective search;  device: of the RPN.
     Raises ValueError for a source of another kind, a run without a trained RPN or a file that does not have every
-    picture, FileNotFoundError for a run or file that is not there.
+    image, FileNotFoundError for a run or file that is not there.
     """
     if limit < 1:
         raise ValueError(f"a limit of {limit} leaves no proposals; take at least 1")

@@ -1,14 +1,14 @@
 """Proposals of a whole data set, the same from every source, in memory and on disk.
 
-On disk a table is one NumPy archive without pickles, which any tool can write. For lists `names` (of pictures: a file's
-name as the data set lists it), `boxes` (of arrays [P, 4] as x1, y1, x2, y2 in pixels of the upright original picture,
+On disk a table is one NumPy archive without pickles, which any tool can write. For lists `names` (of images: a file's
+name as the data set lists it), `boxes` (of arrays [P, 4] as x1, y1, x2, y2 in pixels of the upright original image,
 best first) and `scores` (of arrays [P], falling):
 
     counts = np.array([len(one) for one in boxes], np.int64)
     everything = {"boxes": np.concatenate(boxes), "scores": np.concatenate(scores), "counts": counts}
     np.savez("table.npz", names=np.array(names), made=np.array("how they were made"), **everything)
 
-P  proposals of a picture.
+P  proposals of an image.
 """
 
 import os
@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Sample
 
-LIMIT = 2000  # of proposals a picture: what Fast R-CNN (section 4.7) and Faster R-CNN (section 3.3) train on
+LIMIT = 2000  # of proposals an image: what Fast R-CNN (section 4.7) and Faster R-CNN (section 3.3) train on
 ARRAYS = ("names", "counts", "boxes", "scores", "made")
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The proposals of one picture, best first.
+    """The proposals of one image, best first.
 
     boxes: float32 [P, 4] as x1, y1, x2, y2 in pixels of the upright original;  scores: float32 [P], not rising.
     """
@@ -45,9 +45,9 @@ def ranked(boxes: np.ndarray) -> Regions:
 
 
 class ProposalTable(Mapping[str, Regions]):
-    """The regions of each picture by its name, and `made`: how, in words.
+    """The regions of each image by its name, and `made`: how, in words.
 
-    Raises ValueError if a picture's boxes or scores cannot be what they should be, naming the picture and the row.
+    Raises ValueError if an image's boxes or scores cannot be what they should be, naming the image and the row.
     """
 
     def __init__(self, regions: Mapping[str, Regions], made: str) -> None:
@@ -93,15 +93,15 @@ class ProposalTable(Mapping[str, Regions]):
 
 
 def known(dataset: Dataset, table: Mapping[str, Regions]) -> list[str]:
-    """The names of the pictures of a data set, each of which the table has.
+    """The names of the images of a data set, each of which the table has.
 
-    Raises ValueError that names the first picture that it has not, and how many there are.
+    Raises ValueError that names the first image that it has not, and how many there are.
     """
     names = [dataset.name(index) for index in range(len(dataset))]
     missing = [name for name in names if name not in table]
     if missing:
         raise ValueError(
-            f"the table of proposals has none for {missing[0]} ({len(missing)} of {len(names)} pictures are missing; "
+            f"the table of proposals has none for {missing[0]} ({len(missing)} of {len(names)} images are missing; "
             f"it has {len(table)}, the first is {next(iter(table), 'none')}); "
             "make it for this data set and split with scripts/propose.py"
         )
@@ -111,8 +111,8 @@ def known(dataset: Dataset, table: Mapping[str, Regions]) -> list[str]:
 class WithProposals:
     """A data set whose samples carry the best `limit` proposals of a table.
 
-    They are clipped to their picture and left out where nothing remains, but are not made up where there are none.
-    Raises ValueError at once if the table has nothing for a picture, or only boxes outside it.
+    They are clipped to their image and left out where nothing remains, but are not made up where there are none.
+    Raises ValueError at once if the table has nothing for an image, or only boxes outside it.
     """
 
     def __init__(self, dataset: Dataset, table: Mapping[str, Regions], limit: int = LIMIT) -> None:
@@ -120,7 +120,7 @@ class WithProposals:
         self.labels = dataset.labels
         self._dataset = dataset
         self._boxes: list[np.ndarray] = []
-        for index, name in enumerate(tqdm(names, desc="fitting proposals", unit="picture", leave=False)):
+        for index, name in enumerate(tqdm(names, desc="fitting proposals", unit="image", leave=False)):
             given = table[name].boxes
             fitting = _clip(given, dataset.size(index))[:limit]
             if len(given) and not len(fitting):
@@ -166,7 +166,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def _table(arrays: dict[str, np.ndarray]) -> ProposalTable:
     names, counts, boxes, scores = (arrays[name] for name in ARRAYS[:4])
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise ValueError(f"names is {names.dtype} {list(names.shape)}; write text [pictures]")
+        raise ValueError(f"names is {names.dtype} {list(names.shape)}; write text [images]")
     if counts.shape != names.shape or counts.dtype.kind not in "iu" or (counts < 0).any():
         raise ValueError(f"counts is {counts.dtype} {list(counts.shape)}; write one count from 0 for each of the names")
     rows = int(counts.sum())
@@ -203,7 +203,7 @@ def _check(name: str, regions: Regions) -> None:
     for sound, fault in (
         (finite, "which is not a finite number throughout; remove it"),
         (area, "whose box has no area; write x1, y1, x2, y2 with x2 > x1 and y2 > y1, or remove it"),
-        ((boxes[:, 2:] > 0).all(axis=1), "whose box is left of or above every picture; remove it"),
+        ((boxes[:, 2:] > 0).all(axis=1), "whose box is left of or above every image; remove it"),
         (
             np.append(True, scores[1:] <= scores[:-1])[: len(scores)],
             "whose score is higher than the one before it; sort best first",

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.detector.checkpoint import BEST, NAME, build_detector, read_checkpoint, save_state
+from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
-from faster_rcnn.proposals import ProposalLimits
-from faster_rcnn.training.checkpoint import BEST, NAME, build_detector, read_checkpoint, save_state
 from faster_rcnn.training.loop import train
 from faster_rcnn.training.options import TrainingOptions, short_warm_up
 from faster_rcnn.training.processes import rank, wait_for_all

@@ -8,7 +8,7 @@ from torch import Tensor
 
 WINDOW = 50  # iterations whose losses are averaged
 # Times the lowest such average, which must be above the first one too: far beyond what hard batches or a new rate do,
-# also where most pictures are empty and cost next to nothing.
+# also where most images are empty and cost next to nothing.
 RISE = 20.0
 
 _LOWER_RATE = "go on from the last checkpoint with --resume and a lower --learning-rate"
@@ -63,7 +63,7 @@ class DivergenceWatch:
     def _cause(self, iteration: int, rate: float, wrong: list[str]) -> str:
         if iteration == 0:
             return (
-                "at the very first step it is not the rate: look for weights that are not finite or pictures with "
+                "at the very first step it is not the rate: look for weights that are not finite or images with "
                 "senseless boxes (scripts/check_data.py); then start again in a new --out"
             )
         if wrong and all(name.endswith("_box") for name in wrong):

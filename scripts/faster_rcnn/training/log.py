@@ -1,4 +1,4 @@
-"""What a run leaves to look at: `losses.csv`, `validation.jsonl`, TensorBoard's events, plots, sheets of pictures."""
+"""What a run leaves to look at: `losses.csv`, `validation.jsonl`, TensorBoard's events, plots, sheets of images."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ class RunLog:
         self._board.add_scalar("learning_rate", rate, iteration)
 
     def validation(self, iteration: int, metrics: dict[str, Any], sheet: Image.Image) -> None:
-        """A line of metrics, and a sheet of pictures as `predictions/<iteration>.jpg`."""
+        """A line of metrics, and a sheet of images as `predictions/<iteration>.jpg`."""
         with self._validations.open("a") as file:
             file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
         sheets = self.folder / "predictions"

@@ -1,4 +1,4 @@
-"""The training loop: batches to a trained detector, with its log, checkpoints, validation and pictures."""
+"""The training loop: batches to a trained detector, with its log, checkpoints, validation and images."""
 
 import time
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from faster_rcnn.backbones.freezing import freeze_before
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.loader import Batch, Loading, Share, training_batches
-from faster_rcnn.detector import FasterRCNN
-from faster_rcnn.losses import total
-from faster_rcnn.training.checkpoint import BEST, NAME, read_checkpoint, save_state
+from faster_rcnn.detector.backbones.freezing import freeze_before
+from faster_rcnn.detector.checkpoint import BEST, NAME, read_checkpoint, save_state
+from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.losses import total
 from faster_rcnn.training.divergence import DivergenceWatch
 from faster_rcnn.training.log import RunLog
 from faster_rcnn.training.objectives import Objective
@@ -62,7 +62,7 @@ def train(
     """Trains `detector` in place and returns its last validation metrics and the seconds that all of the run took.
 
     In `folder`: `checkpoint.pt`, the last state; `best.pt`, the detector with the highest `task.chosen_by`;
-    `losses.csv`, a row an iteration; `validation.jsonl`, a line a validation; `predictions/`, a sheet of pictures a
+    `losses.csv`, a row an iteration; `validation.jsonl`, a line a validation; `predictions/`, a sheet of images a
     validation; `losses.png`; `tensorboard/`. Started by `torchrun`, every process takes its share of each batch and
     the first one writes.
     Raises ValueError if there is nothing left to resume or a batch cannot be dealt out, FloatingPointError when the
@@ -174,7 +174,7 @@ def _seed(*numbers: int) -> int:
 
 
 def _freeze_normalisations(module: nn.Module) -> list[nn.Module]:
-    """Batch normalisations as they were given, since a batch of detection has too few pictures to measure anew."""
+    """Batch normalisations as they were given, since a batch of detection has too few images to measure anew."""
     found: list[nn.Module] = [one for one in module.modules() if isinstance(one, nn.BatchNorm2d)]
     for one in found:
         one.requires_grad_(False)

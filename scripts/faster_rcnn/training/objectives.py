@@ -10,13 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from faster_rcnn import losses
-from faster_rcnn.anchors import inside_image
-from faster_rcnn.backbones import autocast_dtype
-from faster_rcnn.boxes import encode
 from faster_rcnn.data.loader import Batch, GroundTruth
-from faster_rcnn.detector import FasterRCNN, RPNOutput
-from faster_rcnn.sampling import POSITIVE, label_anchors, sample_anchors, sample_proposals
+from faster_rcnn.detector import losses
+from faster_rcnn.detector.anchors import inside_image
+from faster_rcnn.detector.backbones import autocast_dtype
+from faster_rcnn.detector.boxes import encode
+from faster_rcnn.detector.detector import FasterRCNN, RPNOutput
+from faster_rcnn.detector.sampling import POSITIVE, label_anchors, sample_anchors, sample_proposals
 
 Losses = dict[str, Tensor]
 Compute = Callable[[FasterRCNN, Batch, bool], Losses]
@@ -43,7 +43,7 @@ def fast_rcnn_losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) 
     Raises ValueError if the batch brings none.
     """
     if batch.proposals is None:
-        raise ValueError("the pictures carry no proposals; open the data set with those of a source")
+        raise ValueError("the images carry no proposals; open the data set with those of a source")
     with _precision(detector, batch.images, mixed_precision):
         features = detector.features(batch.images, batch.sizes)
     return _head_losses(detector, [one.float() for one in features], batch.proposals, batch)

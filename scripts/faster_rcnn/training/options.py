@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.detector.detector import FasterRCNN
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class TrainingOptions:
     """One run. Times are in iterations; an iteration is one batch."""
 
     iterations: int
-    batch_size: int  # pictures a step, over all processes and parts
+    batch_size: int  # images a step, over all processes and parts
     learning_rate: float
     warm_up: int  # the rate grows linearly over these
     decay: str = "cosine"  # a key of DECAYS

@@ -1,6 +1,6 @@
 """Training on several GPUs or processes, started by `torchrun`: who is who, and what they tell each other.
 
-The mean over a batch is the mean over its pictures however they are dealt out: every process takes equally many, their
+The mean over a batch is the mean over its images however they are dealt out: every process takes equally many, their
 gradients are averaged, and batch normalisation takes its statistics over all of them.
 """
 

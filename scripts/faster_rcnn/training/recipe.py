@@ -10,33 +10,33 @@ from typing import Any
 import torch
 import torchvision
 
-from faster_rcnn.backbones.freezing import freeze_before
-from faster_rcnn.config import DetectorConfig, preset
 from faster_rcnn.data.loader import Share
 from faster_rcnn.data.sources import open_dataset
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.detector.backbones.freezing import freeze_before
+from faster_rcnn.detector.checkpoint import NAME
+from faster_rcnn.detector.config import DetectorConfig, preset
+from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.detector.roi_head import TargetNormalisation
+from faster_rcnn.detector.weights import fetch_weights, load_backbone_weights
 from faster_rcnn.proposal_sources.sources import check_source
-from faster_rcnn.resize import ResizeRule
-from faster_rcnn.roi_head import TargetNormalisation
 from faster_rcnn.training.alternating import step_iterations
-from faster_rcnn.training.checkpoint import NAME
 from faster_rcnn.training.options import TrainingOptions, short_warm_up
 from faster_rcnn.training.processes import processes
-from faster_rcnn.weights import fetch_weights, load_backbone_weights
 
 RECORD = "run.json"
 SCHEDULE_NAMES = ("joint", "alternating", "fast-rcnn")
 PRETRAINED = ("vgg16", "resnet50", "resnet50_fpn", "mobilenet_v3_large", "mobilenet_v3_large_fpn")
 
 # From given weights, what the papers do: SGD, the rate cut to a tenth after three quarters (section 3.1.3), the first
-# stages as they are (Fast R-CNN, section 4.5). With batches of more than the papers' one picture the rate grows.
+# stages as they are (Fast R-CNN, section 4.5). With batches of more than the papers' one image the rate grows.
 _FINE_TUNING: dict[str, dict[str, Any]] = {
     "vgg16": {"batch_size": 1, "learning_rate": 0.001, "trainable_from": "conv3_1"},
     "resnet50": {"batch_size": 4, "learning_rate": 0.005, "trainable_from": "layer2"},
     "resnet50_fpn": {"batch_size": 4, "learning_rate": 0.005, "trainable_from": "layer2"},
     "mobilenet_v3_large": {"batch_size": 8, "learning_rate": 0.01},
     "mobilenet_v3_large_fpn": {"batch_size": 8, "learning_rate": 0.01},
-    # from a run of one's own, whose statistics of normalisation are of pictures alike
+    # from a run of one's own, whose statistics of normalisation are of images alike
     "compact": {
         "batch_size": 8, "learning_rate": 0.0003, "frozen_statistics": False, "optimiser": "adamw", "decay": "cosine",
         "warm_up": 100,
@@ -51,8 +51,8 @@ _FROM_SCRATCH: dict[str, dict[str, Any]] = {
     "mobilenet_v3_large_fpn": {"batch_size": 8, "learning_rate": 0.0005},
 }
 EPOCHS, LEAST_BATCHES = 30, 2500  # for data of one's own: the first where there is much, the second where little
-VALIDATED = 1000  # pictures: all of most people's
-SHAPES = {"batch_size": 16, "iterations": 4500, "augmentations": ("flip",)}  # pictures without end need no more
+VALIDATED = 1000  # images: all of most people's
+SHAPES = {"batch_size": 16, "iterations": 4500, "augmentations": ("flip",)}  # images without end need no more
 NAME_OF_NO_WEIGHTS = "none"
 
 
@@ -60,7 +60,7 @@ def default_weights(backbone: str) -> str:
     return "imagenet" if backbone in PRETRAINED else NAME_OF_NO_WEIGHTS
 
 
-def default_options(backbone: str, weights: str, data: str, pictures: int) -> dict[str, Any]:
+def default_options(backbone: str, weights: str, data: str, images: int) -> dict[str, Any]:
     """The training options that suit a backbone, where it starts from, and the data."""
     if weights == NAME_OF_NO_WEIGHTS:
         chosen: dict[str, Any] = {"optimiser": "adamw", "decay": "cosine", "warm_up": 100} | _FROM_SCRATCH[backbone]
@@ -70,8 +70,8 @@ def default_options(backbone: str, weights: str, data: str, pictures: int) -> di
     chosen |= {"augmentations": ("flip", "scale-jitter", "photometric"), "workers": max(1, (os.cpu_count() or 2) // 2)}
     if data == "shapes":
         return chosen | SHAPES
-    chosen["batch_size"] = min(chosen["batch_size"], max(1, pictures))
-    length = max(LEAST_BATCHES, EPOCHS * pictures // chosen["batch_size"])
+    chosen["batch_size"] = min(chosen["batch_size"], max(1, images))
+    length = max(LEAST_BATCHES, EPOCHS * images // chosen["batch_size"])
     return chosen | {"iterations": length, "validation_pictures": VALIDATED}
 
 
@@ -159,19 +159,17 @@ def begun_run(folder: Path, given: dict[str, Any], command: str, device: str) ->
     return run
 
 
-def _options(given: dict[str, Any], run: dict[str, Any], pictures: int) -> TrainingOptions:
-    """The options of a run on so many pictures: what suits it, and what the command line changes of that."""
+def _options(given: dict[str, Any], run: dict[str, Any], images: int) -> TrainingOptions:
+    """The options of a run on so many images: what suits it, and what the command line changes of that."""
     known = {field.name for field in fields(TrainingOptions)}
-    chosen = default_options(run["backbone"], run["weights"], run["data"], pictures)
+    chosen = default_options(run["backbone"], run["weights"], run["data"], images)
     chosen |= {name: value for name, value in given.items() if name in known}
     if "warm_up" not in given:
         chosen["warm_up"] = short_warm_up(chosen["warm_up"], chosen["iterations"])
     options = TrainingOptions(**{**chosen, "augmentations": tuple(chosen["augmentations"])})
     Share(0, processes(), options.accumulate).check(options.batch_size)
-    if options.batch_size > pictures:
-        raise ValueError(
-            f"the data set has {pictures} pictures, a batch takes {options.batch_size}; lower --batch-size"
-        )
+    if options.batch_size > images:
+        raise ValueError(f"the data set has {images} images, a batch takes {options.batch_size}; lower --batch-size")
     return options
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from faster_rcnn.detector.checkpoint import NAME, read_checkpoint
 from faster_rcnn.training.alternating import STEPS
-from faster_rcnn.training.checkpoint import NAME, read_checkpoint
 from faster_rcnn.training.recipe import RECORD, read_run
 
 

@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from faster_rcnn.config import DetectorConfig
-from faster_rcnn.data.annotated import AnnotatedPictures
+from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.coverage import anchor_coverage
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.data.first import FirstPictures
-from faster_rcnn.data.pictures import check_before_training, summary
+from faster_rcnn.data.decode_check import check_before_training, summary
 from faster_rcnn.data.sources import check_labels, open_dataset
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.detector.checkpoint import NAME, load_detector
+from faster_rcnn.detector.config import DetectorConfig
+from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.proposal_sources.sources import propose_for
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
 from faster_rcnn.training.alternating import alternate
-from faster_rcnn.training.checkpoint import NAME, load_detector
-from faster_rcnn.training.given import measure_normalisation
+from faster_rcnn.training.fast_rcnn import measure_normalisation
 from faster_rcnn.training.loop import train
 from faster_rcnn.training.processes import rank, wait_for_all
 from faster_rcnn.training.recipe import fresh_detector, options_of, write_run
 from faster_rcnn.training.tasks import TASKS
 
-# The generator's million pictures would want as many proposals made beforehand.
+# The generator's million images would want as many proposals made beforehand.
 SHAPES_WITH_PROPOSALS = 2000
 
 
@@ -102,13 +102,13 @@ def _checked(run: dict[str, Any]) -> tuple[Dataset, Dataset]:
     if rank() == 0 and not _objects(validation):
         print(f"warning: {run['data']}/{run['val_split']} has no object, so that nothing can be chosen by its metrics")
     if run["data"] == "shapes" and run["schedule"] != "joint":
-        training = FirstPictures(training, SHAPES_WITH_PROPOSALS)
+        training = FirstImages(training, SHAPES_WITH_PROPOSALS)
     return training, validation
 
 
 def _digest(dataset: Dataset) -> str | None:
-    """What tells a folder's pictures, sizes and objects from others; None for what is drawn as it is read."""
-    if not isinstance(dataset, AnnotatedPictures):
+    """What tells a folder's images, sizes and objects from others; None for what is drawn as it is read."""
+    if not isinstance(dataset, AnnotatedImages):
         return None
     digest = hashlib.sha256()
     for index in range(len(dataset)):
@@ -120,7 +120,7 @@ def _digest(dataset: Dataset) -> str | None:
 
 def _objects(dataset: Dataset) -> bool:
     """Whether there is any object; what is drawn as it is read has some."""
-    if not isinstance(dataset, AnnotatedPictures):
+    if not isinstance(dataset, AnnotatedImages):
         return True
     return any(len(dataset.objects(index)[1]) for index in range(len(dataset)))
 
@@ -158,12 +158,12 @@ def _fast_rcnn(setting: _Setting) -> dict[str, Any]:
 
 
 def _check_names_differ(training: Dataset, validation: Dataset, file: str) -> None:
-    """Raises ValueError if one file cannot tell the pictures of two splits apart."""
+    """Raises ValueError if one file cannot tell the images of two splits apart."""
     names = {training.name(index) for index in range(len(training))}
     both = names & {validation.name(index) for index in range(len(validation))}
     if both:
         raise ValueError(
-            f"{len(both)} pictures have the same name in both splits, the first is {min(both)}, so that {file} cannot "
+            f"{len(both)} images have the same name in both splits, the first is {min(both)}, so that {file} cannot "
             "tell them apart; give two files: --proposals TRAIN.npz VAL.npz"
         )
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from faster_rcnn.data.dataset import Prediction, Sample
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.evaluation import Predictor, measure, proposal_recall, torch_predictor
-from faster_rcnn.proposal_sources.rpn import picture_regions
-from faster_rcnn.training.given import given_predictor
+from faster_rcnn.proposal_sources.rpn import image_regions
+from faster_rcnn.training.fast_rcnn import given_predictor
 from faster_rcnn.training.objectives import Compute, fast_rcnn_losses, joint_losses, rpn_losses
 
 Measure = Callable[[Sequence[Sample], Sequence[Prediction], tuple[str, ...]], dict[str, Any]]
@@ -32,7 +32,7 @@ class Task:
 
 def _rpn_predictor(detector: FasterRCNN) -> Predictor:
     def predict(sample: Sample) -> Prediction:
-        regions = picture_regions(detector, sample, detector.config.proposals)
+        regions = image_regions(detector, sample, detector.config.proposals)
         nothing = np.zeros(0, np.int64)
         return Prediction(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), nothing, regions.boxes)
 

@@ -1,4 +1,4 @@
-"""Validation during training: losses and metrics on pictures that nothing is learned from, and a look at them."""
+"""Validation during training: losses and metrics on images that nothing is learned from, and a look at them."""
 
 from itertools import islice
 from typing import Any
@@ -10,22 +10,22 @@ from PIL import Image
 from faster_rcnn.data.augmentation import prepare
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.loader import collate
-from faster_rcnn.detector import FasterRCNN
-from faster_rcnn.drawing import TRUTH, contact_sheet, draw_boxes, draw_prediction
+from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.evaluation import collect
+from faster_rcnn.evaluation.drawing import TRUTH, contact_sheet, draw_boxes, draw_prediction
 from faster_rcnn.training.options import TrainingOptions
 from faster_rcnn.training.tasks import Task
 
-PICTURES = 12  # on a sheet of predictions
+IMAGES = 12  # on a sheet of predictions
 SHOWN_SCORE = 0.5
 
 
 def validate(
     detector: FasterRCNN, task: Task, dataset: Dataset, options: TrainingOptions
 ) -> tuple[dict[str, Any], Image.Image]:
-    """The task's metrics and losses (`loss_…`) on the first pictures of `dataset`, and a sheet of predictions.
+    """The task's metrics and losses (`loss_…`) on the first images of `dataset`, and a sheet of predictions.
 
-    A metric is None where the pictures hold no object: nothing to measure, but no reason to end a run.
+    A metric is None where the images hold no object: nothing to measure, but no reason to end a run.
     """
     training = detector.training
     detector.eval()
@@ -36,18 +36,18 @@ def validate(
     except ValueError:
         metrics = {task.chosen_by: None}
     metrics |= _losses(detector, task, dataset, options)
-    pictures = []
-    for index, prediction in enumerate(predictions[:PICTURES]):
+    images = []
+    for index, prediction in enumerate(predictions[:IMAGES]):
         sample = dataset[index]
         picture = draw_boxes(sample.image, sample.boxes, [""] * len(sample.boxes), [TRUTH] * len(sample.boxes))
-        pictures.append(draw_prediction(np.asarray(picture), prediction, dataset.labels, SHOWN_SCORE))
+        images.append(draw_prediction(np.asarray(picture), prediction, dataset.labels, SHOWN_SCORE))
     detector.train(training)
-    return metrics, contact_sheet(pictures)
+    return metrics, contact_sheet(images)
 
 
 @torch.no_grad()
 def _losses(detector: FasterRCNN, task: Task, dataset: Dataset, options: TrainingOptions) -> dict[str, float]:
-    """The mean of each loss over the pictures, drawn at random alike in every validation."""
+    """The mean of each loss over the images, drawn at random alike in every validation."""
     sums: dict[str, float] = {}
     number = min(options.validation_pictures, len(dataset))
     for index in islice(range(len(dataset)), number):

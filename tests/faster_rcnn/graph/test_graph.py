@@ -9,9 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from faster_rcnn.config import canvases
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector import Answer, FasterRCNN
+from faster_rcnn.detector.config import canvases
+from faster_rcnn.detector.detector import Answer, FasterRCNN
+from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.graph.export import Provider, export_onnx
 from faster_rcnn.graph.placement import Misplaced
 from faster_rcnn.graph.publish import next_version, publish
@@ -23,10 +24,9 @@ from faster_rcnn.graph.verification import (
     compare,
     verify,
 )
-from faster_rcnn.resize import ResizeRule
 from tests.faster_rcnn.lively import lively
 
-PICTURES = [Shapes("test")[index].image for index in range(12)]
+IMAGES = [Shapes("test")[index].image for index in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,10 @@ def test_proposals_need_nothing_of_the_head(compact: tuple[FasterRCNN, Path]) ->
 
 def test_the_compact_graph_keeps_its_promises(compact: tuple[FasterRCNN, Path]) -> None:
     detector, path = compact
-    verification = verify(path, detector, canvases_of(detector), PICTURES)
+    verification = verify(path, detector, canvases_of(detector), IMAGES)
     assert verification.batches == 4 * (len(canvases_of(detector)) + 1)
     assert verification.boxes_compared > 5000
-    assert verification.pictures == len(PICTURES) + 5  # four of extreme shapes and a blank one
+    assert verification.images == len(IMAGES) + 5  # four of extreme shapes and a blank one
 
 
 @pytest.mark.parametrize("provider", ["any", "cpu"])
@@ -92,10 +92,10 @@ def test_the_vgg16_graph_with_roi_max_pooling_keeps_its_promises(provider: Provi
     export_onnx(detector, path, provider=provider)
     operators = {node.op_type for node in onnx.load(path).graph.node}
     assert ("MaxRoiPool" in operators) == (provider == "cpu")
-    assert verify(path, detector, canvases_of(detector), PICTURES, provider=provider).boxes_compared > 5000
+    assert verify(path, detector, canvases_of(detector), IMAGES, provider=provider).boxes_compared > 5000
     if provider == "cpu":
         with pytest.raises(Misplaced, match="MaxRoiPool"):
-            verify(path, detector, canvases_of(detector), PICTURES)
+            verify(path, detector, canvases_of(detector), IMAGES)
 
 
 def test_roi_max_pooling_of_a_large_map_is_for_the_cpu(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def reverse_rows(model: onnx.ModelProto) -> None:
         (reverse_rows, "detections of .*: (scores are not best first|rows past the count are not zero)"),
         (after("scores", "Sqrt"), "scores differ by up to|no partner"),
         (root_of_logarithm, "proposals of .*: a value is not finite"),
-        (after("boxes", "Neg"), "detections of .*: a box leaves the picture"),
+        (after("boxes", "Neg"), "detections of .*: a box leaves the image"),
     ],
     ids=["unchanged", "other weights", "padding leaks", "worst first", "other scores", "not finite", "outside"],
 )
@@ -183,10 +183,10 @@ def test_a_graph_that_does_not_agree_is_refused(
     detector, path = compact
     changed = tamper(path, tmp_path / "changed.onnx", change)
     if complaint is None:
-        verify(changed, detector, [(288, 576), (576, 288)], PICTURES)
+        verify(changed, detector, [(288, 576), (576, 288)], IMAGES)
     else:
         with pytest.raises(Disagreement, match=complaint):
-            verify(changed, detector, [(288, 576), (576, 288)], PICTURES)
+            verify(changed, detector, [(288, 576), (576, 288)], IMAGES)
 
 
 def boxes(rows: list[list[float]], scores: list[float], labels: list[int]) -> Boxes:
@@ -218,7 +218,7 @@ def test_a_version_is_published_whole_or_not_at_all(
 ) -> None:
     detector, _ = compact
     arguments = {
-        "training": {"command": "a test"}, "measured_on": "shapes/test", "test": Shapes("test", 3), "pictures": PICTURES
+        "training": {"command": "a test"}, "measured_on": "shapes/test", "test": Shapes("test", 3), "pictures": IMAGES
     }  # fmt: skip
     folder = publish(detector, tmp_path, "toy", next_version(tmp_path, "toy"), **arguments)
     assert folder == tmp_path / "toy" / "1"

@@ -9,13 +9,13 @@ import torchvision
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.detector.proposals import ProposalLimits
+from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.graph.export import export_onnx
 from faster_rcnn.graph.verification import verify
-from faster_rcnn.proposals import ProposalLimits
-from faster_rcnn.resize import ResizeRule
 from tests.faster_rcnn.lively import lively
 
-PICTURES = [Shapes("test")[index].image for index in range(6)]
+IMAGES = [Shapes("test")[index].image for index in range(6)]
 
 
 @pytest.mark.parametrize(("backbone", "roi_aligns"), [("resnet50_fpn", 1), ("mobilenet_v3_large_fpn", 0)])
@@ -33,5 +33,5 @@ def test_a_pyramids_graph_keeps_its_promises(
     assert operators.keys().isdisjoint({"If", "Loop", "Scan", "MaxRoiPool", "SplitToSequence"})
     assert operators["NonMaxSuppression"] == 2  # one for the proposals of all maps, one for the detections
     assert operators["RoiAlign"] == roi_aligns  # one for all maps; MobileNet's regions come from one map
-    verification = verify(path, detector, [(96, 160), (160, 96)], PICTURES)
+    verification = verify(path, detector, [(96, 160), (160, 96)], IMAGES)
     assert verification.boxes_compared > 1000

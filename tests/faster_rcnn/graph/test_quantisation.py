@@ -1,4 +1,4 @@
-"""The embedded model in int8: nearly the same answers, and still a picture's own, whatever is beside it."""
+"""The embedded model in int8: nearly the same answers, and still an image's own, whatever is beside it."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.graph import publish_int8 as publishing
 from faster_rcnn.graph.publish_int8 import TooCoarse, publish_int8
 from faster_rcnn.graph.quantisation import quantise
-from service import store
-from service.engine import Engine
-from service.images import Canvas
+from service.engine.engine import Engine
+from service.engine.model import load_model
+from service.images.fit import Canvas
 
 FLOAT = Path(__file__).parents[3] / "model_store" / "shapes" / "1"
 CANVAS = (288, 384)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def confident(engine: Engine, pictures: list[Canvas]) -> list[list[tuple[int, np.ndarray]]]:
-    """Label and box of each picture's detections above 0.8."""
+    """Label and box of each image's detections above 0.8."""
     found = []
     for result in engine.run(pictures):
         sure = result.scores > 0.8
@@ -51,7 +51,7 @@ def confident(engine: Engine, pictures: list[Canvas]) -> list[list[tuple[int, np
 def test_the_service_takes_it_and_finds_the_same_objects(folder: Path) -> None:
     test = Shapes("test")
     pictures = [canvas(test[index].image) for index in range(10)]
-    wanted, found = (confident(Engine(store.load(one)), pictures) for one in (FLOAT, folder))
+    wanted, found = (confident(Engine(load_model(one)), pictures) for one in (FLOAT, folder))
     objects = [(label, box, there) for one, there in zip(wanted, found, strict=True) for label, box in one]
     assert len(objects) > 20
     hits = [
@@ -61,7 +61,7 @@ def test_the_service_takes_it_and_finds_the_same_objects(folder: Path) -> None:
 
 
 def test_a_batch_changes_nothing(folder: Path) -> None:
-    engine = Engine(store.load(folder))
+    engine = Engine(load_model(folder))
     test = Shapes("test")
     pictures = [canvas(test[index].image) for index in range(4)]
     for alone, together in zip((engine.run([one])[0] for one in pictures), engine.run(pictures), strict=True):
@@ -87,8 +87,8 @@ def test_what_is_in_int8_already_is_refused(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_version_in_int8_says_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "CALIBRATION_PICTURES", 8)
-    monkeypatch.setattr(publishing, "LARGEST_LOSS", 0.05)  # twelve pictures, and a processor of any kind
+    monkeypatch.setattr(publishing, "CALIBRATION_IMAGES", 8)
+    monkeypatch.setattr(publishing, "LARGEST_LOSS", 0.05)  # twelve images, and a processor of any kind
     source = tmp_path / "shapes" / "1"
     shutil.copytree(FLOAT, source)
     folder = publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=12)
@@ -96,13 +96,13 @@ def test_a_version_in_int8_says_what_it_costs(tmp_path: Path, monkeypatch: pytes
     assert (folder, card["precision"], card["quantised_from"]) == (source.parent / "2", "int8", 1)
     assert card["metrics"]["shapes/test"]["AP"] > card["metrics"]["shapes/test, float32"]["AP"] - 0.05
     assert "verification" not in card
-    assert Engine(store.load(folder)).run([canvas(Shapes("test")[0].image)])
+    assert Engine(load_model(folder)).run([canvas(Shapes("test")[0].image)])
     with pytest.raises(FileExistsError, match="another --version"):
         publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=1)
 
 
 def test_nothing_is_published_that_finds_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "CALIBRATION_PICTURES", 2)
+    monkeypatch.setattr(publishing, "CALIBRATION_IMAGES", 2)
     monkeypatch.setattr(publishing, "LARGEST_LOSS", -1.0)  # as if any AP were a loss
     source = tmp_path / "shapes" / "1"
     shutil.copytree(FLOAT, source)

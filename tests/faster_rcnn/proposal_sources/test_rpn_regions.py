@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from faster_rcnn.config import preset
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector import FasterRCNN
+from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.proposals import ProposalLimits
+from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.evaluation.measure import torch_predictor
 from faster_rcnn.proposal_sources.rpn import EVERY, rpn_regions, uncut_limits
-from faster_rcnn.proposals import ProposalLimits
-from faster_rcnn.resize import ResizeRule
 from tests.faster_rcnn.lively import lively
 
 
@@ -22,7 +22,7 @@ def detector() -> FasterRCNN:
 
 
 class SmallShapes:
-    """Pictures of `shapes` that fit a small canvas and one long one."""
+    """Images of `shapes` that fit a small canvas and one long one."""
 
     labels = Shapes.labels
     cuts = (np.s_[:120, :160], np.s_[:200, :130], np.s_[:30, :260])
@@ -84,7 +84,7 @@ def test_of_a_pyramids_maps_the_best_12000_enter_the_suppression() -> None:
 
 
 def test_a_pyramids_maps_that_are_small_are_weighed_whole() -> None:
-    """Pictures of at most 64 × 128 have at most 2 · 4 · 9 anchors on a map of stride 32: none is cut."""
+    """Images of at most 64 × 128 have at most 2 · 4 · 9 anchors on a map of stride 32: none is cut."""
     detector = lively("mobilenet_v3_large_fpn", resize=ResizeRule(64, 128))
     limits = uncut_limits(detector)
     table = rpn_regions(detector, SmallShapes(), limits)

@@ -11,9 +11,9 @@ import torch
 from torchvision.ops import box_iou
 
 from faster_rcnn.data.dataset import Sample
-from faster_rcnn.data.first import FirstPictures
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.data.subset import FirstImages
 from faster_rcnn.proposal_sources import selective_search as module
 from faster_rcnn.proposal_sources.selective_search import (
     AREA,
@@ -25,7 +25,7 @@ from faster_rcnn.proposal_sources.selective_search import (
 
 
 def plain(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
-    """A red picture with a green rectangle."""
+    """A red image with a green rectangle."""
     image = np.full((height, width, 3), (200, 30, 30), np.uint8)
     x1, y1, x2, y2 = box
     image[y1:y2, x1:x2] = (20, 200, 60)
@@ -96,14 +96,14 @@ def test_large_regions_tend_to_come_first(small: np.ndarray) -> None:
         (60, 3000, (1000, 15, 1060, 45)),  # 50:1, squeezed to 60 × 1500
     ],
 )
-def test_a_rectangle_is_found_in_a_picture_of_any_aspect(height: int, width: int, box: tuple[int, ...]) -> None:
+def test_a_rectangle_is_found_in_an_image_of_any_aspect(height: int, width: int, box: tuple[int, ...]) -> None:
     boxes = selective_search(plain(height, width, box))  # type: ignore[arg-type]
     assert best_overlap(boxes, box) > 0.95
     assert (boxes[:, 2:] <= [width, height]).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 500), (3, 3)])
-def test_the_smallest_pictures_have_at_least_themselves(size: tuple[int, int]) -> None:
+def test_the_smallest_images_have_at_least_themselves(size: tuple[int, int]) -> None:
     height, width = size
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for image in (noise, np.zeros_like(noise)):
@@ -121,12 +121,12 @@ def test_a_strip_of_any_length_is_searched() -> None:
     assert boxes[:, 2].max() == 100_000
 
 
-def test_a_grey_picture_is_searched_by_its_brightness() -> None:
+def test_a_grey_image_is_searched_by_its_brightness() -> None:
     grey = np.repeat(plain(100, 120, (30, 20, 70, 60)).mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
     assert best_overlap(selective_search(grey), (30, 20, 70, 60)) > 0.95
 
 
-def test_a_large_picture_is_searched_reduced_and_its_boxes_are_in_its_own_pixels() -> None:
+def test_a_large_image_is_searched_reduced_and_its_boxes_are_in_its_own_pixels() -> None:
     box = (400, 300, 1000, 900)
     image = plain(1200, 1600, box)
     assert image.shape[0] * image.shape[1] > AREA
@@ -144,7 +144,7 @@ def test_most_blood_cells_are_among_the_regions_of_a_photograph() -> None:
     assert (overlaps.max(dim=1).values >= 0.5).float().mean() > 0.6
 
 
-def test_a_picture_is_searched_once(small: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_searched_once(small: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cached_search(small, tmp_path)
     assert [file.suffix for file in tmp_path.rglob("*") if file.is_file()] == [".npy"]
 
@@ -216,11 +216,11 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
         return plain_search(image)
 
     monkeypatch.setattr(module, "selective_search", counted)
-    pictures = len(done) + 3
-    table = selective_search_table(FirstPictures(Cuts(300), pictures), cache=tmp_path)
+    images = len(done) + 3
+    table = selective_search_table(FirstImages(Cuts(300), images), cache=tmp_path)
     fresh = selective_search_table(Cuts(3), cache=tmp_path / "fresh")
-    assert len(table) == pictures
-    # the workers may have been at most one picture apart
+    assert len(table) == images
+    # the workers may have been at most one image apart
     assert 3 <= len(searched) - 3 <= 5
     for name in fresh:
         np.testing.assert_array_equal(table[name].boxes, fresh[name].boxes)

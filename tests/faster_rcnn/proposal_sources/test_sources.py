@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from faster_rcnn.data.first import FirstPictures
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.detector.checkpoint import BEST, NAME, save_state
+from faster_rcnn.detector.proposals import ProposalLimits
+from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.sliding_window import sliding_windows
 from faster_rcnn.proposal_sources.sources import check_source, propose_for
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
-from faster_rcnn.proposals import ProposalLimits
-from faster_rcnn.resize import ResizeRule
-from faster_rcnn.training.checkpoint import BEST, NAME, save_state
 from tests.faster_rcnn.lively import lively
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,7 +33,7 @@ def test_a_file_is_a_source_of_what_it_holds(tmp_path: Path) -> None:
     table = propose_for(dataset, "sliding-window", limit=100)
     file = tmp_path / "windows.npz"
     table.save(file)
-    again = propose_for(FirstPictures(dataset, 2), str(file), limit=7)
+    again = propose_for(FirstImages(dataset, 2), str(file), limit=7)
     assert list(again) == ["val/0/0", "val/0/1"]
     np.testing.assert_array_equal(again["val/0/1"].boxes, table["val/0/1"].boxes[:7])
     assert again.made == f"{table.made}; limit 7"
@@ -42,7 +42,7 @@ def test_a_file_is_a_source_of_what_it_holds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(proposals, sliding_windows(*dataset.size(2), 100))
 
 
-def test_a_file_for_other_pictures_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_file_for_other_images_is_refused_by_its_name(tmp_path: Path) -> None:
     file = tmp_path / "val.npz"
     propose_for(Shapes("val", 2), "sliding-window", limit=100).save(file)
     with pytest.raises(ValueError, match=re.escape(f"{file}: the table of proposals has none for test/0/0 (5 of 5")):
@@ -90,7 +90,7 @@ def test_the_command_writes_a_table_and_says_what_is_in_it(tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
-        rf"wrote {re.escape(str(out))}: 3 pictures, \d+ boxes a picture \(\d+ to \d+\), \S+ seconds a picture\n",
+        rf"wrote {re.escape(str(out))}: 3 images, \d+ boxes an image \(\d+ to \d+\), \S+ seconds an image\n",
         done.stdout,
     )
     table = ProposalTable.load(out)

@@ -74,7 +74,7 @@ GOOD = {
     ("change", "complaint"),
     [
         ({"scores": None, "made": None}, "has no array scores, made; a table has names, counts, boxes, scores, made"),
-        ({"names": np.array([1, 2])}, "names is int64 [2]; write text [pictures]"),
+        ({"names": np.array([1, 2])}, "names is int64 [2]; write text [images]"),
         ({"names": np.array(["a.jpg", "a.jpg"])}, "names has a.jpg twice"),
         ({"counts": np.array([3])}, "counts is int64 [1]; write one count from 0 for each of the names"),
         ({"counts": np.array([4, -1])}, "write one count from 0"),
@@ -87,7 +87,7 @@ GOOD = {
         ),
         ({"scores": np.array([0.9, 0.1, np.inf], np.float32)}, "b.jpg: row 0 is [7.0, 7.0, 9.0, 9.0] with score inf"),
         ({"boxes": boxes([[0, 0, 5, 5], [1, 2, 3, 4], [7, 7, 7, 9]])}, "b.jpg: row 0 is [7.0, 7.0, 7.0, 9.0]"),
-        ({"boxes": boxes([[0, 0, 5, 5], [1, 2, 3, 4], [-7, 7, -1, 9]])}, "whose box is left of or above every picture"),
+        ({"boxes": boxes([[0, 0, 5, 5], [1, 2, 3, 4], [-7, 7, -1, 9]])}, "whose box is left of or above every image"),
         (
             {"scores": np.array([0.25, 0.75, 0.5], np.float32)},
             "a.jpg: row 1 is [1.0, 2.0, 3.0, 4.0] with score 0.75, whose score is higher than the one before it",
@@ -131,7 +131,7 @@ def test_a_table_is_not_made_with_a_faulty_box() -> None:
         ProposalTable({"a.jpg": Regions(np.ones((1, 4)), np.ones(1, np.float32))}, "by hand")
 
 
-class TwoPictures:
+class TwoImages:
     """40 × 30 and 20 × 10 pixels (width × height), without objects."""
 
     labels = ("thing",)
@@ -150,11 +150,11 @@ class TwoPictures:
         return ("large", "small")[index]
 
 
-def test_samples_carry_the_best_proposals_clipped_to_the_picture() -> None:
+def test_samples_carry_the_best_proposals_clipped_to_the_image() -> None:
     given = boxes([[-5, -5, 50, 50], [40, 0, 45, 9], [1, 2, 3, 4], [5, 25, 9, 35], [0, 0, 1, 1]])
     table = ProposalTable({"large": ranked(given), "small": ranked(boxes([]))}, "by hand")
-    dataset = WithProposals(TwoPictures(), table, limit=3)
-    # the first is cut to 40 × 30, the second begins where the picture ends, the fifth is beyond the limit
+    dataset = WithProposals(TwoImages(), table, limit=3)
+    # the first is cut to 40 × 30, the second begins where the image ends, the fifth is beyond the limit
     proposals = dataset[0].proposals
     assert proposals is not None
     assert proposals.tolist() == [[0, 0, 40, 30], [1, 2, 3, 4], [5, 25, 9, 30]]
@@ -176,15 +176,15 @@ def test_a_data_set_with_proposals_is_otherwise_as_it_was() -> None:
         assert sample.objects().proposals is sample.proposals
 
 
-def test_a_picture_without_regions_is_named_at_once() -> None:
+def test_an_image_without_regions_is_named_at_once() -> None:
     table = ProposalTable({"large": ranked(boxes([[0, 0, 5, 5]]))}, "by hand")
-    with pytest.raises(ValueError, match=r"none for small \(1 of 2 pictures are missing; it has 1, the first is large"):
-        WithProposals(TwoPictures(), table)
-    with pytest.raises(ValueError, match=r"none for large \(2 of 2 pictures are missing; it has 0, the first is none"):
-        WithProposals(TwoPictures(), ProposalTable({}, "by hand"))
+    with pytest.raises(ValueError, match=r"none for small \(1 of 2 images are missing; it has 1, the first is large"):
+        WithProposals(TwoImages(), table)
+    with pytest.raises(ValueError, match=r"none for large \(2 of 2 images are missing; it has 0, the first is none"):
+        WithProposals(TwoImages(), ProposalTable({}, "by hand"))
 
 
-def test_regions_of_a_larger_picture_are_told_from_proposals() -> None:
+def test_regions_of_a_larger_image_are_told_from_proposals() -> None:
     table = {"large": ranked(boxes([[0, 0, 5, 5]])), "small": ranked(boxes([[400, 300, 500, 400]]))}
     with pytest.raises(ValueError, match=r"has 1 boxes for small, all outside its 20×10 pixels"):
-        WithProposals(TwoPictures(), ProposalTable(table, "by hand"))
+        WithProposals(TwoImages(), ProposalTable(table, "by hand"))

@@ -1,0 +1,190 @@
+"""The service, the raw pipeline and a plain server under the same loads, in turns.
+
+A round takes every contender at every load once, so that what the machine does meanwhile meets all of them; every
+second round goes the other way round. Figures are medians over the rounds, ratios are taken within a round.
+"""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks.comparison import with_progress
+from benchmarks.load import figures, processes, raw, report, servers, uploads
+from benchmarks.load.figures import Turn
+from benchmarks.load.generator import Generator, Load, Target
+from benchmarks.load.pipeline import Found
+from benchmarks.load.servers import Server
+from benchmarks.load.uploads import Upload
+from benchmarks.machine import describe, other_work
+from benchmarks.workers import Failed
+from service.engine.engine import pick_provider, usable_cores
+
+CLIENTS = (1, 4, 16, 64)
+SHARES = (0.5, 1.0, 2.0)  # of the service's capacity, offered in an open loop
+WARM_UP = 2.0  # seconds
+PHOTOGRAPHS = 24  # of a folder
+SLOW = 2.0  # a server is back to normal when an answer takes at most so many times what 95 of 100 took before
+
+Turns = dict[tuple[str, float], list[Turn]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """folder: the model's; None where a remote service's own choice is measured;  image: what is sent at several
+    sizes, unless `images` names a folder of photographs;  url: a service that runs already;  clients: of the closed
+    loop;  seconds: of each turn;  out: where the tables and the plot go."""
+
+    folder: Path
+    image: Path
+    images: Path | None = None
+    url: str | None = None
+    path: str = "/detect"
+    clients: tuple[int, ...] = CLIENTS
+    seconds: float = 4.0
+    rounds: int = 3
+    seed: int = 0
+    out: Path | None = None
+
+
+def measure_service(options: Options) -> None:
+    """Prints the tables, and writes them and a plot if a folder is named."""
+    if options.out is not None:
+        from benchmarks.load.plots import plot  # matplotlib is not part of serving; it fails at once
+    warning = "" if options.url else other_work()
+    images = sent(options)
+    with contextlib.ExitStack() as stack:
+        bench = Bench(options, images, stack)
+        closed = bench.closed_loop()
+        opened = bench.open_loop(closed)
+        text = f"{bench.title()}\n{warning}\n{tables(closed, opened)}"
+    print(text)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "benchmark.md").write_text(text)
+        plot(closed, opened, options.out / "benchmark.png")
+
+
+def sent(options: Options) -> list[Upload]:
+    """What the clients send."""
+    if options.images is None:
+        return uploads.of_one_image(options.image)
+    return uploads.of_folder(options.images, PHOTOGRAPHS, options.seed)
+
+
+def tables(closed: Turns, opened: Turns) -> str:
+    closed_parts = [
+        "Closed loop: each client sends its next image when it has the answer to the last.\n",
+        report.closed_table(closed),
+        report.lone_line(closed) + report.generator_line(closed) + report.failure_lines(closed),
+    ]
+    open_parts = [
+        "Open loop: images are due at random moments, and latency counts from then.\n",
+        report.open_table(opened),
+        report.overload_lines(closed, opened) + report.failure_lines(opened),
+    ]
+    return "\n".join(closed_parts + open_parts)
+
+
+class Bench:
+    """The contenders, ready; what they are asked is in turns."""
+
+    def __init__(self, options: Options, images: Sequence[Upload], stack: contextlib.ExitStack) -> None:
+        self._options, self._images = options, images
+        self._generator = stack.enter_context(contextlib.closing(Generator()))
+        self._expected: list[Found] = []
+        self._raws: dict[str, raw.Raw] = {}
+        self._servers: list[Server] = []
+        if options.url is not None:
+            self._servers.append(servers.Remote(options.url, options.path))
+        else:
+            self._expected = raw.expected(options.folder, images)
+            fastest = raw.best(options.folder, images, min(1.0, options.seconds))
+            alone = raw.Raw(options.folder, images, raw.lone(usable_cores()))
+            self._raws = {report.RAW: fastest, report.LONE: alone}
+            for one in self._raws.values():
+                stack.enter_context(contextlib.closing(one))
+            self._servers.append(stack.enter_context(servers.own_service(options.folder)))
+            for workers in (1, 2):
+                self._servers.append(stack.enter_context(servers.plain_server(options.folder, workers)))
+        for server in self._servers:
+            self._warm_up(server)
+
+    def title(self) -> str:
+        """What was measured, on what, with what."""
+        options = self._options
+        where = options.url or f"{options.folder.parent.name}/{options.folder.name}"
+        lines = [f"{where}; {options.rounds} rounds of {options.seconds:g} s; {uploads.describe(self._images)}"]
+        if options.url is None:
+            lines.insert(0, describe(pick_provider(), usable_cores()))
+            lines.append(f"raw pipeline: {self._raws[report.RAW].arrangement} was the fastest arrangement")
+        return "".join(f"{line}\n" for line in lines)
+
+    def closed_loop(self) -> Turns:
+        """Every contender at every number of clients. In order of the contenders, then of the clients."""
+        options = self._options
+        calls: dict[tuple[str, float], Callable[[int], Turn]] = {}
+        for clients in options.clients:
+            for server in self._servers:
+                calls[server.name, clients] = partial(self._closed, server, clients)
+            for name, pipeline in self._raws.items():
+                if name == report.RAW or clients == 1:
+                    calls[name, clients] = partial(self._raw, pipeline)
+        return self._in_turns(calls, "closed loop")
+
+    def open_loop(self, closed: Turns) -> Turns:
+        """Every server at shares of the first one's capacity; at the highest, also how soon it recovers."""
+        capacity = max(_rate(turns) for (name, _), turns in closed.items() if name == self._servers[0].name)
+        if not capacity:
+            raise Failed(f"no image was answered within {self._options.seconds:g} s; give a turn more --seconds")
+        calls: dict[tuple[str, float], Callable[[int], Turn]] = {}
+        for share in SHARES:
+            for server in self._servers:
+                normal = None
+                if share == max(SHARES):
+                    normal = SLOW * max(turn.p95 or 0.0 for turn in closed[server.name, min(self._options.clients)])
+                calls[server.name, share * capacity] = partial(self._open, server, share * capacity, normal)
+        return self._in_turns(calls, "open loop")
+
+    def _in_turns(self, calls: dict[tuple[str, float], Callable[[int], Turn]], what: str) -> Turns:
+        names = list(dict.fromkeys(name for name, _ in calls))
+        turns: Turns = {key: [] for key in sorted(calls, key=lambda key: names.index(key[0]))}
+        order = [
+            (round_, key)
+            for round_ in range(self._options.rounds)
+            for key in (list(calls) if round_ % 2 == 0 else reversed(calls))
+        ]
+        for round_, key in with_progress(order, what):
+            turns[key].append(calls[key](round_))
+        return turns
+
+    def _raw(self, pipeline: raw.Raw, _: int) -> Turn:
+        return figures.of_raw(pipeline.measure(self._options.seconds))
+
+    def _closed(self, server: Server, clients: int, _: int) -> Turn:
+        return self._watched(server, lambda target: self._generator.closed(target, clients, self._options.seconds))
+
+    def _open(self, server: Server, rate: float, normal: float | None, round_: int) -> Turn:
+        seed = self._options.seed + round_
+        return self._watched(
+            server, lambda target: self._generator.open(target, rate, self._options.seconds, seed, normal)
+        )
+
+    def _watched(self, server: Server, drive: Callable[[Target], Load]) -> Turn:
+        before, began = server.usage(), time.perf_counter()
+        with processes.Watch(server.pids) as watch:
+            load = drive(Target(server.url, self._images, self._expected))
+        return figures.of_load(load, before, watch.peak, server.usage(), time.perf_counter() - began)
+
+    def _warm_up(self, server: Server) -> None:
+        load = self._generator.closed(Target(server.url, self._images), 4, min(WARM_UP, self._options.seconds))
+        if not load.answered:
+            outcomes = ", ".join(f"{n} × {what}" for what, n in load.outcomes.items()) or "no answer at all"
+            raise Failed(f"{server.url} answers no image ({outcomes}); see its log")
+
+
+def _rate(turns: Sequence[Turn]) -> float:
+    return statistics.median(turn.rate for turn in turns)

@@ -1,0 +1,157 @@
+"""The servers that are measured: this service, a plain one, both started here; or one that runs elsewhere."""
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Protocol
+from urllib.parse import urlsplit
+
+from benchmarks.load import processes
+from benchmarks.load.processes import Usage
+from benchmarks.load.report import SERVICE
+from benchmarks.workers import Failed
+
+ROOT = Path(__file__).resolve().parents[3]
+START_UP, STOP = 120.0, 60.0  # seconds
+PLAIN_APP = "benchmarks.load.plain_server:app"
+
+
+class Server(Protocol):
+    """name: in the tables;  url: where images go;  pids: its processes, empty if they are elsewhere."""
+
+    name: str
+    url: str
+    pids: list[int]
+
+    def usage(self) -> Usage: ...
+
+
+class Local:
+    """A server of our own."""
+
+    def __init__(self, name: str, url: str, pid: int) -> None:
+        self.name, self.url = name, url
+        self.pids = processes.tree(pid)
+
+    def usage(self) -> Usage:
+        return processes.usage(self.pids)
+
+
+class Remote:
+    """A server that runs already. What it takes is known if its /metrics say it, as this service's do."""
+
+    def __init__(self, url: str, path: str) -> None:
+        self.name, self.url = SERVICE, url.rstrip("/") + path
+        self.pids: list[int] = []
+        self._root = url.rstrip("/")
+
+    def usage(self) -> Usage:
+        try:
+            status, body = get(f"{self._root}/metrics")
+        except OSError:
+            return processes.UNKNOWN
+        if status != 200:
+            return processes.UNKNOWN
+        cpu, memory = (_sample(body.decode(errors="replace"), f"process_{name}") for name in _METRICS)
+        return Usage(cpu, None if memory is None else int(memory))
+
+
+_METRICS = ("cpu_seconds_total", "resident_memory_bytes")
+
+
+@contextlib.contextmanager
+def own_service(folder: Path) -> Iterator[Local]:
+    """This service with the model in `folder` and none besides, on a free port, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory() as store:
+        link = Path(store) / folder.parent.name / folder.name
+        link.parent.mkdir()
+        link.symlink_to(folder.absolute())
+        environment = {"HOST": "127.0.0.1", "PORT": "0", "MODEL_STORE": store}
+        with _running([sys.executable, "-m", "service"], environment, r"^serving .* on (http://\S+)", 1) as (url, pid):
+            yield Local(SERVICE, f"{url}/detect", pid)
+
+
+@contextlib.contextmanager
+def plain_server(folder: Path, workers: int) -> Iterator[Local]:
+    """The plain server with `workers` processes. Its log of requests is off, which only makes it faster."""
+    command = [sys.executable, "-m", "uvicorn", PLAIN_APP, "--port", "0", "--no-access-log"]
+    command += ["--workers", str(workers)] if workers > 1 else []
+    environment = {"MODEL_DIR": str(folder), "PYTHONPATH": os.pathsep.join((str(ROOT / "scripts"), str(ROOT)))}
+    ready = r"running on (http://[\w.:]+)", r"Application startup complete"
+    with _running(command, environment, ready[0], workers, ready[1]) as (url, pid):
+        yield Local(f"plain, {workers} worker{'s' if workers > 1 else ''}", f"{url}/detect", pid)
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], environment: Mapping[str, str], announces: str, times: int, complete: str | None = None
+) -> Iterator[tuple[str, int]]:
+    """A process that has said where it listens, in a line that `announces` matches, and `times` that it is `complete`.
+
+    Raises Failed if it ends or takes too long. Its children end with it.
+    """
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield _address(process, log, announces, complete or announces, times), process.pid
+        finally:
+            family = processes.tree(process.pid)
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            processes.wait(family, STOP)
+
+
+def _address(process: subprocess.Popen[bytes], log: IO[str], announces: str, complete: str, times: int) -> str:
+    deadline = time.monotonic() + START_UP
+    while time.monotonic() < deadline:
+        ended = process.poll() is not None
+        log.seek(0)
+        said = log.read()
+        found = re.search(announces, said, re.MULTILINE)
+        if found and len(re.findall(complete, said, re.MULTILINE)) >= times:
+            return found[1]
+        if ended:
+            break
+        time.sleep(0.05)
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+    raise Failed(f"{process.args!r} does not start; its last line is: {last}")
+
+
+def get(url: str) -> tuple[int, bytes]:
+    """Status and body. Raises OSError if nobody answers."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.netloc, timeout=10)
+    try:
+        connection.request("GET", parts.path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"{url} does not answer as a web server does") from error
+    finally:
+        connection.close()
+
+
+def _sample(text: str, name: str) -> float | None:
+    """The value of a metric without labels in Prometheus's text format."""
+    found = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
+    return float(found[1]) if found else None

@@ -1,0 +1,84 @@
+"""A long load of random sizes: does memory stay where it is, and does every image get its answer?"""
+
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.comparison import with_progress
+from benchmarks.load import servers, uploads
+from benchmarks.load.generator import ANSWERED, Generator, Target
+from benchmarks.load.servers import Server
+from benchmarks.report import MB
+from benchmarks.workers import Failed
+
+Sample = tuple[float, int]  # seconds since the start, bytes of memory
+
+CLIENTS = 8
+SETTLED = 5.0  # minutes after which memory should no longer grow
+LONG_ENOUGH = 10.0  # minutes of which growth since then says something
+GROWTH = 1.03  # times; what allocators and sampling alone make
+TURN = 20.0  # seconds; then other sizes are sent
+IMAGES = 100  # of each turn
+
+
+def soak(folder: Path, image: Path, url: str | None, path: str, minutes: float, seed: int) -> None:
+    """Prints memory after five minutes (or half the time, if that is less) and at the end, and what failed.
+
+    Raises Failed if an image did, or if memory grew.
+    """
+    rng = random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    memory: list[Sample] = []
+    with contextlib.ExitStack() as stack:
+        generator = stack.enter_context(contextlib.closing(Generator()))
+        server: Server = (
+            servers.Remote(url, path) if url is not None else stack.enter_context(servers.own_service(folder))
+        )
+        turns = max(2, round(60 * minutes / TURN))
+        began = time.monotonic()
+        for _ in with_progress(range(turns), "soak"):
+            target = Target(server.url, uploads.any_sizes(image, IMAGES, rng))
+            outcomes += generator.closed(target, CLIENTS, 60 * minutes / turns).outcomes
+            if (now := server.usage().memory) is not None:
+                memory.append((time.monotonic() - began, now))
+    failed = {what: n for what, n in outcomes.items() if what != ANSWERED}
+    listed = ", ".join(f"{n} × {what}" for what, n in failed.items()) or "none failed"
+    print(f"{outcomes.total()} images of {turns * IMAGES} random sizes, {CLIENTS} clients, {minutes:g} min: {listed}")
+    print(_growth(memory, minutes))
+    if found := fault(failed, memory, minutes):
+        raise Failed(found)
+
+
+def fault(failed: Mapping[str, int], memory: Sequence[Sample], minutes: float) -> str | None:
+    """What a soak of so many `minutes` has shown to be wrong, in one line, or None; `failed`: what how often."""
+    faults = []
+    if times := sum(failed.values()):
+        faults.append(f"images that failed: {times}, and the server's log has the reason")
+    if memory and minutes >= LONG_ENOUGH:
+        (moment, first), last = _settled(memory, minutes), memory[-1][1]
+        if last > GROWTH * first:
+            faults.append(
+                f"memory is {last / first:.3f} times that after {moment / 60:.1f} min, and {GROWTH} is allowed; "
+                "look for what is kept"
+            )
+    return "; ".join(faults) or None
+
+
+def _settled(memory: Sequence[Sample], minutes: float) -> Sample:
+    """The sample from which memory should no longer grow."""
+    settled = 60 * min(SETTLED, minutes / 2)
+    return min(memory, key=lambda sample: abs(sample[0] - settled))
+
+
+def _growth(memory: Sequence[Sample], minutes: float) -> str:
+    if not memory:
+        return "memory: not known; this server's /metrics do not say it"
+    moment, first = _settled(memory, minutes)
+    last, most = memory[-1][1], max(size for _, size in memory)
+    return (
+        f"memory: {first / MB:.1f} MB after {moment / 60:.1f} min, {last / MB:.1f} MB at the end "
+        f"({last / first:.3f} times), {most / MB:.1f} MB at most"
+    )

@@ -1,0 +1,97 @@
+"""A torchvision model and everything that is made of it before it is measured, each step in a process of its own."""
+
+from pathlib import Path
+from types import MethodType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.ops import FrozenBatchNorm2d
+
+from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.graph.export import export_onnx
+from faster_rcnn.graph.precision import Precision
+from faster_rcnn.graph.translations import OPSET
+from faster_rcnn.torchvision_adapter.builders import BUILDERS, checkpoint_model, published_model
+from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
+
+SEED = 0
+
+
+class Source(NamedTuple):
+    """A torchvision builder's name, and where its weights come from; random ones if from nowhere."""
+
+    builder: str
+    weights: str | None
+    checkpoint: Path | None
+
+
+class Prepared(NamedTuple):
+    """How the images of a model come: the rule of their size, and what sides of a canvas are multiples of."""
+
+    resize: ResizeRule
+    stride: int
+
+
+def random_model(builder: str) -> FasterRCNN:
+    """A torchvision model with seeded random weights.
+
+    Its normalisations are given the statistics of noise: without, what passes through a deep net dies away or grows
+    beyond any number, in float16 first. It finds next to nothing and proposes as much as it may.
+    """
+    torch.manual_seed(SEED)
+    model = getattr(torchvision.models.detection, builder)(weights=None, weights_backbone=None).eval()
+    normalisations = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d | FrozenBatchNorm2d)]
+    hooks = [one.register_forward_pre_hook(_take_statistics) for one in normalisations]
+    with torch.no_grad():
+        model([torch.rand(3, 240, 320)])
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+def without_resizing(model: FasterRCNN) -> FasterRCNN:
+    """`model`, which takes images from now on as they are."""
+    model.transform.resize = MethodType(_as_it_is, model.transform)
+    return model.eval()
+
+
+def prepare(source: Source, saved: Path, graph: Path | None, precision: Precision) -> Prepared:
+    """Saves the model for the contenders and, if `graph` says where, its graph.
+
+    Raises ValueError for a builder that torchvision has not, and what reading the weights and exporting raise.
+    """
+    if source.builder not in BUILDERS:
+        raise ValueError(f"torchvision has no detector {source.builder}; take one of {', '.join(BUILDERS)}")
+    if source.checkpoint is not None:
+        model = checkpoint_model(source.builder, source.checkpoint).model
+    elif source.weights is not None:
+        model = published_model(source.builder, source.weights).model
+    else:
+        model = random_model(source.builder)
+    torch.save(model, saved)
+    detector = TorchvisionDetector(model)
+    if graph is not None:
+        export_onnx(detector, graph, precision)
+    return Prepared(detector.resize, detector.stride)
+
+
+def trace(saved: Path, graph: Path, pixels: np.ndarray) -> None:
+    """torchvision's own way to a file: its eager code as it runs on this image, N = 1. pixels: uint8 [h, w, 3]."""
+    model = without_resizing(torch.load(saved, weights_only=False))
+    image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    torch.onnx.export(model, ([image],), graph, dynamo=False, opset_version=OPSET, input_names=["image"])
+
+
+def _take_statistics(module: nn.BatchNorm2d | FrozenBatchNorm2d, inputs: tuple[Tensor]) -> None:
+    variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
+    for known, seen in ((module.running_mean, mean), (module.running_var, variance)):
+        assert isinstance(known, Tensor)  # None for a normalisation that keeps no statistics
+        known.copy_(seen)
+
+
+def _as_it_is(_: nn.Module, image: Tensor, target: Any) -> tuple[Tensor, Any]:
+    return image, target

@@ -1,0 +1,17 @@
+"""ONNX Runtime sessions as the service has them, on the provider that was asked for and on no other."""
+
+import onnxruntime
+
+from service.engine.engine import CUDA, open_session
+
+
+def session_on(
+    provider: str, graph: bytes, options: onnxruntime.SessionOptions, tf32: bool = False
+) -> onnxruntime.InferenceSession:
+    """Raises ValueError if the graph cannot be loaded, or would run on the CPU although CUDA was asked for."""
+    if provider == CUDA:
+        onnxruntime.preload_dlls()  # from the wheels of the cuda extra, where a system-wide CUDA is missing
+    session = open_session(graph, provider, options, tf32)
+    if provider not in session.get_providers():
+        raise ValueError(f"ONNX Runtime does not start {provider} here and would use {session.get_providers()[0]}")
+    return session

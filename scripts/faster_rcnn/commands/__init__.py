@@ -1,0 +1,1 @@
+"""The subcommands of `faster-rcnn`, one module each, with `main(argv)`."""

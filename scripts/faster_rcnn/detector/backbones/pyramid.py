@@ -1,0 +1,62 @@
+"""Feature pyramids (Lin et al. 2017) on a backbone's maps, from torchvision's own layers under torchvision's own names.
+
+N  images;  h, w  feature map size;  P2 … P5  the pyramid's maps of strides 4 … 32, as the paper calls them.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import FeaturePyramidNetwork
+
+from faster_rcnn.detector.backbones.base import Backbone, Stages
+from faster_rcnn.detector.backbones.mobilenet_v3 import MobileNetV3Large
+from faster_rcnn.detector.backbones.resnet50 import ResNet50
+from faster_rcnn.detector.padding import blank_outside
+
+Ints = tuple[int, ...]
+
+
+class FeaturePyramid(Backbone):
+    """A body's maps merged from the coarsest down (section 3), and every second cell of the coarsest as one map more,
+    for the RPN alone: its largest anchors (section 4.1).
+    """
+
+    out_channels = 256  # section 3
+    signed = True
+
+    def __init__(self, body: ResNet50 | MobileNetV3Large, taps: Ints, channels: Ints, strides: Ints) -> None:
+        """taps: which of the body's maps;  channels, strides: theirs."""
+        super().__init__()
+        self.body = body
+        self.taps = taps
+        self.fpn = FeaturePyramidNetwork(list(channels), self.out_channels)
+        self.stride = strides[-1]
+        self.strides = (*strides, 2 * strides[-1])
+        # By eq. 1 a region's map follows from its stride, so that of maps of one stride only the first is ever taken.
+        self.pooled = len(set(strides))
+
+    @property
+    def stages(self) -> Stages:
+        """The body's: the pyramid's own layers always learn."""
+        return self.body.stages
+
+    def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
+        maps = self.body.maps(images, sizes)
+        found: list[Tensor] = []
+        merged: Tensor | None = None
+        for place in reversed(range(len(self.taps))):
+            lateral = self.fpn.inner_blocks[place](maps[self.taps[place]])
+            if merged is not None:
+                lateral = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+            merged = blank_outside(lateral, sizes, self.strides[place])
+            found.insert(0, blank_outside(self.fpn.layer_blocks[place](merged), sizes, self.strides[place]))
+        return [*found, F.max_pool2d(found[-1], 1, stride=2)]
+
+
+def resnet50_fpn() -> FeaturePyramid:
+    """P2 … P5 and P6 on ResNet-50 (section 4.1)."""
+    return FeaturePyramid(ResNet50(layers=4), (0, 1, 2, 3), (256, 512, 1024, 2048), (4, 8, 16, 32))
+
+
+def mobilenet_v3_large_fpn() -> FeaturePyramid:
+    """On the blocks 13 and 16 of MobileNetV3-Large, both of stride 32, which are torchvision's choice."""
+    return FeaturePyramid(MobileNetV3Large(dilated=False, blocks=17), (13, 16), (160, 960), (32, 32))

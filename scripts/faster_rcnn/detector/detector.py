@@ -1,0 +1,208 @@
+"""The full detector: normalise → backbone → RPN → proposals → RoI pooling → head → detections.
+
+N  images;  H, W  canvas, multiples of the backbone's stride;  A  anchors;  P  proposals;  D  detections an image.
+Images are uint8 [N, H, W, 3], RGB, each at the top left of its canvas; sizes are int64 [N, 2], height and width.
+An image's answer depends on that image alone: not on its canvas, its neighbours or the bytes outside its size.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faster_rcnn.detector.anchors import cell_anchors, grid_anchors
+from faster_rcnn.detector.backbones import BACKBONES
+from faster_rcnn.detector.config import DetectorConfig, canvases
+from faster_rcnn.detector.padded_rows import real_rows
+from faster_rcnn.detector.padding import inside
+from faster_rcnn.detector.proposals import ProposalLimits, Proposals, propose
+from faster_rcnn.detector.roi_head import Detections, RoIHead, detect
+from faster_rcnn.detector.roi_pooling import LONGEST_BIN, pool_regions
+from faster_rcnn.detector.rpn import RPNHead, foreground_margin
+
+
+def dtype_of(layers: nn.Module) -> torch.dtype:
+    """The type that `layers` compute in: their parameters'."""
+    return next((parameter.dtype for parameter in layers.parameters()), torch.float32)
+
+
+class Answer(NamedTuple):
+    """What the detector says of N images; rows past a count are zero. Labels are numbered from 0, without background.
+
+    num_detections int64 [N], boxes [N, D, 4], scores [N, D], labels int64 [N, D];
+    num_proposals int64 [N], proposals [N, P, 4], objectness [N, P]. Boxes are in canvas pixels, best score first.
+    """
+
+    num_detections: Tensor
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    num_proposals: Tensor
+    proposals: Tensor
+    objectness: Tensor
+
+
+class RPNOutput(NamedTuple):
+    """class scores [N, A, 2], deltas [N, A, 4], anchors [A, 4], valid bool [N, A]: not of the padding.
+
+    levels: how many of the anchors are of each feature map, finest first, which is their order.
+    """
+
+    scores: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    valid: Tensor
+    levels: tuple[int, ...]
+
+
+def scales_of_maps(config: DetectorConfig, maps: int) -> list[tuple[float, ...]]:
+    """The anchor scales dealt to the feature maps, finest first, as many to each.
+
+    On one map all of them stand at every location (Ren et al. 2015, section 3.1.1); on a pyramid of five each of five
+    has a map of its own (Lin et al. 2017, section 4.1).
+    Raises ValueError if they cannot be dealt evenly.
+    """
+    scales, each = config.anchor_scales, len(config.anchor_scales) // maps
+    if each * maps != len(scales) or not scales:
+        raise ValueError(
+            f"{config.backbone} has {maps} feature maps and {len(scales)} anchor scales to deal to them; "
+            f"give {maps}, or a multiple of it"
+        )
+    return [scales[place * each : (place + 1) * each] for place in range(maps)]
+
+
+class FasterRCNN(nn.Module):
+    """Faster R-CNN. `forward` is what is exported; `training/` trains its parts.
+
+    One feature map, as in the paper, or those of a pyramid: then the RPN's head slides over each of them.
+    stride: what the sides of a canvas are multiples of;  classes: without background;  score_floor: what a detection
+    must pass.
+    """
+
+    cells: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = BACKBONES[config.backbone]()
+        self.stride = self.backbone.stride
+        self.resize = config.resize
+        self.classes = len(config.labels)
+        self.score_floor = config.detections.score_floor
+        channels = self.backbone.out_channels
+        scales = scales_of_maps(config, len(self.backbone.strides))
+        self.rpn = RPNHead(channels, config.rpn_channels, len(scales[0]) * len(config.anchor_ratios))
+        self.head = RoIHead(channels, config.roi_size, config.head_units, len(config.labels), config.head_dropout)
+        # of a graph: RoI max pooling in the form that runs on every provider, or as the operator that CUDA lacks
+        self.tabled = True
+        cells = torch.stack([cell_anchors(of_map, config.anchor_ratios) for of_map in scales])  # [maps, k, 4]
+        self.register_buffer("cells", cells, persistent=False)
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Answer:
+        """Detections and proposals of a batch."""
+        features = self.features(images, sizes)
+        proposals = self.select(self.regions(features, sizes), sizes, self.config.proposals)
+        found = self.detect_in(features, proposals.boxes, proposals.number, sizes)
+        return Answer(*found, *proposals)
+
+    @torch.no_grad()
+    def alone(self, image: np.ndarray) -> Answer:
+        """The answer for one image, uint8 [H, W, 3], not resized, on the tightest canvas; without the batch
+        dimension, as arrays."""
+        height, width = image.shape[:2]
+        canvas = np.zeros((1, *(-(-side // self.stride) * self.stride for side in (height, width)), 3), np.uint8)
+        canvas[0, :height, :width] = image
+        answer = self(torch.from_numpy(canvas), torch.tensor([[height, width]]))
+        return Answer(*(values[0].numpy() for values in answer))
+
+    def propose(self, images: Tensor, sizes: Tensor, limits: ProposalLimits) -> Proposals:
+        """The region proposal network alone."""
+        return self.select(self.regions(self.features(images, sizes), sizes), sizes, limits)
+
+    def detect_given(self, images: Tensor, sizes: Tensor, boxes: Tensor, count: Tensor) -> Detections:
+        """Fast R-CNN alone, on given regions: boxes [N, P, 4] in canvas pixels, of which the first `count` are real."""
+        return self.detect_in(self.features(images, sizes), boxes, count, sizes)
+
+    def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
+        """The backbone's feature maps, finest first, which the RPN and the head share."""
+        pixels = self._normalise(images, sizes)
+        return self.backbone(pixels.to(dtype_of(self.backbone)), sizes)
+
+    @property
+    def feature_layers(self) -> list[nn.Module]:
+        """The layers that a graph of lower precision has in float16."""
+        return [self.backbone, self.rpn, self.head.fc6, self.head.fc7]
+
+    def regions(self, features: list[Tensor], sizes: Tensor) -> RPNOutput:
+        """What the RPN says of every anchor."""
+        maps = [
+            self._regions_of_map(one, cell, sizes, stride)
+            for one, cell, stride in zip(features, self.cells, self.backbone.strides, strict=True)
+        ]
+        if len(maps) == 1:
+            return maps[0]
+        scores, deltas, anchors, valid, levels = zip(*maps, strict=True)
+        return RPNOutput(
+            torch.cat(scores, 1), torch.cat(deltas, 1), torch.cat(anchors), torch.cat(valid, 1), sum(levels, ())
+        )
+
+    def _regions_of_map(self, features: Tensor, cell: Tensor, sizes: Tensor, stride: int) -> RPNOutput:
+        scores, deltas = self.rpn(features)
+        h, w = features.shape[2:]
+        valid = inside(sizes, stride, h, w)[..., None].expand(-1, -1, -1, self.rpn.k).flatten(1)
+        anchors = grid_anchors(cell, h, w, stride)
+        return RPNOutput(scores.float(), deltas.float(), anchors, valid, (h * w * self.rpn.k,))
+
+    def select(self, rpn: RPNOutput, sizes: Tensor, limits: ProposalLimits) -> Proposals:
+        """The proposals among the anchors."""
+        return propose(foreground_margin(rpn.scores), rpn.deltas, rpn.anchors, rpn.valid, sizes, limits, rpn.levels)
+
+    def classify(self, features: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head says of regions [N, P, 4]: class scores [N, P, C + 1] and normalised deltas [N, P, C, 4]."""
+        return self.head(self._pool(features, boxes))
+
+    def _pool(self, features: list[Tensor], boxes: Tensor) -> Tensor:
+        pooled, strides, pooling = features[: self.backbone.pooled], self.backbone.strides, self.config.roi_pooling
+        if pooling == "max" and self.backbone.signed:
+            pooled = [F.relu(one) for one in pooled]  # outside the image is zero, which must not win over what is in it
+        if pooling == "max" and self.tabled and torch.compiler.is_exporting():
+            pooling = "tabled max"
+        return pool_regions(pooled, strides, boxes, self.config.roi_size, pooling)
+
+    def check_map_size(self) -> None:
+        """Raises ValueError if a canvas is too large for a graph whose RoI max pooling runs on every provider."""
+        largest = max(max(canvas) for canvas in canvases(self.resize, self.stride)) // self.backbone.strides[0]
+        allowed = (LONGEST_BIN - 1) * self.config.roi_size  # a bin's ends are rounded outwards
+        if self.config.roi_pooling == "max" and largest > allowed:
+            raise ValueError(
+                f"RoI max pooling that a GPU can run takes maps of up to {allowed} cells a side, the resize rule asks "
+                f"for {largest}; export with --provider cpu, lower max_size, or use roi_pooling 'align'"
+            )
+
+    def detect_in(self, features: list[Tensor], boxes: Tensor, count: Tensor, sizes: Tensor) -> Detections:
+        """The detections in the first `count` [N] of regions [N, P, 4]."""
+        config = self.config
+        N, P = boxes.shape[:2]
+        rows, back = real_rows(count, P)
+        pooled = self._pool(features, boxes)
+        if self.backbone.pooled == 1:  # there the channels come last, before they are moved for the layers' sake
+            channels_last = pooled.permute(0, 1, 3, 4, 2).flatten(0, 1)
+            scores, deltas = self.head.of_channels_last(torch.index_select(channels_last, 0, rows))
+        else:
+            scores, deltas = self.head(torch.index_select(pooled.flatten(0, 1), 0, rows))
+        back = back.reshape(-1)
+        scores = torch.index_select(scores, 0, back).reshape(N, P, -1)
+        deltas = torch.index_select(deltas, 0, back).reshape(N, P, self.classes, 4)
+        return detect(scores, deltas, boxes, count, sizes, config.detections, config.target_normalisation)
+
+    def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] to float [N, 3, H, W], zero outside the sizes whatever the bytes are there."""
+        pixels = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
+        mask = inside(sizes, 1, pixels.shape[2], pixels.shape[3])
+        return torch.where(mask[:, None], pixels, torch.zeros_like(pixels[:, :, :1, :1]))

@@ -1,0 +1,136 @@
+"""The RoI head: region features to classes and class-wise boxes (Girshick 2015, section 2).
+
+N  images;  P  proposals an image;  C  classes without background;  D  detections an image;  K  candidates an image.
+Class 0 is background here; `detect` answers labels from 0 without it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faster_rcnn.detector.boxes import clip_to_sizes, decode, sides_at_least
+from faster_rcnn.detector.operators import OUT, nms, quotient, take_rows, top_k
+from faster_rcnn.detector.padded_rows import linear_of_channels_last
+
+FourDeltas = tuple[float, float, float, float]  # dx, dy, dw, dh
+
+
+@dataclass(frozen=True)
+class TargetNormalisation:
+    """How the head's regression targets are brought to "zero mean and unit variance" (Fast R-CNN, section 2.3).
+
+    The defaults are the Faster R-CNN reference code's fixed estimates. Fast R-CNN measures both on the training set
+    (`measure_normalisation`), which only given proposals allow: those of an RPN in training change all the time.
+    """
+
+    means: FourDeltas = (0.0, 0.0, 0.0, 0.0)
+    stds: FourDeltas = (0.1, 0.1, 0.2, 0.2)
+
+    def apply(self, deltas: Tensor) -> Tensor:
+        """Deltas [..., 4] to what the head is to predict."""
+        return (deltas - deltas.new_tensor(self.means)) / deltas.new_tensor(self.stds)
+
+    def undo(self, predicted: Tensor) -> Tensor:
+        """What the head predicts [..., 4] to deltas."""
+        return predicted * predicted.new_tensor(self.stds) + predicted.new_tensor(self.means)
+
+
+class RoIHead(nn.Module):
+    """Two fully connected layers (fc6, fc7), then class scores by softmax and four deltas for each class."""
+
+    def __init__(self, in_channels: int, size: int, hidden: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.classes = classes
+        self.dropout = dropout
+        self.fc6 = nn.Linear(in_channels * size * size, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+        self.cls_score = nn.Linear(hidden, classes + 1)
+        self.bbox_pred = nn.Linear(hidden, 4 * classes)
+        for layer, std in ((self.fc6, 0.01), (self.fc7, 0.01), (self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)  # Fast R-CNN, section 2.3
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """regions: [..., channels, S, S].  Returns class scores [..., C + 1] and deltas [..., C, 4]."""
+        return self._after_fc6(self.fc6(regions.flatten(-3).to(self.fc6.weight.dtype)))
+
+    def of_channels_last(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for regions [M, S, S, channels], which need not be reordered first."""
+        return self._after_fc6(linear_of_channels_last(self.fc6, regions.to(self.fc6.weight.dtype)))
+
+    def _after_fc6(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.dropout(F.relu(hidden), self.dropout, self.training)
+        hidden = F.dropout(F.relu(self.fc7(hidden)), self.dropout, self.training).to(self.cls_score.weight.dtype)
+        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(-1, (self.classes, 4))
+
+
+@dataclass(frozen=True)
+class DetectionLimits:
+    """Which detections are kept."""
+
+    detections: int = 100  # the COCO evaluation's bound
+    candidates: int = 400  # classes × proposals that enter the suppression, the best first
+    score_floor: float = 0.05  # below it nothing leaves the graph; torchvision's and the reference code's value
+    nms_threshold: float = 0.5  # torchvision's; the papers' VOC results used 0.3
+
+
+class Detections(NamedTuple):
+    """number: int64 [N], how many rows are real;  boxes [N, D, 4], scores [N, D], labels int64 [N, D], zero-padded."""
+
+    number: Tensor
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def detect(
+    class_scores: Tensor,
+    deltas: Tensor,
+    proposals: Tensor,
+    count: Tensor,
+    sizes: Tensor,
+    limits: DetectionLimits,
+    normalisation: TargetNormalisation,
+) -> Detections:
+    """Softmax, the best candidates of all classes, their boxes, suppression within each class.
+
+    class_scores: [N, P, C + 1];  deltas: [N, P, C, 4], normalised;  proposals: [N, P, 4] of which the first `count` [N]
+    are real;  sizes: int64 [N, 2] as height, width.
+
+    Classes are kept apart by moving the boxes of each class to a place of their own, so that one suppression an image
+    does for all of them: on CUDA each call costs a launch and a synchronisation for every image and class. The places
+    lie on a square around the origin, because far from it float32 tells coordinates apart less finely.
+    """
+    N, P, C = deltas.shape[:3]
+    probabilities = torch.softmax(class_scores, dim=2)[:, :, 1:]
+    real = torch.arange(P, device=count.device)[None, :, None] < count[:, None, None]
+    running = real & (probabilities > limits.score_floor)
+    scores = torch.where(running, probabilities, torch.full_like(probabilities, OUT)).reshape(N, P * C)
+    scores, places = top_k(scores, min(limits.candidates, P * C))
+    region = quotient(places, C)
+    labels = places - region * C
+    chosen = normalisation.undo(take_rows(deltas.reshape(N, P * C, 4), places))
+    boxes = clip_to_sizes(decode(chosen, take_rows(proposals, region)), sizes)
+    scores = torch.where(sides_at_least(boxes, 1e-2), scores, torch.full_like(scores, OUT))
+    survivors = nms(boxes + _places_of(labels, C, sizes), scores, limits.nms_threshold, limits.detections)
+    scores, places = top_k(survivors, limits.detections)
+    kept = scores > 0
+    return Detections(
+        kept.to(torch.int64).sum(dim=1),
+        torch.where(kept[..., None], take_rows(boxes, places), torch.zeros_like(boxes[:, :1])),
+        scores.clamp(min=0),
+        torch.where(kept, torch.gather(labels, 1, places), torch.zeros_like(places)),
+    )
+
+
+def _places_of(labels: Tensor, classes: int, sizes: Tensor) -> Tensor:
+    """How far the boxes of each label [N, K] are moved, so that those of two labels never touch: [N, K, 4]."""
+    columns = math.ceil(math.sqrt(classes))
+    row = quotient(labels, columns)
+    column = labels - row * columns
+    places = torch.stack([column, row], dim=2) - columns // 2
+    return (places * (sizes.amax(dim=1)[:, None, None] + 1)).repeat(1, 1, 2).to(torch.float32)

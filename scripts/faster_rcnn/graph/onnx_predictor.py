@@ -1,0 +1,38 @@
+"""A published model as a predictor, through the online half's own code: its decoding, its resizing, its engine."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from faster_rcnn.data.dataset import Prediction, Sample
+from faster_rcnn.evaluation import Predictor
+from service.engine.engine import Engine, pick_provider, usable_cores
+from service.engine.model import Refused, load_model
+from service.images.decode import decode
+from service.images.fit import Canvas, Geometry
+
+
+def onnx_predictor(folder: Path) -> Predictor:
+    """What the service would answer, at the graph's own score floor.
+
+    folder: `<store>/<name>/<version>`.  Raises ValueError if the service would refuse it.
+    """
+    try:
+        engine = Engine(load_model(folder), pick_provider(), usable_cores())
+    except Refused as refusal:
+        raise ValueError(f"{folder}: {refusal}") from refusal
+
+    def predict(sample: Sample) -> Prediction:
+        result = engine.run([decoded(sample.image, engine.card.geometry)])[0]
+        return Prediction(result.boxes, result.scores, result.labels, result.proposals)
+
+    return predict
+
+
+def decoded(picture: np.ndarray, geometry: Geometry) -> Canvas:
+    """An image, uint8 [H, W, 3], as the service has it after an upload without loss."""
+    upload = io.BytesIO()
+    Image.fromarray(picture).save(upload, "PNG", compress_level=1)
+    return decode(upload.getvalue(), geometry)

@@ -1,0 +1,62 @@
+"""A detector on one image by itself: onto the tightest canvas, and what is found back to the image's own pixels.
+
+R  boxes.  Boxes are x1, y1, x2, y2.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faster_rcnn.data.dataset import Sample
+from faster_rcnn.data.loader import Batch, collate
+from faster_rcnn.detector.boxes import clip_to_sizes
+from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.resize import resize_image
+
+
+@dataclass(frozen=True)
+class Single:
+    """An image as a detector takes it.
+
+    batch: of this image alone;  scale: [4], what x, y, x, y were multiplied by;  size: int64 [1, 2], height and width
+    of the original.
+    """
+
+    batch: Batch
+    scale: Tensor
+    size: Tensor
+
+    def to_original(self, boxes: Tensor) -> np.ndarray:
+        """Boxes [1, R, 4] on the canvas as float32 [R, 4] in pixels of the original, clipped to it."""
+        original: np.ndarray = clip_to_sizes(boxes / self.scale, self.size)[0].cpu().numpy()
+        return original
+
+
+def single(detector: FasterRCNN, sample: Sample) -> Single:
+    """The image of a sample, and its proposals if it has some, resized by the detector's rule, on its device."""
+    image, scale_x, scale_y = resize_image(sample.image, detector.config.resize)
+    scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+    proposals = None if sample.proposals is None else sample.proposals * scale
+    resized = Sample(image, sample.boxes, sample.labels, proposals=proposals)
+    device = detector.mean.device
+    return Single(
+        collate([resized], detector.backbone.stride).to(device),
+        torch.from_numpy(scale).to(device),
+        torch.tensor([sample.image.shape[:2]], device=device),
+    )
+
+
+@contextmanager
+def inferring(detector: FasterRCNN) -> Iterator[None]:
+    """Without gradients and in the mode for inference; afterwards the detector is in the mode that it was in."""
+    training = detector.training
+    detector.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        detector.train(training)

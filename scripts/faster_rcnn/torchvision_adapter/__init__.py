@@ -1,0 +1,1 @@
+"""torchvision's Faster R-CNN models, made exportable: each image is computed as if it were alone on its canvas."""

@@ -1,0 +1,1 @@
+"""A published model on ONNX Runtime: its file, its sessions, and the devices that run them."""

@@ -1,0 +1,1 @@
+"""The HTTP edge: connections, request bodies, routes, answers and errors."""

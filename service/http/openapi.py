@@ -1,0 +1,164 @@
+"""What the OpenAPI document says beyond what FastAPI reads from the signatures: bodies, images, headers, problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from service.http import npz
+from service.http.schemas import ProblemAnswer
+
+PROBLEMS = {
+    400: "Not an image, or a broken one, or a body that cannot be read",
+    404: "Unknown model, version or image id",
+    408: "The body did not arrive in time",
+    413: "Too many bytes or pixels; the limit is named",
+    415: "A type that is not taken",
+    422: "A bad or unknown parameter",
+    429: "Too many requests in flight, or this one would wait longer than its timeout; Retry-After says when to come "
+    "back",
+    500: "The fault is not the client's. reason is engine (the model failed on this image; others are not affected) "
+    "or internal (the service made a mistake; its log has the reason under request_id)",
+    503: "No answer now; Retry-After says when to come back. reason is loading, no_model (the store is empty), "
+    "draining (shutting down), out_of_memory (for this image) or failed (the engine is dead)",
+    504: "No answer within the deadline",
+}
+
+REQUEST_ID = {
+    "X-Request-ID": {
+        "description": "that of the request if it has 1 to 64 of `A-Z a-z 0-9 . _ -`, else a new one; every problem "
+        "names it, and so does the log where the service made a mistake",
+        "schema": {"type": "string"},
+    }
+}
+RETRY_AFTER = {
+    "Retry-After": {
+        "description": "seconds after which to try again; of a 429 at the present rate",
+        "schema": {"type": "integer"},
+    }
+}
+SERVER_TIMING = {
+    "Server-Timing": {
+        "description": "milliseconds in each stage: read, decode, queue (waiting for a thread and for an engine), "
+        "inference, total (of all these), encode; `queue;dur=1.25, …`",
+        "schema": {"type": "string"},
+    }
+}
+
+# A red disc and a blue square, 160 x 120, as PNG.
+EXAMPLE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAKAAAAB4BAMAAACHjORcAAAAElBMVEXk5dni4dfh4dfh4dZAaL27LDSO2CWuAAABw0lEQVR42u2Z"
+    "wWrCQBCGJxtLb5LYs3Qb6aF4kTyKD+qLiFY8FYprjGcp9daDk15ENDuD2d0I0k4uyS4/X/7Zyc4OJMqg3UuBAAUoQAEKUIACbBto"
+    "Nmmado0zMGIO+s1IaQDA1VK7AeOUmsUyf0kAAKKnx4+kBWA5PlF6jkQSuBmfDXoPP6FJwfxi+NoNBOK2lodBERZyOa5/CS5BEw5z"
+    "a8bFou0Qh/bH6mDRdrglVIOAkDGnVIV/yOqNkjWP2XJYkrLmaakDcRRY5eohV0Na1zjm+qtjRqd9Q+bWKvYF5pyw8ANi8NnTWDi6"
+    "k1MvZrOJbTvUdxKyAG8J9Nx6h+A33zzkomUgaxgXDYGd2nhxfYt90dMpDcTre5npedcJCewzvNXp6ZsBvif0ojFZWfpmWS2CqiHV"
+    "25CyyvsYZRbR+DskGy1cBhSHOaE66ABgn7BYhpQvNfffd/TmtS2udBDQsvi5D6zY/YlvihmguggaZzoUCGpanPHcinqHnM2meKwp"
+    "5uB4SDDybDcxAGDMbO/GYxwCqOfdDAAy518FHd67328H6W0EKEABClCAAhTgXwBWx3vk3BJVa6YD9AVKUgQowH8B/AWUSGDPK9n4"
+    "5wAAAABJRU5ErkJggg=="
+)
+
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image: JPEG, PNG, WebP, BMP or GIF (the first frame), in any of three ways.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "the file; the field may also be named file",
+                        }
+                    },
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "image": {"type": "string", "format": "byte", "description": "base64, or a data: URL of it"}
+                    },
+                },
+                "example": {"image": EXAMPLE_IMAGE},
+            },
+            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+# What each upload route shows first; the page at /docs puts its own address in.
+BASE = "http://127.0.0.1:8000"
+CURL = {
+    "detect": [
+        f'curl -F image=@image.jpg "{BASE}/detect"',
+        f'curl --data-binary @image.jpg -H "Content-Type: image/jpeg" "{BASE}/detect?score_threshold=0.7"',
+        f'curl -F image=@image.jpg -H "Accept: image/png" -o drawn.png "{BASE}/detect"',
+    ],
+    "proposals": [f'curl -F image=@image.jpg "{BASE}/proposals?max_proposals=50"'],
+}
+
+IMAGE = {"schema": {"type": "string", "format": "binary"}}
+NPZ = {
+    npz.MEDIA_TYPE: {
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": "for `numpy.load(io.BytesIO(body))`: the members of the JSON answer but for timing, as "
+            "arrays, in float32; nested ones have both names (`proposals_boxes`); `label_indices` count from 0",
+        }
+    }
+}
+
+
+def upload(route: str) -> dict[str, Any]:
+    """The `openapi_extra` of a route that takes an image."""
+    return BODY | {"x-codeSamples": [{"lang": "shell", "source": line} for line in CURL[route]]}
+
+
+def query(kind: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose query is a `kind`."""
+    parameters = []
+    for name, schema in kind.model_json_schema()["properties"].items():
+        kinds = [each for each in schema.pop("anyOf", []) if each != {"type": "null"}]
+        description = schema.pop("description", "")
+        schema |= kinds[0] if kinds else {}
+        if schema.get("default", 0) is None:
+            del schema["default"]
+        parameters.append({"name": name, "in": "query", "description": description, "schema": schema})
+    return {"parameters": parameters}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can end in these problems."""
+    schema = {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}
+    return {
+        status: {
+            "description": PROBLEMS[status],
+            "content": {"application/problem+json": schema},
+            "headers": RETRY_AFTER if status in (429, 503) else {},
+        }
+        for status in statuses
+    }
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, made once."""
+    if not app.openapi_schema:
+        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        made.setdefault("components", {}).setdefault("schemas", {})["ProblemAnswer"] = ProblemAnswer.model_json_schema()
+        for operations in made["paths"].values():
+            for operation in operations.values():
+                for response in operation["responses"].values():
+                    response["headers"] = response.get("headers", {}) | REQUEST_ID
+        app.openapi_schema = made
+    return app.openapi_schema

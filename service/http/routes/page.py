@@ -1,0 +1,35 @@
+"""GET / and GET /docs: the pages for trying the service in a browser, and for reading what it offers."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from fastapi import APIRouter, Response
+
+router = APIRouter(include_in_schema=False)
+
+# A page is one file and asks nobody but us, so it also works where there is no internet.
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self'"
+)
+
+
+@router.get("/")
+async def index() -> Response:
+    return page("index.html")
+
+
+@router.get("/docs")
+async def docs() -> Response:
+    return page("docs.html")
+
+
+def page(name: str) -> Response:
+    return Response(html(name), media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
+
+
+@cache
+def html(name: str) -> bytes:
+    return (files("service.http") / "page" / name).read_bytes()

@@ -1,0 +1,137 @@
+"""A request's body to the bytes of one image: multipart, raw, or base64 in JSON; bounded in bytes and in time.
+
+The size that a client declares is judged before anything is read, and what it sends is counted as it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import string
+from collections.abc import AsyncGenerator
+
+import orjson
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.http.problems import Problem
+
+FIELDS = ("image", "file")
+CURL = "curl -F image=@image.jpg"
+# A data: URL has one, base64 none. Many small values take 25 times as much memory as the text they are parsed from.
+MAX_COMMAS = 8
+WHITESPACE = string.whitespace.encode()
+TAKEN = "multipart/form-data, image/*, application/octet-stream or application/json"
+
+
+class _InMemoryParser(MultiPartParser):
+    spool_max_size = 2**62  # the body is bounded already; Starlette would write what passes 1 MB to disk, by a thread
+
+
+def has_body(request: Request) -> bool:
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+
+
+async def read(request: Request, limit: int, timeout: float) -> bytes:
+    """The image that `request` carries: at most `limit` bytes of body within `timeout` seconds.
+
+    Raises Problem (400, 408, 413, 415), and Starlette's ClientDisconnect if the client goes.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "media_type", "A compressed body is not taken. Send the image as it is.")
+    if int(request.headers.get("content-length", 0)) > limit:
+        raise _too_large(limit)
+    try:
+        async with asyncio.timeout(timeout):
+            data = await _image(request, limit)
+    except TimeoutError as error:
+        raise Problem(
+            408,
+            "slow_upload",
+            f"The body did not arrive within {timeout:g} s. Send a smaller image.",
+            {"Connection": "close"},
+        ) from error
+    if not data:
+        raise Problem(400, "empty", f"The request carries no image. For example: {CURL}")
+    return data
+
+
+async def _image(request: Request, limit: int) -> bytes:
+    kind = parse_options_header(request.headers.get("content-type", "application/octet-stream"))[0]
+    chunks = _bounded(request, limit)
+    if kind == b"multipart/form-data":
+        return await _multipart(request, chunks)
+    if kind == b"application/json":
+        return await asyncio.to_thread(from_json, b"".join([chunk async for chunk in chunks]))
+    if kind == b"application/octet-stream" or kind.startswith(b"image/"):
+        return b"".join([chunk async for chunk in chunks])
+    raise Problem(
+        415,
+        "media_type",
+        f"This Content-Type is not taken. Send {TAKEN}; for example: {CURL}",
+        {"Accept-Post": TAKEN},
+    )
+
+
+def from_json(body: bytes) -> bytes:
+    """The image in `{"image": "<base64>"}`; a data: URL is base64 too. Raises Problem (400)."""
+    wanted = 'Send {"image": "<base64 of the file>"}.'
+    shape = f"The body must be an object with the one member image, a string. {wanted}"
+    if body.count(b",") > MAX_COMMAS:
+        raise Problem(400, "bad_json", shape)
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, "bad_json", f"The body is not valid JSON. {wanted}") from error
+    if not isinstance(document, dict) or set(document) != {"image"} or not isinstance(document["image"], str):
+        raise Problem(400, "bad_json", shape)
+    text = document["image"]
+    if text.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not head.endswith(";base64"):
+            raise Problem(400, "bad_base64", f"A data: URL must be in base64. {wanted}")
+    try:
+        return base64.b64decode(text.encode("ascii").translate(None, WHITESPACE), validate=True)  # encoders wrap lines
+    except (binascii.Error, ValueError) as error:
+        raise Problem(400, "bad_base64", f"The member image is not valid base64. {wanted}") from error
+
+
+async def _multipart(request: Request, chunks: AsyncGenerator[bytes, None]) -> bytes:
+    try:
+        form = await _InMemoryParser(request.headers, chunks, max_files=1, max_fields=1).parse()
+    except MultiPartException as error:
+        raise Problem(
+            400,
+            "bad_multipart",
+            f"The multipart body cannot be read as one file in the field image. For example: {CURL}",
+        ) from error
+    parts = form.multi_items()
+    if len(parts) != 1 or parts[0][0] not in FIELDS:
+        raise Problem(
+            400,
+            "bad_multipart",
+            f"The form must have one field, image, with one file; parameters belong in the query. For example: {CURL}",
+        )
+    part = parts[0][1]
+    if not isinstance(part, UploadFile):
+        raise Problem(400, "bad_multipart", f"The field {parts[0][0]} carries text, not a file. For example: {CURL}")
+    return part.file.read()
+
+
+async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks, until there are too many bytes of them. Raises Problem (413)."""
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            raise _too_large(limit)
+        if chunk:
+            yield chunk
+
+
+def _too_large(limit: int) -> Problem:
+    detail = f"The body has more than {limit:,} bytes, which is the limit. Send a smaller image."
+    return Problem(413, "too_many_bytes", detail, more={"limit_bytes": limit})

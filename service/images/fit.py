@@ -1,0 +1,73 @@
+"""Where an image lies on its canvas, and boxes back to the original pixels (contract 2).
+
+H, W  canvas;  h, w  the image on it;  boxes are x1, y1, x2, y2.
+
+Scale and canvas are a function of the image and the model alone, so an answer never depends on other requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a model asks of every image: the canvases as (H, W), and the resize rule.
+
+    antialias  Pillow's filter and sides rounded to the nearest pixel; without it, as torchvision's detectors resize
+    """
+
+    canvases: tuple[tuple[int, int], ...]
+    min_size: int
+    max_size: int
+    antialias: bool = True
+
+
+class Fit(NamedTuple):
+    """An image's size on its canvas, and the canvas as (H, W)."""
+
+    height: int
+    width: int
+    canvas: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One decoded image, ready for a batch.
+
+    pixels  uint8 [h, w, 3], upright RGB at the model's scale: the top left of the canvas, whose rest is zero
+    size    the canvas (H, W)
+    width, height  of the upright original
+    """
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+    width: int
+    height: int
+
+
+def fit(width: int, height: int, geometry: Geometry) -> Fit:
+    """The size that a `width` x `height` image gets, and the smallest canvas that holds it (the first of equals).
+
+    Raises ValueError if no canvas holds it; `store.load` refuses a model for which that can happen.
+    """
+    scale = min(geometry.min_size / min(width, height), geometry.max_size / max(width, height))
+    whole = round if geometry.antialias else int
+    w, h = max(1, whole(width * scale)), max(1, whole(height * scale))
+    holding = [canvas for canvas in geometry.canvases if canvas[0] >= h and canvas[1] >= w]
+    if not holding:
+        raise ValueError(f"no canvas of {geometry.canvases} holds {h} x {w}")
+    return Fit(h, w, min(holding, key=lambda canvas: canvas[0] * canvas[1]))
+
+
+def to_original(boxes: NDArray[np.float32], canvas: Canvas) -> NDArray[np.float32]:
+    """`boxes` [R, 4] on the canvas as pixels of the upright original, clipped to it."""
+    h, w = canvas.pixels.shape[:2]
+    stretch = np.array([canvas.width / w, canvas.height / h] * 2, dtype=np.float32)
+    bound = np.array([canvas.width, canvas.height] * 2, dtype=np.float32)
+    mapped: NDArray[np.float32] = np.clip(boxes * stretch, 0, bound)
+    return mapped

@@ -1,0 +1,1 @@
+"""Between the HTTP edge and the engines: waiting tasks, batches, deadlines."""

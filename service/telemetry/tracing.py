@@ -1,0 +1,145 @@
+"""OpenTelemetry traces: a span a request and one for each of its stages, if the environment names where to send them.
+
+Off, its SDK is not imported and no layer stands before the application. On, the application is wrapped: what a span
+tells is read off the request and off the response's own Server-Timing, so the rest of the service knows nothing of it.
+The SDK's own variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, …) hold. FastAPI's own spans have no stages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.http.middleware import METHODS
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+STAGES = ("read", "queue", "decode", "inference", "encode")  # in the order in which a request goes through them
+CLIENT_GONE = 499
+FLUSH_SECONDS = 3.0
+
+
+def provider_from_environment() -> TracerProvider | None:
+    """Where spans go (OTLP over HTTP), or None if nothing asks for traces.
+
+    Raises ValueError in one line if they are asked for and cannot be had.
+    """
+    variable = _asked_by()
+    if variable is None:
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise ValueError(
+            f"{variable} is set, but OpenTelemetry is not installed; install it with pip install '.[otel]', "
+            "or set OTEL_TRACES_EXPORTER=none"
+        ) from error
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # the SDK's word for one that has no name
+        resource = resource.merge(Resource({SERVICE_NAME: "faster-rcnn-service"}))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
+def _asked_by() -> str | None:
+    """The variable that asks for traces. Raises ValueError for an exporter that there is not."""
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "")
+    if exporter == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if exporter not in ("", "otlp"):
+        raise ValueError(f"OTEL_TRACES_EXPORTER={exporter!r}: traces are sent as otlp; set otlp, or none for no traces")
+    return next((name for name in (*ENDPOINTS, "OTEL_TRACES_EXPORTER") if os.environ.get(name)), None)
+
+
+class Traced:
+    """`app` with a server span around each request. What is still unsent leaves when the application shuts down."""
+
+    def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._app = app
+        self._provider = provider
+        self._tracer = provider.get_tracer("service")
+        self._trace = trace
+        self._propagator = TraceContextTextMapPropagator()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, self._flushing(send))
+            return
+        began = time.time_ns()
+        response: list[Message] = []
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                response.append(message)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            self._record(scope, response, began, time.time_ns())
+
+    def _flushing(self, send: Send) -> Send:
+        async def flushing(message: Message) -> None:
+            if message["type"] == "lifespan.shutdown.complete":
+                # the exporter tries for OTEL_EXPORTER_OTLP_TIMEOUT, 10 s by default: too long for whoever waits
+                flush = threading.Thread(target=self._provider.shutdown, daemon=True)
+                flush.start()
+                await asyncio.to_thread(flush.join, FLUSH_SECONDS)
+            await send(message)
+
+        return flushing
+
+    def _record(self, scope: Scope, response: list[Message], began: int, ended: int) -> None:
+        """The request's span and its stages', made when all is over, from `began` to `ended` (ns since 1970)."""
+        kind = self._trace.SpanKind
+        given = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        state = scope.get("state", {})
+        route = state.get("route", "unmatched")
+        status = response[0]["status"] if response else CLIENT_GONE
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"  # the convention's word
+        attributes = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+            "request_id": state.get("request_id", ""),
+        }
+        span = self._tracer.start_span(
+            f"{method} {route}", self._propagator.extract(given), kind.SERVER, attributes, start_time=began
+        )
+        if span.is_recording():
+            if status >= 500:
+                span.set_status(self._trace.StatusCode.ERROR)
+            inside = self._trace.set_span_in_context(span)
+            for stage, start, end in _stages(response[0]["headers"] if response else (), began):
+                self._tracer.start_span(stage, inside, kind.INTERNAL, start_time=start).end(end)
+        span.end(ended)
+
+
+def _stages(headers: Iterable[tuple[bytes, bytes]], began: int) -> Iterator[tuple[str, int, int]]:
+    """The stages that a response's Server-Timing tells of: name, start and end (ns).
+
+    They are laid end to end from `began`, with all of a request's waiting in one piece.
+    """
+    timing = next((value.decode("latin-1") for name, value in headers if name == b"server-timing"), "")
+    parts = (part.strip().partition(";dur=") for part in timing.split(","))
+    milliseconds = {name: float(duration) for name, _, duration in parts if duration}
+    for stage in STAGES:
+        if stage in milliseconds:
+            ended = began + round(milliseconds[stage] * 1e6)
+            yield stage, began, ended
+            began = ended

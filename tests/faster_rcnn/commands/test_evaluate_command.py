@@ -1,0 +1,173 @@
+"""scripts/evaluate.py: what answers for a run, whose proposals it looks at, and what cannot be measured."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.detector.checkpoint import BEST, NAME, save_state
+from faster_rcnn.proposal_sources.table import ProposalTable, ranked
+from tests.faster_rcnn.lively import lively
+
+ROOT = Path(__file__).resolve().parents[3]
+MODEL = ROOT / "model_store" / "shapes" / "1"
+
+
+@pytest.fixture(scope="module")
+def command() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_command", ROOT / "scripts" / "evaluate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(command: ModuleType, monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: object) -> dict[str, Any]:
+    """The metrics.json that it leaves, of two images."""
+    options = ("--pictures", 2, "--show", 1, "--device", "cpu", "--workers", 1, "--out", out)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, (*arguments, *options))])
+    command.main()
+    record: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return record
+
+
+def trained(folder: Path, objective: str, **record: object) -> Path:
+    folder.mkdir(parents=True)
+    save_state(folder / NAME, lively("compact"), objective, 1)
+    (folder / "run.json").write_text(json.dumps({"data": "shapes", **record}))
+    return folder
+
+
+def test_a_run_is_measured_by_its_best_checkpoint_on_its_own_data_and_leaves_a_report(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = trained(tmp_path / "run", "rpn")
+    save_state(folder / BEST, lively("compact"), "joint", 1)
+    record = run(command, monkeypatch, tmp_path / "out", folder)
+    assert (record["data"], record["pictures"]) == ("shapes/val", 2)
+    assert (record["checkpoint"], record["iteration"]) == ("best", 1)
+    assert "VOC_mAP" in record
+    assert list(record["proposals"]) == ["100"]  # compact gives 100 proposals
+    assert (tmp_path / "out" / "index.html").is_file()
+    with pytest.raises(ValueError, match="an RPN alone; measure it by --proposals rpn:"):
+        run(command, monkeypatch, tmp_path / "out", folder, "--checkpoint", "last")
+
+
+def test_a_head_is_measured_on_the_proposals_that_it_was_trained_on_or_on_others(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = trained(tmp_path / "run", "fast-rcnn", proposals="sliding-window", proposal_limit=500)
+    record = run(command, monkeypatch, tmp_path / "own", folder)
+    assert list(record["proposals"]) == ["100", "300"]  # of 500, so that a thousand cannot be told
+    images = Shapes("val")
+    table = ProposalTable({images.name(index): ranked(images[index].boxes) for index in range(2)}, "the truth")
+    table.save(tmp_path / "truth.npz")
+    other = run(command, monkeypatch, tmp_path / "other", folder, "--proposals", tmp_path / "truth.npz")
+    assert other["proposals_from"].endswith("truth.npz")
+    assert [one["AR"] for one in other["proposals"].values()] == [1.0]
+
+
+def test_a_head_whose_proposals_nobody_names_cannot_be_measured(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = trained(tmp_path / "run", "fast-rcnn")
+    with pytest.raises(ValueError, match="makes no proposals of its own; name their source by --proposals"):
+        run(command, monkeypatch, tmp_path / "out", folder)
+
+
+def test_a_run_is_measured_on_the_split_that_it_was_validated_on(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = trained(tmp_path / "run", "joint", val_split="test")
+    assert run(command, monkeypatch, tmp_path / "own", folder)["data"] == "shapes/test"
+    assert run(command, monkeypatch, tmp_path / "of_file", folder / NAME)["data"] == "shapes/test"
+    assert run(command, monkeypatch, tmp_path / "named", folder, "--split", "val")["data"] == "shapes/val"
+
+
+def test_a_broken_image_that_training_left_out_is_left_out_here(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ["broken.png", "whole.png"]
+    Image.new("RGB", (80, 60)).save(tmp_path / "whole.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    lists = {
+        "images": [{"id": place, "file_name": name, "width": 80, "height": 60} for place, name in enumerate(names)],
+        "categories": [{"id": place, "name": name} for place, name in enumerate(Shapes.labels)],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [10, 10, 30, 20]}],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(lists))
+    data = f"coco:{tmp_path}"
+    strict = trained(tmp_path / "strict", "joint", data=data)
+    with pytest.raises(ValueError, match=r"broken.png cannot be read: it is not an image.*--skip-bad-boxes"):
+        run(command, monkeypatch, tmp_path / "out", strict)
+    assert run(command, monkeypatch, tmp_path / "out", strict, "--skip-bad-boxes")["pictures"] == 1
+    lenient = trained(tmp_path / "lenient", "joint", data=data, skip_bad_boxes=True)
+    assert run(command, monkeypatch, tmp_path / "out", lenient)["pictures"] == 1
+
+
+def test_a_step_of_alternating_training_is_measured_on_its_runs_data_and_the_proposals_of_the_step_before(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    step = trained(folder / "2-fast-rcnn", "fast-rcnn")
+    (step / "run.json").rename(folder / "run.json")
+    (folder / "run.json").write_text(json.dumps({"data": "shapes", "val_split": "test", "schedule": "alternating"}))
+    refusal = rf"left some for its validation split alone; name their source, as --proposals rpn:{folder}/1-rpn"
+    with pytest.raises(ValueError, match=refusal):
+        run(command, monkeypatch, tmp_path / "out", step)
+    images = Shapes("test")
+    table = ProposalTable({images.name(index): ranked(images[index].boxes) for index in range(2)}, "the truth")
+    (folder / "1-rpn").mkdir()
+    table.save(folder / "1-rpn" / "proposals-val.npz")
+    record = run(command, monkeypatch, tmp_path / "out", step)
+    assert record["data"] == "shapes/test"
+    assert record["proposals_from"] == str(folder / "1-rpn" / "proposals-val.npz")
+    assert [one["AR"] for one in record["proposals"].values()] == [1.0]
+    with pytest.raises(ValueError, match=refusal):
+        run(command, monkeypatch, tmp_path / "out", step, "--split", "val")
+
+
+def test_sources_are_measured_without_a_detector(
+    command: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = f"rpn:{trained(tmp_path / 'run', 'rpn')}"
+    given = ("--proposals", "sliding-window", "--proposals", network)
+    record = run(command, monkeypatch, tmp_path / "out", *given)
+    assert list(record["sources"]) == ["sliding-window", network]
+    assert all(list(one["by_number"]) == ["100", "300", "1000", "2000"] for one in record["sources"].values())
+    assert "| sliding-window | 100 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "name a RUN or MODEL_DIR, or a source by --proposals"),
+        ((MODEL, "--proposals", "sliding-window"), "makes its own proposals; leave out --proposals"),
+        (("--proposals", "magic"), "is no source of proposals; there are: sliding-window"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    command: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[object, ...],
+    complaint: str,
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        run(command, monkeypatch, tmp_path / "out", *arguments)
+
+
+def test_a_report_goes_into_its_run_but_never_into_a_published_version(command: ModuleType, tmp_path: Path) -> None:
+    assert command.place_for_reports(tmp_path) == tmp_path
+    assert command.place_for_reports(tmp_path / NAME) == tmp_path / NAME  # not there, which is told when it is read
+    (tmp_path / NAME).touch()
+    assert command.place_for_reports(tmp_path / NAME) == tmp_path
+    assert command.place_for_reports(MODEL) == command.place_for_reports(None) == Path()

@@ -1,0 +1,201 @@
+"""COCO's format: what is read, and what is refused by name."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from faster_rcnn.data.dataset import Prediction
+from faster_rcnn.data.sources import check_labels, open_dataset, open_folder
+from faster_rcnn.evaluation import coco_ap
+
+CATEGORIES = [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}]
+
+
+def write(folder: Path, annotations: list[dict[str, Any]], **image: Any) -> Path:
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
+    listed = {"id": 1, "file_name": "a.png", "height": 60, "width": 100} | image
+    Image.new("RGB", (100, 60), "red").save(folder / "images" / "a.png")
+    document = {"images": [listed], "categories": CATEGORIES, "annotations": annotations}
+    (folder / "annotations" / "val.json").write_text(pretty(document))
+    return folder
+
+
+def pretty(document: dict[str, list[Any]]) -> str:
+    """A line an element: with one image and the two classes, the first annotation is on line 7."""
+    lists = []
+    for name, values in document.items():
+        elements = ",\n ".join(json.dumps(value) for value in values)
+        lists.append(f'"{name}": [\n {elements}]')
+    return "{" + ",\n".join(lists) + "}"
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    return {"id": 5, "image_id": 1, "category_id": 7, "bbox": [10, 20, 30, 20], "area": 300.0} | changes
+
+
+def test_boxes_classes_areas_and_crowds_are_read(tmp_path: Path) -> None:
+    crowd = annotation(id=6, category_id=9, iscrowd=1, bbox=[0, 0, 100, 60])
+    dataset = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")
+    assert dataset.labels == ("cat", "dog")  # by category id
+    sample = dataset[0]
+    assert sample.boxes.tolist() == [[10, 20, 40, 40], [0, 0, 100, 60]]
+    assert sample.labels.tolist() == [0, 1]
+    assert sample.crowd is not None
+    assert sample.crowd.tolist() == [False, True]
+    assert sample.objects().boxes.tolist() == [[10, 20, 40, 40]]
+
+
+def test_what_many_tools_leave_out_is_not_missed(tmp_path: Path) -> None:
+    bare = {"image_id": 1, "category_id": 7, "bbox": [10.5, 20, 30, 20.25]}
+    nulls = annotation(bbox=[0, 0, 100, 60], area=None, iscrowd=None, segmentation=None, score=1)
+    sample = open_dataset(f"coco:{write(tmp_path, [bare, nulls])}", "val")[0]
+    assert sample.boxes.tolist() == [[10.5, 20, 40.5, 40.25], [0, 0, 100, 60]]
+    assert sample.areas is not None
+    assert sample.areas.tolist() == [30 * 20.25, 6000]
+    assert sample.crowd is not None
+    assert not sample.crowd.any()
+
+
+def test_a_box_a_rounding_over_the_border_is_cut_there(tmp_path: Path) -> None:
+    sample = open_dataset(f"coco:{write(tmp_path, [annotation(bbox=[-0.7, 20, 102.1, 41.5])])}", "val")[0]
+    assert sample.boxes.tolist() == [[0, 20, 100, 60]]
+
+
+def test_ids_are_names_whatever_their_order_and_images_lie_in_folders_of_their_own(tmp_path: Path) -> None:
+    categories = [{"id": 90, "name": "zebra"}, {"id": 3, "name": "yak"}, {"id": 17, "name": "ant"}]
+    images = {
+        "farm/a.png": tmp_path / "farm" / "a.png",
+        "b.png": tmp_path / "val" / "b.png",
+        "c.png": tmp_path / "images" / "val" / "c.png",
+        "zoo/north/d.png": tmp_path / "images" / "zoo" / "north" / "d.png",
+    }
+    for shade, file in enumerate(images.values()):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 60), (shade, 0, 0)).save(file)
+    ids = [700, "seven", -1, 2**70]
+    listed = [
+        {"id": one, "file_name": name, "height": 60.0, "width": 100} for one, name in zip(ids, images, strict=True)
+    ]
+    listed[0]["file_name"] = "farm\\a.png"  # as on Windows
+    objects = [annotation(image_id="seven", category_id=17), annotation(image_id=2**70, category_id=90, id="x")]
+    (tmp_path / "annotations").mkdir()
+    document = {"annotations": objects, "categories": categories, "images": listed, "info": {"lists": [[1], [2]]}}
+    (tmp_path / "annotations" / "instances_val.json").write_text("\ufeff" + json.dumps(document))
+    dataset = open_dataset(f"coco:{tmp_path}", "val")
+    assert dataset.labels == ("yak", "ant", "zebra")
+    assert [dataset.name(index) for index in range(4)] == ["farm\\a.png", *list(images)[1:]]
+    assert [dataset[index].image[0, 0, 0] for index in range(4)] == [0, 1, 2, 3]
+    assert [dataset[index].labels.tolist() for index in range(4)] == [[], [1], [], [2]]
+
+
+@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real images")
+def test_photographs_of_coco_are_read_as_its_own_tools_do(tmp_path: Path) -> None:
+    source = Path(os.environ["REAL_DATA_DIR"]) / "coco_cc"
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "val.json").symlink_to(source / "instances.json")
+    (tmp_path / "images").symlink_to(source / "images")
+    dataset = open_folder(f"coco:{tmp_path}", "val")
+    assert [fault for fault in dataset.faults if not fault.warning] == []
+    official = COCO(source / "instances.json")
+    names = [category["name"] for category in official.loadCats(sorted(official.getCatIds()))]
+    assert dataset.labels == tuple(names)
+    by_name = {image["file_name"]: image for image in official.dataset["images"]}
+    assert len(dataset) == len(by_name) == 60
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        expected = official.loadAnns(official.getAnnIds(by_name[dataset.name(index)]["id"]))
+        corners = [(x, y, x + width, y + height) for x, y, width, height in (one["bbox"] for one in expected)]
+        np.testing.assert_allclose(sample.boxes, np.array(corners).reshape(-1, 4), atol=0.5)  # cut at the border
+        assert [names[label] for label in sample.labels] == [
+            official.loadCats(one["category_id"])[0]["name"] for one in expected
+        ]
+        assert sample.crowd is not None
+        assert sample.crowd.tolist() == [bool(one["iscrowd"]) for one in expected]
+
+
+def test_detections_inside_a_crowd_are_neither_right_nor_wrong(tmp_path: Path) -> None:
+    crowd = annotation(id=6, iscrowd=1, bbox=[50, 0, 50, 60])
+    sample = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")[0]
+    boxes = np.array([[10, 20, 40, 40], [60, 10, 80, 40], [55, 5, 90, 50]], np.float32)
+    found = Prediction(boxes, np.array([0.5, 0.9, 0.8], np.float32), np.zeros(3, np.int64))
+    metrics = coco_ap([sample], [found], ("cat", "dog"))
+    assert metrics["AP_by_class"]["cat"] == 1.0
+    assert metrics["objects"] == 1
+
+
+def test_a_rotated_photograph_is_read_upright(tmp_path: Path) -> None:
+    write(tmp_path, [], file_name="b.jpg", height=100, width=60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways = Image.new("RGB", (100, 60), "red")
+    sideways.paste("blue", (0, 0, 100, 30))  # the top half as stored, the right half upright
+    sideways.save(tmp_path / "images" / "b.jpg", exif=exif)
+    image = open_dataset(f"coco:{tmp_path}", "val")[0].image
+    assert image.shape == (100, 60, 3)
+    assert image[50, 55, 2] > 200
+    assert image[50, 5, 0] > 200
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"image_id": 2}, r"val.json:7:2: annotation 5 names image 2, which the file does not list; add the image"),
+        ({"category_id": 8}, "annotation 5 names category 8, which the file does not list; add the category"),
+        ({"bbox": [12, 20, 0, 20]}, r"annotation 5: its box \[12, 20, 0, 20\] in a.png has no area; correct or remove"),
+        ({"bbox": [12, 20, -3, 20]}, r"its box \[12, 20, -3, 20\] in a.png has no area"),
+        ({"bbox": [100, 20, 30, 20]}, "lies outside a.png, which is 100×60; correct or remove it"),
+        ({"bbox": [10, 20, 93, 20]}, "reaches out of a.png, which is 100×60; correct or remove it"),
+        (
+            {"bbox": ["10", 20, 30, 20]},
+            r"annotation 5: its bbox is \['10', 20, 30, 20\]: input should be a valid n",
+        ),
+        ({"bbox": [float("nan"), 20, 30, 20]}, "its bbox is .*finite number; correct or remove it"),
+        ({"bbox": [10**400, 20, 30, 20]}, "annotation 5: its bbox is"),
+        ({"bbox": [10, 20, 30]}, "its bbox is .* at least 4 items"),
+        ({"bbox": None}, "its bbox is None: input should be a valid list"),
+        ({"bbox": {"x": 1}}, "its bbox is {'x': 1}: input should be a valid list"),
+        ({"image_id": None}, "its image_id is None"),
+        ({"image_id": [1]}, r"its image_id is \[1\]"),
+        ({"iscrowd": "yes"}, "its iscrowd is 'yes': input should be 0 or 1"),
+        ({"area": -1}, "its area is -1: input should be greater than or equal to 0"),
+        ({"category_id": True}, "its category_id is True"),
+    ],
+)
+def test_a_faulty_annotation_is_named(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        open_dataset(f"coco:{write(tmp_path, [annotation(**change)])}", "val")
+
+
+def test_faulty_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of no known kind"):
+        open_dataset("imagenet", "val")
+    with pytest.raises(FileNotFoundError, match=r"splits found: none"):
+        open_dataset(f"coco:{tmp_path}", "val")
+    write(tmp_path, [])
+    with pytest.raises(FileNotFoundError, match=r"splits found: val"):
+        open_dataset(f"coco:{tmp_path}", "test")
+    with pytest.raises(ValueError, match=r"a.png is 100×60 upright, listed as 100×61; correct the list"):
+        open_dataset(f"coco:{write(tmp_path, [], height=61)}", "val")[0]
+    with pytest.raises(ValueError, match=r"val.json:2:2: names missing.png, which is none of"):
+        open_dataset(f"coco:{write(tmp_path, [], file_name='missing.png')}", "val")
+    write(tmp_path, [])
+    (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(ValueError, match=r"a.png cannot be read"):
+        open_dataset(f"coco:{tmp_path}", "val")[0]
+    (tmp_path / "annotations" / "val.json").write_text("{}")
+    with pytest.raises(ValueError, match="not COCO's format"):
+        open_dataset(f"coco:{tmp_path}", "val")
+
+
+def test_other_classes_than_the_detectors_are_refused(tmp_path: Path) -> None:
+    dataset = open_dataset(f"coco:{write(tmp_path, [])}", "val")
+    check_labels(dataset, ("cat", "dog"), "runs/x")
+    with pytest.raises(ValueError, match="runs/x knows the classes dog, cat; the data has cat, dog"):
+        check_labels(dataset, ("dog", "cat"), "runs/x")

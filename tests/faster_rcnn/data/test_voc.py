@@ -1,0 +1,264 @@
+"""Pascal VOC's format: what is read, and what is refused by name."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from faster_rcnn.data.decode_check import check_before_training
+from faster_rcnn.data.sources import open_dataset, open_folder, splits_of
+
+BCCD = Path(os.environ.get("REAL_DATA_DIR", "")) / "bccd"
+CARDS = Path(os.environ.get("REAL_DATA_DIR", "")) / "cards"
+real = pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real images")
+
+
+def voc_object(name: str = "dog", corners: tuple[object, ...] = (11, 21, 40, 40), difficult: str = "0") -> str:
+    xmin, ymin, xmax, ymax = corners
+    return (
+        f"\n<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{xmin}</xmin>"
+        f"<ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>"
+    )
+
+
+def document(*objects: str, filename: str = "a.jpg", size: str = "<width>100</width><height>60</height>") -> str:
+    """The size is on line 1, the objects from line 2 on."""
+    inner = "".join(objects)
+    return f"<annotation><filename>{filename}</filename><size>{size}<depth>3</depth></size>{inner}\n</annotation>"
+
+
+def write(folder: Path, documents: dict[str, str], images: tuple[str, ...] = (), **splits: str) -> str:
+    """A folder of documents, each with its image unless others are named; the split train has them all."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for stem, text in documents.items():
+        (folder / "Annotations" / f"{stem}.xml").write_text(text)
+    for place, picture in enumerate(images or [f"{stem}.jpg" for stem in documents]):
+        Image.new("RGB", (100, 60), (place, 0, 0)).save(folder / "JPEGImages" / picture, "JPEG")
+    for split, names in ({"train": "\n".join(documents)} | splits).items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(names)
+    return f"voc:{folder}"
+
+
+def test_corners_count_from_one_and_belong_to_the_box(tmp_path: Path) -> None:
+    whole, dog = voc_object(corners=(1, 1, 100, 60)), voc_object("cat", (11, 21, 40, 40), difficult="1")
+    dataset = open_dataset(write(tmp_path, {"a": document(whole, dog)}), "train")
+    assert dataset.labels == ("cat", "dog")
+    assert dataset.size(0) == (60, 100)
+    assert dataset.name(0) == "a.jpg"
+    sample = dataset[0]
+    assert sample.image.shape == (60, 100, 3)
+    assert sample.boxes.tolist() == [[0, 0, 100, 60], [10, 20, 40, 40]]
+    assert sample.labels.tolist() == [1, 0]
+    assert sample.difficult is not None
+    assert sample.difficult.tolist() == [False, True]
+    assert sample.objects().labels.tolist() == [1]
+    boxes, labels = open_folder(f"voc:{tmp_path}", "train").objects(0)
+    assert boxes.tolist() == [[0, 0, 100, 60]]
+    assert labels.tolist() == [1]
+
+
+def test_all_splits_number_the_classes_alike(tmp_path: Path) -> None:
+    documents = {"a": document(voc_object("zebra")), "b": document(voc_object("ant")), "c": document()}
+    source = write(tmp_path, documents, train="a", val="b\n", test="c")
+    for split in ("train", "val", "test"):
+        assert open_dataset(source, split).labels == ("ant", "zebra")
+    assert open_dataset(source, "train")[0].labels.tolist() == [1]
+    assert open_dataset(source, "test")[0].boxes.shape == (0, 4)
+
+
+def test_files_of_one_class_are_no_splits(tmp_path: Path) -> None:
+    source = write(tmp_path, {"a": document(voc_object())}, train="a", dog_train="a  1\n", cat_train="a -1\n", best="a")
+    assert splits_of(source) == ["best", "train"]
+    with pytest.raises(FileNotFoundError, match=r"val.txt is not there; .* \(splits found: best, train\)"):
+        open_dataset(source, "val")
+    with pytest.raises(FileNotFoundError, match=r"splits found: none"):
+        open_dataset(f"voc:{tmp_path / 'JPEGImages'}", "train")
+
+
+def test_lists_may_have_a_second_column_an_extension_or_spaces_in_their_names(tmp_path: Path) -> None:
+    documents = {"a": document(voc_object()), "b.1": document(), "my dog 1": document()}
+    source = write(tmp_path, documents, train="a  1\r\nb.1.jpg 0\r\n\r\nmy dog 1\r\n")
+    dataset = open_dataset(source, "train")
+    assert [dataset.name(index) for index in range(len(dataset))] == ["a.jpg", "b.1.jpg", "my dog 1.jpg"]
+
+
+def test_an_image_is_found_by_its_stem_whatever_its_extension_then_by_its_file_name(tmp_path: Path) -> None:
+    documents = {"a": document(voc_object(), filename="nonsense.png"), "b": document(filename="C:\\photos\\other.JPG")}
+    dataset = open_dataset(write(tmp_path, documents, images=("a.JPG", "other.JPG")), "train")
+    assert [dataset.name(index) for index in range(len(dataset))] == ["a.JPG", "other.JPG"]
+
+
+def test_a_size_that_is_not_told_is_the_images(tmp_path: Path) -> None:
+    documents = {
+        "a": document(voc_object(), size="<width>0</width><height>0</height>"),
+        "b": document(size="<width>wide</width>"),
+    }
+    dataset = open_folder(write(tmp_path, documents), "train")
+    assert [dataset.size(0), dataset.size(1)] == [(60, 100), (60, 100)]
+    assert [fault.kind for fault in dataset.faults] == ["size not told"] * 2
+    assert all(fault.warning for fault in dataset.faults)
+
+
+def test_parts_of_an_object_are_not_taken_for_it(tmp_path: Path) -> None:
+    part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></part>"
+    whole = voc_object("dog").replace("<object>", f"<object>{part}")
+    dataset = open_dataset(write(tmp_path, {"a": document(whole)}), "train")
+    assert dataset.labels == ("dog",)
+    assert dataset[0].boxes.tolist() == [[10, 20, 40, 40]]
+
+
+@pytest.mark.parametrize(
+    ("faulty", "complaint"),
+    [
+        (voc_object(corners=(12, 21, 12, 40)), r"a.xml:3: object 2 \(dog\): its box xmin 12, .* in a.jpg has no area"),
+        (voc_object(corners=(40, 21, 12, 40)), "has no area"),
+        (voc_object(corners=(101, 21, 120, 40)), "lies outside a.jpg, which is 100×60"),
+        (voc_object(corners=(11, 21, 103, 40)), "reaches out of a.jpg"),
+        (voc_object(corners=("nan", 21, 103, 40)), "<xmin> of its <bndbox> is 'nan', no number"),
+        (voc_object(corners=(1, "inf", 103, 40)), "<ymin> of its <bndbox> is 'inf', no number"),
+        (voc_object(corners=(1, 1, "ten", 40)), "<xmax> of its <bndbox> is 'ten', no number"),
+        (voc_object(corners=(1, 1, 10, "")), "<ymax> of its <bndbox> is missing"),
+        ("\n<object><name>dog</name></object>", r"a.xml:3: object 2 \(dog\): <xmin> of its <bndbox> is missing"),
+        (voc_object(name=" "), r"object 2 \(without name\) has no class name"),
+        (voc_object(difficult="maybe"), "<difficult> is 'maybe', neither 0 nor 1"),
+        (
+            voc_object(corners=(51, 21, 60, 40)) * 2,
+            r"object 3 .* is the box of object 2 \(dog\) \(.*a.xml:3\)",
+        ),
+    ],
+)
+def test_a_faulty_object_is_named_and_can_be_skipped(tmp_path: Path, faulty: str, complaint: str) -> None:
+    source = write(tmp_path, {"a": document(voc_object(), faulty)})
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        open_dataset(source, "train")
+    assert "\n" not in str(refusal.value)
+    sample = open_dataset(source, "train", skip_bad_boxes=True)[0]
+    assert sample.boxes.tolist()[0] == [10, 20, 40, 40]
+    assert (sample.boxes[:, :2] < sample.boxes[:, 2:]).all()
+    assert (sample.boxes <= np.array([100, 60, 100, 60])).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "b.xml:1: not XML"),
+        ("<annotation>\n<object>\n</annotation>", "b.xml:3: not XML: .*object"),
+        ('{"images": []}', "not XML"),
+        ("<html></html>", "its outermost element is <html>, not VOC's <annotation>"),
+        ("<annotation>" + "<a>" * 5000 + "</a>" * 5000 + "</annotation>", "not XML"),
+        ("<annotation>\x00</annotation>", "not XML"),
+    ],
+)
+def test_a_faulty_file_is_named_and_can_be_skipped(tmp_path: Path, text: str, complaint: str) -> None:
+    source = write(tmp_path, {"a": document(voc_object()), "b": text})
+    with pytest.raises(ValueError, match=complaint):
+        open_dataset(source, "train")
+    assert len(open_dataset(source, "train", skip_bad_boxes=True)) == 1
+
+
+def test_entities_are_not_resolved(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("dog")
+    for definition in (f'SYSTEM "{secret}"', '"dog"'):
+        text = f"<!DOCTYPE annotation [<!ENTITY e {definition}>]>" + document(voc_object(name="&e;"))
+        source = write(tmp_path, {"a": text, "b": document(voc_object("cat"))})
+        with pytest.raises(ValueError, match=r"object 1 \(without name\) has no class name"):
+            open_dataset(source, "train")
+
+
+@pytest.mark.parametrize(
+    ("listed", "complaint"),
+    [
+        ("a\nmissing", "missing.xml: the file is not there; add it"),
+        ("a\nno image", r"no image no image.\* in .*JPEGImages, nor 'a.jpg_'; add it"),
+        ("a\na", r"train.txt:2: a is listed already at .*train.txt:1; remove one of the two"),
+        ("a\n../Annotations/a", "train.txt:2: '../Annotations/a' leads out of the folder"),
+        ("a\n/etc/passwd", "train.txt:2: '/etc/passwd' leads out of the folder"),
+        ("a\nC:\\a", "leads out of the folder"),
+        ("a\n" + "x" * 5000, "the file is not there"),
+    ],
+)
+def test_a_faulty_list_is_named_and_can_be_skipped(tmp_path: Path, listed: str, complaint: str) -> None:
+    documents = {"a": document(voc_object()), "no image": document(filename="a.jpg_")}
+    source = write(tmp_path, documents, images=("a.jpg",), train=listed)
+    with pytest.raises(ValueError, match=complaint):
+        open_dataset(source, "train")
+    assert len(open_dataset(source, "train", skip_bad_boxes=True)) == 1
+
+
+def test_folders_with_nothing_to_learn_are_refused(tmp_path: Path) -> None:
+    source = write(tmp_path, {"a": document()})
+    with pytest.raises(ValueError, match="no object of any split has a class name"):
+        open_dataset(source, "train")
+    write(tmp_path, {"a": document(voc_object())}, train="\n")
+    with pytest.raises(ValueError, match=r"train.txt lists no images"):
+        open_dataset(source, "train")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"train.txt: not a list of names in UTF-8"):
+        open_dataset(source, "train")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_is_written_in_a_file_is_a_fault_or_can_be_trained_on(tmp_path: Path, data: st.DataObject) -> None:
+    text = document(voc_object(), voc_object("cat", (50, 1, 80, 30)))
+    if data.draw(st.booleans()):  # another value, or none
+        tag = data.draw(st.sampled_from(["name", "difficult", "xmin", "ymax", "width", "height", "filename", "bndbox"]))
+        value = data.draw(st.sampled_from(["", "-1", "1e400", "1e300", "nan", "٣", "0x10", "<a/>", "&e;", "]]>"]))
+        text = re.sub(f"<{tag}>.*?</{tag}>", f"<{tag}>{value}</{tag}>", text, count=1)
+    else:  # a piece missing, or said twice
+        start, end = sorted(data.draw(st.tuples(st.integers(0, len(text)), st.integers(0, len(text)))))
+        text = text[:start] + text[start:end] * data.draw(st.sampled_from([0, 2])) + text[end:]
+    source = write(tmp_path, {"a": text, "b": document(voc_object())})
+    dataset = open_dataset(source, "train", skip_bad_boxes=True)
+    check_before_training([dataset], workers=1)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert (sample.boxes[:, :2] >= 0).all()
+        assert (sample.boxes[:, 2:] <= [100, 60]).all()
+        assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+    assert "b.jpg" in [dataset.name(index) for index in range(len(dataset))]
+
+
+def test_an_image_that_its_exif_turns_is_told_from_one_of_another_size(tmp_path: Path) -> None:
+    source = write(tmp_path, {"a": document(voc_object())})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 60)).save(tmp_path / "JPEGImages" / "a.jpg", exif=exif)
+    with pytest.raises(ValueError, match=r"a.xml:1: a.jpg is 60×100 upright, listed as 100×60; its EXIF orientation"):
+        open_dataset(source, "train")[0]
+
+
+@real
+def test_blood_cells_are_read_and_their_known_faults_named() -> None:
+    """PROBLEMS.csv tells of ten faults, one of them (BloodImage_00284) in the split that is kept apart."""
+    source = f"voc:{BCCD}"
+    with pytest.raises(ValueError, match=r"BloodImage_00343.xml:50: .* has no area"):
+        open_dataset(source, "train")
+    faults = [fault for split in ("train", "val") for fault in open_folder(source, split).faults]
+    listed = [line.split(",")[0] for line in (BCCD / "PROBLEMS.csv").read_text().splitlines()[1:]]
+    found = [Path(fault.where.partition(":")[0]).stem for fault in faults]
+    assert sorted(found) == sorted(set(listed) - {"BloodImage_00284"})
+    assert sum(fault.warning for fault in faults) == 7
+    with_all = open_folder(source, "train")
+    assert with_all.labels == ("Platelets", "RBC", "WBC")
+    counts = np.bincount(np.concatenate([with_all.objects(index)[1] for index in range(len(with_all))]))
+    assert counts.tolist() == [209, 2382 - 1, 214]  # as published, less the box without area
+    skipped = open_folder(source, "train", skip_bad_boxes=True)
+    assert sum(len(skipped.objects(index)[1]) for index in range(205)) == sum(counts) - 5  # near duplicates
+
+
+@real
+def test_cards_are_read_whatever_the_case_of_their_extension() -> None:
+    dataset = open_folder(f"voc:{CARDS}", "train")
+    assert dataset.faults == []
+    assert len(dataset) == 296
+    assert dataset.labels == ("ace", "jack", "king", "nine", "queen", "ten")
+    assert {Path(dataset.name(index)).suffix for index in range(296)} == {".JPG", ".jpg"}
+    assert dataset[0].image.shape == (504, 378, 3)

@@ -1,0 +1,29 @@
+import torch
+import torch.nn.functional as F
+
+from faster_rcnn.detector.rpn import RPNHead, foreground_margin
+
+
+def test_the_margins_sigmoid_is_the_softmaxs_foreground_probability() -> None:
+    scores = torch.randn(3, 500, 2) * 4
+    found = torch.sigmoid(foreground_margin(scores))
+    torch.testing.assert_close(found, torch.softmax(scores, dim=2)[..., 1], rtol=0, atol=2e-5)
+
+
+def test_the_output_per_location_is_that_of_the_paper() -> None:
+    """2k scores and 4k deltas: (4 + 2) × 9 = 54 outputs a location (section 3.1.1)."""
+    head = RPNHead(512, 512, 9)
+    assert head.cls_score.out_channels + head.bbox_pred.out_channels == 54
+    assert head.conv.kernel_size == (3, 3)
+
+
+def test_channels_are_read_in_the_reference_codes_order() -> None:
+    head = RPNHead(4, 8, 9)
+    features = torch.randn(2, 4, 5, 6)
+    scores, deltas = head(features)
+    hidden = F.relu(head.conv(features))
+    raw_scores, raw_deltas = head.cls_score(hidden), head.bbox_pred(hidden)
+    image, y, x, anchor = 1, 3, 2, 7
+    row = (y * 6 + x) * 9 + anchor  # rows first, then columns, then anchors: as `grid_anchors`
+    torch.testing.assert_close(scores[image, row], raw_scores[image, [anchor, 9 + anchor], y, x])
+    torch.testing.assert_close(deltas[image, row], raw_deltas[image, 4 * anchor : 4 * anchor + 4, y, x])

@@ -1,0 +1,203 @@
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.engine import engine
+from service.engine.engine import Engine
+from service.engine.model import Refused, load_model
+from service.images.decode import decode
+from service.images.fit import Canvas
+from tests.service import graphs
+
+
+def grey(level: int, height: int = 64, width: int = 96, size: tuple[int, int] = (64, 96)) -> Canvas:
+    return Canvas(np.full((height, width, 3), level, np.uint8), size, 2 * width, 2 * height)
+
+
+def test_answers_come_in_original_pixels(plain):
+    (result,) = plain().run([grey(102, height=40)])  # the original is 192 x 80;  102 / 255 = 0.4
+    np.testing.assert_allclose(result.boxes, [[0, 0, 96, 40], [48, 20, 192, 80]])
+    np.testing.assert_allclose(result.scores, [0.4, 0.2], rtol=1e-5)
+    assert result.labels.tolist() == [0, 1]
+    np.testing.assert_allclose(result.proposals[2], [0, 0, 192, 80])
+    np.testing.assert_allclose(result.objectness, [0.4, 0.2, 0.1], rtol=1e-5)
+
+
+def test_proposals_alone_are_those_of_the_whole_graph(plain):
+    made = plain(work=1)
+    (whole,), (alone,) = made.run([grey(50)]), made.run([grey(50)], proposals_only=True)
+    np.testing.assert_array_equal(whole.proposals, alone.proposals)
+    np.testing.assert_array_equal(whole.objectness, alone.objectness)
+    assert (len(alone.boxes), len(alone.scores), len(alone.labels)) == (0, 0, 0)
+
+
+def test_the_embedded_model_answers_a_batch_as_it_answers_each_alone(embedded_engine):
+    geometry = embedded_engine.card.geometry
+    rng = np.random.default_rng(5)
+    canvases = [decode(_noisy(rng, *size), geometry) for size in ((640, 480), (600, 450), (500, 380), (640, 481))]
+    canvases = [canvas for canvas in canvases if canvas.size == canvases[0].size]
+    assert len(canvases) > 1
+    for proposals_only in (False, True):
+        together = embedded_engine.run(canvases, proposals_only)
+        for canvas, among_others in zip(canvases, together, strict=True):
+            (alone,) = embedded_engine.run([canvas], proposals_only)
+            np.testing.assert_allclose(among_others.proposals, alone.proposals, atol=0.01)
+            np.testing.assert_allclose(among_others.objectness, alone.objectness, atol=1e-4)
+            np.testing.assert_allclose(among_others.boxes, alone.boxes, atol=0.01)
+            assert among_others.labels.tolist() == alone.labels.tolist()
+
+
+def _noisy(rng: np.random.Generator, width: int, height: int) -> bytes:
+    import io
+
+    blocks = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    blocks.resize((width, height), Image.Resampling.NEAREST).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_batch_never_mixes_canvases(plain):
+    with pytest.raises(ValueError, match="in one batch"):
+        plain().run([grey(1), grey(1, 96, 64, (96, 64))])
+
+
+@pytest.mark.parametrize("provider", [engine.CPU, engine.CUDA])
+def test_warming_up_runs_the_largest_canvas_on_a_cpu_and_every_one_on_cuda(plain, monkeypatch, provider):
+    warmed = plain()
+    ran = []
+    monkeypatch.setattr(warmed, "run", lambda canvases, only=False, threads=1: ran.append((canvases[0].size, only)))
+    monkeypatch.setattr(warmed, "provider", provider)
+    warmed.warm_up()
+    every = warmed.card.geometry.canvases
+    assert len(every) > 1
+    warm = every if provider == engine.CUDA else [max(every, key=math.prod)]
+    assert sorted(ran) == sorted((canvas, only) for canvas in warm for only in (False, True))
+
+
+def test_both_graphs_run_in_warming_up_and_a_probe_is_one_run(plain, monkeypatch):
+    probed = plain()
+    probed.warm_up()
+    ran = []
+    run = probed.run
+    monkeypatch.setattr(probed, "run", lambda canvases: ran.append(canvases) or run(canvases))
+    probed.probe()
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize(
+    ("rename", "reason"),
+    [({"boxes": "bboxes"}, "output boxes is missing"), ({"labels": "scores2"}, "output labels is missing")],
+)
+def test_a_graph_with_other_outputs_is_refused(tmp_path, rename, reason):
+    with pytest.raises(Refused, match=reason):
+        Engine(load_model(graphs.publish(tmp_path, rename=rename)))
+
+
+def test_a_graph_for_one_size_only_is_refused(tmp_path, monkeypatch):
+    model = graphs.graph()
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 64
+    monkeypatch.setattr(graphs, "graph", lambda: model)
+    with pytest.raises(Refused, match="must be symbolic"):
+        Engine(load_model(graphs.publish(tmp_path)))
+
+
+def test_a_file_that_is_no_graph_is_refused(tmp_path, monkeypatch):
+    class Rubbish:
+        def SerializeToString(self) -> bytes:  # noqa: N802  protobuf's name
+            return b"\x08\x08rubbish"
+
+    monkeypatch.setattr(graphs, "graph", Rubbish)
+    with pytest.raises(Refused, match=r"model\.onnx"):
+        Engine(load_model(graphs.publish(tmp_path)))
+
+
+def test_a_graph_made_for_the_cpu_runs_there_beside_a_gpu_too(tmp_path, caplog):
+    model = load_model(graphs.publish(tmp_path, card={"provider": "cpu"}))
+    made = Engine(model, engine.CUDA)
+    assert made.provider == engine.CPU
+    assert "plain/1 was made for the CPU" in caplog.text
+    assert made.run([engine._blank(made.card.geometry.canvases[0])])
+
+
+def test_cores_are_those_that_we_may_use():
+    assert 1 <= engine.usable_cores() <= (os.cpu_count() or 1)
+
+
+UNIFIED = "0::/slice/own\n"
+SEPARATE = "5:memory:/elsewhere\n4:cpu,cpuacct:/docker/own\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        (UNIFIED, {"slice/own/cpu.max": "150000 100000"}, 2),  # one and a half: a second core is of use half the time
+        (UNIFIED, {"slice/own/cpu.max": "max 100000", "slice/cpu.max": "50000 100000"}, 1),  # what is around it binds
+        (UNIFIED, {"slice/own/cpu.max": "400000 100000", "slice/cpu.max": "300000 100000"}, 3),
+        (UNIFIED, {"slice/own/cpu.max": "max 100000"}, 8),
+        (UNIFIED, {"other/cpu.max": "100000 100000"}, 8),
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2),  # a container's own root
+        (
+            SEPARATE,
+            {"cpu/docker/own/cpu.cfs_quota_us": "200000", "cpu/docker/own/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        (SEPARATE, {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),  # a container's own root
+        (SEPARATE, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        (UNIFIED, {}, 8),
+        (None, {"cpu.max": "100000 100000"}, 8),  # not Linux
+    ],
+)
+def test_the_quotas_of_control_groups_bound_the_cores(tmp_path, monkeypatch, membership, files, cores):
+    """Quota and period are microseconds; eight cores by affinity."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(f"{text}\n")
+    if membership is not None:
+        (tmp_path / "membership").write_text(membership)
+    assert engine.usable_cores(tmp_path / "cgroup", tmp_path / "membership") == cores
+
+
+@pytest.mark.skipif(engine.pick_provider() == engine.CUDA, reason="this machine has a GPU")
+def test_cuda_that_is_required_and_missing_is_refused():
+    with pytest.raises(Refused, match="REQUIRE_CUDA"):
+        engine.pick_provider(require_cuda=True)
+
+
+def test_a_run_takes_the_widest_session_that_its_threads_allow(tmp_path, monkeypatch):
+    wide = Engine(load_model(graphs.publish(tmp_path)), threads=(1, 2, 4))
+    used = []
+    for width, session in wide._full.items():
+        monkeypatch.setitem(wide._full, width, Watched(session, lambda width=width: used.append(width)))
+    for threads in (1, 2, 3, 4, 64):
+        (result,) = wide.run([grey(51)], threads=threads)
+        assert result.scores[0] == pytest.approx(0.2)
+    assert used == [1, 2, 2, 4, 4]
+
+
+class Watched:
+    def __init__(self, session, note):
+        self.session, self.note = session, note
+
+    def run(self, *arguments):
+        self.note()
+        return self.session.run(*arguments)
+
+
+def test_a_graph_is_loaded_from_the_bytes_that_were_checked(tmp_path):
+    folder = graphs.publish(tmp_path)
+    model = load_model(folder)
+    (folder / "model.onnx").write_bytes(b"changed since")
+    assert Engine(model).run([grey(51)])[0].scores[0] == pytest.approx(0.2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list a process's open files")
+def test_opening_sessions_leaves_no_file_open(plain):
+    plain()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    plain()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,0 +1,165 @@
+import asyncio
+import base64
+import contextlib
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
+
+from service.http.problems import Problem
+from service.http.uploads import from_json, read
+
+DATA = bytes(range(256))
+TEXT = base64.b64encode(DATA).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        f"data:image/png;base64,{TEXT}",
+        f"data:;base64,{TEXT}",
+        "\\n".join(TEXT[i : i + 76] for i in range(0, 344, 76)),
+    ],
+)
+def test_base64_is_read_plain_wrapped_or_as_a_data_url(text):
+    assert from_json(f'{{"image": "{text}"}}'.encode()) == DATA
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"", "JSON"),
+        (b"{", "JSON"),
+        (b"nan", "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b'{"image": "\xff"}', "JSON"),
+        (b'{"image": "\\ud800"}', "JSON"),
+        (b"[]", "object"),
+        (b'"image"', "object"),
+        (b'{"photo": "aaaa"}', "object"),
+        (b'{"image": 5}', "object"),
+        (b'{"image": null}', "object"),
+        (b'{"image": "aaaa", "threshold": 1}', "object"),
+        (b'{"image": "a"}', "base64"),
+        (b'{"image": "a*aa"}', "base64"),
+        ('{"image": "äöü="}'.encode(), "base64"),
+        (b'{"image": "data:image/png,aaaa"}', "base64"),
+        (b'{"image": "https://example.org/image.jpg"}', "base64"),
+    ],
+)
+def test_json_of_another_shape_is_a_bad_request_that_says_what_to_send(body, word):
+    with pytest.raises(Problem) as caught:
+        from_json(body)
+    assert caught.value.status == 400
+    assert word in caught.value.detail
+    assert '{"image": "<base64' in caught.value.detail
+
+
+@contextlib.contextmanager
+def peak():
+    """A list that holds the most bytes allocated in the context, once it is over."""
+    memory = []
+    tracemalloc.start()
+    try:
+        yield memory
+        memory.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("body", [b'{"image": [' + b"[]," * 700_000 + b"[]]}", b"[" + b"1," * 1_000_000 + b"1]"])
+def test_json_of_many_values_is_refused_before_they_take_memory(body):
+    with peak() as memory, pytest.raises(Problem) as caught:
+        from_json(body)
+    assert caught.value.reason == "bad_json"
+    assert max(memory) < 5 * len(body)
+
+
+def test_base64_with_much_white_space_takes_no_object_a_word():
+    body = b'{"image": "' + b"AA " * 1_000_000 + b'"}'
+    with peak() as memory:
+        assert from_json(body) == bytes(1_500_000)
+    assert max(memory) < 16 * len(body)  # orjson sets 13 times aside, of which it touches little
+
+
+# --- whatever is sent, it is bytes of an image or a problem ---------------------------------------------------------
+
+
+def outcome(content_type: str, chunks: list[bytes]) -> bytes | int:
+    """What `read` makes of a body that comes in `chunks`: the image's bytes, or the problem's status."""
+    waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    waiting.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> dict:
+        return waiting.pop(0)
+
+    headers = [(b"content-type", content_type.encode("latin-1", "replace"))]
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+    try:
+        return asyncio.run(read(Request(scope, receive), limit=10_000, timeout=5))
+    except Problem as problem:
+        return problem.status
+
+
+PIECES = st.sampled_from(
+    [
+        b"--x\r\n",
+        b"--x--\r\n",
+        b"\r\n",
+        b"Content-Disposition: form-data; ",
+        b'name="image"',
+        b'; filename="a.png"\r\n',
+        b"filename*=utf-8''%ff",
+        b"Content-Type: image/png\r\n",
+        b"Content-Transfer-Encoding: base64\r\n",
+        b"\0",
+        b"\xff\xfe",
+        b"=?utf-8?q?=ff?=",
+        b'"' * 50,
+        b":",
+    ]
+)
+TYPES = st.sampled_from(
+    [
+        "multipart/form-data; boundary=x",
+        'multipart/form-data; boundary="x"; charset=utf-16',
+        "multipart/form-data; boundary=x; charset=nonsense",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=" + "x" * 5000,
+        "multipart/form-data; boundary*=utf-8''x",
+        "multipart/form-data",
+        "multipart/mixed; boundary=x",
+        "application/json",
+        "image/png",
+        "",
+    ]
+)
+
+
+@given(TYPES, st.lists(PIECES | st.binary(max_size=20), max_size=12))
+def test_no_body_brings_anything_but_bytes_or_a_problem(content_type, pieces):
+    for chunks in (pieces, [b"".join(pieces)]):
+        found = outcome(content_type, chunks)
+        assert isinstance(found, bytes) or found in (400, 413, 415)
+
+
+@given(st.text(max_size=60))
+def test_no_content_type_brings_anything_but_bytes_or_a_problem(content_type):
+    found = outcome(content_type, [b"abc"])
+    assert found == b"abc" or found in (400, 415)
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 50))
+def test_a_form_gives_back_what_was_put_in_however_it_is_cut(data, step):
+    body = b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data + b"\r\n--xyz--\r\n"
+    if b"--xyz" in data:
+        return
+    assert outcome("multipart/form-data; boundary=xyz", [body[i : i + step] for i in range(0, len(body), step)]) == data
+
+
+def test_the_limit_counts_what_comes_not_what_was_declared():
+    assert outcome("image/png", [b"a" * 5000] * 2) == b"a" * 10_000
+    assert outcome("image/png", [b"a" * 5000] * 3) == 413

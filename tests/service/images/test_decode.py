@@ -1,0 +1,262 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.http.problems import Problem
+from service.images.decode import ORIENTATION, TRANSPOSE, decode, upright
+from service.images.fit import Canvas, Geometry, fit, to_original
+
+GEOMETRY = Geometry(((320, 448), (448, 320), (384, 384)), min_size=320, max_size=448)
+SIDES = st.integers(1, 30_000)
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth, so that resizing and JPEG keep it, and different in every corner, so that turning shows."""
+    corners = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
+
+
+# --- fit -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_shorter_side_rules_until_the_longer_is_too_long():
+    assert fit(640, 480, GEOMETRY) == (320, 427, (320, 448))  # x 320/480
+    assert fit(1000, 500, GEOMETRY) == (224, 448, (320, 448))  # x 448/1000, since x 320/500 would make 640
+    assert fit(480, 640, GEOMETRY) == (427, 320, (448, 320))
+
+
+@given(SIDES, SIDES)
+def test_every_image_fits_on_a_canvas_and_keeps_its_shape(width, height):
+    h, w, (H, W) = fit(width, height, GEOMETRY)
+    assert 1 <= h <= H
+    assert 1 <= w <= W
+    assert h == 320 or w == 320 or max(h, w) == 448
+    scale = min(320 / min(width, height), 448 / max(width, height))
+    assert abs(w - width * scale) <= max(0.5, 1 - width * scale) + 1e-9  # rounded, but never to nothing
+
+
+@given(SIDES, SIDES)
+def test_no_declared_canvas_of_smaller_area_holds_the_image(width, height):
+    h, w, chosen = fit(width, height, GEOMETRY)
+    holding = [H * W for H, W in GEOMETRY.canvases if h <= H and w <= W]
+    assert chosen[0] * chosen[1] == min(holding)
+
+
+def test_an_image_that_no_canvas_holds_is_an_error_not_a_crop():
+    with pytest.raises(ValueError, match="no canvas"):
+        fit(100, 300, Geometry(((320, 448),), 320, 448))
+
+
+# --- boxes back ------------------------------------------------------------------------------------------------------
+
+
+def canvas_of(width: int, height: int) -> Canvas:
+    h, w, size = fit(width, height, GEOMETRY)
+    return Canvas(np.zeros((h, w, 3), np.uint8), size, width, height)
+
+
+def test_boxes_go_back_by_the_scale_of_each_axis():
+    canvas = canvas_of(1000, 500)  # shown as 448 x 224
+    boxes = np.array([[0, 0, 448, 224], [112, 56, 224, 112]], dtype=np.float32)
+    np.testing.assert_allclose(to_original(boxes, canvas), [[0, 0, 1000, 500], [250, 125, 500, 250]], rtol=1e-6)
+
+
+@given(SIDES, SIDES, st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_mapping_there_and_back_is_the_identity_and_stays_inside(width, height, shares):
+    canvas = canvas_of(width, height)
+    h, w = canvas.pixels.shape[:2]
+    (left, right), (top, bottom) = sorted(shares[:2]), sorted(shares[2:])
+    original = np.array([[left * width, top * height, right * width, bottom * height]])
+    shown = (original * np.array([w / width, h / height] * 2)).astype(np.float32)
+    back = to_original(shown, canvas)
+    np.testing.assert_allclose(back, original, rtol=1e-5, atol=1e-4)
+    assert (back >= 0).all()
+    assert (back <= [width, height, width, height]).all()
+
+
+def test_a_box_over_the_edge_is_clipped():
+    canvas = canvas_of(640, 480)
+    boxes = np.array([[-5, -5, 500, 400]], dtype=np.float32)
+    assert to_original(boxes, canvas).tolist() == [[0, 0, 640, 480]]
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_keeps_its_pixels_when_it_has_the_right_size(encode):
+    image = photo(400, 320)
+    canvas = decode(encode(image), GEOMETRY)
+    assert (canvas.size, canvas.width, canvas.height) == ((320, 448), 400, 320)
+    np.testing.assert_array_equal(canvas.pixels, np.asarray(image))
+
+
+def test_resizing_is_pillows_antialiased_bilinear(encode):
+    image = photo(640, 480)
+    expected = image.resize((427, 320), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(decode(encode(image), GEOMETRY).pixels, np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_file_gives_the_pixels_of_the_upright_one(encode, orientation):
+    original = photo(600, 410)
+    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # 6 and 8 turn by 90 degrees and undo each other
+    stored = original if orientation == 1 else original.transpose(TRANSPOSE[undo[orientation]])
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    turned = decode(encode(stored, exif=exif), GEOMETRY)
+    straight = decode(encode(original), GEOMETRY)
+    assert (turned.width, turned.height, turned.size) == (600, 410, straight.size)
+    np.testing.assert_array_equal(turned.pixels, straight.pixels)
+    np.testing.assert_array_equal(np.asarray(upright(encode(stored, exif=exif))), np.asarray(original))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_ignored(encode, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    assert decode(encode(photo(600, 410), exif=exif), GEOMETRY).width == 600
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_decoded_at_reduced_scale_lies_where_the_full_one_does(encode, orientation):
+    # 3005 / 8 is not whole: the reduced image has 376 columns of which the last stands for 5/8
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encode(photo(3005, 2003), "JPEG", quality=95, exif=exif)
+    canvas = decode(data, GEOMETRY)
+    h, w = canvas.pixels.shape[:2]
+    full = upright(data).resize((w, h), Image.Resampling.BILINEAR)
+    difference = np.abs(canvas.pixels.astype(int) - np.asarray(full).astype(int))
+    assert difference.mean() < 0.5
+    assert difference.max() <= 4
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (2, 2), (1, 20_000), (20_000, 1), (3, 7000)])
+def test_extreme_shapes_are_images_like_any_other(encode, width, height):
+    canvas = decode(encode(photo(width, height)), GEOMETRY)
+    assert (canvas.width, canvas.height) == (width, height)
+    assert canvas.pixels.shape[0] >= 1
+    assert canvas.pixels.shape[1] >= 1
+
+
+def one_colour(data: bytes) -> list[int]:
+    pixels = decode(data, GEOMETRY).pixels.reshape(-1, 3)
+    assert (pixels == pixels[0]).all()
+    return pixels[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, [255, 255, 255]),
+        ("L", 90, [90, 90, 90]),
+        ("LA", (90, 255), [90, 90, 90]),
+        ("LA", (90, 0), [255, 255, 255]),  # what is transparent shows white
+        ("RGBA", (10, 20, 30, 255), [10, 20, 30]),
+        ("RGBA", (10, 20, 30, 0), [255, 255, 255]),
+        ("RGBA", (100, 0, 0, 51), [224, 204, 204]),  # 255 - 51/255 * (255 - c)
+        ("I;16", 0x5AFF, [0x5A, 0x5A, 0x5A]),  # the high byte
+    ],
+)
+def test_every_mode_becomes_rgb(encode, mode, colour, expected):
+    assert one_colour(encode(Image.new(mode, (40, 30), colour))) == expected
+
+
+def test_a_palette_with_a_transparent_entry_shows_white_there(encode):
+    image = Image.new("P", (40, 30), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    assert one_colour(encode(image)) == [200, 100, 50]
+    assert one_colour(encode(image, transparency=1)) == [255, 255, 255]
+
+
+@pytest.mark.parametrize(("format", "options"), [("BMP", {}), ("GIF", {}), ("WEBP", {"lossless": True}), ("JPEG", {})])
+def test_other_formats_are_taken(encode, format, options):
+    red = one_colour(encode(Image.new("RGB", (40, 40), (255, 0, 0)), format, **options))
+    np.testing.assert_allclose(red, [255, 0, 0], atol=1)  # JPEG: 254
+
+
+def test_cmyk_jpegs_are_taken(encode):
+    red = one_colour(encode(Image.new("CMYK", (40, 40), (0, 255, 255, 0)), "JPEG"))
+    np.testing.assert_allclose(red, [255, 0, 0], atol=3)
+
+
+def test_the_first_frame_of_an_animation_counts(encode):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "lime")]
+    assert one_colour(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])) == [255, 0, 0]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def refusal(data: bytes, **limits: int) -> Problem:
+    with pytest.raises(Problem) as caught:
+        decode(data, GEOMETRY, **limits)
+    with pytest.raises(Problem) as also_caught:
+        upright(data, **limits)
+    assert also_caught.value.detail == caught.value.detail
+    assert "0x" not in caught.value.detail  # no word of the decoder's, no address
+    assert "BytesIO" not in caught.value.detail
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x89",
+        b"hello",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
+        b"\xff\xd8\xff\xe0" + b"\xff" * 500,
+        b"RIFF\x10\0\0\0WEBPVP8 ",
+        b"GIF89a",
+        b"BM" + b"\xff" * 60,
+    ],
+)
+def test_what_is_no_image_is_a_bad_request(data):
+    assert refusal(data).status == 400
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_an_image_cut_short_anywhere_is_refused(encode, format):
+    data = encode(photo(200, 150), format)
+    # the end marker alone may be missing: the pixels are all there
+    for end in range(1, len(data) - 16, max(1, len(data) // 60)):
+        assert refusal(data[:end]).status == 400
+
+
+def test_pixels_are_counted_before_they_are_decoded(encode):
+    data = encode(Image.new("L", (100, 50)))
+    assert refusal(data, max_pixels=4999).status == 413
+    assert "4,999" in refusal(data, max_pixels=4999).detail
+    assert decode(data, GEOMETRY, max_pixels=5000).width == 100
+
+
+def test_a_header_that_claims_the_moon_costs_nothing():
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
+    assert refusal(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")).status == 413
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused(encode):
+    data = encode(photo(300, 200), "JPEG", progressive=True)
+    assert decode(data, GEOMETRY).width == 300
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert "scans" in refusal(data[:-2] + last * 1000 + data[-2:]).detail
+
+
+def test_decoding_leaves_the_bytes_alone(encode):
+    data = encode(photo(100, 80))
+    before = bytes(data)
+    decode(data, GEOMETRY)
+    assert data == before
+    assert Image.open(io.BytesIO(data)).size == (100, 80)
