@@ -25,10 +25,12 @@ from service.engine import devices
 from service.engine.engine import CUDA, Result, pick_provider, usable_cores
 from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
 from service.engine.model import Refused
-from service.http import uploads
+from service.http import problems, uploads
 from service.http.connections import has_gone, when_gone
 from service.http.problems import Problem, retry_later
 from service.http.schemas import Seen
+from service.images.decode import ImageError
+from service.images.drawing import SideTooLongError
 from service.models.catalogue import Catalogue, ServedModel
 from service.queue.batcher import Answer, Batcher, DeadlinePassedError
 from service.settings import Settings
@@ -276,6 +278,8 @@ class Runtime:
             if not has_gone(request):
                 raise
             raise ClientDisconnect from None
+        except ImageError as error:
+            raise problems.of_image(error) from None
         except DeadlinePassedError:
             raise _too_late(terms) from None
         except EngineDeadError:
@@ -299,6 +303,8 @@ class Runtime:
         except TimeoutError:
             self.metrics.cancelled.labels("deadline", "encode").inc()
             raise _too_late(terms) from None
+        except SideTooLongError as error:
+            raise Problem(422, "parameter", str(error)) from None
         except MemoryError:
             raise self._no_memory() from None
 

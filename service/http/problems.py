@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+from service.images.decode import ImageError, TooManyPixelsError
+
 
 class Problem(Exception):  # noqa: N818  RFC 9457's own word
     """A request that gets an error for an answer.
@@ -50,3 +52,11 @@ class Problem(Exception):  # noqa: N818  RFC 9457's own word
 def retry_later(status: int, reason: str, detail: str, seconds: int) -> Problem:
     """A problem that time alone may mend: says when to come back."""
     return Problem(status, reason, detail, headers={"Retry-After": str(seconds)})
+
+
+def of_image(error: ImageError) -> Problem:
+    """The answer to an upload that cannot be decoded: 413 for too many pixels, else 400."""
+    detail = f"The upload cannot be used: {error}"
+    if isinstance(error, TooManyPixelsError):
+        return Problem(413, "too_many_pixels", detail, more={"limit_pixels": error.limit})
+    return Problem(400, "not_an_image", detail)

@@ -18,7 +18,6 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from service.http.problems import Problem
 from service.images.fit import Canvas, Geometry, fit
 from service.images.interpolate import interpolate
 
@@ -46,21 +45,34 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # what the decoders say of odd files
 
 
-class NotAImage(Problem):
-    def __init__(self, detail: str) -> None:
-        super().__init__(400, "not_an_image", detail)
+class ImageError(ValueError):
+    """Bytes that cannot become an image.
+
+    fault: what is wrong, as a clause about "it";  remedy: what to do, as a sentence
+    """
+
+    def __init__(self, fault: str, remedy: str) -> None:
+        super().__init__(f"{fault}. {remedy}")
+        self.fault = fault
+        self.remedy = remedy
 
 
-class TooManyPixels(Problem):
+class NotAnImageError(ImageError):
+    """The bytes are not an image in one of FORMATS, or they are broken."""
+
+
+class TooManyPixelsError(ImageError):
+    """The image has more than `limit` pixels."""
+
     def __init__(self, size: str, limit: int) -> None:
-        detail = f"The image has {size}; the limit is {limit:,} pixels. Send a smaller one."
-        super().__init__(413, "too_many_pixels", detail, more={"limit_pixels": limit})
+        super().__init__(f"it has {size}; the limit is {limit:,} pixels", "Send a smaller one.")
+        self.limit = limit
 
 
 def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Canvas:
     """The image in `data`, upright, RGB, resized for the model.
 
-    Raises NotAImage (400) or TooManyPixels (413), whatever the bytes are; MemoryError, which is not their fault.
+    Raises ImageError, whatever the bytes are; MemoryError, which is not their fault.
     """
     image = _open(data, max_pixels)
     try:
@@ -86,29 +98,29 @@ def upright(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """The header, read and judged; no pixel is decoded yet."""
     if not data:
-        raise NotAImage("The upload is empty. Send the bytes of an image.")
+        raise NotAnImageError("it is empty", "Send the bytes of an image.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:  # beyond Pillow's own limit it does not say the size
-        raise TooManyPixels("far too many pixels", max_pixels) from None
+        raise TooManyPixelsError("far too many pixels", max_pixels) from None
     except MemoryError:
         raise
     except (Image.UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
         names = ", ".join(FORMATS)
-        raise NotAImage(f"The upload is not an image that can be read. Send one of {names}.") from error
+        raise NotAnImageError("it is not an image that can be read", f"Send one of {names}.") from error
     except Exception as error:
-        raise NotAImage("The upload is a broken image: its header makes no sense. Save it again.") from error
+        raise NotAnImageError("its header is corrupt", "Re-save the file and send it again.") from error
     if image.width * image.height > max_pixels:
-        raise TooManyPixels(f"{image.width} x {image.height} pixels", max_pixels)
+        raise TooManyPixelsError(f"{image.width} x {image.height} pixels", max_pixels)
     if image.width < 1 or image.height < 1:
-        raise NotAImage("The image has no pixels.")
+        raise NotAnImageError("it has no pixels", "Send another image.")
     if image.format in ("JPEG", "MPO") and any(islice(JPEG_SCAN.finditer(data), MAX_JPEG_SCANS, None)):
-        raise NotAImage(f"The JPEG has more than {MAX_JPEG_SCANS} scans. Save it again as a baseline JPEG.")
+        raise NotAnImageError(f"it is a JPEG of more than {MAX_JPEG_SCANS} scans", "Save it again as a baseline JPEG.")
     return image
 
 
-def _broken(image: Image.Image) -> NotAImage:
-    return NotAImage(f"The {image.format} image is broken or cut short. Send the whole file, or save it again.")
+def _broken(image: Image.Image) -> NotAnImageError:
+    return NotAnImageError(f"the {image.format} data is broken or cut short", "Send the whole file, or save it again.")
 
 
 def _decode(image: Image.Image, geometry: Geometry) -> Canvas:

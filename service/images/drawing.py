@@ -8,18 +8,24 @@ from typing import Any
 
 from PIL import ImageDraw, ImageFont
 
-from service.http.problems import Problem
 from service.images.decode import upright
 
 JPEG_MAX_SIDE = 65_500  # libjpeg's limit
 GOLDEN_RATIO = 0.618034  # steps of it around the colour circle keep any number of hues apart
 
 
+class SideTooLongError(ValueError):
+    """The image has a side that its file format cannot have."""
+
+
 def draw(data: bytes, max_pixels: int, answer: dict[str, Any], labels: list[str], media_type: str) -> bytes:
-    """The image in `data`, upright, with the boxes of `answer` (schemas.detections), as PNG or JPEG."""
+    """The image in `data`, upright, with the boxes of `answer` (schemas.detections), as PNG or JPEG.
+
+    Raises SideTooLongError, and what `upright` raises.
+    """
     image = upright(data, max_pixels)
     if media_type == "image/jpeg" and max(image.size) > JPEG_MAX_SIDE:
-        raise Problem(422, "parameter", f"A JPEG side has at most {JPEG_MAX_SIDE} pixels. Ask for image/png.")
+        raise SideTooLongError(f"A JPEG side has at most {JPEG_MAX_SIDE} pixels. Ask for image/png.")
     pen = ImageDraw.Draw(image)
     side = max(image.size)
     line = max(1, round(side / 400))

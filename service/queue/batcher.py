@@ -30,8 +30,7 @@ from weakref import WeakKeyDictionary
 from service.engine.devices import Device
 from service.engine.engine import Engine, Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError, run_apart
-from service.http.problems import Problem
-from service.images.decode import decode
+from service.images.decode import ImageError, decode
 from service.images.fit import Canvas, Geometry
 from service.telemetry.metrics import Metrics
 
@@ -218,8 +217,8 @@ class Batcher:
         `when_gone` takes what is to be done when the client leaves: what still waits then costs nothing, and this
         raises CancelledError.
 
-        Raises DeadlinePassedError after `timeout` seconds, Problem if it is no image, EngineFailedError if the engine
-        fails on it.
+        Raises DeadlinePassedError after `timeout` seconds, ImageError if the bytes cannot be decoded,
+        EngineFailedError if the engine fails on the image.
         """
         self._loop = asyncio.get_running_loop()
         now = time.monotonic()
@@ -449,10 +448,10 @@ class Batcher:
             log.warning("there is no memory to decode an image of %d bytes", len(task.data))
             self._call(self._settle, task, NoMemoryLeftError())
             return
-        except Problem as problem:
-            # without the frames that it came through, which hold the image, for as long as anyone holds the problem
-            problem.__cause__ = problem.__context__ = None
-            self._call(self._settle, task, problem.with_traceback(None))
+        except ImageError as error:
+            # Without its traceback: the frames hold the image for as long as anything holds the error.
+            error.__cause__ = error.__context__ = None
+            self._call(self._settle, task, error.with_traceback(None))
             return
         task.decode_ended = time.monotonic()
         with self._lock:

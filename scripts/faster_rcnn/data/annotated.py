@@ -13,8 +13,7 @@ from torchvision.ops import box_iou
 
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.faults import Fault
-from service.http.problems import Problem
-from service.images.decode import upright
+from service.images.decode import ImageError, upright
 
 # Pixels that a box may reach over the border: one for tools that count pixels from 0 where the format counts from 1,
 # one for rounding. It is cut at the border; what reaches further was drawn on another image or at another size.
@@ -139,9 +138,9 @@ class AnnotatedImages:
         entry = self._entries[index]
         try:
             pixels = np.asarray(upright(data))
-        except Problem as problem:
-            what = f"{entry.name} cannot be read: {reason(problem)}"
-            return Fault("unreadable image", entry.where, what, "mend it or take it off the list")
+        except ImageError as error:
+            what = f"{entry.name} cannot be read: {error.fault}"
+            return Fault("unreadable image", entry.where, what, "repair it or take it off the list")
         if pixels.shape[:2] != entry.size:
             (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
             what = f"{entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}"
@@ -183,11 +182,6 @@ def _entry(image: Image, objects: list[tuple[Annotation, np.ndarray]]) -> _Entry
         difficult=np.array([one.difficult for one, _ in objects], bool),
         areas=np.where(np.isnan(given), width * height, given),
     )
-
-
-def reason(problem: Problem) -> str:
-    """Why the service cannot read an image, in words for one who has it in a folder and sent it nowhere."""
-    return problem.detail.partition(". ")[0].removesuffix(".").replace("The upload", "it", 1)
 
 
 def escapes(name: str) -> bool:

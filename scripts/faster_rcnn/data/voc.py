@@ -12,10 +12,9 @@ from reprlib import repr as short
 
 from lxml import etree
 
-from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Image, Parsed, escapes, is_file, no_area, reason
+from faster_rcnn.data.annotated import LONGEST_SIDE, Annotation, Image, Parsed, escapes, is_file, no_area
 from faster_rcnn.data.faults import Fault
-from service.http.problems import Problem
-from service.images.decode import upright
+from service.images.decode import ImageError, upright
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 LISTED_WITH_COLUMN = re.compile(r"(.*\S)\s+-?[01]")
@@ -230,8 +229,8 @@ def _image(
     if size is None:
         try:
             size = upright(path.read_bytes()).size
-        except (Problem, OSError) as error:
-            why = reason(error) if isinstance(error, Problem) else error.strerror
+        except (ImageError, OSError) as error:
+            why = error.fault if isinstance(error, ImageError) else error.strerror
             what = f"{path.name} cannot be read: {why}"
             faults.append(Fault("unreadable image", where, what, "replace it or take it off the list"))
             return None

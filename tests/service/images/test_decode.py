@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.http import problems
 from service.http.problems import Problem
-from service.images.decode import ORIENTATION, TRANSPOSE, decode, upright
+from service.images.decode import ORIENTATION, TRANSPOSE, ImageError, decode, upright
 from service.images.fit import Canvas, Geometry, fit, to_original
 
 GEOMETRY = Geometry(((320, 448), (448, 320), (384, 384)), min_size=320, max_size=448)
@@ -195,14 +196,15 @@ def test_the_first_frame_of_an_animation_counts(encode):
 
 
 def refusal(data: bytes, **limits: int) -> Problem:
-    with pytest.raises(Problem) as caught:
+    """The answer to an upload that neither use of the decoder takes."""
+    with pytest.raises(ImageError) as caught:
         decode(data, GEOMETRY, **limits)
-    with pytest.raises(Problem) as also_caught:
+    with pytest.raises(ImageError) as also_caught:
         upright(data, **limits)
-    assert also_caught.value.detail == caught.value.detail
-    assert "0x" not in caught.value.detail  # no word of the decoder's, no address
-    assert "BytesIO" not in caught.value.detail
-    return caught.value
+    assert str(also_caught.value) == str(caught.value)
+    assert "0x" not in str(caught.value)  # nothing of the decoder's own message, no address
+    assert "BytesIO" not in str(caught.value)
+    return problems.of_image(caught.value)
 
 
 @pytest.mark.parametrize(

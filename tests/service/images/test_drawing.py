@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.http.problems import Problem
 from service.images import drawing
 from service.images.decode import MAX_PIXELS, ORIENTATION
 
@@ -51,7 +50,7 @@ def test_boxes_at_the_edges_of_odd_images_are_drawn(encode):
 
 
 def test_a_side_beyond_jpeg_is_a_clear_error(encode):
-    with pytest.raises(Problem, match="image/png"):
+    with pytest.raises(drawing.SideTooLongError, match="image/png"):
         draw(Image.new("L", (66_000, 1)), answer(), encode, "image/jpeg")
 
 

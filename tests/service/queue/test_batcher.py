@@ -12,9 +12,8 @@ from PIL import Image
 from service.engine.devices import Budget, Device
 from service.engine.engine import CPU, CUDA, Engine
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
-from service.http.problems import Problem
 from service.images import decode as decode_module
-from service.images.decode import NotAImage
+from service.images.decode import ImageError, NotAnImageError
 from service.images.fit import Canvas
 from service.queue.batcher import Batcher, DeadlinePassedError
 from service.telemetry.metrics import Metrics
@@ -369,7 +368,7 @@ def test_an_image_that_cannot_be_decoded_fails_alone_and_reaches_no_engine(gate,
         gate.opened.set()
         waiting = queue()
         good, bad = waiting.submit(gate, 10), waiting.send(gate, b"hello")
-        with pytest.raises(Problem, match="not an image"):
+        with pytest.raises(ImageError, match="not an image"):
             await bad
         assert level_of(await good) == 10
         assert gate.levels == [10]
@@ -598,7 +597,7 @@ def test_time_after_an_image_that_is_none_does_not_count_as_work(gate, queue):
         gate.opened.set()
         await asyncio.gather(*asked)
         outcomes = await asyncio.gather(*broken, return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {NotAImage}
+        assert {type(outcome) for outcome in outcomes} == {NotAnImageError}
         await asyncio.sleep(1)
         await waiting.submit(gate, 3)
         assert await waiting.wait_behind_one(gate) < 0.05

@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw
 from service.engine.devices import Budget, Device
 from service.engine.engine import CPU, CUDA, Engine
 from service.engine.isolation import EngineFailedError
-from service.http.problems import Problem
-from service.images.decode import decode
+from service.images.decode import ImageError, decode
 from service.images.fit import Canvas
 from service.queue.batcher import Batcher
 from service.telemetry.metrics import Metrics
@@ -35,8 +34,8 @@ class Alone:
     def _run(self, data: bytes, proposals_only: bool) -> Any:
         try:
             canvas: Canvas = decode(data, self.geometry)
-        except Problem as problem:
-            return problem.reason
+        except ImageError as error:
+            return str(error)
         try:
             return self.engine.run([canvas], proposals_only)[0]
         except Exception:
@@ -58,8 +57,8 @@ def check(alone: Alone, mixture: list[Asked], answers: list[Any], tolerance: flo
     for (which, only, _, _), answer in zip(mixture, answers, strict=True):
         expected = alone.expected[which, only]
         if isinstance(expected, str):
-            assert isinstance(answer, Problem)
-            assert answer.reason == expected
+            assert isinstance(answer, ImageError)
+            assert str(answer) == expected
         elif expected is EngineFailedError:
             assert isinstance(answer, EngineFailedError)
         else:
