@@ -9,10 +9,10 @@ import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.__main__ import Server
 from service.app import create_app
 from service.http.routes.answers import JSON, preferred
 from service.http.routes.detect import OFFERED
+from service.server import Server
 from service.settings import Settings
 
 
