@@ -117,7 +117,7 @@ NPZ = {
             "type": "string",
             "format": "binary",
             "description": "for `numpy.load(io.BytesIO(body))`: the members of the JSON answer except timing, as "
-            "arrays, numbers in float32; nested members have both names (`proposals_boxes`); `label_indices` count from 0",
+            "arrays, numbers in float32; nested ones have both names (`proposals_boxes`); `label_indices` start at 0",
         }
     }
 }
