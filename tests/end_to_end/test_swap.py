@@ -150,5 +150,5 @@ def test_a_default_that_has_left_the_store_is_nobodys_answer(start, tmp_path):
     server = start(MODEL_STORE=store, MODEL_POLL_SECONDS=0.1, DEFAULT_MODEL="one").ready()
     (store / "one").rename(tmp_path / "gone")
     eventually(lambda: server.http.get("/models").json()["default"] is None)
-    assert "There is two" in problem(server.http.post("/detect", content=GREY), 422)["detail"]
+    assert "Available: two" in problem(server.http.post("/detect", content=GREY), 422)["detail"]
     assert server.http.post("/detect?model=two", content=GREY).json()["model"]["name"] == "two"
