@@ -12,13 +12,14 @@ from fastapi import APIRouter, Query, Request, Response
 from service.engine.model import Card
 from service.http import answers, npz, openapi, uploads
 from service.http.connections import when_gone
+from service.http.direct_route import DirectRoute
 from service.http.problems import Problem
 from service.http.schemas import DetectAnswer, DetectQuery
 from service.images import drawing
 from service.runtime import Runtime
 from service.telemetry.metrics import Metrics
 
-router = APIRouter(tags=["detection"])
+router = APIRouter(tags=["detection"], route_class=DirectRoute)
 
 IMAGES = ("image/png", "image/jpeg")
 OFFERED = (answers.JSON, npz.MEDIA_TYPE, *IMAGES)

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Request, Response
 
 from service.http import openapi
 from service.http.answers import JSON, to_json
+from service.http.direct_route import DirectRoute
 from service.http.schemas import ReadyAnswer
 from service.runtime import Runtime
 from service.telemetry.metrics import CONTENT_TYPE
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=DirectRoute)
 
 
 @router.get("/healthz", summary="Liveness")

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.http import openapi
 from service.http.answers import JSON, to_json
+from service.http.direct_route import DirectRoute
 from service.http.schemas import ModelAnswer, ModelsAnswer, VersionQuery
 from service.models.catalogue import ServedModel
 from service.runtime import Runtime
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=DirectRoute)
 
 
 @router.get("/models", summary="All models", responses={200: {"model": ModelsAnswer}, **openapi.problems(500, 503)})

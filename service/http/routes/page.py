@@ -7,7 +7,9 @@ from importlib.resources import files
 
 from fastapi import APIRouter, Response
 
-router = APIRouter(include_in_schema=False)
+from service.http.direct_route import DirectRoute
+
+router = APIRouter(include_in_schema=False, route_class=DirectRoute)
 
 # Each page is a single file and loads nothing from other servers, so it also works without internet access.
 POLICY = (

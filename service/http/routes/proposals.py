@@ -9,11 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.http import answers, npz, openapi, uploads
 from service.http.connections import when_gone
+from service.http.direct_route import DirectRoute
 from service.http.problems import Problem
 from service.http.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery
 from service.runtime import Runtime
 
-router = APIRouter(tags=["proposals"])
+router = APIRouter(tags=["proposals"], route_class=DirectRoute)
 
 OFFERED = (answers.JSON, npz.MEDIA_TYPE)
 
