@@ -24,10 +24,14 @@ Query = TypeVar("Query", bound=BaseModel)
 
 
 class DirectRoute(APIRoute):
-    """A route whose endpoint takes any of `request`, `query` (a pydantic model) and the path's parameters, as text."""
+    """A route whose endpoint takes any of `request`, `query` (a pydantic model) and the path's parameters, as text.
+
+    Dependencies are not called, whether of the route, of `include_router` or of the application: what concerns every
+    request, such as authentication, belongs in a middleware.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Raises TypeError if the route has dependencies, which it would ignore."""
+        """Raises TypeError if the route or its router declares dependencies, which would be ignored."""
         if self.dependant.dependencies:
             raise TypeError(f"{self.path}: a DirectRoute has no dependencies; use a middleware, or APIRoute")
         endpoint = self.endpoint

@@ -126,7 +126,7 @@ def test_a_version_that_is_replaced_or_removed_answers_what_it_was_asked_before(
 
 def test_a_store_that_cannot_be_read_any_more_changes_nothing(server, store):
     store.rename(store.parent / "elsewhere")
-    eventually(lambda: any("what is served stays" in line for line in server.lines))
+    eventually(lambda: any("loaded models are still served" in line for line in server.lines))
     assert version(server) == 1
     assert server.http.get("/readyz").status_code == 200
     (store.parent / "elsewhere").rename(store)

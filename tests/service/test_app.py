@@ -67,6 +67,10 @@ def test_every_route_answers_an_error_with_the_same_problem(method, path):
         assert metrics.get_sample_value("detector_request_seconds_count", labels) == 1
 
 
+def test_the_application_has_no_dependencies_which_its_routes_would_ignore():
+    assert create_app(Settings()).router.dependencies == []
+
+
 def test_the_problem_of_many_bad_parameters_lists_ten_and_cuts_long_names():
     app = create_app(Settings())
     query = "&".join(f"{number:0>300}=1" for number in range(20))
