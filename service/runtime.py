@@ -1,95 +1,106 @@
-"""What lives between start and stop: the models, the queue, the door, and whether we are ready.
+"""The running service: its models and its queue, from start to stop, and whether it can answer.
 
-One request's way is `infer`: body, queue, answer. It runs on the event loop; decoding and the engines have threads of
-their own behind the queue.
+Everything here runs on the event loop, except loading models and drawing, which have threads of their own. Decoding and
+inference have theirs behind the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar, cast
 
-from cachetools import LRUCache
-from starlette.requests import ClientDisconnect, Request
-
+from service.admission import Admission, Admitted
 from service.engine import devices
 from service.engine.engine import CUDA, Result, pick_provider, usable_cores
-from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
+from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import Refused
-from service.http import problems, uploads
-from service.http.connections import has_gone, when_gone
-from service.http.problems import Problem, retry_later
-from service.http.schemas import Seen
-from service.images.decode import ImageError
-from service.images.drawing import SideTooLongError
+from service.models import choice
 from service.models.catalogue import Catalogue, ServedModel
-from service.queue.batcher import Answer, Batcher, DeadlinePassedError
+from service.queue.batcher import Batcher, DeadlinePassedError
+from service.recent_uploads import RecentUploads
 from service.settings import Settings
 from service.telemetry import gpu_memory
 from service.telemetry.metrics import Metrics
-
-LONGEST_RETRY = 60  # seconds
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-class Terms(NamedTuple):
-    """What a request asks of the queue: `timeout` in seconds from the end of its upload, `bulk` if others go first."""
+class NotReadyError(Exception):
+    """The service cannot answer now. `failure`: what went wrong, if the reason is "failed"."""
 
-    timeout: float
-    bulk: bool
+    def __init__(self, reason: Literal["draining", "failed", "loading", "no_model"], failure: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.failure = failure
 
 
-class Outcome(NamedTuple):
-    """One image, answered; `data` are the bytes it came as."""
+class TooLateError(Exception):
+    """There was no answer within `timeout` seconds of the end of the upload."""
 
-    seen: Seen
+    def __init__(self, timeout: float) -> None:
+        super().__init__(timeout)
+        self.timeout = timeout
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before it had its answer."""
+
+
+class Inference(NamedTuple):
+    """What a model found in one image.
+
+    image_id       SHA-256 of the upload's bytes
+    width, height  of the upright image, in pixels
+    result         boxes in pixels of the upright image
+    seconds        by stage: read, decode, queue, inference, and total since admission
+    """
+
+    image_id: str
+    width: int
+    height: int
     result: Result
-    data: bytes
+    seconds: Mapping[str, float]
 
 
 class Runtime:
-    """One application's state. Cheap to make; `start` loads the models, off the event loop."""
+    """One application's state. Creating it is cheap; `start` loads the models, off the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.provider = ""
         self.failure: str | None = None
-        self._drains_since: float | None = None
+        self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait)
+        self.recent = RecentUploads(settings.recent_bytes)
+        self._draining_since: float | None = None
         self._catalogue: Catalogue | None = None
         self._store_unread = False
         self._batcher: Batcher | None = None
-        self._painters = ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw")
-        self._recent: LRUCache[str, bytes] = LRUCache(settings.recent_bytes, getsizeof=len)
-        self._in_flight = 0
+        self._drawing_threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw")
         self.metrics.ready.set_function(lambda: self.not_ready() is None)
-        self.metrics.recent_bytes.set_function(lambda: self._recent.currsize)
-        self.metrics.in_flight.set_function(lambda: self._in_flight)
+        self.metrics.recent_bytes.set_function(lambda: self.recent.size)
+        self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
         self.metrics.draining_seconds.set_function(
-            lambda: 0 if self._drains_since is None else time.monotonic() - self._drains_since
+            lambda: 0 if self._draining_since is None else time.monotonic() - self._draining_since
         )
 
     # --- start and stop ------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Loads and warms up every model that keeps its contract, then looks for changes as long as it is awaited.
+        """Loads and warms up every model that keeps its contract, then scans the store for changes until cancelled.
 
         A failure is kept for `/readyz` and the log.
         """
         try:
-            await in_daemon(self._load)
+            await in_daemon_thread(self._load)
         except Refused as error:
             self.fail(str(error))
         except Exception as error:
@@ -97,24 +108,24 @@ class Runtime:
             self.fail(f"start-up failed: {type(error).__name__}; the log has the reason")
         while self.loaded and self.settings.model_poll_seconds:
             await asyncio.sleep(self.settings.model_poll_seconds)
-            await in_daemon(self._refresh)
+            await in_daemon_thread(self._refresh)
 
     def stop(self) -> None:
         if self._batcher:
             self._batcher.close()
-        self._painters.shutdown(wait=False, cancel_futures=True)
+        self._drawing_threads.shutdown(wait=False, cancel_futures=True)
 
     def drain(self) -> None:
-        """From here on `/readyz` says no, so that nobody new is sent here; who comes is still answered."""
-        if self._drains_since is None:
-            self._drains_since = time.monotonic()
+        """/readyz turns to 503 so that no new traffic is routed here; requests that still arrive are answered."""
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
 
     @property
     def draining(self) -> bool:
-        return self._drains_since is not None
+        return self._draining_since is not None
 
     def fail(self, reason: str) -> None:
-        """From here on nothing is answered; whoever runs the process should end it."""
+        """Records that the service can never answer again, so that the server ends the process."""
         log.error("%s", reason)
         self.failure = self.failure or reason
 
@@ -136,7 +147,7 @@ class Runtime:
         decoders = (settings.decode_threads or usable_cores()) if self.provider == CUDA else 0
         self._batcher = Batcher(places, decoders, settings.max_pixels, self.metrics, self.fail)
         gc.collect()
-        gc.freeze()  # what lives as long as the process need not be walked at every collection
+        gc.freeze()  # so that collections do not walk the objects that live as long as the process
         self._catalogue = catalogue
 
     def _refresh(self) -> None:
@@ -144,194 +155,128 @@ class Runtime:
         try:
             self._catalogue.refresh()
             self._store_unread = False
-        except Exception as error:  # an unreadable store today is no reason to stop serving what was read yesterday
+        except Exception as error:  # the models already loaded can still be served
             if not self._store_unread:
-                log.warning("the model store cannot be read (%s); what is served stays", type(error).__name__)
+                log.warning(
+                    "the model store cannot be read (%s); the loaded models are still served", type(error).__name__
+                )
             self._store_unread = True
 
-    # --- readiness and choice of model ---------------------------------------------------------------------------
+    # --- readiness and models ------------------------------------------------------------------------------------
 
     @property
     def loaded(self) -> bool:
         return self._catalogue is not None
 
+    def not_ready(self) -> NotReadyError | None:
+        """Why no traffic should be routed here now, or None."""
+        if self.draining:
+            return NotReadyError("draining")
+        return self.cannot_answer()
+
+    def cannot_answer(self) -> NotReadyError | None:
+        """Why no request can be answered now, or None. A service that is draining still answers."""
+        if self.failure:
+            return NotReadyError("failed", self.failure)
+        if not self.loaded:
+            return NotReadyError("loading")
+        if not self.models:
+            return NotReadyError("no_model")
+        return None
+
     @property
-    def engines(self) -> dict[str, dict[int, ServedModel]]:
+    def models(self) -> dict[str, dict[int, ServedModel]]:
+        """The served models by name and version. It is replaced as a whole, never changed."""
         return self._catalogue.models if self._catalogue else {}
 
     @property
     def refused(self) -> dict[str, str]:
+        """Why versions in the store are not served, by "name/version"."""
         return self._catalogue.refused if self._catalogue else {}
-
-    def not_ready(self) -> Problem | None:
-        """Why nobody should be sent here now, or None."""
-        if self.draining:
-            return retry_later(503, "draining", "The service is shutting down. Try again; another may answer.", 5)
-        return self.cannot_answer()
-
-    def cannot_answer(self) -> Problem | None:
-        """Why no request can be answered now, or None."""
-        if self.failure:
-            return retry_later(503, "failed", f"The service cannot answer: {self.failure}.", 30)
-        if not self.loaded:
-            return retry_later(503, "loading", "The service is still loading its models. Try again soon.", 2)
-        if not self.engines:
-            return retry_later(503, "no_model", "The model store is empty. Publish a model, then try again.", 30)
-        return None
 
     @property
     def default_model(self) -> str | None:
-        """The model for requests that name none: the setting's, the only one, or the one that the store prefers."""
-        models = self.engines
-        chosen = self.settings.default_model or (self._catalogue.default if self._catalogue else None)
-        if len(models) == 1 and not self.settings.default_model:
-            return next(iter(models))
-        return chosen if chosen in models else None
+        """The model for requests that name none."""
+        preferred = self._catalogue.default if self._catalogue else None
+        return choice.default_model(self.models, self.settings.default_model, preferred)
 
-    def engine(self, name: str | None, version: int | None) -> ServedModel:
-        """The model for a request. Raises Problem: 503 not ready, 404 unknown, 422 none named and no default."""
-        if problem := self.cannot_answer():
-            raise problem
-        models = self.engines
-        served = ", ".join(models)
-        name = name or self.default_model
-        if name is None:
-            raise Problem(422, "parameter", f"There is no default model; say which with ?model=. There is {served}.")
-        if name not in models:
-            raise Problem(404, "unknown_model", f"There is no such model. There is {served}.")
-        versions = models[name]
-        version = max(versions) if version is None else version
-        if version not in versions:
-            listed = ", ".join(map(str, sorted(versions)))
-            raise Problem(404, "unknown_model", f"Model {name} has no such version. There is {listed}.")
-        return versions[version]
+    def model(self, name: str | None, version: int | None) -> ServedModel:
+        """The model for a request. Raises NotReadyError, choice.UnknownModelError or choice.NoDefaultModelError."""
+        if error := self.cannot_answer():
+            raise error
+        return choice.choose(self.models, self.default_model, name, version)
 
     # --- one request ---------------------------------------------------------------------------------------------
 
-    def terms(self, timeout: float | None = None, priority: str = "interactive") -> Terms:
-        """What a request asks of the queue. Raises Problem (422) if it wants more time than anyone gets."""
-        longest = self.settings.request_timeout
-        if timeout is not None and timeout > longest:
-            raise Problem(422, "parameter", f"timeout: at most {longest:g} seconds are given. Ask for less.")
-        return Terms(longest if timeout is None else timeout, priority == "bulk")
-
-    @contextlib.contextmanager
-    def admitted(self, terms: Terms) -> Iterator[None]:
-        """A place among the requests in flight, taken before the body is read. Raises Problem (429).
-
-        Refused is who finds no place, and who would wait longer than the request's own timeout. Bulk requests have
-        half the places, so that they never shut out the others.
-        """
-        assert self._batcher is not None  # there is an engine, so `_load` is through
-        places = self.settings.max_in_flight
-        wait = self._batcher.expected_wait()
-        if self._in_flight >= (math.ceil(places / 2) if terms.bulk else places) or wait > terms.timeout:
-            seconds = min(LONGEST_RETRY, max(1, math.ceil(wait)))
-            raise retry_later(429, "overloaded", f"Too many requests wait. Try again in {seconds} s.", seconds)
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-
     async def infer(
-        self, request: Request, served: ServedModel, proposals_only: bool, terms: Terms, image_id: str | None = None
-    ) -> Outcome:
-        """The answer for the image in the request's body, or for a recent upload.
+        self,
+        data: bytes,
+        model: ServedModel,
+        proposals_only: bool,
+        admitted: Admitted,
+        when_gone: Callable[[Callable[[], object]], None],
+        image_id: str | None = None,
+    ) -> Inference:
+        """What `model` finds in the image file `data`, whose SHA-256 is `image_id` if that is known already.
 
-        Raises Problem, and Starlette's ClientDisconnect if the client goes.
+        `when_gone` registers a callback for the client's disconnect.
+
+        Raises TooLateError, ClientGoneError, and what Batcher.answer raises: ImageError, EngineFailedError.
         """
-        began = time.perf_counter()
-        with served.in_use():
-            data = self._recall(image_id) if image_id else await self._read(request)
-            read = time.perf_counter() - began
-            answer = await self._answer(request, data, image_id, served, proposals_only, terms)
-        self._remember(answer.digest, data)
+        assert self._batcher is not None  # there is a model, so `_load` has finished
+        read = time.perf_counter() - admitted.since
+        gone = False
+
+        def when_gone_cancel(cancel: Callable[[], object]) -> None:
+            def client_has_gone() -> None:
+                nonlocal gone
+                gone = True
+                cancel()
+
+            when_gone(client_has_gone)
+
+        try:
+            answer = await self._batcher.answer(
+                data, model, proposals_only, admitted.timeout, admitted.bulk, image_id, when_gone_cancel
+            )
+        except asyncio.CancelledError:
+            if not gone:  # the server is shutting down
+                raise
+            raise ClientGoneError from None
+        except DeadlinePassedError:
+            raise TooLateError(admitted.timeout) from None
+        except EngineFailedError as error:
+            self.metrics.failed.labels("out_of_memory" if isinstance(error, NoMemoryLeftError) else "engine").inc()
+            raise
+        self.recent.add(answer.digest, data)
         seconds = {"read": read, "decode": answer.decode, "queue": answer.queue, "inference": answer.inference}
         for stage, took in seconds.items():
             self.metrics.stage[stage].observe(took)
-        seconds["total"] = time.perf_counter() - began
-        return Outcome(Seen(answer.digest, answer.width, answer.height, seconds), answer.result, data)
+        seconds["total"] = time.perf_counter() - admitted.since
+        return Inference(answer.digest, answer.width, answer.height, answer.result, seconds)
 
-    async def _read(self, request: Request) -> bytes:
-        try:
-            data = await uploads.read(request, self.settings.max_upload_bytes, self.settings.receive_timeout)
-        except ClientDisconnect:
-            self.metrics.cancelled.labels("disconnected", "read").inc()
-            raise
-        self.metrics.upload_bytes.inc(len(data))
-        return data
+    async def drawn(self, inference: Inference, admitted: Admitted, draw: Callable[[], bytes]) -> bytes:
+        """What `draw` returns, from one of a few threads, whose number bounds the memory that drawing takes.
 
-    async def _answer(
-        self,
-        request: Request,
-        data: bytes,
-        digest: str | None,
-        served: ServedModel,
-        proposals_only: bool,
-        terms: Terms,
-    ) -> Answer:
-        assert self._batcher is not None
-        try:
-            return await self._batcher.answer(data, served, proposals_only, *terms, digest, partial(when_gone, request))
-        except asyncio.CancelledError:
-            if not has_gone(request):
-                raise
-            raise ClientDisconnect from None
-        except ImageError as error:
-            raise problems.of_image(error) from None
-        except DeadlinePassedError:
-            raise _too_late(terms) from None
-        except EngineDeadError:
-            self.metrics.failed.labels("engine").inc()
-            raise retry_later(503, "failed", "The model's engine has died. Try again; another may answer.", 5) from None
-        except NoMemoryLeftError:
-            raise self._no_memory() from None
-        except EngineFailedError:
-            self.metrics.failed.labels("engine").inc()
-            raise Problem(500, "engine", "The model failed on this image. Others are not affected.") from None
-
-    async def drawn(self, outcome: Outcome, terms: Terms, draw: Callable[[], bytes]) -> bytes:
-        """An image of an answer, from a thread, of which there are few: it bounds the memory that drawing takes.
-
-        Raises Problem: 504 when the request's time is over, 503 when there is no memory.
+        Raises TooLateError, NoMemoryLeftError, and what `draw` raises.
         """
-        seconds = outcome.seen.seconds
+        since_upload = inference.seconds["total"] - inference.seconds["read"]
         try:
-            async with asyncio.timeout(terms.timeout - (seconds["total"] - seconds["read"])):
-                return await asyncio.get_running_loop().run_in_executor(self._painters, draw)
+            async with asyncio.timeout(admitted.timeout - since_upload):
+                return await asyncio.get_running_loop().run_in_executor(self._drawing_threads, draw)
         except TimeoutError:
             self.metrics.cancelled.labels("deadline", "encode").inc()
-            raise _too_late(terms) from None
-        except SideTooLongError as error:
-            raise Problem(422, "parameter", str(error)) from None
+            raise TooLateError(admitted.timeout) from None
         except MemoryError:
-            raise self._no_memory() from None
+            self.metrics.failed.labels("out_of_memory").inc()
+            raise NoMemoryLeftError from None
 
-    def _no_memory(self) -> Problem:
-        self.metrics.failed.labels("out_of_memory").inc()
-        detail = "There is no memory for this image now. Try again, or send a smaller one."
-        return retry_later(503, "out_of_memory", detail, 5)
-
-    def _remember(self, image_id: str, data: bytes) -> None:
-        if len(data) <= self._recent.maxsize:
-            self._recent[image_id] = data
-
-    def _recall(self, image_id: str) -> bytes:
-        data: bytes | None = self._recent.get(image_id)
-        if data is None:
-            raise Problem(
-                404, "unknown_image", "No recent upload has this image_id. Send the image itself: POST /proposals."
-            )
-        return data
+    def _expected_wait(self) -> float:
+        return self._batcher.expected_wait() if self._batcher else 0.0
 
 
-def _too_late(terms: Terms) -> Problem:
-    return Problem(504, "deadline", f"No answer within {terms.timeout:g} s. Try again later.")
-
-
-async def in_daemon(function: Callable[[], T]) -> T:
-    """What `function` returns, from a thread that keeps nobody from ending the process, as those of a pool do."""
+async def in_daemon_thread(function: Callable[[], T]) -> T:
+    """Runs `function` in a daemon thread, which unlike a pool's does not delay the end of the process."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

@@ -64,7 +64,7 @@ class Server(uvicorn.Server):
 
     def _announce(self) -> None:
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        models = ", ".join(f"{name}/{version}" for name, all in self._runtime.engines.items() for version in all)
+        models = ", ".join(f"{name}/{version}" for name, all in self._runtime.models.items() for version in all)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         print(f"serving {models} on http://{address} ({self._runtime.provider})", flush=True)
 

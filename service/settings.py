@@ -1,4 +1,4 @@
-"""Every knob, read from the environment: its unit, its default, and why it is there."""
+"""Every setting, read from the environment: its unit, its default, and its reason."""
 
 from __future__ import annotations
 
@@ -14,96 +14,110 @@ MIB = 2**20
 
 
 class Settings(BaseSettings):
-    """A field's name in capitals is its variable: `port` is PORT."""
+    """The environment variable of a field is its name in capitals: `port` is read from PORT."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
-    host: str = Field(default="127.0.0.1", description="address to listen on; the container sets 0.0.0.0")
-    port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    access_log: bool = Field(default=False, description="one line a request; /metrics counts them all anyway")
+    host: str = Field(default="127.0.0.1", description="address to listen on; the container image sets 0.0.0.0")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 chooses any free port")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe level that is logged"
+    )
+    access_log: bool = Field(default=False, description="log one line per request; /metrics counts them either way")
 
-    model_store: Path = Field(default=Path("model_store"), description="folder of <name>/<version>/")
+    model_store: Path = Field(default=Path("model_store"), description="folder of the models: <name>/<version>/")
     default_model: str | None = Field(
         default=None,
-        description="the model for requests that name none; else the only one, or that which MODEL_STORE/default names",
+        description="model for requests that name none; if unset, the one named in MODEL_STORE/default, or the only "
+        "model",
     )
-    require_cuda: bool = Field(default=False, description="refuse to start on the CPU, rather than be slow unseen")
+    require_cuda: bool = Field(
+        default=False, description="refuse to start without CUDA instead of silently running on the CPU"
+    )
 
     model_poll_seconds: float = Field(
-        default=2, ge=0, description="seconds between looks at the store for versions that came or went; 0 looks once"
+        default=2, ge=0, description="seconds between scans of the model store; 0 scans once, at start"
     )
 
     engines: int | None = Field(
-        default=None, ge=1, le=64, description="engines of every model; default one a GPU, and one on the CPU"
+        default=None, ge=1, le=64, description="engines of every model; default: one per GPU, or one on the CPU"
     )
     engine_workers: int | None = Field(
         default=None,
         ge=1,
         le=256,
-        description="runs at once on an engine; default 1 on CUDA (a session has one stream), on the CPU one a core",
+        description="concurrent runs per engine; default: 1 on CUDA (a session has one stream), one per core on the "
+        "CPU",
     )
     engine_threads: int | None = Field(
         default=None,
         ge=1,
         le=256,
-        description="threads that a lone run may have on the CPU; default all usable cores. "
-        "1 saves the memory of a second pair of sessions. Under load a run has one thread either way",
+        description="threads for a run while nothing else runs (CPU only); default: all usable cores. "
+        "1 saves the memory of a second pair of sessions. Under load every run has one thread",
     )
     allow_tf32: bool = Field(
         default=False,
-        description="let CUDA multiply in TF32: faster, but answers then differ by more than 1e-4 from batch to batch",
+        description="let CUDA multiply in TF32: faster, but answers then vary by more than 1e-4 with the batch",
     )
     batch_pixels: int | None = Field(
         default=None,
         ge=1,
-        description="pixels of canvas in one batch, padding included, which bounds memory; default 8 million on CUDA. "
-        "On the CPU 0.25 million and only where the queue is deep, since a batch makes its members wait for each other",
+        description="most canvas pixels in one batch, padding included, which bounds memory; default: 8 million on "
+        "CUDA, 0.25 million on the CPU, where only a long queue forms batches: images of a batch wait for each other",
     )
     decode_threads: int | None = Field(
         default=None,
         ge=1,
         le=256,
-        description="beside CUDA; default one a usable core. On the CPU the threads that run also decode",
+        description="decoding threads when inference runs on CUDA; default: one per usable core. "
+        "On the CPU the inference threads also decode",
     )
 
     max_in_flight: int = Field(
         default=128,
         ge=1,
-        description="requests between the door and their answer; more get 429. "
-        "With MAX_UPLOAD_BYTES it bounds what uploads can take of memory",
+        description="requests admitted but not yet answered; further ones get 429. "
+        "With MAX_UPLOAD_BYTES it bounds the memory that uploads can take",
     )
-    max_upload_bytes: int = Field(default=20 * MIB, ge=1, description="bytes of one request's body; more get 413")
+    max_upload_bytes: int = Field(
+        default=20 * MIB, ge=1, description="most bytes in the body of a request; a larger one gets 413"
+    )
     max_pixels: int = Field(
         default=MAX_PIXELS,
         ge=1,
-        description="width x height of one image, checked before it is decoded; else 413",
+        description="most pixels (width x height) of an image, checked before it is decoded; a larger one gets 413",
     )
-    receive_timeout: float = Field(default=20, gt=0, description="seconds for a request's body to arrive; then 408")
+    receive_timeout: float = Field(
+        default=20, gt=0, description="seconds in which the body of a request must arrive; a slower one gets 408"
+    )
     request_timeout: float = Field(
         default=30,
         gt=0,
-        description="seconds from the body's end to the answer, then 504; a request may ask for less (?timeout=)",
+        description="seconds from the end of the upload to the answer; a later one becomes 504. "
+        "A request may set less: ?timeout=",
     )
     shutdown_grace: float = Field(
         default=2,
         ge=0,
-        description="seconds after SIGTERM in which /readyz says 503 but requests are still taken and answered, "
-        "for whoever balances the load to notice. SIGINT, or a second SIGTERM, skips them",
+        description="seconds after SIGTERM in which /readyz answers 503 but requests are still admitted, so that the "
+        "load balancer can notice. SIGINT or a second SIGTERM skips them",
     )
     drain_timeout: float = Field(
         default=30,
         gt=0,
-        description="seconds after that for requests in flight. What the supervisor gives until it kills (compose: "
+        description="seconds after the grace period for requests in flight. The supervisor's kill timeout (compose: "
         "stop_grace_period) must be longer than SHUTDOWN_GRACE + DRAIN_TIMEOUT + 3 s",
     )
     recent_bytes: int = Field(
-        default=64 * MIB, ge=0, description="bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none"
+        default=64 * MIB,
+        ge=0,
+        description="most bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none",
     )
 
 
 def from_environment() -> Settings:
-    """The settings. Raises ValueError with one line a fault, naming the variable."""
+    """The settings. Raises ValueError with one line per fault, which names the variable."""
     try:
         return Settings()
     except ValidationError as error:

@@ -7,13 +7,13 @@ import logging
 import random
 import re
 import time
-from collections.abc import Mapping
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.problems import Problem
 from service.runtime import Runtime
+from service.telemetry.metrics import METHODS
 
 # A client that is refused while it still sends would be cut off before it reads why (TCP resets what goes unread), so
 # the rest of its body is read and dropped, within these bounds.
@@ -21,23 +21,17 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 2**20
 SMALL_BODY = 2**20  # the server drops so much by itself and keeps the connection
 
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger(__name__)
 
 
 class Edge:
-    """The outermost layer of the application.
+    """The outermost layer of the application."""
 
-    straight: by path, what answers a POST there without the layers in between. Whatever else is asked of these paths
-    goes the long way.
-    """
-
-    def __init__(self, app: ASGIApp, runtime: Runtime, straight: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self._app = app
         self._runtime = runtime
-        self._straight = straight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,11 +39,10 @@ class Edge:
             return
         began = time.perf_counter()
         exchange = _Exchange(scope, receive, send, self._runtime)
-        straight = self._straight.get(scope["path"]) if scope["method"] == "POST" else None
         # whatever can be fetched may be asked for its head alone; the server keeps back the body
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await (straight or self._app)(inner, exchange.receive, exchange.send)
+            await self._app(inner, exchange.receive, exchange.send)
         except Exception:
             log.exception("request %s failed", exchange.request_id)
             self._runtime.metrics.failed.labels("internal").inc()
@@ -60,7 +53,7 @@ class Edge:
             )
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = scope["path"] if straight else getattr(inner.get("route"), "path", "unmatched")
+            route = getattr(inner.get("route"), "path", "unmatched")
             scope["state"]["route"] = route  # for traces
             took = time.perf_counter() - began
             self._runtime.metrics.requests.labels(method, route, str(exchange.status or 499)).observe(took)

@@ -1,6 +1,6 @@
 """Answers for NumPy: an `.npz`, which is a zip of `.npy` files, read by `np.load(io.BytesIO(body))`.
 
-numpy.savez makes the same in twice the time, since it writes each member to a stream that might be any file.
+numpy.savez writes the same file in twice the time, because it writes each member in small pieces.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MEDIA_TYPE = "application/x-npz"
 
 
 def encode(members: Mapping[str, ArrayLike]) -> bytes:
-    """The file with `members`, uncompressed. Raises ValueError for what NumPy could only pickle."""
+    """An uncompressed file with `members`. Raises ValueError for a value that NumPy could only pickle."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, value in members.items():

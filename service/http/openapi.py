@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond what FastAPI reads from the signatures: bodies, images, headers, problems."""
+"""The parts of the OpenAPI document that FastAPI cannot read from signatures: bodies, images, headers, problems."""
 
 from __future__ import annotations
 
@@ -6,49 +6,48 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
 
 from service.http import npz
 from service.http.schemas import ProblemAnswer
 
 PROBLEMS = {
-    400: "Not an image, or a broken one, or a body that cannot be read",
+    400: "Not an image, a broken image, or a body that cannot be read",
     404: "Unknown model, version or image id",
     408: "The body did not arrive in time",
-    413: "Too many bytes or pixels; the limit is named",
-    415: "A type that is not taken",
+    413: "Too many bytes or pixels; the problem names the limit",
+    415: "Unsupported Content-Type or Content-Encoding",
     422: "A bad or unknown parameter",
-    429: "Too many requests in flight, or this one would wait longer than its timeout; Retry-After says when to come "
-    "back",
-    500: "The fault is not the client's. reason is engine (the model failed on this image; others are not affected) "
-    "or internal (the service made a mistake; its log has the reason under request_id)",
-    503: "No answer now; Retry-After says when to come back. reason is loading, no_model (the store is empty), "
+    429: "Too many requests in flight, or this one would wait longer than its timeout; Retry-After says when to try "
+    "again",
+    500: "An error of the service. reason is engine (the model failed on this image; others are not affected) or "
+    "internal (the server log has the details under request_id)",
+    503: "No answer now; Retry-After says when to try again. reason is loading, no_model (the store is empty), "
     "draining (shutting down), out_of_memory (for this image) or failed (the engine is dead)",
-    504: "No answer within the deadline",
+    504: "No answer before the deadline",
 }
 
 REQUEST_ID = {
     "X-Request-ID": {
-        "description": "that of the request if it has 1 to 64 of `A-Z a-z 0-9 . _ -`, else a new one; every problem "
-        "names it, and so does the log where the service made a mistake",
+        "description": "the request's own X-Request-ID if it consists of 1 to 64 of `A-Z a-z 0-9 . _ -`, else a new "
+        "one; problem documents repeat it, and so does the log of an internal error",
         "schema": {"type": "string"},
     }
 }
 RETRY_AFTER = {
     "Retry-After": {
-        "description": "seconds after which to try again; of a 429 at the present rate",
+        "description": "seconds after which to try again; with 429 it follows the current rate",
         "schema": {"type": "integer"},
     }
 }
 SERVER_TIMING = {
     "Server-Timing": {
-        "description": "milliseconds in each stage: read, decode, queue (waiting for a thread and for an engine), "
-        "inference, total (of all these), encode; `queue;dur=1.25, …`",
+        "description": "milliseconds in each stage: read, decode, queue (waiting for a decoding thread and for an "
+        "engine), inference, total (of all these), encode; for example `queue;dur=1.25, …`",
         "schema": {"type": "string"},
     }
 }
 
-# A red disc and a blue square, 160 x 120, as PNG.
+# A PNG file of 160 x 120 pixels: a red disc and a blue square.
 EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAKAAAAB4BAMAAACHjORcAAAAElBMVEXk5dni4dfh4dfh4dZAaL27LDSO2CWuAAABw0lEQVR42u2Z"
     "wWrCQBCGJxtLb5LYs3Qb6aF4kTyKD+qLiFY8FYprjGcp9daDk15ENDuD2d0I0k4uyS4/X/7Zyc4OJMqg3UuBAAUoQAEKUIACbBto"
@@ -63,7 +62,7 @@ EXAMPLE_IMAGE = (
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One image: JPEG, PNG, WebP, BMP or GIF (the first frame), in any of three ways.",
+        "description": "One image (JPEG, PNG, WebP, BMP, or the first frame of a GIF), sent in one of three ways.",
         "content": {
             "multipart/form-data": {
                 "schema": {
@@ -73,7 +72,7 @@ BODY: dict[str, Any] = {
                         "image": {
                             "type": "string",
                             "format": "binary",
-                            "description": "the file; the field may also be named file",
+                            "description": "the file; the field may also be named `file`",
                         }
                     },
                 }
@@ -84,7 +83,11 @@ BODY: dict[str, Any] = {
                     "required": ["image"],
                     "additionalProperties": False,
                     "properties": {
-                        "image": {"type": "string", "format": "byte", "description": "base64, or a data: URL of it"}
+                        "image": {
+                            "type": "string",
+                            "format": "byte",
+                            "description": "the file, in base64 or as a data: URL",
+                        }
                     },
                 },
                 "example": {"image": EXAMPLE_IMAGE},
@@ -96,7 +99,7 @@ BODY: dict[str, Any] = {
     }
 }
 
-# What each upload route shows first; the page at /docs puts its own address in.
+# The examples of each upload route. The page at /docs replaces BASE with its own address.
 BASE = "http://127.0.0.1:8000"
 CURL = {
     "detect": [
@@ -113,33 +116,20 @@ NPZ = {
         "schema": {
             "type": "string",
             "format": "binary",
-            "description": "for `numpy.load(io.BytesIO(body))`: the members of the JSON answer but for timing, as "
-            "arrays, in float32; nested ones have both names (`proposals_boxes`); `label_indices` count from 0",
+            "description": "for `numpy.load(io.BytesIO(body))`: the members of the JSON answer except timing, as "
+            "arrays, numbers in float32; nested ones have both names (`proposals_boxes`); `label_indices` start at 0",
         }
     }
 }
 
 
 def upload(route: str) -> dict[str, Any]:
-    """The `openapi_extra` of a route that takes an image."""
+    """The `openapi_extra` of a route to which an image is sent."""
     return BODY | {"x-codeSamples": [{"lang": "shell", "source": line} for line in CURL[route]]}
 
 
-def query(kind: type[BaseModel]) -> dict[str, Any]:
-    """The `openapi_extra` of a route whose query is a `kind`."""
-    parameters = []
-    for name, schema in kind.model_json_schema()["properties"].items():
-        kinds = [each for each in schema.pop("anyOf", []) if each != {"type": "null"}]
-        description = schema.pop("description", "")
-        schema |= kinds[0] if kinds else {}
-        if schema.get("default", 0) is None:
-            del schema["default"]
-        parameters.append({"name": name, "in": "query", "description": description, "schema": schema})
-    return {"parameters": parameters}
-
-
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can end in these problems."""
+    """The `responses` of a route that can answer with these problems."""
     schema = {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}
     return {
         status: {
@@ -152,13 +142,24 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, made once."""
+    """The OpenAPI document, built once."""
     if not app.openapi_schema:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         made.setdefault("components", {}).setdefault("schemas", {})["ProblemAnswer"] = ProblemAnswer.model_json_schema()
         for operations in made["paths"].values():
             for operation in operations.values():
+                for parameter in operation.get("parameters", []):
+                    parameter["schema"] = _not_null(parameter["schema"])
                 for response in operation["responses"].values():
                     response["headers"] = response.get("headers", {}) | REQUEST_ID
         app.openapi_schema = made
     return app.openapi_schema
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an optional parameter without its null: a query can leave a parameter out, but not send null."""
+    schema = dict(schema)
+    for kind in schema.pop("anyOf", []):
+        if kind != {"type": "null"}:
+            schema |= kind
+    return schema

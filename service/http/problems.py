@@ -1,23 +1,38 @@
-"""What went wrong, in the words that the client reads (RFC 9457, `application/problem+json`).
+"""Every error as a problem document (RFC 9457, `application/problem+json`).
 
-A `detail` names the fault and the remedy and is always our own sentence: decoders and runtimes put file names and
-heap addresses into theirs (vLLM's CVE-2026-22778 began with an echoed Pillow message).
+A `detail` names the fault and the remedy. It is always a sentence of this service: decoders and runtimes put file names
+and heap addresses into their messages (vLLM's CVE-2026-22778 began with an echoed Pillow message).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.admission import OverloadedError, TimeoutTooLongError
+from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
 from service.images.decode import ImageError, TooManyPixelsError
+from service.images.drawing import SideTooLongError
+from service.models.choice import NoDefaultModelError, UnknownModelError
+from service.recent_uploads import UnknownImageError
+from service.runtime import NotReadyError, TooLateError
+
+MAX_LISTED = 10  # bad parameters that a problem lists
+LONGEST_NAME = 100  # characters of a parameter's name that are repeated to the client
 
 
 class Problem(Exception):  # noqa: N818  RFC 9457's own word
-    """A request that gets an error for an answer.
+    """A request that is answered with an error.
 
-    status  HTTP status        reason   word for the metrics, one of a fixed few
-    detail  fault and remedy   headers  extra response headers        more  extra members of the JSON document
+    status   HTTP status
+    reason   one of a few fixed words, for the metrics and for programs
+    detail   the fault and the remedy
+    headers  extra response headers
+    more     extra members of the JSON document
     """
 
     def __init__(
@@ -36,7 +51,7 @@ class Problem(Exception):  # noqa: N818  RFC 9457's own word
         self.more = dict(more or {})
 
     def document(self, request_id: str | None = None) -> dict[str, Any]:
-        """The JSON members that RFC 9457 defines, then ours."""
+        """The members that RFC 9457 defines, then those of this service."""
         document: dict[str, Any] = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -49,14 +64,89 @@ class Problem(Exception):  # noqa: N818  RFC 9457's own word
         return document | self.more
 
 
-def retry_later(status: int, reason: str, detail: str, seconds: int) -> Problem:
-    """A problem that time alone may mend: says when to come back."""
+def of(error: Exception) -> Problem:
+    """The problem that answers a request which `error` ended. Raises TypeError for an error that is not in ANSWERED."""
+    for kind in type(error).__mro__:
+        if kind in _PROBLEMS:
+            problem: Problem = _PROBLEMS[kind](error)
+            return problem
+    raise TypeError(f"no problem describes {type(error).__name__}")
+
+
+def _retry_later(status: int, reason: str, detail: str, seconds: int) -> Problem:
+    """A problem that may pass: the client is asked to try again after `seconds`."""
     return Problem(status, reason, detail, headers={"Retry-After": str(seconds)})
 
 
-def of_image(error: ImageError) -> Problem:
-    """The answer to an upload that cannot be decoded: 413 for too many pixels, else 400."""
+def _not_ready(error: NotReadyError) -> Problem:
+    detail, seconds = {
+        "draining": ("The service is shutting down. Try again; another instance may answer.", 5),
+        "failed": (f"The service cannot answer: {error.failure}.", 30),
+        "loading": ("The service is still loading its models. Try again soon.", 2),
+        "no_model": ("The model store is empty. Publish a model, then try again.", 30),
+    }[error.reason]
+    return _retry_later(503, error.reason, detail, seconds)
+
+
+def _overloaded(error: OverloadedError) -> Problem:
+    detail = f"Too many requests are waiting. Try again in {error.retry_after} s."
+    return _retry_later(429, "overloaded", detail, error.retry_after)
+
+
+def _bad_image(error: ImageError) -> Problem:
     detail = f"The upload cannot be used: {error}"
     if isinstance(error, TooManyPixelsError):
         return Problem(413, "too_many_pixels", detail, more={"limit_pixels": error.limit})
     return Problem(400, "not_an_image", detail)
+
+
+def _engine_failed(error: EngineFailedError) -> Problem:
+    if isinstance(error, EngineDeadError):
+        return _retry_later(503, "failed", "The model's engine has died. Try again; another instance may answer.", 5)
+    if isinstance(error, NoMemoryLeftError):
+        detail = "There is not enough memory for this image now. Try again, or send a smaller one."
+        return _retry_later(503, "out_of_memory", detail, 5)
+    return Problem(500, "engine", "The model failed on this image. Other images are not affected.")
+
+
+def _bad_parameters(error: RequestValidationError) -> Problem:
+    listed = [
+        {
+            "parameter": str(fault["loc"][1])[:LONGEST_NAME],  # after the word "query"
+            "detail": "unknown parameter" if fault["type"] == "extra_forbidden" else fault["msg"],
+        }
+        for fault in error.errors()[:MAX_LISTED]
+    ]
+    detail = "; ".join(f"{fault['parameter']}: {fault['detail']}" for fault in listed)
+    return Problem(422, "parameter", f"{detail}. GET /docs lists the parameters.", more={"errors": listed})
+
+
+def _not_routed(error: HTTPException) -> Problem:
+    """What the router refuses: an unknown path, or a method that the path does not have."""
+    allowed = (error.headers or {}).get("Allow", "others")
+    reason, detail = {
+        404: ("unknown_path", "No such path. GET /docs lists all endpoints."),
+        405: ("method", f"Method not allowed for this path. Allowed: {allowed}."),
+    }.get(error.status_code, ("http", str(error.detail)))
+    return Problem(error.status_code, reason, detail, error.headers)
+
+
+_PROBLEMS: dict[type, Callable[[Any], Problem]] = {
+    Problem: lambda error: error,
+    NotReadyError: _not_ready,
+    TimeoutTooLongError: lambda error: Problem(422, "parameter", f"timeout must be at most {error.longest:g} s."),
+    OverloadedError: _overloaded,
+    NoDefaultModelError: lambda error: Problem(422, "parameter", str(error)),
+    UnknownModelError: lambda error: Problem(404, "unknown_model", str(error)),
+    UnknownImageError: lambda _: Problem(
+        404, "unknown_image", "No recent upload has this image_id. Send the image itself: POST /proposals."
+    ),
+    ImageError: _bad_image,
+    TooLateError: lambda error: Problem(504, "deadline", f"No answer within {error.timeout:g} s. Try again later."),
+    EngineFailedError: _engine_failed,
+    SideTooLongError: lambda error: Problem(422, "parameter", str(error)),
+    RequestValidationError: _bad_parameters,
+    HTTPException: _not_routed,
+}
+
+ANSWERED = tuple(_PROBLEMS)  # the errors, subclasses included, that are answered with a problem document

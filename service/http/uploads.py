@@ -1,6 +1,6 @@
-"""A request's body to the bytes of one image: multipart, raw, or base64 in JSON; bounded in bytes and in time.
+"""Reads the image file from a request's body (multipart, raw, or base64 in JSON), bounded in bytes and in time.
 
-The size that a client declares is judged before anything is read, and what it sends is counted as it comes.
+The declared size is checked before anything is read, and the received bytes are counted as they arrive.
 """
 
 from __future__ import annotations
@@ -15,33 +15,36 @@ import orjson
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.http.problems import Problem
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
 FIELDS = ("image", "file")
 CURL = "curl -F image=@image.jpg"
-# A data: URL has one, base64 none. Many small values take 25 times as much memory as the text they are parsed from.
+# A data: URL contains one comma, base64 none. Parsing many small values takes 25 times their size in memory.
 MAX_COMMAS = 8
 WHITESPACE = string.whitespace.encode()
-TAKEN = "multipart/form-data, image/*, application/octet-stream or application/json"
+ACCEPTED = "multipart/form-data, image/*, application/octet-stream or application/json"
 
 
 class _InMemoryParser(MultiPartParser):
-    spool_max_size = 2**62  # the body is bounded already; Starlette would write what passes 1 MB to disk, by a thread
+    spool_max_size = 2**62  # the body is bounded already; Starlette would write files above 1 MB to disk, in a thread
 
 
 def has_body(request: Request) -> bool:
     return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
-async def read(request: Request, limit: int, timeout: float) -> bytes:
-    """The image that `request` carries: at most `limit` bytes of body within `timeout` seconds.
+async def read(request: Request, settings: Settings, metrics: Metrics) -> bytes:
+    """The image file that `request` carries, within `settings.max_upload_bytes` and `settings.receive_timeout`.
 
-    Raises Problem (400, 408, 413, 415), and Starlette's ClientDisconnect if the client goes.
+    Raises Problem (400, 408, 413, 415), and Starlette's ClientDisconnect if the client closes its connection.
     """
+    limit, timeout = settings.max_upload_bytes, settings.receive_timeout
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "media_type", "A compressed body is not taken. Send the image as it is.")
+        raise Problem(415, "media_type", "Content-Encoding is not supported. Send the image without it.")
     if int(request.headers.get("content-length", 0)) > limit:
         raise _too_large(limit)
     try:
@@ -54,6 +57,10 @@ async def read(request: Request, limit: int, timeout: float) -> bytes:
             f"The body did not arrive within {timeout:g} s. Send a smaller image.",
             {"Connection": "close"},
         ) from error
+    except ClientDisconnect:
+        metrics.cancelled.labels("disconnected", "read").inc()
+        raise
+    metrics.upload_bytes.inc(len(data))
     if not data:
         raise Problem(400, "empty", f"The request carries no image. For example: {CURL}")
     return data
@@ -71,15 +78,15 @@ async def _image(request: Request, limit: int) -> bytes:
     raise Problem(
         415,
         "media_type",
-        f"This Content-Type is not taken. Send {TAKEN}; for example: {CURL}",
-        {"Accept-Post": TAKEN},
+        f"Unsupported Content-Type. Send {ACCEPTED}; for example: {CURL}",
+        {"Accept-Post": ACCEPTED},
     )
 
 
 def from_json(body: bytes) -> bytes:
-    """The image in `{"image": "<base64>"}`; a data: URL is base64 too. Raises Problem (400)."""
+    """The image file in `{"image": "<base64>"}`, which may be a data: URL. Raises Problem (400)."""
     wanted = 'Send {"image": "<base64 of the file>"}.'
-    shape = f"The body must be an object with the one member image, a string. {wanted}"
+    shape = f"The body must be an object whose only member is image, a string. {wanted}"
     if body.count(b",") > MAX_COMMAS:
         raise Problem(400, "bad_json", shape)
     try:
@@ -94,7 +101,7 @@ def from_json(body: bytes) -> bytes:
         if not head.endswith(";base64"):
             raise Problem(400, "bad_base64", f"A data: URL must be in base64. {wanted}")
     try:
-        return base64.b64decode(text.encode("ascii").translate(None, WHITESPACE), validate=True)  # encoders wrap lines
+        return base64.b64decode(text.encode("ascii").translate(None, WHITESPACE), validate=True)  # some wrap lines
     except (binascii.Error, ValueError) as error:
         raise Problem(400, "bad_base64", f"The member image is not valid base64. {wanted}") from error
 
@@ -117,12 +124,12 @@ async def _multipart(request: Request, chunks: AsyncGenerator[bytes, None]) -> b
         )
     part = parts[0][1]
     if not isinstance(part, UploadFile):
-        raise Problem(400, "bad_multipart", f"The field {parts[0][0]} carries text, not a file. For example: {CURL}")
+        raise Problem(400, "bad_multipart", f"The field {parts[0][0]} holds text, not a file. For example: {CURL}")
     return part.file.read()
 
 
 async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body's chunks, until there are too many bytes of them. Raises Problem (413)."""
+    """The body's chunks. Raises Problem (413) once they are more than `limit` bytes."""
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
@@ -133,5 +140,5 @@ async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
 
 
 def _too_large(limit: int) -> Problem:
-    detail = f"The body has more than {limit:,} bytes, which is the limit. Send a smaller image."
+    detail = f"The body is larger than the limit of {limit:,} bytes. Send a smaller image."
     return Problem(413, "too_many_bytes", detail, more={"limit_bytes": limit})

@@ -1,4 +1,4 @@
-"""How full the memory of the GPUs is, asked of the driver at each scrape."""
+"""The GPUs' memory use, read from the driver at each scrape."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 
 
 class GpuMemory(Collector):
-    """`detector_gpu_memory_bytes` by GPU, as nvidia-smi counts them, and kind: used (by everyone there) and total.
+    """`detector_gpu_memory_bytes` by GPU number, as in nvidia-smi, and kind: used (by all processes) and total.
 
-    Raises what pynvml raises if there is no driver to ask.
+    Raises pynvml's errors if there is no driver.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -33,7 +33,7 @@ class GpuMemory(Collector):
         for index in range(self._nvml.nvmlDeviceGetCount()):
             try:
                 info = self._nvml.nvmlDeviceGetMemoryInfo(self._nvml.nvmlDeviceGetHandleByIndex(index))
-            except self._nvml.NVMLError as error:  # a GPU that is lost must not take the other metrics with it
+            except self._nvml.NVMLError as error:  # a lost GPU must not hide the other metrics
                 log.warning("the memory of GPU %d cannot be read: %s", index, type(error).__name__)
                 continue
             memory.add_metric([str(index), "used"], info.used)
@@ -42,8 +42,8 @@ class GpuMemory(Collector):
 
 
 def watch(registry: CollectorRegistry) -> None:
-    """Adds the GPUs' memory to the metrics, where the driver can be asked; the service goes on without."""
+    """Adds the GPUs' memory to the metrics. Without a driver the service runs without these metrics."""
     try:
         GpuMemory(registry)
     except Exception as error:  # not installed (the cuda extra brings it), or no driver
-        log.warning("GPU memory is not among the metrics: %s", type(error).__name__)
+        log.warning("no metrics of GPU memory: %s", type(error).__name__)

@@ -1,8 +1,9 @@
-"""OpenTelemetry traces: a span a request and one for each of its stages, if the environment names where to send them.
+"""OpenTelemetry traces: one span per request and one per stage, if the environment names where to send them.
 
-Off, its SDK is not imported and no layer stands before the application. On, the application is wrapped: what a span
-tells is read off the request and off the response's own Server-Timing, so the rest of the service knows nothing of it.
-The SDK's own variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, …) hold. FastAPI's own spans have no stages.
+Without tracing, the SDK is not imported and the application is not wrapped. With tracing, a layer around the
+application makes the spans from the request and from the response's Server-Timing, so the rest of the service needs no
+code for it.
+The SDK's own variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, …) apply. FastAPI's own spans would have no stages.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.middleware import METHODS
+from service.telemetry.metrics import METHODS
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-STAGES = ("read", "queue", "decode", "inference", "encode")  # in the order in which a request goes through them
+STAGES = ("read", "queue", "decode", "inference", "encode")  # in the order of a request
 CLIENT_GONE = 499
 FLUSH_SECONDS = 3.0
 
 
 def provider_from_environment() -> TracerProvider | None:
-    """Where spans go (OTLP over HTTP), or None if nothing asks for traces.
+    """The provider that sends spans (OTLP over HTTP), or None if no variable asks for traces.
 
-    Raises ValueError in one line if they are asked for and cannot be had.
+    Raises ValueError with a message of one line if a variable asks for traces that cannot be sent.
     """
-    variable = _asked_by()
+    variable = _variable_that_asks()
     if variable is None:
         return None
     try:
@@ -46,25 +47,25 @@ def provider_from_environment() -> TracerProvider | None:
             "or set OTEL_TRACES_EXPORTER=none"
         ) from error
     resource = Resource.create()
-    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # the SDK's word for one that has no name
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # the SDK's default name
         resource = resource.merge(Resource({SERVICE_NAME: "faster-rcnn-service"}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
 
 
-def _asked_by() -> str | None:
-    """The variable that asks for traces. Raises ValueError for an exporter that there is not."""
+def _variable_that_asks() -> str | None:
+    """The environment variable that asks for traces, or None. Raises ValueError for an unknown exporter."""
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "")
     if exporter == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     if exporter not in ("", "otlp"):
-        raise ValueError(f"OTEL_TRACES_EXPORTER={exporter!r}: traces are sent as otlp; set otlp, or none for no traces")
+        raise ValueError(f"OTEL_TRACES_EXPORTER={exporter!r}: only otlp is supported; set otlp, or none for no traces")
     return next((name for name in (*ENDPOINTS, "OTEL_TRACES_EXPORTER") if os.environ.get(name)), None)
 
 
 class Traced:
-    """`app` with a server span around each request. What is still unsent leaves when the application shuts down."""
+    """`app` with a server span around each request. Spans not yet sent are sent when the application shuts down."""
 
     def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
         from opentelemetry import trace
@@ -96,7 +97,7 @@ class Traced:
     def _flushing(self, send: Send) -> Send:
         async def flushing(message: Message) -> None:
             if message["type"] == "lifespan.shutdown.complete":
-                # the exporter tries for OTEL_EXPORTER_OTLP_TIMEOUT, 10 s by default: too long for whoever waits
+                # the exporter tries for OTEL_EXPORTER_OTLP_TIMEOUT, 10 s by default, too long a delay for an exit
                 flush = threading.Thread(target=self._provider.shutdown, daemon=True)
                 flush.start()
                 await asyncio.to_thread(flush.join, FLUSH_SECONDS)
@@ -105,13 +106,13 @@ class Traced:
         return flushing
 
     def _record(self, scope: Scope, response: list[Message], began: int, ended: int) -> None:
-        """The request's span and its stages', made when all is over, from `began` to `ended` (ns since 1970)."""
+        """Records the span of a finished request, from `began` to `ended` (ns since 1970), and those of its stages."""
         kind = self._trace.SpanKind
-        given = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         state = scope.get("state", {})
         route = state.get("route", "unmatched")
         status = response[0]["status"] if response else CLIENT_GONE
-        method = scope["method"] if scope["method"] in METHODS else "_OTHER"  # the convention's word
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"  # OpenTelemetry's word
         attributes = {
             "http.request.method": method,
             "http.route": route,
@@ -119,7 +120,7 @@ class Traced:
             "request_id": state.get("request_id", ""),
         }
         span = self._tracer.start_span(
-            f"{method} {route}", self._propagator.extract(given), kind.SERVER, attributes, start_time=began
+            f"{method} {route}", self._propagator.extract(request_headers), kind.SERVER, attributes, start_time=began
         )
         if span.is_recording():
             if status >= 500:
@@ -131,9 +132,9 @@ class Traced:
 
 
 def _stages(headers: Iterable[tuple[bytes, bytes]], began: int) -> Iterator[tuple[str, int, int]]:
-    """The stages that a response's Server-Timing tells of: name, start and end (ns).
+    """The stages in a response's Server-Timing: name, start and end (ns).
 
-    They are laid end to end from `began`, with all of a request's waiting in one piece.
+    They follow each other from `began` without gaps; all of a request's waiting is one span.
     """
     timing = next((value.decode("latin-1") for name, value in headers if name == b"server-timing"), "")
     parts = (part.strip().partition(";dur=") for part in timing.split(","))

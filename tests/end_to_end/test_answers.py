@@ -1,4 +1,4 @@
-"""What is answered, and that it depends on the image alone."""
+"""Answers, and that each depends only on its image."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from PIL import Image
 from tests.end_to_end.conftest import answer, distinct, encoded, scene
 
 SIZES = [(640, 480), (480, 640), (300, 300), (1024, 400), (200, 700), (1600, 1200), (64, 48), (33, 500)]
-TURNED = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+ROTATIONS = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def detect(http, data, **query):
     return answer(http.post("/detect", content=data, headers={"Content-Type": "image/jpeg"}, params=query))
 
 
-def test_the_answer_has_the_parts_that_are_promised(server):
+def test_an_answer_has_the_promised_members(server):
     data = encoded(scene(640, 480))
     response = server.http.post("/detect", files={"image": data}, params={"proposals": "true"})
     document = response.json()
@@ -43,10 +43,10 @@ def test_the_answer_has_the_parts_that_are_promised(server):
         assert 0 <= y1 < y2 <= 480
 
 
-def test_many_at_once_get_what_each_gets_alone(server, start, uploads):
+def test_images_in_a_batch_get_the_same_answers_as_alone(server, start, uploads):
     asked = {"proposals": True, "score_threshold": 0.05}
     alone = [detect(server.http, data, **asked) for data in uploads]
-    batching = start(ENGINE_WORKERS=1, BATCH_PIXELS=1_500_000).ready()  # so that batches are large
+    batching = start(ENGINE_WORKERS=1, BATCH_PIXELS=1_500_000).ready()  # large batches
     jobs = [index % len(uploads) for index in range(6 * len(uploads))]
     with ThreadPoolExecutor(24) as pool:
         each = [distinct(uploads[index], number) for number, index in enumerate(jobs)]
@@ -61,12 +61,12 @@ def test_many_at_once_get_what_each_gets_alone(server, start, uploads):
         np.testing.assert_allclose(among_others["proposals"]["scores"], expected["proposals"]["scores"], atol=1e-4)
         for name in ("boxes", "proposals"):
             mine, theirs = (d[name]["boxes"] if name == "proposals" else d[name] for d in (among_others, expected))
-            # 0.01 px on the canvas is more on an original that was shrunk
+            # 0.01 px on the canvas is more on an original that is larger than the canvas
             width, height = expected["image"]["width"], expected["image"]["height"]
             np.testing.assert_allclose(mine, theirs, atol=0.01 * max(1, max(width, height) / 320))
 
 
-def test_one_callers_parameters_do_not_touch_anothers(server, uploads):
+def test_the_parameters_of_one_request_do_not_affect_another(server, uploads):
     everything = detect(server.http, uploads[0], score_threshold=0)
     assert len(everything["boxes"]) > 1
     queries = [{"score_threshold": 0}, {"score_threshold": 1}, {"score_threshold": 0, "max_detections": 1}] * 8
@@ -75,7 +75,7 @@ def test_one_callers_parameters_do_not_touch_anothers(server, uploads):
     assert found == [len(everything["boxes"]), 0, 1] * 8
 
 
-def test_proposals_alone_are_those_of_detect(server, uploads):
+def test_proposals_alone_equal_those_of_detect(server, uploads):
     for data in uploads:
         whole = detect(server.http, data, proposals=True, max_proposals=50)
         alone = answer(
@@ -87,19 +87,19 @@ def test_proposals_alone_are_those_of_detect(server, uploads):
         assert 1 <= len(alone["boxes"]) <= 50
 
 
-def test_proposals_of_a_recent_upload_need_no_second_upload(server, uploads):
+def test_a_recent_upload_needs_no_second_upload_for_its_proposals(server, uploads):
     first = answer(server.http.post("/proposals", files={"image": uploads[0]}))
     again = answer(server.http.get("/proposals", params={"image_id": first["image"]["id"]}))
     assert again == first
 
 
-def test_a_get_that_carries_an_image_is_answered_too(server, uploads):
+def test_a_get_with_an_image_is_answered_like_a_post(server, uploads):
     headers = {"Content-Type": "image/jpeg"}
     by_get = server.http.request("GET", "/proposals", content=uploads[1], headers=headers)
     assert answer(by_get) == answer(server.http.post("/proposals", content=uploads[1], headers=headers))
 
 
-def test_every_way_to_upload_gives_the_same_answer(server, uploads):
+def test_every_kind_of_upload_gives_the_same_answer(server, uploads):
     data = uploads[2]
     text = base64.b64encode(data).decode()
     post = server.http.post
@@ -111,7 +111,7 @@ def test_every_way_to_upload_gives_the_same_answer(server, uploads):
             post("/detect", content=data, headers={"Content-Type": "image/jpeg"}),
             post("/detect", content=data, headers={"Content-Type": "image/anything; q=1"}),
             post("/detect", content=data, headers={"Content-Type": "application/octet-stream"}),
-            post("/detect", content=data),  # no Content-Type at all
+            post("/detect", content=data),  # without a Content-Type
             post("/detect", content=iter([data[:99], data[99:]])),  # chunked
             post("/detect", json={"image": text}),
             post("/detect", json={"image": f"data:image/jpeg;base64,{text}"}),
@@ -120,20 +120,20 @@ def test_every_way_to_upload_gives_the_same_answer(server, uploads):
     assert all(each == answers[0] for each in answers)
 
 
-@pytest.mark.parametrize("orientation", TURNED)
-def test_a_turned_photograph_gives_the_boxes_of_the_upright_one(server, orientation):
+@pytest.mark.parametrize("orientation", ROTATIONS)
+def test_an_image_with_an_exif_orientation_gives_the_boxes_of_the_upright_one(server, orientation):
     upright = scene(600, 400, 11)
-    stored = upright if TURNED[orientation] is None else upright.transpose(TURNED[orientation])
+    stored = upright if ROTATIONS[orientation] is None else upright.transpose(ROTATIONS[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turned = answer(server.http.post("/detect", files={"image": encoded(stored, exif=exif)}))
-    straight = answer(server.http.post("/detect", files={"image": encoded(upright)}))
-    assert len(straight["boxes"]) > 0
-    assert turned["image"] | {"id": 0} == straight["image"] | {"id": 0}
-    assert {**turned, "image": 0} == {**straight, "image": 0}
+    rotated = answer(server.http.post("/detect", files={"image": encoded(stored, exif=exif)}))
+    plain = answer(server.http.post("/detect", files={"image": encoded(upright)}))
+    assert len(plain["boxes"]) > 0
+    assert rotated["image"] | {"id": 0} == plain["image"] | {"id": 0}
+    assert {**rotated, "image": 0} == {**plain, "image": 0}
 
 
-def test_a_blank_image_has_an_answer_and_so_has_the_next(server, uploads):
+def test_a_blank_image_is_answered_and_does_not_affect_the_next(server, uploads):
     before = detect(server.http, uploads[0])
     for colour in ("black", "white"):
         blank = answer(server.http.post("/detect", files={"image": encoded(Image.new("RGB", (500, 400), colour))}))
@@ -141,7 +141,7 @@ def test_a_blank_image_has_an_answer_and_so_has_the_next(server, uploads):
     assert detect(server.http, uploads[0]) == before
 
 
-def test_filters_keep_what_they_say(server, uploads):
+def test_label_and_score_filters_keep_the_matching_detections(server, uploads):
     everything = detect(server.http, uploads[0], score_threshold=0)
     label = everything["labels"][0]
     only = detect(server.http, uploads[0], score_threshold=0, label=label)
@@ -181,7 +181,7 @@ def test_numpy_reads_an_answer_in_one_line(server, uploads):
             np.testing.assert_array_equal(found["proposals_boxes"], np.float32(json["proposals"]["boxes"]))
 
 
-def test_the_models_are_described(server):
+def test_models_are_described(server):
     listed = server.http.get("/models").json()
     assert listed["default"] == {"name": "shapes", "version": 1}
     assert [model["name"] for model in listed["models"]] == ["shapes"]
@@ -195,26 +195,26 @@ def test_the_models_are_described(server):
     assert server.http.get("/models/shapes", params={"version": 1}).json() == one
 
 
-def test_ready_and_alive(server):
+def test_a_running_service_is_alive_and_ready(server):
     assert server.http.get("/healthz").json() == {"status": "alive"}
     ready = server.http.get("/readyz").json()
     assert (ready["status"], ready["models"]) == ("ready", ["shapes/1"])
     assert ready["provider"].endswith("ExecutionProvider")
 
 
-def test_a_request_keeps_its_id_if_it_is_harmless(server):
+def test_a_request_keeps_its_id_if_the_id_is_harmless(server):
     assert server.http.get("/healthz", headers={"X-Request-ID": "a-1.b_2"}).headers["x-request-id"] == "a-1.b_2"
     for harmful in ("a b", "x" * 65, "<script>", ""):
         assert server.http.get("/healthz", headers={"X-Request-ID": harmful}).headers["x-request-id"] != harmful
 
 
-def test_answers_and_problems_of_every_route_have_an_id_and_who_gave_one_keeps_it(server, uploads):
+def test_answers_and_problems_repeat_the_id_of_their_request(server, uploads):
     for path, body, status in (("/detect", uploads[0], 200), ("/detect", b"x", 400), ("/proposals?x=1", b"", 422)):
         response = server.http.post(path, content=body, headers={"X-Request-ID": "mine"})
         assert (response.status_code, response.headers["x-request-id"]) == (status, "mine")
 
 
-def test_a_load_balancer_may_ask_for_the_head_alone(server):
+def test_head_is_answered_wherever_get_is(server):
     for path in ("/", "/docs", "/healthz", "/readyz", "/metrics", "/models", "/models/shapes", "/openapi.json"):
         response = server.http.head(path)
         assert (response.status_code, response.content) == (200, b""), path

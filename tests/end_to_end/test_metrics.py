@@ -1,4 +1,4 @@
-"""What /metrics says after a known handful of requests."""
+"""The values of /metrics after a few known requests."""
 
 import pytest
 from PIL import Image
@@ -57,11 +57,11 @@ def counted(tmp_path_factory):
         ("detector_model_info", {"model": "plain", "version": "4"}, 1),
     ],
 )
-def test_a_metric_counts_right(counted, name, labels, value):
+def test_a_metric_has_the_value_of_the_known_requests(counted, name, labels, value):
     assert counted.metric(name, **labels) == pytest.approx(value)
 
 
-def test_nothing_that_a_client_wrote_becomes_a_label(counted):
+def test_no_text_from_a_client_becomes_a_label(counted):
     scrape = counted.http.get("/metrics")
     assert scrape.headers["content-type"].startswith("text/plain; version=")
     for word in ("xxxxx", "yyyyy", "PROPFIND"):

@@ -33,13 +33,13 @@ def test_the_curl_lines_work_when_pasted(server, tmp_path):
     assert Image.open(tmp_path / "drawn.png").size == (640, 480)
 
 
-def test_all_three_ways_to_upload_are_documented(server):
+def test_all_three_kinds_of_upload_are_documented(server):
     for path in ("/detect", "/proposals"):
         content = document(server)["paths"][path]["post"]["requestBody"]["content"]
         assert {"multipart/form-data", "application/json", "image/jpeg", "application/octet-stream"} <= set(content)
 
 
-def test_every_form_of_an_answer_and_every_parameter_is_documented(server):
+def test_every_media_type_of_an_answer_and_every_parameter_is_documented(server):
     paths = document(server)["paths"]
     forms = {"application/json", "application/x-npz"}
     assert set(paths["/detect"]["post"]["responses"]["200"]["content"]) == forms | {"image/png", "image/jpeg"}
@@ -51,7 +51,7 @@ def test_every_form_of_an_answer_and_every_parameter_is_documented(server):
         assert "proposals" not in found
 
 
-def test_every_reference_leads_somewhere_and_every_error_is_a_problem(server):
+def test_every_reference_resolves_and_every_error_is_a_problem(server):
     found = document(server)
     for reference in set(json.dumps(found).split('"$ref": "')[1:]):
         name = reference.split('"')[0].rpartition("/")[2]
@@ -63,7 +63,7 @@ def test_every_reference_leads_somewhere_and_every_error_is_a_problem(server):
     assert "HTTPValidationError" not in json.dumps(found)
 
 
-def test_answers_have_the_headers_that_are_documented(server):
+def test_answers_have_the_documented_headers(server):
     paths = document(server)["paths"]
     example = paths["/detect"]["post"]["requestBody"]["content"]["application/json"]["example"]
     for path in ("/detect", "/proposals"):
@@ -86,7 +86,7 @@ def test_answers_have_the_headers_that_are_documented(server):
             assert all("X-Request-ID" in each["headers"] for each in operation["responses"].values())
 
 
-def test_answers_have_the_members_that_are_documented(server):
+def test_answers_have_the_documented_members(server):
     schemas = document(server)["components"]["schemas"]
     example = document(server)["paths"]["/detect"]["post"]["requestBody"]["content"]["application/json"]["example"]
     answer = server.http.post("/detect?proposals=true", json=example).json()

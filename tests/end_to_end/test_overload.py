@@ -1,8 +1,7 @@
-"""More work than can be done, clients that go, deadlines that pass, images that break the engine."""
+"""Overload, clients that disconnect, deadlines that pass, images that break the engine."""
 
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -14,7 +13,8 @@ from tests.service import graphs
 
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))  # brightness 0.4
 WHITE = encoded(Image.new("RGB", (96, 64), "white"))
-SLOW = 100  # matrix products of 5 to 10 ms: long enough for all that a test does meanwhile
+SLOW = 100  # matrix products of 5 to 10 ms each: a run takes at least half a second
+HANG = 30  # seconds after which a socket read counts as hanging
 
 
 @pytest.fixture
@@ -28,47 +28,53 @@ def raw_request(length: int) -> bytes:
     return head.encode()
 
 
-def test_beyond_its_places_the_service_says_429_at_once_and_recovers(start, slow_store):
-    server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=3, ENGINE_WORKERS=1).ready()
-    with ThreadPoolExecutor(12) as pool:
-        responses = list(pool.map(lambda n: server.http.post("/detect", content=distinct(GREY, n)), range(12)))
-    served = [response for response in responses if response.status_code == 200]
-    shed = [response for response in responses if response.status_code != 200]
-    assert len(served) >= 3
-    assert len(shed) >= 5
-    for response in shed:
+def test_a_service_without_free_places_answers_429_at_once_and_recovers(start, slow_store):
+    server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=3, ENGINE_WORKERS=1, RECEIVE_TIMEOUT=HANG).ready()
+    holders = [socket.create_connection(server.address, HANG) for _ in range(3)]
+    for holder in holders:
+        holder.sendall(raw_request(len(GREY)))  # without a body, so each keeps its place
+    server.wait_for("detector_requests_in_flight", 3)
+    with ThreadPoolExecutor(9) as pool:
+        refused = list(pool.map(lambda n: server.http.post("/detect", content=distinct(GREY, n)), range(9)))
+    for response in refused:  # which did not wait for any of the three
         problem(response, 429)
         assert int(response.headers["retry-after"]) >= 1
-        assert response.elapsed < min(each.elapsed for each in served)
-    assert server.metric("detector_rejected_total", reason="overloaded") == len(shed)
+    assert server.metric("detector_rejected_total", reason="overloaded") == 9
+    for holder in holders:
+        holder.sendall(GREY)
+        assert holder.recv(4096).startswith(b"HTTP/1.1 200 ")
+        holder.close()
+    server.wait_for("detector_requests_in_flight", 0)
     assert server.http.post("/detect", content=GREY).status_code == 200
 
 
-def test_a_full_house_is_told_before_the_body_is_sent(start, slow_store):
+def test_a_request_is_refused_with_429_before_its_body_is_sent(start, slow_store):
     server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=1).ready()
-    with socket.create_connection(server.address) as holder, socket.create_connection(server.address) as other:
-        holder.sendall(raw_request(len(GREY)))  # and no body: it keeps its place
+    with (
+        socket.create_connection(server.address, HANG) as holder,
+        socket.create_connection(server.address, HANG) as other,
+    ):
+        holder.sendall(raw_request(len(GREY)))  # without a body, so it keeps its place
         server.wait_for("detector_requests_in_flight", 1)
         other.sendall(raw_request(len(GREY)))
-        other.settimeout(5)
         assert other.recv(4096).startswith(b"HTTP/1.1 429 ")
 
 
-def test_a_deadline_in_the_queue_is_a_504(start, tmp_path):
-    graphs.publish(tmp_path, work=2 * SLOW)
-    server = start(MODEL_STORE=tmp_path, REQUEST_TIMEOUT=0.2, ENGINE_WORKERS=1, ENGINE_THREADS=1).ready()
+def test_a_deadline_that_passes_in_the_queue_or_in_the_engine_gets_504(start, tmp_path):
+    graphs.publish(tmp_path, work=4 * SLOW)
+    server = start(MODEL_STORE=tmp_path, REQUEST_TIMEOUT=1, ENGINE_WORKERS=1, ENGINE_THREADS=1).ready()
     running = distinct(GREY, 1)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.http.post, "/detect", content=running)
-        server.wait_for("detector_upload_bytes_total", len(running))  # so the only engine has it, for longer than 0.2 s
-        assert "0.2 s" in problem(server.http.post("/detect", content=GREY), 504)["detail"]
+        server.wait_for("detector_upload_bytes_total", len(running))  # so the only engine has it, for at least 2 s
+        assert "1 s" in problem(server.http.post("/detect", content=GREY), 504)["detail"]
         problem(first.result(), 504)
     assert server.metric("detector_cancelled_total", reason="deadline", stage="queue") == 1
     assert server.metric("detector_cancelled_total", reason="deadline", stage="inference") == 1
 
 
-def test_who_hangs_up_is_not_computed(start, tmp_path):
-    graphs.publish(tmp_path, work=4 * SLOW)  # the first must still run when the others have gone
+def test_a_client_that_disconnects_costs_no_inference(start, tmp_path):
+    graphs.publish(tmp_path, work=4 * SLOW)  # the first must still be running when the others have disconnected
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1).ready()
     running = threading.Thread(target=lambda: server.http.post("/detect", content=GREY))
     running.start()
@@ -87,7 +93,7 @@ def test_who_hangs_up_is_not_computed(start, tmp_path):
     assert server.metric("detector_requests_in_flight") == 0
 
 
-def test_who_hangs_up_while_sending_is_counted(start, slow_store):
+def test_a_client_that_disconnects_during_its_upload_is_counted(start, slow_store):
     server = start(MODEL_STORE=slow_store).ready()
     with socket.create_connection(server.address) as connection:
         connection.sendall(raw_request(1000) + b"abc")
@@ -96,7 +102,7 @@ def test_who_hangs_up_while_sending_is_counted(start, slow_store):
     server.wait_for("detector_requests_in_flight", 0)
 
 
-def test_one_that_breaks_the_engine_breaks_alone(start, tmp_path):
+def test_an_image_that_breaks_the_engine_fails_alone(start, tmp_path):
     graphs.publish(tmp_path, fails_on_white=True, work=20)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1_000_000).ready()
     images = [GREY, WHITE, GREY, GREY, WHITE, GREY, GREY, GREY] * 2
@@ -109,11 +115,11 @@ def test_one_that_breaks_the_engine_breaks_alone(start, tmp_path):
         else:
             assert response.json()["scores"] == [0.4, 0.2]
     assert server.metric("detector_failed_total", reason="engine") == 4
-    assert server.http.get("/readyz").status_code == 200  # a blank image still goes through
+    assert server.http.get("/readyz").status_code == 200  # because a blank image still succeeds
     assert server.metric("detector_batch_size_bucket", le="1.0") < server.metric("detector_batch_size_count")
 
 
-def test_broken_images_among_good_ones_fail_alone(server):
+def test_broken_images_do_not_affect_good_ones(server):
     good = encoded(Image.new("RGB", (300, 200), (50, 90, 130)))
     bodies = [good, good[:-30], b"hello", b"", good] * 4
     with ThreadPoolExecutor(10) as pool:
@@ -121,47 +127,45 @@ def test_broken_images_among_good_ones_fail_alone(server):
     assert statuses == [200, 400, 400, 400, 200] * 4
 
 
-def test_proposals_do_not_pay_for_the_head(start, slow_store):
+def test_proposals_cost_no_time_in_the_head(start, slow_store):
     server = start(MODEL_STORE=slow_store).ready()
     whole = server.http.post("/detect", content=GREY).json()["timing"]["inference_ms"]
     alone = server.http.post("/proposals", content=GREY).json()["timing"]["inference_ms"]
     assert alone < whole / 5
 
 
-def test_health_answers_while_all_engines_are_busy(start, slow_store):
-    server = start(MODEL_STORE=slow_store).ready()
+def test_health_answers_while_the_engine_is_busy(start, slow_store):
+    server = start(MODEL_STORE=slow_store, ENGINE_WORKERS=1, BATCH_PIXELS=1).ready()
     with ThreadPoolExecutor(8) as pool:
-        working = [pool.submit(server.http.post, "/detect", content=GREY) for _ in range(8)]
-        time.sleep(0.2)
+        working = [pool.submit(server.http.post, "/detect", content=distinct(GREY, n)) for n in range(8)]
+        server.wait_for("detector_queue_depth", 7)
         with httpx.Client(base_url=server.url) as http:
-            for path in ("/healthz", "/readyz", "/metrics"):
-                assert http.get(path).elapsed.total_seconds() < 0.5
-        assert all(each.result().status_code == 200 for each in working)
+            assert [http.get(path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3
+        assert not all(each.done() for each in working)  # so the answers above did not wait for the engine
+        assert [each.result().status_code for each in working] == [200] * 8
 
 
 def crowd(server: Server, number: int) -> list[httpx.Response]:
-    """Answers to so many different images sent at once."""
+    """The answers to `number` different images sent at once."""
     with ThreadPoolExecutor(number) as pool:
         return list(pool.map(lambda n: server.http.post("/detect", content=distinct(GREY, n)), range(number)))
 
 
-def test_the_refused_are_told_when_to_come_back_at_the_present_rate(start, tmp_path):
+def test_retry_after_follows_the_current_rate(start, tmp_path):
     graphs.publish(tmp_path, work=SLOW)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1, MAX_IN_FLIGHT=8).ready()
-    began = time.monotonic()
-    assert {each.status_code for each in crowd(server, 4)} == {200}
-    a_image = (time.monotonic() - began) / 4
+    assert {each.status_code for each in crowd(server, 4)} == {200}  # now the rate is known
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(server.http.post, "/detect", content=distinct(GREY, 10 + n)) for n in range(8)]
         server.wait_for("detector_queue_depth", 7)
         refused = server.http.post("/detect", content=GREY)
-        # seven images are before it; rounded up, and twice or half of that for a machine that others use too
         problem(refused, 429)
-        assert 7 * a_image / 2 <= int(refused.headers["retry-after"]) <= 14 * a_image + 1
+        # seven images of at least half a second each wait before it; without a known rate it would be 1 s
+        assert 7 * 0.5 <= int(refused.headers["retry-after"]) <= 60
         assert [each.result().status_code for each in waiting] == [200] * 8
 
 
-def test_who_cannot_wait_as_long_as_the_queue_is_refused_at_once(start, tmp_path):
+def test_a_request_whose_timeout_is_shorter_than_the_queue_is_refused(start, tmp_path):
     graphs.publish(tmp_path, work=SLOW)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1).ready()
     crowd(server, 3)  # now the rate is known
@@ -172,7 +176,7 @@ def test_who_cannot_wait_as_long_as_the_queue_is_refused_at_once(start, tmp_path
         assert [each.result().status_code for each in waiting] == [200] * 8
 
 
-def test_a_request_may_have_a_deadline_of_its_own(start, slow_store):
+def test_a_request_may_set_its_own_timeout(start, slow_store):
     server = start(MODEL_STORE=slow_store, ENGINE_WORKERS=1, BATCH_PIXELS=1, REQUEST_TIMEOUT=20).ready()
     with ThreadPoolExecutor(4) as pool:
         patient = [pool.submit(server.http.post, "/detect", content=distinct(GREY, n)) for n in range(3)]
@@ -185,7 +189,7 @@ def test_a_request_may_have_a_deadline_of_its_own(start, slow_store):
     assert "20 s" in problem(server.http.post("/detect?timeout=21", content=GREY), 422)["detail"]
 
 
-def test_bulk_requests_wait_behind_others_and_have_half_the_places(start, tmp_path):
+def test_bulk_requests_wait_behind_interactive_ones_and_have_half_the_places(start, tmp_path):
     graphs.publish(tmp_path, work=SLOW)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1, MAX_IN_FLIGHT=6).ready()
     finished: list[str] = []
@@ -201,10 +205,10 @@ def test_bulk_requests_wait_behind_others_and_have_half_the_places(start, tmp_pa
         assert send(9, "bulk") == 429
         interactive = [pool.submit(send, 10 + number, "interactive") for number in range(2)]
         assert [each.result() for each in bulk + interactive] == [200] * 5
-    assert finished == ["bulk", "bulk", "interactive", "interactive", "bulk", "bulk"]  # the first is the refusal
+    assert finished == ["bulk", "bulk", "interactive", "interactive", "bulk", "bulk"]  # the first is the refused one
 
 
-def test_the_same_image_at_once_is_computed_once(start, slow_store):
+def test_identical_images_sent_at_once_share_one_inference(start, slow_store):
     server = start(MODEL_STORE=slow_store, ENGINE_WORKERS=1).ready()
     with ThreadPoolExecutor(6) as pool:
         queries = ["", "?proposals=true", "?max_detections=1", "?label=second", "", "?score_threshold=0.3"]

@@ -1,4 +1,4 @@
-"""The page at /: served from one file, and working in a real browser where there is one."""
+"""The pages at / and /docs: each a single file; tested in a real browser if one is installed."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_a_page_asks_nobody_but_us(server, path):
+def test_a_page_loads_nothing_from_other_servers(server, path):
     response = server.http.get(path)
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/html; charset=utf-8"
@@ -18,8 +18,8 @@ def test_a_page_asks_nobody_but_us(server, path):
     assert not re.search(r"""(src|href)=["'](https?:)?//""", response.text)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here to open the page with")
-def test_the_page_finds_things_in_an_image_that_it_draws(server, tmp_path):
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_the_page_shows_detections_in_its_example_image(server, tmp_path):
     dom = opened(f"{server.url}/#sample", tmp_path)
     assert re.search(r'id="model">shapes/1', dom)
     assert re.search(r'id="count">\d+ objects?<', dom)
@@ -27,7 +27,7 @@ def test_the_page_finds_things_in_an_image_that_it_draws(server, tmp_path):
     assert re.search(r'id="fault"[^>]*hidden', dom)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here to open the page with")
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_the_documentation_lists_every_route(server, tmp_path):
     dom = opened(f"{server.url}/docs", tmp_path)
     for path in server.http.get("/openapi.json").json()["paths"]:

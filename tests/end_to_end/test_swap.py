@@ -126,7 +126,7 @@ def test_a_version_that_is_replaced_or_removed_answers_what_it_was_asked_before(
 
 def test_a_store_that_cannot_be_read_any_more_changes_nothing(server, store):
     store.rename(store.parent / "elsewhere")
-    eventually(lambda: any("what is served stays" in line for line in server.lines))
+    eventually(lambda: any("loaded models are still served" in line for line in server.lines))
     assert version(server) == 1
     assert server.http.get("/readyz").status_code == 200
     (store.parent / "elsewhere").rename(store)
@@ -150,5 +150,5 @@ def test_a_default_that_has_left_the_store_is_nobodys_answer(start, tmp_path):
     server = start(MODEL_STORE=store, MODEL_POLL_SECONDS=0.1, DEFAULT_MODEL="one").ready()
     (store / "one").rename(tmp_path / "gone")
     eventually(lambda: server.http.get("/models").json()["default"] is None)
-    assert "There is two" in problem(server.http.post("/detect", content=GREY), 422)["detail"]
+    assert "Available: two" in problem(server.http.post("/detect", content=GREY), 422)["detail"]
     assert server.http.post("/detect?model=two", content=GREY).json()["model"]["name"] == "two"

@@ -10,25 +10,23 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
-from service.http.routes.answers import JSON, preferred
-from service.http.routes.detect import OFFERED
 from service.server import Server
 from service.settings import Settings
 
 
-def test_importing_the_service_brings_neither_torch_nor_onnx_nor_a_model():
+def test_importing_the_service_imports_neither_torch_nor_onnx():
     code = "import service.app, sys; print(*[m for m in ('torch', 'onnx', 'scipy') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
 
 
-def test_two_applications_in_a_process_do_not_share_metrics():
+def test_two_applications_in_one_process_have_separate_metrics():
     one, other = (create_app(Settings()).state.runtime.metrics for _ in range(2))
     one.shared.inc()
     assert one.registry.get_sample_value("detector_shared_total") == 1
     assert other.registry.get_sample_value("detector_shared_total") == 0
 
 
-def test_every_metric_is_explained():
+def test_every_metric_has_a_help_text():
     scrape = create_app(Settings()).state.runtime.metrics.scrape().decode()
     families = list(text_string_to_metric_families(scrape))
     assert all(family.documentation for family in families)
@@ -36,37 +34,53 @@ def test_every_metric_is_explained():
     assert len(ours) >= 14
 
 
-@pytest.mark.parametrize(
-    ("accept", "expected"),
-    [
-        ("", JSON),
-        ("*/*", JSON),
-        ("application/json", JSON),
-        ("application/*", JSON),
-        ("application/x-npz", "application/x-npz"),
-        ("application/x-npz;q=0.5, application/json;q=0.4", "application/x-npz"),
-        ("application/json, application/x-npz", JSON),
-        ("image/png", "image/png"),
-        ("image/jpeg", "image/jpeg"),
-        ("image/*", "image/png"),
-        ("IMAGE/JPEG; q=0.5", "image/jpeg"),
-        ("application/json, image/png", JSON),
-        ("image/png, application/json;q=0.9", "image/png"),
-        ("image/png;q=0.1, */*", JSON),
-        ("image/jpeg;q=0.5, image/png;q=0.8", "image/png"),
-        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", JSON),
-        ("image/png;q=0", JSON),
-        ("image/png;q=junk", JSON),
-        (";;;,,,", JSON),
-    ],
-)
-def test_another_form_than_json_is_only_for_who_prefers_it(accept, expected):
-    assert preferred(accept, OFFERED) == expected
+@pytest.mark.parametrize(("method", "path"), [("GET", "/models/x"), ("POST", "/detect"), ("POST", "/proposals")])
+def test_every_route_answers_an_error_with_the_same_problem(method, path):
+    app = create_app(Settings())  # which never starts, and so has no models
+
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return await client.request(method, path), await client.request(method, f"{path}?version=-1&nonsense=1")
+
+    loading, bad = asyncio.run(ask())
+    assert (loading.status_code, loading.headers["retry-after"]) == (503, "2")
+    assert loading.headers["content-type"] == "application/problem+json"
+    assert loading.json() == {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": "The service is still loading its models. Try again soon.",
+        "reason": "loading",
+        "request_id": loading.headers["x-request-id"],
+    }
+    assert (bad.status_code, bad.json()["reason"]) == (422, "parameter")
+    assert bad.json()["errors"] == [
+        {"parameter": "version", "detail": "Input should be greater than or equal to 0"},
+        {"parameter": "nonsense", "detail": "unknown parameter"},
+    ]
+    metrics = app.state.runtime.metrics.registry
+    assert metrics.get_sample_value("detector_rejected_total", {"reason": "loading"}) == 1
+    assert metrics.get_sample_value("detector_rejected_total", {"reason": "parameter"}) == 1
+    route = "/models/{name}" if path == "/models/x" else path
+    for status in ("503", "422"):
+        labels = {"method": method, "route": route, "status": status}
+        assert metrics.get_sample_value("detector_request_seconds_count", labels) == 1
 
 
-def test_images_are_not_for_who_cannot_have_them():
-    assert preferred("image/png, application/x-npz;q=0.1", (JSON, "application/x-npz")) == "application/x-npz"
-    assert preferred("image/png", (JSON,)) == JSON
+def test_the_application_has_no_dependencies_which_its_routes_would_ignore():
+    assert create_app(Settings()).router.dependencies == []
+
+
+def test_the_problem_of_many_bad_parameters_lists_ten_and_cuts_long_names():
+    app = create_app(Settings())
+    query = "&".join(f"{number:0>300}=1" for number in range(20))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return await client.post(f"/detect?{query}")
+
+    errors = asyncio.run(ask()).json()["errors"]
+    assert [len(each["parameter"]) for each in errors] == [100] * 10
 
 
 def test_an_engine_that_died_makes_the_service_unready_and_ends_it():
@@ -76,8 +90,7 @@ def test_an_engine_that_died_makes_the_service_unready_and_ends_it():
     server._announced = True
     assert not asyncio.run(server.on_tick(0))
     runtime.fail("the engine fails on every image")
-    problem = runtime.not_ready()
-    assert (problem.status, problem.headers) == (503, {"Retry-After": "30"})
+    assert runtime.not_ready().reason == "failed"
     assert asyncio.run(server.on_tick(0))
 
 

@@ -1,4 +1,4 @@
-"""What a request keeps, and how long it may take, beyond what can be told over HTTP."""
+"""What a request keeps, how it can end, and readiness, as far as no HTTP client can see them."""
 
 import asyncio
 import gc
@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from service.admission import Admitted
 from service.app import create_app
-from service.http.problems import Problem
-from service.http.schemas import Seen
-from service.runtime import Outcome, Runtime, Terms
+from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
+from service.images.decode import ImageError
+from service.queue.batcher import DeadlinePassedError
+from service.runtime import ClientGoneError, Inference, NotReadyError, Runtime, TooLateError
 from service.settings import Settings
 from tests.service import graphs
 
@@ -22,8 +24,8 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_a_request_without_an_answer_leaves_nothing_for_the_garbage_collector(store, encode):
-    """What waits for the collector keeps the image's bytes, of which few uploads fill the memory."""
+def test_a_refused_request_leaves_nothing_for_the_garbage_collector(store, encode):
+    """Objects in reference cycles would keep the uploads in memory until the collector runs."""
     image = encode(Image.new("RGB", (96, 64), "grey"))
 
     async def test():
@@ -46,7 +48,7 @@ def test_a_request_without_an_answer_leaves_nothing_for_the_garbage_collector(st
 
 
 async def post(app, body: bytes, query: bytes = b"") -> int:
-    """The status that `app` answers, asked without a server, whose own objects come and go."""
+    """The status that `app` answers, without a server, whose own objects would disturb the count."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
     sent = []
 
@@ -63,25 +65,111 @@ async def post(app, body: bytes, query: bytes = b"") -> int:
 
 
 def drawn(runtime: Runtime, timeout: float, draw) -> bytes:
-    outcome = Outcome(Seen("", 1, 1, {"read": 9.0, "total": 9.0}), None, b"")
-    return asyncio.run(runtime.drawn(outcome, Terms(timeout, False), draw))
+    inference = Inference("", 1, 1, None, {"read": 9.0, "total": 9.0})
+    return asyncio.run(runtime.drawn(inference, Admitted(timeout, False, 0.0), draw))
 
 
-def test_drawing_counts_towards_the_time_that_a_request_has():
+def test_the_deadline_covers_drawing_too():
     runtime, over = Runtime(Settings()), threading.Event()
-    assert drawn(runtime, 10, lambda: b"picture") == b"picture"
-    with pytest.raises(Problem) as caught:
-        drawn(runtime, 0.1, lambda: over.wait(10))
+    assert drawn(runtime, 10, lambda: b"image") == b"image"
+    with pytest.raises(TooLateError) as caught:
+        drawn(runtime, 0.1, over.wait)
     over.set()
-    assert (caught.value.status, caught.value.reason) == (504, "deadline")
+    assert caught.value.timeout == 0.1
     labels = {"reason": "deadline", "stage": "encode"}
     assert runtime.metrics.registry.get_sample_value("detector_cancelled_total", labels) == 1
 
 
-def test_a_drawing_that_there_is_no_memory_for_is_tried_again_later():
+def test_drawing_without_enough_memory_is_counted_as_a_failure():
     def scarce() -> bytes:
         raise MemoryError
 
-    with pytest.raises(Problem) as caught:
-        drawn(Runtime(Settings()), 10, scarce)
-    assert (caught.value.status, caught.value.reason) == (503, "out_of_memory")
+    runtime = Runtime(Settings())
+    with pytest.raises(NoMemoryLeftError):
+        drawn(runtime, 10, scarce)
+    assert runtime.metrics.registry.get_sample_value("detector_failed_total", {"reason": "out_of_memory"}) == 1
+
+
+# --- what can happen while a request is in the queue -----------------------------------------------------------------
+
+
+class QueueThatRaises:
+    """A queue whose answer is `error`; without one it waits until the client has gone."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    async def answer(self, data, model, proposals_only, timeout, bulk, image_id, when_gone):
+        if self.error:
+            raise self.error
+        waiting = asyncio.get_running_loop().create_future()
+        when_gone(waiting.cancel)
+        await waiting
+
+
+def infer(runtime: Runtime, queue: QueueThatRaises) -> None:
+    runtime._batcher = queue  # type: ignore[assignment]
+
+    async def test():
+        admitted = Admitted(1.5, False, 0.0)
+        await runtime.infer(b"", None, False, admitted, asyncio.get_running_loop().call_soon)
+
+    asyncio.run(test())
+
+
+def test_a_client_that_has_gone_ends_the_inference():
+    with pytest.raises(ClientGoneError):
+        infer(Runtime(Settings()), QueueThatRaises())
+
+
+def test_a_deadline_that_passes_in_the_queue_names_the_timeout():
+    with pytest.raises(TooLateError) as caught:
+        infer(Runtime(Settings()), QueueThatRaises(DeadlinePassedError()))
+    assert caught.value.timeout == 1.5
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(EngineFailedError(), "engine"), (EngineDeadError(), "engine"), (NoMemoryLeftError(), "out_of_memory")],
+)
+def test_a_failure_of_the_engine_is_counted(error, reason):
+    runtime = Runtime(Settings())
+    with pytest.raises(type(error)):
+        infer(runtime, QueueThatRaises(error))
+    assert runtime.metrics.registry.get_sample_value("detector_failed_total", {"reason": reason}) == 1
+
+
+def test_an_image_that_cannot_be_decoded_is_not_a_failure_of_the_service():
+    runtime = Runtime(Settings())
+    with pytest.raises(ImageError):
+        infer(runtime, QueueThatRaises(ImageError("it is broken", "Send it again.")))
+    assert all(not sample.value for family in runtime.metrics.failed.collect() for sample in family.samples)
+
+
+# --- readiness -------------------------------------------------------------------------------------------------------
+
+
+def test_a_service_that_drains_is_not_ready_but_still_answers(store):
+    async def test() -> Runtime:
+        runtime = Runtime(Settings(model_store=store, model_poll_seconds=0))
+        assert runtime.not_ready().reason == "loading"
+        await runtime.start()
+        assert runtime.not_ready() is None
+        runtime.drain()
+        runtime.stop()
+        return runtime
+
+    runtime = asyncio.run(test())
+    assert runtime.not_ready().reason == "draining"
+    assert runtime.cannot_answer() is None
+    runtime.fail("the engine fails on every image")
+    assert (runtime.cannot_answer().reason, runtime.failure) == ("failed", "the engine fails on every image")
+
+
+def test_a_store_without_a_usable_model_fails_at_start(tmp_path):
+    (tmp_path / "shapes" / "1").mkdir(parents=True)
+    runtime = Runtime(Settings(model_store=tmp_path))
+    asyncio.run(runtime.start())
+    assert runtime.failure.startswith(f"no model in {tmp_path} can be served; shapes/1: ")
+    with pytest.raises(NotReadyError):
+        runtime.model(None, None)

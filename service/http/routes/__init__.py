@@ -1,1 +1,1 @@
-"""One file a group of endpoints: each takes the request apart, asks the runtime, and writes the answer."""
+"""One file per group of endpoints. A route reads the request, calls the runtime and writes the answer."""

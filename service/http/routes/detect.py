@@ -1,30 +1,34 @@
-"""POST /detect: what is in an image, and where."""
+"""POST /detect: which objects are in an image, and where."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.engine.model import Card
-from service.http import npz, openapi
+from service.http import answers, npz, openapi, uploads
+from service.http.connections import when_gone
+from service.http.direct_route import DirectRoute
 from service.http.problems import Problem
-from service.http.routes.answers import JSON, array_answer, encoded_answer, preferred, runtime_of
-from service.http.schemas import DetectAnswer, DetectQuery, detections, from_query
+from service.http.schemas import DetectAnswer, DetectQuery
 from service.images import drawing
+from service.runtime import Runtime
+from service.telemetry.metrics import Metrics
 
-router = APIRouter(tags=["detection"])
+router = APIRouter(tags=["detection"], route_class=DirectRoute)
 
 IMAGES = ("image/png", "image/jpeg")
-OFFERED = (JSON, npz.MEDIA_TYPE, *IMAGES)
+OFFERED = (answers.JSON, npz.MEDIA_TYPE, *IMAGES)
 
 
 @router.post(
     "/detect",
     summary="Detect objects in an image",
-    openapi_extra=openapi.upload("detect") | openapi.query(DetectQuery),
+    openapi_extra=openapi.upload("detect"),
     responses={
         200: {
             "model": DetectAnswer,
@@ -34,33 +38,37 @@ OFFERED = (JSON, npz.MEDIA_TYPE, *IMAGES)
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
 )
-async def detect(request: Request) -> Response:
+async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
     """Boxes, scores and labels, best first, in pixels of the upright image.
 
-    With `Accept: image/png` or `image/jpeg` the answer is the image with the boxes drawn, with
-    `Accept: application/x-npz` it is for NumPy.
+    With `Accept: image/png` or `image/jpeg` the answer is the image with the boxes drawn. With
+    `Accept: application/x-npz` it is a file for NumPy.
     """
-    query = from_query(DetectQuery, request.scope["query_string"])
-    runtime = runtime_of(request)
-    engine = runtime.engine(query.model, query.version)
-    check_labels(query.label, engine.card)
-    terms = runtime.terms(query.timeout, query.priority)
-    with runtime.admitted(terms):
-        outcome = await runtime.infer(request, engine, False, terms)
-        answer, labels = detections(outcome.seen, engine.card, outcome.result, query)
-        for label, times in Counter(labels).items():
-            runtime.metrics.detections.labels(engine.card.name, str(engine.card.version), label).inc(times)
-        runtime.metrics.detections_a_picture.observe(len(labels))
-        media_type = preferred(request.headers.get("accept", ""), OFFERED)
+    runtime: Runtime = request.app.state.runtime
+    model = runtime.model(query.model, query.version)
+    card, metrics, max_pixels = model.card, runtime.metrics, runtime.settings.max_pixels
+    check_labels(query.label, card)
+    with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():
+        data = await uploads.read(request, runtime.settings, metrics)
+        inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request))
+        answer = answers.detections(inference, card, query)
+        count(answer["labels"], card, metrics)
+        media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
         if media_type not in IMAGES:
-            return array_answer(runtime, outcome.seen, engine.card, answer, media_type)
+            return answers.response(answer, inference, card, media_type, metrics)
         began = time.perf_counter()
-        draw = partial(drawing.draw, outcome.data, runtime.settings.max_pixels, answer, engine.card.labels, media_type)
-        image = await runtime.drawn(outcome, terms, draw)
-        return encoded_answer(runtime, outcome.seen, image, media_type, began)
+        draw = partial(drawing.draw, data, max_pixels, answer, card.labels, media_type)
+        drawn = await runtime.drawn(inference, admitted, draw)
+        return answers.encoded_response(drawn, inference, media_type, began, metrics)
 
 
 def check_labels(wanted: list[str], card: Card) -> None:
-    """Raises Problem (422) for a label that the model does not know: it would silently find nothing."""
+    """Raises Problem (422) for a label that the model does not have: it would silently find nothing."""
     if not set(wanted) <= set(card.labels):
-        raise Problem(422, "parameter", f"label: the model does not know it. It knows {', '.join(card.labels)}.")
+        raise Problem(422, "parameter", f"label: the model has no such label. Its labels: {', '.join(card.labels)}.")
+
+
+def count(labels: list[str], card: Card, metrics: Metrics) -> None:
+    for label, times in Counter(labels).items():
+        metrics.detections.labels(card.name, str(card.version), label).inc(times)
+    metrics.detections_per_image.observe(len(labels))

@@ -1,4 +1,4 @@
-"""GET / and GET /docs: the pages for trying the service in a browser, and for reading what it offers."""
+"""GET / and GET /docs: a page to try the service in a browser, and the API's documentation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from importlib.resources import files
 
 from fastapi import APIRouter, Response
 
-router = APIRouter(include_in_schema=False)
+from service.http.direct_route import DirectRoute
 
-# A page is one file and asks nobody but us, so it also works where there is no internet.
+router = APIRouter(include_in_schema=False, route_class=DirectRoute)
+
+# Each page is a single file and loads nothing from other servers, so it also works without internet access.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'"

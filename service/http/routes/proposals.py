@@ -1,59 +1,68 @@
-"""GET and POST /proposals: the RPN alone, without the price of the detection head."""
+"""GET and POST /proposals: what the RPN finds, without running the RoI head."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from functools import partial
+from typing import Annotated
 
-from service.http import npz, openapi, schemas
+from fastapi import APIRouter, Query, Request, Response
+
+from service.http import answers, npz, openapi, uploads
+from service.http.connections import when_gone
+from service.http.direct_route import DirectRoute
 from service.http.problems import Problem
-from service.http.routes.answers import JSON, array_answer, preferred, runtime_of
-from service.http.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery, from_query
-from service.http.uploads import has_body
+from service.http.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery
+from service.runtime import Runtime
 
-router = APIRouter(tags=["proposals"])
+router = APIRouter(tags=["proposals"], route_class=DirectRoute)
 
-OFFERED = (JSON, npz.MEDIA_TYPE)
+OFFERED = (answers.JSON, npz.MEDIA_TYPE)
 
 
 @router.post(
     "/proposals",
     summary="Region proposals of an image",
-    openapi_extra=openapi.upload("proposals") | openapi.query(ProposalsQuery),
+    openapi_extra=openapi.upload("proposals"),
     responses={
         200: {"model": ProposalsAnswer, "content": openapi.NPZ, "headers": openapi.SERVER_TIMING},
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
 )
-async def post_proposals(request: Request) -> Response:
+async def post_proposals(request: Request, query: Annotated[ProposalsQuery, Query()]) -> Response:
     """The same numbers as `proposals` in the answer of `/detect?proposals=true`."""
-    return await answer(request, from_query(ProposalsQuery, request.scope["query_string"]))
+    return await propose(request, query)
 
 
 @router.get(
     "/proposals",
     summary="Region proposals of a recent upload",
-    openapi_extra=openapi.query(RecentQuery),
     responses={
         200: {"model": ProposalsAnswer, "content": openapi.NPZ, "headers": openapi.SERVER_TIMING},
         **openapi.problems(400, 404, 422, 429, 500, 503, 504),
     },
 )
-async def get_proposals(request: Request) -> Response:
-    """For `image.id` of a recent answer. A GET that carries an image is answered like a POST."""
-    query = from_query(RecentQuery, request.scope["query_string"])
-    if has_body(request) == (query.image_id is not None):
-        raise Problem(
-            422, "parameter", "Give image_id, the image.id of a recent answer, or send the image: POST /proposals."
-        )
-    return await answer(request, query, query.image_id)
+async def get_proposals(request: Request, query: Annotated[RecentQuery, Query()]) -> Response:
+    """For the `image.id` of a recent answer. A GET that carries an image is answered like a POST."""
+    if uploads.has_body(request):
+        if query.image_id:
+            raise Problem(422, "parameter", "Give image_id or send an image, not both.")
+        return await propose(request, query)
+    if not query.image_id:
+        detail = "Give image_id, the image.id of a recent answer, or send the image: POST /proposals."
+        raise Problem(422, "parameter", detail)
+    return await propose(request, query, query.image_id)
 
 
-async def answer(request: Request, query: ProposalsQuery, image_id: str | None = None) -> Response:
-    runtime = runtime_of(request)
-    engine = runtime.engine(query.model, query.version)
-    terms = runtime.terms(query.timeout, query.priority)
-    with runtime.admitted(terms):
-        outcome = await runtime.infer(request, engine, True, terms, image_id)
-        found = schemas.proposals(outcome.seen, engine.card, outcome.result, query)
-        media_type = preferred(request.headers.get("accept", ""), OFFERED)
-        return array_answer(runtime, outcome.seen, engine.card, found, media_type)
+async def propose(request: Request, query: ProposalsQuery, image_id: str | None = None) -> Response:
+    """For the image in the request's body, or for the recent upload with this `image_id`."""
+    runtime: Runtime = request.app.state.runtime
+    model = runtime.model(query.model, query.version)
+    with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():
+        if image_id:
+            data = runtime.recent.get(image_id)
+        else:
+            data = await uploads.read(request, runtime.settings, runtime.metrics)
+        inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), image_id)
+        answer = answers.proposals(inference, model.card, query)
+        media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
+        return answers.response(answer, inference, model.card, media_type, runtime.metrics)

@@ -1,4 +1,4 @@
-"""GPU memory in the metrics; the driver is played, for there may be none here."""
+"""GPU memory in the metrics, read from a stub of the driver, since the machine may have no GPU."""
 
 import sys
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ def test_used_and_total_memory_of_every_gpu_are_scraped(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     registry = CollectorRegistry()
     gpu_memory.watch(registry)
-    used[1] = 7  # asked anew at each scrape
+    used[1] = 7  # read again at each scrape
     scrape = generate_latest(registry).decode()
     for line in (
         'detector_gpu_memory_bytes{gpu="0",kind="used"} 3.0',
@@ -28,15 +28,15 @@ def test_used_and_total_memory_of_every_gpu_are_scraped(monkeypatch):
         'detector_gpu_memory_bytes{gpu="1",kind="total"} 80.0',
     ):
         assert line in scrape
-    del used[0]  # a GPU that is lost
+    del used[0]  # a lost GPU
     scrape = generate_latest(registry).decode()
     assert 'gpu="0"' not in scrape
     assert 'detector_gpu_memory_bytes{gpu="1",kind="used"} 7.0' in scrape
 
 
-def test_without_a_driver_the_metrics_go_on_without(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # as where it is not installed
+def test_without_a_driver_there_are_no_metrics_of_gpu_memory(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # as if it were not installed
     registry = CollectorRegistry()
     gpu_memory.watch(registry)
     assert generate_latest(registry) == b""
-    assert "GPU memory is not among the metrics" in caplog.text
+    assert "no metrics of GPU memory" in caplog.text

@@ -1,0 +1,125 @@
+"""From an inference to a response: as JSON, for NumPy, or as an image with the boxes drawn."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import orjson
+from fastapi import Response
+from numpy.typing import NDArray
+
+from service.engine.engine import Result
+from service.engine.model import Card
+from service.http import npz
+from service.http.schemas import DetectQuery, ProposalsQuery
+from service.runtime import Inference
+from service.telemetry.metrics import Metrics
+
+JSON = "application/json"
+
+PIXEL_DECIMALS = 3  # finer than any detector; unrounded float32 values would double the size of the answer
+SCORE_DECIMALS = 6
+
+
+def detections(inference: Inference, card: Card, query: DetectQuery) -> dict[str, Any]:
+    """The answer to /detect, whose numbers are still NumPy arrays."""
+    result = inference.result
+    threshold = card.score_threshold if query.score_threshold is None else query.score_threshold
+    wanted = result.scores >= threshold
+    rows: Any = slice(int(wanted.sum()))  # the engine returns them best first
+    if query.label:
+        rows = np.flatnonzero(wanted & np.isin(result.labels, [card.labels.index(label) for label in query.label]))
+    boxes, scores, indices = (
+        each[rows][: query.max_detections] for each in (result.boxes, result.scores, result.labels)
+    )
+    answer = _head(inference, card)
+    answer["boxes"] = _rounded(boxes, PIXEL_DECIMALS)
+    answer["scores"] = _rounded(scores, SCORE_DECIMALS)
+    answer["labels"] = [card.labels[index] for index in indices.tolist()]
+    if query.proposals:
+        answer["proposals"] = _proposals(result, query)
+    answer["timing"] = _timing(inference)
+    return answer
+
+
+def proposals(inference: Inference, card: Card, query: ProposalsQuery) -> dict[str, Any]:
+    """The answer to /proposals, whose numbers are still NumPy arrays."""
+    return _head(inference, card) | _proposals(inference.result, query) | {"timing": _timing(inference)}
+
+
+def response(answer: dict[str, Any], inference: Inference, card: Card, media_type: str, metrics: Metrics) -> Response:
+    """`answer` as JSON or for NumPy."""
+    began = time.perf_counter()
+    body = to_npz(answer, card) if media_type == npz.MEDIA_TYPE else to_json(answer)
+    return encoded_response(body, inference, media_type, began, metrics)
+
+
+def encoded_response(body: bytes, inference: Inference, media_type: str, began: float, metrics: Metrics) -> Response:
+    """`body` with the time of every stage in its header. Encoding began at `began` (`time.perf_counter()`)."""
+    took = time.perf_counter() - began
+    metrics.stage["encode"].observe(took)
+    stages = {**inference.seconds, "encode": took}
+    timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())
+    return Response(body, media_type=media_type, headers={"Server-Timing": timing})
+
+
+@lru_cache(64)
+def preferred(accept: str, offered: tuple[str, ...]) -> str:
+    """The media type of `offered` that an Accept header ranks above JSON, else JSON."""
+    best, chosen = 0.0, JSON
+    for item in accept.split(","):
+        name, *parameters = (part.strip().lower() for part in item.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            weight = float(quality)
+        except ValueError:
+            weight = 0.0
+        # image/* means PNG; */* means JSON
+        kind = {"image/*": "image/png", "application/*": JSON, "*/*": JSON}.get(name, name)
+        if weight > best and kind in offered:  # among equals the first wins
+            best, chosen = weight, kind
+    return chosen
+
+
+def to_json(answer: dict[str, Any]) -> bytes:
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def to_npz(answer: dict[str, Any], card: Card) -> bytes:
+    """The members of the JSON answer except timing, nested names joined by `_`, and the labels' indices."""
+    members: dict[str, Any] = {}
+    for name, value in answer.items():
+        inner = {f"{name}_{each}": value[each] for each in value} if isinstance(value, dict) else {name: value}
+        members |= {} if name == "timing" else inner
+    arrays = {name: np.float32(value) if isinstance(value, np.ndarray) else value for name, value in members.items()}
+    if "labels" in answer:
+        arrays["labels"] = np.array(answer["labels"], dtype=np.str_)
+        arrays["label_indices"] = np.array([card.labels.index(label) for label in answer["labels"]], dtype=np.int64)
+    return npz.encode(arrays)
+
+
+def _head(inference: Inference, card: Card) -> dict[str, Any]:
+    return {
+        "image": {"id": inference.image_id, "width": inference.width, "height": inference.height},
+        "model": {"name": card.name, "version": card.version},
+    }
+
+
+def _proposals(result: Result, query: ProposalsQuery) -> dict[str, Any]:
+    return {
+        "boxes": _rounded(result.proposals[: query.max_proposals], PIXEL_DECIMALS),
+        "scores": _rounded(result.objectness[: query.max_proposals], SCORE_DECIMALS),
+    }
+
+
+def _timing(inference: Inference) -> dict[str, float]:
+    return {f"{stage}_ms": round(seconds * 1000, 3) for stage, seconds in inference.seconds.items()}
+
+
+def _rounded(values: NDArray[np.float32], decimals: int) -> NDArray[np.float64]:
+    # orjson writes the shortest decimal form, which only in float64 is the rounded one, and needs C memory order
+    rounded: NDArray[np.float64] = values.astype(np.float64, order="C").round(decimals)
+    return rounded

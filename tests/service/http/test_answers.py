@@ -1,0 +1,146 @@
+import io
+
+import numpy as np
+import orjson
+import pytest
+
+from service.engine.engine import Result
+from service.engine.model import Card
+from service.http import answers
+from service.http.answers import JSON, preferred
+from service.http.routes.detect import OFFERED
+from service.http.schemas import DetectAnswer, DetectQuery, ProposalsAnswer, ProposalsQuery
+from service.runtime import Inference
+from tests.service import graphs
+
+CARD = Card(
+    name="m",
+    version=3,
+    labels=["cat", "dog", "cow"],
+    canvases=[(64, 64)],
+    resize=graphs.RESIZE,  # type: ignore[arg-type]
+    score_threshold=0.5,
+    sha256="0" * 64,
+)
+RESULT = Result(
+    boxes=np.array([[0, 0, 10, 10], [1, 1, 2, 2], [2, 2, 3.00049, 3.12345]], np.float32),
+    scores=np.array([0.9, 0.6, 0.3], np.float32),
+    labels=np.array([1, 0, 1]),
+    proposals=np.array([[0, 0, 1, 1], [5, 5, 6, 6]], np.float32),
+    objectness=np.array([1, 0.123456789], np.float32),
+)
+SECONDS = {"read": 0.001, "decode": 0.002, "queue": 0, "inference": 0.01, "total": 0.013}
+INFERENCE = Inference("f" * 64, 640, 480, RESULT, SECONDS)
+
+
+def detect(**query: object) -> dict:
+    answer = answers.detections(INFERENCE, CARD, DetectQuery.model_validate(query))
+    document: dict = orjson.loads(answers.to_json(answer))
+    DetectAnswer.model_validate(document)  # as /openapi.json documents it
+    return document
+
+
+def test_the_models_threshold_applies_unless_the_request_sets_one():
+    assert detect()["scores"] == [0.9, 0.6]
+    assert detect(score_threshold=0)["scores"] == [0.9, 0.6, 0.3]
+    assert detect(score_threshold=1)["scores"] == []
+    assert detect(score_threshold=1)["boxes"] == []
+
+
+def test_max_detections_keeps_the_best():
+    assert detect(max_detections=1)["labels"] == ["dog"]
+
+
+def test_labels_are_filtered_before_max_detections_applies():
+    assert detect(label=["cat"], max_detections=1)["labels"] == ["cat"]
+    assert detect(label=["cat", "dog"], score_threshold=0)["labels"] == ["dog", "cat", "dog"]
+    assert detect(label=["cow"])["labels"] == []
+
+
+def test_proposals_come_only_on_request_and_equal_those_of_the_proposals_route():
+    assert "proposals" not in detect()
+    with_proposals = detect(proposals=True, max_proposals=1)["proposals"]
+    alone = answers.proposals(INFERENCE, CARD, ProposalsQuery(max_proposals=1))
+    document = orjson.loads(answers.to_json(alone))
+    ProposalsAnswer.model_validate(document)
+    assert with_proposals == {"boxes": document["boxes"], "scores": document["scores"]}
+    assert document["boxes"] == [[0, 0, 1, 1]]
+
+
+def test_pixels_have_three_decimals_and_scores_six():
+    assert detect(score_threshold=0)["boxes"][2] == [2, 2, 3.0, 3.123]
+    everything = answers.proposals(INFERENCE, CARD, ProposalsQuery())
+    assert orjson.loads(answers.to_json(everything))["scores"] == [1, 0.123457]
+
+
+def test_the_answer_names_the_image_the_model_and_the_time_of_each_stage():
+    document = detect()
+    assert document["image"] == {"id": "f" * 64, "width": 640, "height": 480}
+    assert document["model"] == {"name": "m", "version": 3}
+    assert document["timing"] == {
+        "read_ms": 1, "decode_ms": 2, "queue_ms": 0, "inference_ms": 10, "total_ms": 13,
+    }  # fmt: skip
+
+
+def test_the_answer_for_numpy_has_the_same_content_as_the_json():
+    answer = answers.detections(INFERENCE, CARD, DetectQuery(proposals=True))
+    with np.load(io.BytesIO(answers.to_npz(answer, CARD)), allow_pickle=False) as file:
+        members = dict(file)
+    json = orjson.loads(answers.to_json(answer))
+    assert set(members) == {
+        "image_id", "image_width", "image_height", "model_name", "model_version",
+        "boxes", "scores", "labels", "label_indices", "proposals_boxes", "proposals_scores",
+    }  # fmt: skip
+    assert {
+        name: array.dtype for name, array in members.items() if "boxes" in name or "scores" in name
+    } == dict.fromkeys(("boxes", "scores", "proposals_boxes", "proposals_scores"), np.float32)
+    np.testing.assert_array_equal(members["boxes"], np.float32(json["boxes"]))
+    np.testing.assert_array_equal(members["proposals_scores"], np.float32(json["proposals"]["scores"]))
+    assert members["labels"].tolist() == json["labels"] == ["dog", "cat"]
+    assert members["label_indices"].tolist() == [1, 0]
+    assert (members["image_id"], members["image_width"], members["image_height"]) == ("f" * 64, 640, 480)
+    assert (members["model_name"], members["model_version"]) == ("m", 3)
+
+
+def test_an_answer_without_detections_has_empty_arrays_for_numpy():
+    answer = answers.detections(INFERENCE, CARD, DetectQuery(score_threshold=1))
+    members = np.load(io.BytesIO(answers.to_npz(answer, CARD)), allow_pickle=False)
+    assert [members[name].shape for name in ("boxes", "scores", "labels", "label_indices")] == [
+        (0, 4),
+        (0,),
+        (0,),
+        (0,),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", JSON),
+        ("*/*", JSON),
+        ("application/json", JSON),
+        ("application/*", JSON),
+        ("application/x-npz", "application/x-npz"),
+        ("application/x-npz;q=0.5, application/json;q=0.4", "application/x-npz"),
+        ("application/json, application/x-npz", JSON),
+        ("image/png", "image/png"),
+        ("image/jpeg", "image/jpeg"),
+        ("image/*", "image/png"),
+        ("IMAGE/JPEG; q=0.5", "image/jpeg"),
+        ("application/json, image/png", JSON),
+        ("image/png, application/json;q=0.9", "image/png"),
+        ("image/png;q=0.1, */*", JSON),
+        ("image/jpeg;q=0.5, image/png;q=0.8", "image/png"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", JSON),
+        ("image/png;q=0", JSON),
+        ("image/png;q=junk", JSON),
+        (";;;,,,", JSON),
+    ],
+)
+def test_the_answer_is_json_unless_the_client_prefers_another_offered_type(accept, expected):
+    assert preferred(accept, OFFERED) == expected
+
+
+def test_a_type_that_the_route_does_not_offer_is_ignored():
+    assert preferred("image/png, application/x-npz;q=0.1", (JSON, "application/x-npz")) == "application/x-npz"
+    assert preferred("image/png", (JSON,)) == JSON
