@@ -22,9 +22,11 @@ from cachetools import LRUCache
 from starlette.requests import ClientDisconnect, Request
 
 from service.engine import devices
-from service.engine.engine import CUDA, Result, pick_provider, usable_cores
+from service.engine.cores import usable_cores
+from service.engine.engine import Result
 from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
-from service.engine.model import Refused
+from service.engine.model import ModelRefusedError
+from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
 from service.http import problems, uploads
 from service.http.connections import has_gone, when_gone
 from service.http.problems import Problem, retry_later
@@ -32,7 +34,9 @@ from service.http.schemas import Seen
 from service.images.decode import ImageError
 from service.images.drawing import SideTooLongError
 from service.models.catalogue import Catalogue, ServedModel
-from service.queue.batcher import Answer, Batcher, DeadlinePassedError
+from service.models.store import StoreMissingError
+from service.queue.batcher import Batcher, DeadlinePassedError
+from service.queue.tasks import TimedResult
 from service.settings import Settings
 from service.telemetry import gpu_memory
 from service.telemetry.metrics import Metrics
@@ -90,7 +94,7 @@ class Runtime:
         """
         try:
             await in_daemon(self._load)
-        except Refused as error:
+        except (ModelRefusedError, ProviderUnavailableError, StoreMissingError) as error:
             self.fail(str(error))
         except Exception as error:
             log.exception("start-up failed")
@@ -129,10 +133,10 @@ class Runtime:
         catalogue = Catalogue(settings.model_store, places, settings.allow_tf32, self.metrics)
         catalogue.refresh()
         if not catalogue.models:
-            raise Refused(f"no model in {settings.model_store} can be served{_listed(catalogue.refused)}")
+            raise ModelRefusedError(f"no model in {settings.model_store} can be served{_listed(catalogue.refused)}")
         if settings.default_model and settings.default_model not in catalogue.models:
             names = ", ".join(catalogue.models)
-            raise Refused(f"DEFAULT_MODEL={settings.default_model} is not among the models served: {names}")
+            raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not among the models served: {names}")
         decoders = (settings.decode_threads or usable_cores()) if self.provider == CUDA else 0
         self._batcher = Batcher(places, decoders, settings.max_pixels, self.metrics, self.fail)
         gc.collect()
@@ -270,7 +274,7 @@ class Runtime:
         served: ServedModel,
         proposals_only: bool,
         terms: Terms,
-    ) -> Answer:
+    ) -> TimedResult:
         assert self._batcher is not None
         try:
             return await self._batcher.answer(data, served, proposals_only, *terms, digest, partial(when_gone, request))

@@ -1,7 +1,7 @@
 import pytest
 
 from service.engine import devices
-from service.engine.engine import CPU, CUDA
+from service.engine.providers import CPU, CUDA
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from service.engine import engine
 from service.engine.engine import Engine
-from service.engine.model import Refused, load_model
+from service.engine.model import ModelRefusedError, load_model
 from service.images.decode import decode
 from service.images.fit import Canvas
 from tests.service import graphs
@@ -93,7 +93,7 @@ def test_both_graphs_run_in_warming_up_and_a_probe_is_one_run(plain, monkeypatch
     [({"boxes": "bboxes"}, "output boxes is missing"), ({"labels": "scores2"}, "output labels is missing")],
 )
 def test_a_graph_with_other_outputs_is_refused(tmp_path, rename, reason):
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(ModelRefusedError, match=reason):
         Engine(load_model(graphs.publish(tmp_path, rename=rename)))
 
 
@@ -101,7 +101,7 @@ def test_a_graph_for_one_size_only_is_refused(tmp_path, monkeypatch):
     model = graphs.graph()
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 64
     monkeypatch.setattr(graphs, "graph", lambda: model)
-    with pytest.raises(Refused, match="must be symbolic"):
+    with pytest.raises(ModelRefusedError, match="must be symbolic"):
         Engine(load_model(graphs.publish(tmp_path)))
 
 
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path, monkeypatch):
             return b"\x08\x08rubbish"
 
     monkeypatch.setattr(graphs, "graph", Rubbish)
-    with pytest.raises(Refused, match=r"model\.onnx"):
+    with pytest.raises(ModelRefusedError, match=r"model\.onnx"):
         Engine(load_model(graphs.publish(tmp_path)))
 
 
@@ -164,7 +164,7 @@ def test_the_quotas_of_control_groups_bound_the_cores(tmp_path, monkeypatch, mem
 
 @pytest.mark.skipif(engine.pick_provider() == engine.CUDA, reason="this machine has a GPU")
 def test_cuda_that_is_required_and_missing_is_refused():
-    with pytest.raises(Refused, match="REQUIRE_CUDA"):
+    with pytest.raises(ModelRefusedError, match="REQUIRE_CUDA"):
         engine.pick_provider(require_cuda=True)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from service.engine.devices import find
-from service.engine.engine import CPU, Engine
+from service.engine.engine import Engine
+from service.engine.providers import CPU
 from service.models import catalogue
 from service.models.catalogue import Catalogue
 from service.telemetry.metrics import Metrics

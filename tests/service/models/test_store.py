@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.model import Refused, load_model
+from service.engine.model import ModelRefusedError, load_model
 from service.models.store import default_name, directories
 from tests.service import graphs
 
@@ -64,7 +64,7 @@ def test_a_store_may_prefer_a_model(tmp_path):
 
 
 def test_a_store_that_is_not_there_is_said_so(tmp_path):
-    with pytest.raises(Refused, match="MODEL_STORE"):
+    with pytest.raises(ModelRefusedError, match="MODEL_STORE"):
         directories(tmp_path / "nowhere")
 
 
@@ -87,7 +87,7 @@ def test_a_store_that_is_not_there_is_said_so(tmp_path):
 )
 def test_a_card_that_does_not_fit_is_refused_with_the_reason(tmp_path, change, reason):
     folder = graphs.publish(tmp_path, card=change)
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(ModelRefusedError, match=reason):
         load_model(folder)
 
 
@@ -95,7 +95,7 @@ def test_a_card_that_does_not_fit_is_refused_with_the_reason(tmp_path, change, r
 def test_a_missing_file_is_named(tmp_path, missing):
     folder = graphs.publish(tmp_path)
     (folder / missing).unlink()
-    with pytest.raises(Refused, match=missing):
+    with pytest.raises(ModelRefusedError, match=missing):
         load_model(folder)
 
 
@@ -103,7 +103,7 @@ def test_a_missing_file_is_named(tmp_path, missing):
 def test_a_broken_card_is_refused(tmp_path, text):
     folder = graphs.publish(tmp_path)
     (folder / "model.json").write_text(text)
-    with pytest.raises(Refused, match=r"model\.json"):
+    with pytest.raises(ModelRefusedError, match=r"model\.json"):
         load_model(folder)
 
 

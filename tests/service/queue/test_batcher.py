@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from service.engine.devices import Budget, Device
-from service.engine.engine import CPU, CUDA, Engine
+from service.engine.engine import Engine
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
+from service.engine.providers import CPU, CUDA
 from service.images import decode as decode_module
 from service.images.decode import ImageError, NotAnImageError
 from service.images.fit import Canvas

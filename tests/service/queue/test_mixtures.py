@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from service.engine.devices import Budget, Device
-from service.engine.engine import CPU, CUDA, Engine
+from service.engine.engine import Engine
 from service.engine.isolation import EngineFailedError
+from service.engine.providers import CPU, CUDA
 from service.images.decode import ImageError, decode
 from service.images.fit import Canvas
 from service.queue.batcher import Batcher
