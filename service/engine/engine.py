@@ -1,7 +1,7 @@
 """A model's ONNX Runtime sessions: a batch of canvases in, one result per image out (contract 1).
 
 N  images in a batch;  H, W  the canvas;  h, w  an image on it
-D  detections and  P  proposals of an image; the graph pads both;  boxes are x1, y1, x2, y2
+D  detections and  P  proposals of an image, which the graph pads;  boxes are x1, y1, x2, y2
 
 A session computes all its nodes, whichever outputs are asked for. So one session holds the whole graph, and another
 only the part that proposals need. The number of threads is fixed when a session is opened, so there is such a pair for
@@ -82,7 +82,7 @@ class Engine:
         """
         self.card = model.card
         if provider == CUDA and model.card.provider == "cpu":
-            log.warning("%s/%d was exported for the CPU and runs there; export it with --provider any", *model.id)
+            log.warning("%s/%d was exported for the CPU and runs there; export it for any provider", *model.id)
             provider = CPU
         self.provider = provider
         self.thread_counts = tuple(sorted({threads} if isinstance(threads, int) else set(threads)))

@@ -2,7 +2,7 @@
 
 When it makes an image smaller, it skips pixels that Pillow's filter would average (antialiasing).
 
-H, W  the image;  h, w  what it becomes.
+H, W  size before;  h, w  size after.
 """
 
 from __future__ import annotations

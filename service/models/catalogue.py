@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class ServedModel:
     """A version that is served: an engine on every device, and a count of the requests that use it.
 
-    Any thread may use it. Its lock guards the count and what is to happen when that reaches 0 after `retire`.
+    Any thread may use it. Its lock guards the count, and the callback for when that reaches 0 after `retire`.
     """
 
     card: Card

@@ -12,7 +12,7 @@ class StoreMissingError(Exception):
 
 
 class Listing(NamedTuple):
-    """What a store holds.
+    """The contents of a store.
 
     versions    every `<name>/<version>`, in order
     unreadable  every `<name>` that cannot be listed, such as a volume's lost+found
@@ -23,7 +23,7 @@ class Listing(NamedTuple):
 
 
 def directories(store: Path) -> Listing:
-    """What the store holds. Hidden folders are left out: they are versions that are still being written.
+    """Lists the store. Hidden folders are left out: they are versions that are still being written.
 
     Raises StoreMissingError.
     """

@@ -18,7 +18,10 @@ ESTIMATE_DECAY = 0.8  # factor on the estimated run time for each image dropped 
 
 
 class Pace:
-    """seconds_between_answers  average while others wait; 0 before anything is known"""
+    """The estimates.
+
+    seconds_between_answers  average over the time in which images wait; 0 before anything is known
+    """
 
     def __init__(self) -> None:
         self.seconds_between_answers = 0.0
@@ -28,8 +31,8 @@ class Pace:
     def learn_answers(self, images: int, decode_began: float, now: float) -> None:
         """Learns from a batch of `images` answered at `now`, the first of which began to be decoded at `decode_began`.
 
-        The estimate is never longer than the time from `decode_began` to `now`. That time is known even if nobody else
-        waits, so a too-high estimate is corrected although it turns away every request that would have to wait.
+        The estimate is never longer than the time from `decode_began` to `now`. That time is known even if no
+        other image waits, so a too-high estimate is corrected although it turns away every request that would wait.
         """
         if self._last_answer is not None:
             spacing = (now - self._last_answer) / images
@@ -39,7 +42,7 @@ class Pace:
         self._last_answer = now
 
     def forget_last_answer(self) -> None:
-        """To be called when nobody waits, so that the idle time until the next answer is not counted."""
+        """To be called when no image waits, so that the idle time until the next answer is not counted."""
         self._last_answer = None
 
     def fastest_run(self, model: object, canvas: tuple[int, int]) -> float:

@@ -36,7 +36,7 @@ class UploadKey(NamedTuple):
 
 
 class BatchKey(NamedTuple):
-    """What all tasks of a batch share."""
+    """All tasks of a batch have the same."""
 
     model: RunnableModel
     canvas: tuple[int, int]

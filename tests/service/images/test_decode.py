@@ -15,7 +15,7 @@ GEOMETRY = Geometry(((320, 448), (448, 320), (384, 384)), min_size=320, max_size
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth, so that resizing and JPEG hardly change it; different in every corner, so that turning is visible."""
+    """Smooth, so that resizing and JPEG change it little; different in every corner, so that turning is visible."""
     corners = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -125,7 +125,7 @@ def test_the_first_frame_of_an_animation_counts(encode):
     assert one_colour(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])) == [255, 0, 0]
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------
 
 
 def refusal(data: bytes, **limits: int) -> Problem:
