@@ -24,8 +24,9 @@ from benchmarks.load import measure_service as load  # noqa: E402
 from benchmarks.load.soak import soak  # noqa: E402
 from benchmarks.measure_graph import Options, measure_graph  # noqa: E402  after the path for `service`
 from benchmarks.workers import Failed  # noqa: E402
-from service.engine.engine import CPU, CUDA, pick_provider, usable_cores  # noqa: E402
-from service.engine.model import Refused  # noqa: E402
+from service.engine.cores import usable_cores  # noqa: E402
+from service.engine.model import ModelRefusedError  # noqa: E402
+from service.engine.providers import CPU, CUDA, pick_provider  # noqa: E402
 
 EMBEDDED = ROOT / "model_store/shapes/1"
 _EXAMPLE = EMBEDDED / "example.jpg"
@@ -166,7 +167,7 @@ def main() -> None:
         arguments.model = arguments.model.resolve()
     try:
         arguments.run(arguments)
-    except (Refused, Failed, OSError, ValueError) as error:
+    except (ModelRefusedError, Failed, OSError, ValueError) as error:
         sys.exit(f"benchmark: {error}")
     except ImportError as error:
         installed = "scripts/bootstrap dev installs what --torchvision and --out need"

@@ -17,11 +17,14 @@ from typing import Literal, NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
 from service.engine import devices
-from service.engine.engine import CUDA, Result, pick_provider, usable_cores
+from service.engine.cores import usable_cores
+from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
-from service.engine.model import Refused
+from service.engine.model import ModelRefusedError
+from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
 from service.models import choice
 from service.models.catalogue import Catalogue, ServedModel
+from service.models.store import StoreMissingError
 from service.queue.batcher import Batcher, DeadlinePassedError
 from service.recent_uploads import RecentUploads
 from service.settings import Settings
@@ -101,7 +104,7 @@ class Runtime:
         """
         try:
             await in_daemon_thread(self._load)
-        except Refused as error:
+        except (ModelRefusedError, ProviderUnavailableError, StoreMissingError) as error:
             self.fail(str(error))
         except Exception as error:
             log.exception("start-up failed")
@@ -140,10 +143,10 @@ class Runtime:
         catalogue = Catalogue(settings.model_store, places, settings.allow_tf32, self.metrics)
         catalogue.refresh()
         if not catalogue.models:
-            raise Refused(f"no model in {settings.model_store} can be served{_listed(catalogue.refused)}")
+            raise ModelRefusedError(f"no model in {settings.model_store} can be served{_listed(catalogue.refused)}")
         if settings.default_model and settings.default_model not in catalogue.models:
             names = ", ".join(catalogue.models)
-            raise Refused(f"DEFAULT_MODEL={settings.default_model} is not among the models served: {names}")
+            raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not among the models served: {names}")
         decoders = (settings.decode_threads or usable_cores()) if self.provider == CUDA else 0
         self._batcher = Batcher(places, decoders, settings.max_pixels, self.metrics, self.fail)
         gc.collect()

@@ -13,7 +13,7 @@ from typing import TypeVar
 from benchmarks.contenders import Contender, Found, Turn
 from benchmarks.machine import gpu_memory
 from benchmarks.workers import Failed, Worker
-from service.engine.engine import CUDA
+from service.engine.providers import CUDA
 
 Item = TypeVar("Item")
 

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from service.engine.engine import CUDA, usable_cores
+from service.engine.cores import usable_cores
+from service.engine.providers import CUDA
 
 MIB = 1024 * 1024
 

@@ -18,8 +18,8 @@ from benchmarks.machine import describe, other_work
 from benchmarks.one_core import one_core
 from benchmarks.report import comparison_table, stage_table
 from benchmarks.workers import Failed, call_aside
-from service.engine.engine import CUDA
 from service.engine.model import load_model
+from service.engine.providers import CUDA
 from service.images.decode import decode
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Subject:
 def measure_graph(options: Options) -> None:
     """Prints the tables, and with `out` writes them there with a plot.
 
-    Raises Refused, OSError or Failed if there is nothing that could be measured.
+    Raises ModelRefusedError, OSError or Failed if there is nothing that could be measured.
     """
     warning = other_work()
     with tempfile.TemporaryDirectory() as place:

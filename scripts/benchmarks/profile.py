@@ -20,7 +20,8 @@ import onnxruntime
 from benchmarks.sessions import session_on
 from benchmarks.stages import BACKBONE, HEAD, REST, RPN, STAGES, cut_in_stages, spread
 from service.engine import onnx_subgraph
-from service.engine.engine import CUDA, DETECTIONS, PROPOSALS, session_options
+from service.engine.engine import DETECTIONS, PROPOSALS
+from service.engine.providers import CUDA, session_options
 
 BETWEEN = "between the nodes"  # what the profiler finds in a run and in none of its nodes
 MARK = "stage."

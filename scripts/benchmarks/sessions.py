@@ -2,7 +2,7 @@
 
 import onnxruntime
 
-from service.engine.engine import CUDA, open_session
+from service.engine.providers import CUDA, open_session
 
 
 def session_on(

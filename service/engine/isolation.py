@@ -1,4 +1,4 @@
-"""A batch in the engine, so that what fails fails alone: a culprit, a batch too large for the memory, a dead GPU."""
+"""Runs a batch and isolates failures: an image that the engine fails on, a batch too large for memory, a dead GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from service.engine.engine import Result
 from service.images.fit import Canvas
 
-# What ONNX Runtime, CUDA, cuDNN, cuBLAS and C++ say when memory runs out; their exceptions have no type of their own.
+# The messages of ONNX Runtime, CUDA, cuDNN, cuBLAS and C++ when memory runs out; no exception type marks that.
 NO_MEMORY = re.compile(
     r"out of memory|failed to allocate|bad_alloc|BFCArena|ALLOC_FAILED|CUDA failure 2\b", re.IGNORECASE
 )
@@ -19,19 +19,24 @@ log = logging.getLogger(__name__)
 
 
 class EngineFailedError(Exception):
-    """The engine failed on this very image."""
+    """The engine failed on this image, run alone."""
 
 
 class NoMemoryLeftError(EngineFailedError):
-    """There is not even memory for this image alone."""
+    """There is not enough memory even for this image alone."""
 
 
 class EngineDeadError(EngineFailedError):
-    """The engine does not even run a blank image any more."""
+    """The engine cannot run even a blank image any more."""
 
 
 class Ran(NamedTuple):
-    """A result or a failure for each image, whether memory ran out, and why the engine is dead, if it is."""
+    """What became of a batch.
+
+    results        one result or error per image
+    out_of_memory  whether memory ran out on the way
+    fatal          why the engine is dead, or None if it works
+    """
 
     results: list[Result | EngineFailedError]
     out_of_memory: bool
@@ -41,10 +46,10 @@ class Ran(NamedTuple):
 def run_apart(
     run: Callable[[Sequence[Canvas]], list[Result]], probe: Callable[[], None], canvases: Sequence[Canvas]
 ) -> Ran:
-    """Runs a batch; one that fails is halved until the culprit is alone, so that only the culprit fails.
+    """Runs a batch with `run`, and halves it after a failure until the image that causes it is alone.
 
-    Halving also answers a batch that is too large for the memory. After any other failure the engine is tried on a
-    blank image by `probe`: a dead CUDA context fails that too, never recovers, and is not asked again.
+    Halving also helps if the batch is too large for memory. After any other failure `probe` runs a blank image. A dead
+    CUDA context fails that too and never recovers, so then the rest of the batch is not run.
     """
     try:
         return Ran(list(run(canvases)), False, None)
@@ -55,7 +60,7 @@ def run_apart(
         if len(canvases) == 1:
             log.exception("the engine failed on an image of %d x %d", canvases[0].width, canvases[0].height)
             return Ran([NoMemoryLeftError() if out_of_memory else EngineFailedError()], out_of_memory, None)
-        log.warning("a batch of %d failed; halving it", len(canvases), exc_info=True)
+        log.warning("a batch of %d failed; running each half of it", len(canvases), exc_info=True)
     half = len(canvases) // 2
     first = run_apart(run, probe, canvases[:half])
     if first.fatal:
@@ -70,7 +75,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _dead(probe: Callable[[], None]) -> str | None:
-    """Why the engine is dead, or None if a blank image goes through (or fails for want of memory, which may end)."""
+    """Why the engine is dead, or None if it is not. Out of memory is not dead: memory may become free again."""
     try:
         probe()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A published model, `model.onnx` with `model.json`: loaded whole, or refused with a reason (contract 4)."""
+"""A published version, `model.onnx` with `model.json`: loaded and checked, or refused with a reason (contract 4)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.images.fit import Geometry
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # what a model may be called
 
 
-class Refused(Exception):  # noqa: N818  the word that logs and /models use
-    """A model that cannot be served; the message says why and what to do."""
+class ModelRefusedError(Exception):
+    """A version that cannot be served; the message says why and what to do."""
 
 
 class Resize(BaseModel):
-    """Shorter side to `min_size` unless the longer would pass `max_size`; pixels."""
+    """The shorter side becomes `min_size` pixels, or less if the longer side would exceed `max_size`."""
 
     min_size: int = Field(ge=1)
     max_size: int = Field(ge=1)
-    antialias: bool = Field(True, description="false: as torchvision's detectors resize, see `interpolation`")
+    antialias: bool = Field(True, description="false: resize as torchvision's detectors do")
 
 
 class Card(BaseModel):
-    """`model.json`. Members beyond these are kept and shown as they are."""
+    """The contents of `model.json`. Further members are kept and shown unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -57,7 +57,7 @@ class Card(BaseModel):
 
 @dataclass(frozen=True)
 class Model:
-    """A checked model: its card, and the very bytes whose hash was checked."""
+    """A version whose files were checked: its card, and exactly the bytes whose hash was checked."""
 
     card: Card
     graph: bytes
@@ -68,26 +68,34 @@ class Model:
 
 
 def load_model(directory: Path | str) -> Model:
-    """The model in `directory`. Raises Refused with the reason."""
-    directory = Path(directory).absolute()  # not resolved: a mounted store may be made of links
+    """The version in `directory`. Raises ModelRefusedError with the reason."""
+    directory = Path(directory).absolute()  # not resolved, since a mounted store may consist of links
     try:
         card = Card.model_validate_json((directory / "model.json").read_bytes())
         graph = (directory / "model.onnx").read_bytes()
     except OSError as error:
-        raise Refused(f"{error.filename} cannot be read ({error.strerror}); publish the model again") from error
+        raise ModelRefusedError(
+            f"{error.filename} cannot be read ({error.strerror}); publish the model again"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise Refused(f"model.json: {where}: {first['msg']}") from error
+        raise ModelRefusedError(f"model.json: {where}: {first['msg']}") from error
     place = f"{directory.parent.name}/{directory.name}"
     if f"{card.name}/{card.version}" != place:
-        raise Refused(f"model.json says {card.name}/{card.version}, but the folder is {place}; rename one of them")
+        raise ModelRefusedError(
+            f"model.json says {card.name}/{card.version}, but the folder is {place}; rename one of them"
+        )
     if (digest := hashlib.sha256(graph).hexdigest()) != card.sha256:
-        raise Refused(f"model.onnx has SHA-256 {digest}, model.json says {card.sha256}; publish the model again")
+        raise ModelRefusedError(
+            f"model.onnx has SHA-256 {digest}, model.json says {card.sha256}; publish the model again"
+        )
     long = card.resize.max_size
     short = min(card.resize.min_size, long)
     for height, width in ((short, long), (long, short)):
-        # These two corners are the largest that `images.fit` makes, so holding them is holding every image.
+        # `images.fit` makes no image larger than one of these two, so canvases that hold both hold every image.
         if not any(height <= H and width <= W for H, W in card.canvases):
-            raise Refused(f"model.json: no canvas holds {height} x {width}, which resize can ask for; add one")
+            raise ModelRefusedError(
+                f"model.json: no canvas holds {height} x {width}, a size that resize can give; add one"
+            )
     return Model(card, graph)

@@ -1,8 +1,8 @@
-"""The part of an ONNX model that some of its outputs need, cut out of the file's bytes.
+"""Extracts the part of an ONNX model that some of its outputs need.
 
 ONNX Runtime runs every node of a session, whichever outputs are asked for, so proposals without the head need a
-session of their own. This walks the protobuf wire format and copies what is needed as it stands; the `onnx` package
-would add 20 MB and half a second to a service that has no other use for it.
+session of their own. This reads the protobuf wire format and copies the needed fields unchanged. The `onnx` package
+would add 20 MB and half a second of start-up time to a service that needs it for nothing else.
 
 Field numbers are those of onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
@@ -23,7 +23,7 @@ EXTERNAL = 1
 
 
 class Field(NamedTuple):
-    """One field of a message: its number, its payload (for a varint, the number), and all its bytes, tag included."""
+    """One field of a message: its number, its payload, its value if it is a varint, and all its bytes with the tag."""
 
     number: int
     payload: memoryview
@@ -34,7 +34,7 @@ class Field(NamedTuple):
 def extract(model: bytes, outputs: Sequence[str]) -> bytes:
     """`model` with only the nodes and initializers that `outputs` need.
 
-    Raises ValueError if an output is missing, a tensor lies outside the file, or the bytes are no ONNX model.
+    Raises ValueError if an output is missing or the bytes are not an ONNX model.
     """
     view = memoryview(model)
     graphs = [field for field in _fields(view) if field.number == MODEL_GRAPH]
@@ -46,12 +46,14 @@ def extract(model: bytes, outputs: Sequence[str]) -> bytes:
 
 
 def refuse_external_data(model: bytes) -> None:
-    """Raises ValueError if a tensor's values lie in another file: a path in a model file is a way out of the store."""
+    """Raises ValueError if a tensor's values are in another file: its path could lead out of the model store."""
     for field in _fields(memoryview(model)):
         if field.number == MODEL_GRAPH:
             for tensor in _payloads(field.payload, GRAPH_INITIALIZER):
                 if any(part.number == TENSOR_LOCATION and part.varint == EXTERNAL for part in _fields(tensor)):
-                    raise ValueError(f"tensor {_name(tensor, TENSOR_NAME)!r} lies outside the file; save it in one")
+                    raise ValueError(
+                        f"tensor {_name(tensor, TENSOR_NAME)!r} is stored outside the file; save it inside"
+                    )
 
 
 def _extract_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
@@ -74,7 +76,7 @@ def _extract_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
         fresh = set(_read_by(nodes[index])) - needed
         needed |= fresh
         waiting.extend(fresh)
-    for index in kept:  # a node's other outputs keep what is known of them
+    for index in kept:  # so that the type information of a kept node's other outputs is kept too
         needed.update(_strings(nodes[index], NODE_OUTPUT))
 
     parts = []
@@ -99,8 +101,8 @@ def _extract_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
 def _read_by(node: memoryview) -> Iterator[str]:
     """The names that a node reads.
 
-    The body of a loop or branch may read any name of the graph around it, so all that is named in it counts: keeping
-    a node too many costs time, one too few costs the model.
+    The body of a loop or branch may read any name of the graph around it, so every name in it counts. One node too
+    many only costs time, but one too few breaks the model.
     """
     yield from _strings(node, NODE_INPUT)
     for attribute in _payloads(node, NODE_ATTRIBUTE):
@@ -117,7 +119,9 @@ def _payloads(message: memoryview, number: int) -> Iterator[memoryview]:
 
 
 def _strings(message: memoryview, number: int) -> list[str]:
-    return [str(payload, "utf-8") for payload in _payloads(message, number) if len(payload)]  # "" is a left-out input
+    return [
+        str(payload, "utf-8") for payload in _payloads(message, number) if len(payload)
+    ]  # "" stands for an omitted optional input
 
 
 def _name(message: memoryview, number: int) -> str:
@@ -140,7 +144,7 @@ def _fields(message: memoryview) -> Iterator[Field]:
         elif wire_type in (FIXED32, FIXED64):
             position += 4 if wire_type == FIXED32 else 8
         else:
-            raise ValueError("not an ONNX model: the bytes are no protobuf message")
+            raise ValueError("not an ONNX model: the bytes are not a protobuf message")
         if position > len(message):
             raise ValueError("not an ONNX model: it is cut short")
         yield Field(number, message[begin:position], value, message[start:position])

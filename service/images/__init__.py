@@ -1,1 +1,1 @@
-"""Bytes to an image on its canvas, and boxes onto an image. Nothing here knows of HTTP."""
+"""Decodes images onto their canvases, and draws boxes on images. Nothing here depends on HTTP."""

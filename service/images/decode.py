@@ -1,10 +1,8 @@
-"""Bytes to an upright RGB image at a model's scale, and boxes back to the original pixels (contract 2).
+"""Decodes an image's bytes to upright RGB pixels at a model's scale (contract 2).
 
-H, W  canvas;  h, w  the image on it;  *stored* is how the file keeps the pixels, *upright* is after EXIF orientation;
-boxes are x1, y1, x2, y2.
+*Stored* is how the file keeps the pixels; *upright* is after the EXIF orientation has been applied.
 
-Scale and canvas are a function of the image and the model alone, so an answer never depends on who else called.
-Everything here is synchronous and free of state: the service runs it in threads, the offline half calls it directly.
+Everything here is synchronous and has no state: the service runs it in threads, the offline half calls it directly.
 """
 
 from __future__ import annotations
@@ -16,18 +14,20 @@ import warnings
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from service.images.fit import Canvas, Geometry, fit
+from service.images.fit import Canvas, Fit, Geometry, fit
 from service.images.interpolate import interpolate
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-# A 50-megapixel phone (8160 x 6120) fits; Pillow spends up to 8 bytes a pixel on the way to RGB.
+# Photos of 50-megapixel phones (8160 x 6120) are within it. Pillow needs up to 8 bytes per pixel on the way to RGB.
 MAX_PIXELS = 64_000_000
-# A legal file needs about ten scans; a crafted one of a few kB has thousands and each costs a pass over every pixel.
+# An ordinary file has about ten scans. A crafted file of a few kB can have thousands, and each costs a pass over every
+# pixel.
 MAX_JPEG_SCANS = 50
-# In entropy-coded data FF is always followed by 00, so FF DA can only be a scan (or lie in a small thumbnail). This is
-# three times as fast as bytes.count.
+# In entropy-coded data FF is always followed by 00, so FF DA can only be the start of a scan, or part of a small
+# thumbnail. The regular expression is three times as fast as bytes.count.
 JPEG_SCAN = re.compile(rb"\xff\xda")
 ORIENTATION = 0x0112  # the EXIF tag
 TRANSPOSE = {
@@ -40,15 +40,16 @@ TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Our own limit is checked first and is lower; the warning would only fill the log.
+# `decode` checks a lower limit of its own; the warning would only fill the log.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # what the decoders say of odd files
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # the decoders' remarks on odd files
 
 
 class ImageError(ValueError):
-    """Bytes that cannot become an image.
+    """The bytes cannot be decoded.
 
-    fault: what is wrong, as a clause about "it";  remedy: what to do, as a sentence
+    fault   what is wrong, as a clause about "it"
+    remedy  what to do, as a sentence
     """
 
     def __init__(self, fault: str, remedy: str) -> None:
@@ -72,23 +73,23 @@ class TooManyPixelsError(ImageError):
 def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Canvas:
     """The image in `data`, upright, RGB, resized for the model.
 
-    Raises ImageError, whatever the bytes are; MemoryError, which is not their fault.
+    Raises NotAnImageError or TooManyPixelsError and nothing else, whatever the bytes; MemoryError is passed on.
     """
     image = _open(data, max_pixels)
     try:
         return _decode(image, geometry)
     except MemoryError:
         raise
-    except Exception as error:  # of a crafted file decoders raise a dozen types
+    except Exception as error:  # decoders raise a dozen types for crafted files
         raise _broken(image) from error
 
 
 def upright(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image in `data` at its own size, upright, mode RGB. Raises as `decode` does."""
+    """The image in `data` at its own size, upright, mode RGB. Raises what `decode` raises."""
     image = _open(data, max_pixels)
     try:
         image.load()
-        return _to_rgb(_turn(_flat(image), _orientation(image)))
+        return _on_white(_turned(_in_plain_mode(image), _orientation(image)))
     except MemoryError:
         raise
     except Exception as error:
@@ -96,12 +97,12 @@ def upright(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """The header, read and judged; no pixel is decoded yet."""
+    """Reads the header and checks it. No pixel is decoded yet."""
     if not data:
         raise NotAnImageError("it is empty", "Send the bytes of an image.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:  # beyond Pillow's own limit it does not say the size
+    except Image.DecompressionBombError:  # Pillow's own limit; it does not give the size
         raise TooManyPixelsError("far too many pixels", max_pixels) from None
     except MemoryError:
         raise
@@ -124,49 +125,62 @@ def _broken(image: Image.Image) -> NotAnImageError:
 
 
 def _decode(image: Image.Image, geometry: Geometry) -> Canvas:
-    stored_width, stored_height = image.size
-    if image.format == "PNG":  # its EXIF may follow the pixels, and asking for it loads them
+    if image.format == "PNG":  # its EXIF may follow the pixels, and asking for it decodes them
         image.load()
     orientation = _orientation(image)
-    turned = orientation >= 5
-    width, height = (stored_height, stored_width) if turned else (stored_width, stored_height)
+    width, height = _swapped(image.size, orientation)
     target = fit(width, height, geometry)
-    if not geometry.antialias:
-        image.load()
-        pixels = np.asarray(_to_rgb(_turn(_flat(image), orientation)))
-        return Canvas(interpolate(pixels, target.height, target.width), target.canvas, width, height)
+    resize = _antialiased if geometry.antialias else _interpolated
+    return Canvas(resize(image, orientation, target), target.canvas, width, height)
 
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; `draft` never goes below what it is asked.
-    drafted = image.draft(None, (target.height, target.width) if turned else (target.width, target.height))
-    box_width, box_height = drafted[1][2:] if drafted else (stored_width, stored_height)
+
+def _antialiased(image: Image.Image, orientation: int, target: Fit) -> NDArray[np.uint8]:
+    """The upright pixels at the target size, by Pillow's filter, which averages over all pixels."""
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time. `draft` picks the smallest scale
+    # that is not below the requested size.
+    size = target.width, target.height
+    drafted = image.draft(None, _swapped(size, orientation))
+    kept = drafted[1][2:] if drafted else image.size
     image.load()
+    # Turned before it is resized, so that a turned file gives exactly the pixels of the upright one.
+    image = _turned(_in_plain_mode(image), orientation)
+    box = _box_after_turning(image.size, kept, orientation)
+    return np.asarray(_on_white(image.resize(size, Image.Resampling.BILINEAR, box=box)))
 
-    # Turned before it is resized, so that a turned file gives the very pixels of the upright one.
-    image = _turn(_flat(image), orientation)
-    box = _box_after_turning(image.size, (box_width, box_height), orientation)
-    image = image.resize((target.width, target.height), Image.Resampling.BILINEAR, box=box)
-    return Canvas(np.asarray(_to_rgb(image)), target.canvas, width, height)
+
+def _interpolated(image: Image.Image, orientation: int, target: Fit) -> NDArray[np.uint8]:
+    """The upright pixels at the target size, resized as torchvision's detectors do."""
+    image.load()
+    pixels = np.asarray(_on_white(_turned(_in_plain_mode(image), orientation)))
+    return interpolate(pixels, target.height, target.width)
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8. What is missing, broken or out of range means 1."""
+    """EXIF orientation, 1 to 8. A missing, broken or unknown one counts as 1."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a broken EXIF block does not make the image less of an image
+    except Exception:  # the image can be decoded even if its EXIF block is broken
         return 1
     return value if isinstance(value, int) and value in TRANSPOSE else 1
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
+def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """A stored width and height as upright ones, or the reverse."""
+    width, height = size
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
 
 
 def _box_after_turning(
     size: tuple[int, int], kept: tuple[float, float], orientation: int
 ) -> tuple[float, float, float, float]:
-    """Where the `kept` stored width and height at the stored top left lie once turned to `size`.
+    """Where the top left `kept` width and height of the stored image are after it has been turned to `size`.
 
-    A reduced JPEG has ceil(side / 8) pixels, the last of which may stand for less than a whole one.
+    A JPEG decoded at 1/8 has ceil(side / 8) pixels per side, and the last may stand for less than eight of the
+    original: the resize must not count all of it.
     """
     width, height = size
     w, h = reversed(kept) if orientation >= 5 else kept
@@ -175,18 +189,18 @@ def _box_after_turning(
     return left, top, left + w, top + h
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def _in_plain_mode(image: Image.Image) -> Image.Image:
     """`image` in a mode that can be turned and resized: L, RGB or RGBA."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        # The high byte, as Pillow itself does for 16-bit colour.
+        # the high byte, which Pillow itself takes of 16-bit colour
         return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """What is transparent shows white, as on a page."""
+def _on_white(image: Image.Image) -> Image.Image:
+    """`image` in mode RGB, on a white background where it is transparent."""
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)

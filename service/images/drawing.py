@@ -1,4 +1,4 @@
-"""Detections onto the image that they were found in."""
+"""Draws detections on the image that they were found in."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from PIL import ImageDraw, ImageFont
 from service.images.decode import upright
 
 JPEG_MAX_SIDE = 65_500  # libjpeg's limit
-GOLDEN_RATIO = 0.618034  # steps of it around the colour circle keep any number of hues apart
+GOLDEN_RATIO = 0.618034  # steps of this share of the colour circle give distinct hues for any number of labels
 
 
 class SideTooLongError(ValueError):
-    """The image has a side that its file format cannot have."""
+    """The image has a side longer than its file format allows."""
 
 
 def draw(data: bytes, max_pixels: int, answer: dict[str, Any], labels: list[str], media_type: str) -> bytes:
-    """The image in `data`, upright, with the boxes of `answer` (schemas.detections), as PNG or JPEG.
+    """The image in `data`, upright, with boxes drawn on it, as PNG or JPEG.
+
+    answer      boxes [D, 4], scores [D] and labels [D, as names], best first
+    labels      all labels of the model, whose order decides the colours
+    media_type  image/png or image/jpeg
 
     Raises SideTooLongError, and what `upright` raises.
     """
@@ -31,7 +35,7 @@ def draw(data: bytes, max_pixels: int, answer: dict[str, Any], labels: list[str]
     line = max(1, round(side / 400))
     font = ImageFont.load_default(max(10, min(64, round(side / 45))))
     rows = list(zip(answer["boxes"].tolist(), answer["scores"].tolist(), answer["labels"], strict=True))
-    for box, score, label in reversed(rows):  # the best on top
+    for box, score, label in reversed(rows):  # in reverse, so that the best is on top
         colour = colour_of(labels.index(label))
         pen.rectangle(box, outline=colour, width=line)
         _tag(pen, image.size, box, f"{label} {score:.0%}", font, colour)
@@ -39,12 +43,14 @@ def draw(data: bytes, max_pixels: int, answer: dict[str, Any], labels: list[str]
     if media_type == "image/jpeg":
         image.save(out, "JPEG", quality=90)
     else:
-        image.save(out, "PNG", compress_level=1)  # the default level takes five times as long for a tenth less
+        image.save(
+            out, "PNG", compress_level=1
+        )  # the default level takes five times as long and saves a tenth of the size
     return out.getvalue()
 
 
 def colour_of(index: int) -> tuple[int, int, int]:
-    """A label's colour, the same in every image: strong, and dark enough for white letters."""
+    """A label's colour as RGB, the same in every image: strong, and dark enough for white letters."""
     red, green, blue = colorsys.hls_to_rgb((0.02 + index * GOLDEN_RATIO) % 1, 0.4, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -57,7 +63,7 @@ def _tag(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     colour: tuple[int, int, int],
 ) -> None:
-    """The label above the box, or just inside where there is no room, never over the edge of the image."""
+    """Writes the label above the box, or just inside it if there is no room above; never beyond the image's edge."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     pad = max(1, (bottom - top) // 4)
     width, height = right - left + 2 * pad, bottom - top + 2 * pad

@@ -1,8 +1,8 @@
-"""Where an image lies on its canvas, and boxes back to the original pixels (contract 2).
+"""Chooses an image's size and canvas, and maps boxes back to the original pixels (contract 2).
 
 H, W  canvas;  h, w  the image on it;  boxes are x1, y1, x2, y2.
 
-Scale and canvas are a function of the image and the model alone, so an answer never depends on other requests.
+Size and canvas are a function of the image and the model alone, so an answer never depends on other requests.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a model asks of every image: the canvases as (H, W), and the resize rule.
+    """How a model wants its images.
 
-    antialias  Pillow's filter and sides rounded to the nearest pixel; without it, as torchvision's detectors resize
+    canvases   as (H, W)
+    min_size   of the shorter side after resizing, in pixels
+    max_size   of the longer side, which takes precedence
+    antialias  True: Pillow's filter, and sides rounded to the nearest pixel; False: as torchvision's detectors resize
     """
 
     canvases: tuple[tuple[int, int], ...]
@@ -39,8 +42,8 @@ class Fit(NamedTuple):
 class Canvas:
     """One decoded image, ready for a batch.
 
-    pixels  uint8 [h, w, 3], upright RGB at the model's scale: the top left of the canvas, whose rest is zero
-    size    the canvas (H, W)
+    pixels         uint8 [h, w, 3], upright RGB at the model's scale, for the top left of the canvas
+    size           the canvas (H, W)
     width, height  of the upright original
     """
 
@@ -51,13 +54,13 @@ class Canvas:
 
 
 def fit(width: int, height: int, geometry: Geometry) -> Fit:
-    """The size that a `width` x `height` image gets, and the smallest canvas that holds it (the first of equals).
+    """The size of a `width` x `height` image after resizing, and the smallest canvas that holds it (first of equals).
 
-    Raises ValueError if no canvas holds it; `store.load` refuses a model for which that can happen.
+    Raises ValueError if no canvas holds it; `load_model` refuses a model for which that can happen.
     """
     scale = min(geometry.min_size / min(width, height), geometry.max_size / max(width, height))
-    whole = round if geometry.antialias else int
-    w, h = max(1, whole(width * scale)), max(1, whole(height * scale))
+    to_pixels = round if geometry.antialias else int
+    w, h = max(1, to_pixels(width * scale)), max(1, to_pixels(height * scale))
     holding = [canvas for canvas in geometry.canvases if canvas[0] >= h and canvas[1] >= w]
     if not holding:
         raise ValueError(f"no canvas of {geometry.canvases} holds {h} x {w}")

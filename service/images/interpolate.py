@@ -1,8 +1,8 @@
-"""Bilinear interpolation between the four nearest pixels, whatever the scale: what torchvision's detectors learnt on.
+"""Bilinear interpolation between the four nearest pixels at any scale, which torchvision's detectors are trained with.
 
-When it makes an image smaller it skips pixels, where Pillow's filter would average them (antialiasing).
+When it makes an image smaller, it skips pixels that Pillow's filter would average (antialiasing).
 
-H, W  the image;  h, w  what it becomes.
+H, W  size before;  h, w  size after.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BAND = 16  # rows at a time, which stay in the processor's cache
+BAND = 16  # rows at a time, few enough to stay in the processor's cache
 
 
 def interpolate(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """`pixels` [H, W, 3] as [h, w, 3]: torch.nn.functional.interpolate(mode="bilinear", align_corners=False), rounded.
+    """Resizes `pixels` [H, W, 3] to [h, w, 3].
 
-    Coordinates and weights are float32, as there.
+    The same as torch.nn.functional.interpolate(mode="bilinear", align_corners=False), rounded to whole values, with
+    float32 coordinates and weights as in torch.
     """
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -36,7 +37,7 @@ def interpolate(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[n
 
 
 def _neighbours(size: int, new_size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """The two places between which each new one lies, and how far it is on the way from the first to the second."""
+    """For each new pixel of an axis: the two old pixels around it, and its distance from the first (0 to 1)."""
     step = np.float32(size / new_size)
     place = np.maximum((np.arange(new_size, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5), 0)
     first = np.minimum(place.astype(np.intp), size - 1)

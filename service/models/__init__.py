@@ -1,1 +1,1 @@
-"""The models that are served, and the store that they come from."""
+"""The models that are served, and the model store that they come from."""

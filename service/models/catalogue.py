@@ -1,8 +1,8 @@
-"""Which models are served, now: the store is looked at again and again, and what is new takes over when it is warm.
+"""The models that are served now: polls the store, loads and warms up new versions, then switches to them.
 
-Loading goes on in a thread, beside the versions that answer meanwhile. A new version then takes over between two
-batches: what was asked before is answered by the version that it was asked of. What does not fit is refused with the
-reason, and whatever was served goes on.
+Versions load in a thread while those served before go on answering. A request that was admitted before the switch is
+answered by the version that was current then. A version that cannot be served is refused with the reason, and does not
+affect those that are served.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from service.engine.devices import Device
 from service.engine.engine import Engine
-from service.engine.model import Card, Refused, load_model
+from service.engine.model import Card, ModelRefusedError, load_model
 from service.images.fit import Geometry
 from service.models.store import default_name, directories
 from service.telemetry.metrics import Metrics
@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class ServedModel:
-    """A version that is served: an engine on every device."""
+    """A version that is served: an engine on every device, and a count of the requests that use it.
+
+    Any thread may use it. Its lock guards the count, and the callback for when that reaches 0 after `retire`.
+    """
 
     card: Card
     geometry: Geometry
@@ -51,7 +54,7 @@ class ServedModel:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """One request, for as long as the context lasts."""
+        """Counts one request as using this version for as long as the context lasts."""
         with self._lock:
             self._in_flight += 1
         try:
@@ -60,7 +63,10 @@ class ServedModel:
             self._count_out(1)
 
     def retire(self, drained: Callable[[float], object]) -> None:
-        """Nobody new asks for it. `drained` is told once, with the seconds that the last who had asked took."""
+        """To be called once, when no new request will use this version.
+
+        `drained` is called once, after the last request has ended, with the seconds since the call of `retire`.
+        """
         with self._lock:
             self._retired, self._drained = time.monotonic(), drained
         self._count_out(0)
@@ -71,18 +77,29 @@ class ServedModel:
             if self._in_flight or self._drained is None:
                 return
             drained, self._drained = self._drained, None
-        drained(time.monotonic() - self._retired)
+            seconds = time.monotonic() - self._retired
+        drained(seconds)
 
 
 class Catalogue:
-    """The models of a store, as `devices` serve them.
+    """The models of the store `folder`, served on `devices`.
 
-    models   name to version to model; replaced as a whole, so the event loop may read it while a thread refreshes
+    models   name to version to model
     refused  "name/version" to the reason
-    default  the name that the store prefers for requests that name none
+    default  the model that the store names for requests that name none
+
+    One thread at a time may call `refresh`. It never changes a dictionary that can be seen from outside, but replaces
+    it, so other threads may read these three at any time without a lock.
     """
 
-    def __init__(self, folder: Path, devices: Sequence[Device], tf32: bool, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        devices: Sequence[Device],
+        tf32: bool,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.models: dict[str, dict[int, ServedModel]] = {}
         self.refused: dict[str, str] = {}
         self.default: str | None = None
@@ -90,23 +107,24 @@ class Catalogue:
         self._devices = devices
         self._tf32 = tf32
         self._metrics = metrics
+        self._clock = clock
         self._known: dict[Path, Signature] = {}
         self._unreadable: list[Path] = []
         self._default_unread = False
-        self._again: dict[Path, float] = {}  # when to try what failed for reasons that may pass
+        self._retry_at: dict[Path, float] = {}  # for versions that failed for a reason that may pass
 
     def refresh(self) -> None:
-        """Brings the catalogue to what the store holds. Raises Refused if there is no store."""
+        """Loads new and changed versions and removes those that left the store. Raises StoreMissingError."""
         listing = directories(self._folder)
-        self._tell(listing.unreadable)
+        self._warn_of(listing.unreadable)
         found = {directory: signature(directory) for directory in listing.versions}
         for directory, seen in found.items():
-            due = time.monotonic() >= self._again.get(directory, math.inf)
+            due = self._clock() >= self._retry_at.get(directory, math.inf)
             if self._known.get(directory) != seen or due:
                 self._known[directory] = seen
-                self._again.pop(directory, None)
+                self._retry_at.pop(directory, None)
                 self._load(directory)
-        # what has gone goes last, so that what takes its place is there first
+        # remove vanished versions last, so that a replacement already serves
         gone = [known for known in self._known if known not in found and known.parent not in listing.unreadable]
         for directory in gone:
             self._remove(directory)
@@ -118,28 +136,32 @@ class Catalogue:
             self._default_unread = False
         except (OSError, UnicodeDecodeError) as error:
             if not self._default_unread:
-                log.warning("%s/default cannot be read (%s); it counts as before", self._folder, type(error).__name__)
+                log.warning(
+                    "%s/default cannot be read (%s); the previous default stays in effect",
+                    self._folder,
+                    type(error).__name__,
+                )
             self._default_unread = True
 
-    def _tell(self, unreadable: list[Path]) -> None:
+    def _warn_of(self, unreadable: list[Path]) -> None:
         if unreadable != self._unreadable:
             for folder in unreadable:
-                log.warning("%s cannot be listed; what is served from it stays, nothing new is found there", folder)
+                log.warning("%s cannot be listed; its versions stay served, but new ones are not found", folder)
             self._unreadable = unreadable
 
     def _load(self, directory: Path) -> None:
-        place, began = _place(directory), time.monotonic()
+        place, began = _place(directory), self._clock()
         try:
             served = self._open(directory)
-        except Refused as error:
+        except ModelRefusedError as error:
             self._refuse(place, str(error))
             return
-        except Exception as error:  # for want of memory, say: it may go better later
-            log.exception("loading %s", directory)
-            self._again[directory] = time.monotonic() + RETRY_SECONDS
+        except Exception as error:  # such as too little memory, which may be free later
+            log.exception("loading %s failed", directory)
+            self._retry_at[directory] = self._clock() + RETRY_SECONDS
             self._refuse(place, f"it cannot be loaded and run now ({type(error).__name__}); the log has the reason")
             return
-        took = time.monotonic() - began
+        seconds = self._clock() - began
         card = served.card
         old = self.models.get(card.name, {}).get(card.version)
         self.models = self.models | {card.name: self.models.get(card.name, {}) | {card.version: served}}
@@ -150,14 +172,14 @@ class Catalogue:
             {"provider": served.provider, "sha256": card.sha256}
         )
         self._metrics.model_changes.labels("served").inc()
-        self._metrics.model_load_seconds.observe(took)
-        log.info("model %s is served after %.1f s", place, took)
+        self._metrics.model_load_seconds.observe(seconds)
+        log.info("model %s is served; loading took %.1f s", place, seconds)
 
     def _open(self, directory: Path) -> ServedModel:
         model = load_model(directory)
         engines = {}
         for device in self._devices:
-            engines[device] = Engine(model, device.provider, device.widths, self._tf32, device.index)
+            engines[device] = Engine(model, device.provider, device.thread_counts, self._tf32, device.index)
             engines[device].warm_up(device.budget.pixels)
         return ServedModel(model.card, model.card.geometry, engines)
 
@@ -174,7 +196,7 @@ class Catalogue:
 
     def _remove(self, directory: Path) -> None:
         del self._known[directory]
-        self._again.pop(directory, None)
+        self._retry_at.pop(directory, None)
         place = _place(directory)
         self._accept(place)
         name, version = directory.parent.name, directory.name
@@ -186,19 +208,19 @@ class Catalogue:
             self._metrics.model.remove(name, version)
             self._metrics.model_changes.labels("removed").inc()
             served.retire(self._metrics.model_drain_seconds.observe)
-            log.info("model %s is not served any more: it has left the store", place)
+            log.info("model %s is no longer served: it left the store", place)
 
 
 def signature(directory: Path) -> Signature:
-    """What changes when a version's files do; a file that is missing has no part in it."""
-    parts = []
+    """A value that changes when a version's files do. It leaves out missing files."""
+    files = []
     for name in ("model.json", "model.onnx"):
         try:
             stat = (directory / name).stat()
         except OSError:
             continue
-        parts.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    return tuple(parts)
+        files.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(files)
 
 
 def _place(directory: Path) -> str:

@@ -1,4 +1,4 @@
-"""The folder of published models, `<name>/<version>/` (contract 4; the layout that Triton users know)."""
+"""The model store: a folder with `<name>/<version>/` for each published version (contract 4; Triton's layout)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from service.engine.model import Refused
+
+class StoreMissingError(Exception):
+    """The model store is not a directory; the message says what to do."""
 
 
 class Listing(NamedTuple):
-    """versions    every `<name>/<version>` in a store, in order
-    unreadable  every `<name>` that cannot be listed: one that was published wrongly, or a volume's lost+found
+    """The contents of a store.
+
+    versions    every `<name>/<version>`, in order
+    unreadable  every `<name>` that cannot be listed, such as a volume's lost+found
     """
 
     versions: list[Path]
@@ -19,9 +23,12 @@ class Listing(NamedTuple):
 
 
 def directories(store: Path) -> Listing:
-    """What the store holds. Hidden folders are versions still being written."""
+    """Lists the store. Hidden folders are left out: they are versions that are still being written.
+
+    Raises StoreMissingError.
+    """
     if not store.is_dir():
-        raise Refused(f"the model store {store} is not a directory; set MODEL_STORE or publish a model")
+        raise StoreMissingError(f"the model store {store} is not a directory; set MODEL_STORE or publish a model")
     found = Listing([], [])
     for name in _folders(store):
         try:
@@ -33,10 +40,11 @@ def directories(store: Path) -> Listing:
 
 def _folders(parent: Path) -> list[Path]:
     shown = (child for child in parent.iterdir() if not child.name.startswith("."))
-    return sorted(filter(os.path.isdir, shown))  # False for a link to where one may not look; Path.is_dir raises
+    # For a link into a folder without permission, os.path.isdir returns False where Path.is_dir raises.
+    return sorted(filter(os.path.isdir, shown))
 
 
 def default_name(store: Path) -> str | None:
-    """The model that the store itself prefers: the name in its file `default`, if there is one."""
+    """The name in the store's file `default`, or None if there is no such file or it is empty."""
     file = store / "default"
     return file.read_text().strip() or None if file.is_file() else None

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.comparison import Entry, Measured, compare
 from benchmarks.contenders import Contender, Found, Turn
 from benchmarks.report import comparison_table, stage_table
-from service.engine.engine import CPU
+from service.engine.providers import CPU
 
 
 def sleeper(milliseconds: float, fails_at: int = 0) -> Contender:

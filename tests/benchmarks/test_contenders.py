@@ -11,8 +11,9 @@ from torchvision.models.detection import FasterRCNN
 from benchmarks.contenders import graph_contender, torchvision_contender, torchvision_file_contender
 from benchmarks.preparation import Source, prepare, random_model, trace, without_resizing
 from faster_rcnn.detector.resize import ResizeRule
-from service.engine.engine import CPU, CUDA, Engine, pick_provider
+from service.engine.engine import Engine
 from service.engine.model import load_model
+from service.engine.providers import CPU, CUDA, pick_provider
 from service.images.decode import decode
 
 EMBEDDED = Path(__file__).parents[2] / "model_store" / "shapes" / "1"

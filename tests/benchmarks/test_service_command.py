@@ -15,7 +15,7 @@ from benchmarks.load.raw import Arrangement, Raw, arrangements, expected
 from benchmarks.load.soak import fault
 from benchmarks.load.uploads import of_one_image
 from benchmarks.workers import Failed
-from service.engine.engine import CPU, CUDA
+from service.engine.providers import CPU, CUDA
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "model_store" / "shapes" / "1"

@@ -1,4 +1,4 @@
-"""docs/contracts.md: every section has a test that carries its number, and no test names a section that is not there."""
+"""docs/contracts.md: every section has a test with its number, and no test names a section that does not exist."""
 
 import ast
 import re

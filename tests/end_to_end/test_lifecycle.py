@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.engine.engine import CUDA, pick_provider
+from service.engine.providers import CUDA, pick_provider
 from tests.end_to_end.conftest import encoded, eventually, problem
 from tests.service import graphs
 

@@ -1,4 +1,4 @@
-"""Requests at once, each with parameters of its own, over HTTP: every one is answered as if it had come alone."""
+"""Concurrent requests with different parameters over HTTP: each is answered as if it had come alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

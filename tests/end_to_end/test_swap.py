@@ -1,4 +1,4 @@
-"""Versions that come, change and go while requests are answered."""
+"""Versions that are added, replaced and removed while requests are answered."""
 
 import shutil
 import threading
@@ -26,7 +26,7 @@ def server(start, store) -> Server:
 
 
 def drop_in(store, version, **kind):
-    """Publishes as export.py does: written aside, then renamed."""
+    """Publishes as export.py does: writes the version elsewhere, then renames it."""
     aside = store.parent / "aside"
     graphs.publish(aside, version=version, **kind)
     target = store / "plain" / str(version)
@@ -55,7 +55,7 @@ def test_a_new_version_takes_over_under_load_and_no_request_fails(server, store)
     with ThreadPoolExecutor(8) as pool:
         try:
             clients = [pool.submit(client, number) for number in range(8)]
-            time.sleep(0.3)
+            eventually(lambda: server.metric("detector_batch_size_sum") >= 8)
             drop_in(store, 2)
             eventually(lambda: version(server) == 2)
             drop_in(store, 3)
@@ -66,7 +66,7 @@ def test_a_new_version_takes_over_under_load_and_no_request_fails(server, store)
             answers = each.result()
             assert {status for status, _ in answers} == {200}
             versions = [version for _, version in answers]
-            assert versions == sorted(versions)  # never back to the old one
+            assert versions == sorted(versions)  # no client sees an older version after a newer one
             assert {1, 2} <= set(versions)
     assert server.metric("detector_failed_total") == 0
     assert server.metric("detector_model_changes_total", change="served") == 3
@@ -82,7 +82,7 @@ def test_a_new_version_takes_over_under_load_and_no_request_fails(server, store)
         ({"card": {"canvases": [[8, 8]]}}, "no canvas holds"),
     ],
 )
-def test_a_broken_version_is_refused_with_the_reason_and_the_old_one_goes_on(server, store, kind, reason):
+def test_a_broken_version_is_refused_with_the_reason_and_the_old_one_stays_served(server, store, kind, reason):
     drop_in(store, 2, **kind)
     server.wait_for("detector_model_refused", 1, model="plain/2")
     assert version(server) == 1
@@ -91,13 +91,13 @@ def test_a_broken_version_is_refused_with_the_reason_and_the_old_one_goes_on(ser
     assert reason in refused["reason"]
     assert any("plain/2" in line and reason in line for line in server.lines)
     assert server.http.get("/readyz").status_code == 200
-    drop_in(store, 2)  # mended
+    drop_in(store, 2)  # the repaired version
     eventually(lambda: version(server) == 2)
     assert server.http.get("/models").json()["refused"] == []
     assert server.metric("detector_model_refused") == 0
 
 
-def test_a_version_half_written_is_served_once_it_is_whole(server, store):
+def test_an_incomplete_version_is_served_once_it_is_complete(server, store):
     graphs.publish(store.parent / "aside", version=2)
     folder = store / "plain" / "2"
     folder.mkdir()
@@ -107,10 +107,10 @@ def test_a_version_half_written_is_served_once_it_is_whole(server, store):
     eventually(lambda: version(server) == 2)
 
 
-def test_a_version_that_is_replaced_or_removed_answers_what_it_was_asked_before(start, tmp_path):
+def test_a_removed_version_still_answers_the_requests_admitted_before(start, tmp_path):
     store = tmp_path / "store"
     graphs.publish(store, version=1)
-    graphs.publish(store, version=2, work=150)  # long enough for it to be gone before it answers
+    graphs.publish(store, version=2, work=150)  # so slow that it is removed before it answers
     server = start(MODEL_STORE=store, MODEL_POLL_SECONDS=0.1, ENGINE_WORKERS=1).ready()
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(server.http.post, "/detect", content=distinct(GREY, n)) for n in range(2)]
@@ -124,7 +124,7 @@ def test_a_version_that_is_replaced_or_removed_answers_what_it_was_asked_before(
     assert server.metric("detector_model_info", version="2") == 0
 
 
-def test_a_store_that_cannot_be_read_any_more_changes_nothing(server, store):
+def test_the_models_stay_served_when_the_store_cannot_be_read(server, store):
     store.rename(store.parent / "elsewhere")
     eventually(lambda: any("loaded models are still served" in line for line in server.lines))
     assert version(server) == 1
@@ -134,7 +134,7 @@ def test_a_store_that_cannot_be_read_any_more_changes_nothing(server, store):
     eventually(lambda: version(server) == 2)
 
 
-def test_a_store_that_lost_its_last_model_is_not_ready_until_there_is_one(server, store):
+def test_the_service_is_not_ready_while_the_store_has_no_model(server, store):
     (store / "plain" / "1").rename(store.parent / "gone")
     eventually(lambda: server.http.get("/readyz").status_code == 503)
     assert problem(server.http.post("/detect", content=GREY), 503)["reason"] == "no_model"
@@ -143,7 +143,7 @@ def test_a_store_that_lost_its_last_model_is_not_ready_until_there_is_one(server
     assert version(server) == 1
 
 
-def test_a_default_that_has_left_the_store_is_nobodys_answer(start, tmp_path):
+def test_a_default_model_that_left_the_store_is_not_replaced_by_another(start, tmp_path):
     store = tmp_path / "store"
     graphs.publish(store, "one")
     graphs.publish(store, "two")

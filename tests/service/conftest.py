@@ -17,7 +17,7 @@ STORE = Path(os.environ.get("MODEL_STORE", Path(__file__).parents[2] / "model_st
 
 @pytest.fixture(scope="session")
 def embedded() -> Path:
-    """The directory of the model that comes with the project."""
+    """The folder of the model that comes with the project."""
     return STORE / "shapes" / "1"
 
 
@@ -28,7 +28,7 @@ def embedded_engine(embedded: Path) -> Engine:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Callable[..., Engine]:
-    """Makes an engine for one of the models of `graphs`."""
+    """Makes engines for the models of `graphs`."""
     made = 0
 
     def make(**kind: object) -> Engine:
@@ -41,7 +41,7 @@ def plain(tmp_path: Path) -> Callable[..., Engine]:
 
 @pytest.fixture(scope="session")
 def encode() -> Callable[..., bytes]:
-    """An image as the bytes of a file."""
+    """Encodes an image as the bytes of a file."""
 
     def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
         out = io.BytesIO()

@@ -1,10 +1,10 @@
-"""Small models that keep contract 1, or break it in one way, for what the embedded model cannot show.
+"""Small models that keep contract 1, or break it in one way, for tests that the embedded model is not suited to.
 
-The detector in them is plain: the image's mean brightness b (0 to 1, over the image alone) is the score, and the
-boxes are fixed shares of the image. So the right answer for any image can be worked out by hand:
+Their detector is simple: the score is the image's mean brightness b (0 to 1, without the padding), and the boxes are
+fixed shares of the image. So the right answer for any image can be worked out by hand:
 
     detections  [0, 0, w/2, h/2] scored b, label 0;  [w/4, h/4, w, h] scored b/2, label 1
-    proposals   those two, and [0, 0, w, h] scored b/4
+    proposals   the same two boxes, and [0, 0, w, h] scored b/4
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ SHARES = [[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 1], [0, 0, 1, 1]]
 
 
 def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str] | None = None) -> onnx.ModelProto:
-    """fails_on_white: an image with a pixel of 255 makes the engine raise;  work: matrix products in the head, about
-    10 ms each;  rename: outputs under another name.
+    """A model of this kind.
+
+    fails_on_white  the engine raises for an image with a value of 255
+    work            number of matrix products in the head, about 10 ms each
+    rename          old to new names of outputs
     """
     nodes: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []
@@ -103,7 +106,7 @@ def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str]
 def publish(
     store: Path, name: str = "plain", version: int = 1, card: dict[str, Any] | None = None, **kind: Any
 ) -> Path:
-    """Writes `<store>/<name>/<version>/` and returns it; `card` changes model.json, `kind` goes to `graph`."""
+    """Writes `<store>/<name>/<version>/` and returns it. `card` changes model.json; `kind` goes to `graph`."""
     folder = store / name / str(version)
     folder.mkdir(parents=True)
     data = graph(**kind).SerializeToString()

@@ -21,7 +21,8 @@ from benchmarks.load.servers import Server
 from benchmarks.load.uploads import Upload
 from benchmarks.machine import describe, other_work
 from benchmarks.workers import Failed
-from service.engine.engine import pick_provider, usable_cores
+from service.engine.cores import usable_cores
+from service.engine.providers import pick_provider
 
 CLIENTS = (1, 4, 16, 64)
 SHARES = (0.5, 1.0, 2.0)  # of the service's capacity, offered in an open loop

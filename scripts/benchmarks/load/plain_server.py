@@ -12,8 +12,8 @@ from fastapi import Body, FastAPI
 
 from benchmarks.load.pipeline import Found, detect
 from benchmarks.sessions import session_on
-from service.engine.engine import pick_provider
 from service.engine.model import load_model
+from service.engine.providers import pick_provider
 
 model = load_model(os.environ["MODEL_DIR"])
 session = session_on(pick_provider(), model.graph, onnxruntime.SessionOptions())

@@ -18,8 +18,9 @@ from benchmarks.load.pipeline import Found, detect
 from benchmarks.load.uploads import Upload
 from benchmarks.sessions import session_on
 from benchmarks.workers import Worker, peak_memory
-from service.engine.engine import CUDA, pick_provider, session_options, usable_cores
+from service.engine.cores import usable_cores
 from service.engine.model import load_model
+from service.engine.providers import CUDA, pick_provider, session_options
 from service.images.decode import decode
 from service.images.fit import Geometry
 

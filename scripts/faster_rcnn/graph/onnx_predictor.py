@@ -8,8 +8,10 @@ from PIL import Image
 
 from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.evaluation import Predictor
-from service.engine.engine import Engine, pick_provider, usable_cores
-from service.engine.model import Refused, load_model
+from service.engine.cores import usable_cores
+from service.engine.engine import Engine
+from service.engine.model import ModelRefusedError, load_model
+from service.engine.providers import pick_provider
 from service.images.decode import decode
 from service.images.fit import Canvas, Geometry
 
@@ -21,7 +23,7 @@ def onnx_predictor(folder: Path) -> Predictor:
     """
     try:
         engine = Engine(load_model(folder), pick_provider(), usable_cores())
-    except Refused as refusal:
+    except ModelRefusedError as refusal:
         raise ValueError(f"{folder}: {refusal}") from refusal
 
     def predict(sample: Sample) -> Prediction:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import onnx
 
 from faster_rcnn.graph.cuda_kernels import Kernel, known_kernels
-from service.engine.engine import CUDA, open_session, pick_provider, session_options
+from service.engine.providers import CUDA, open_session, pick_provider, session_options
 
 SHAPE_TYPES = {"int32", "int64", "bool"}
 FOLDED = {"Constant"}  # becomes a weight when the graph is loaded

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, version_converter
 from faster_rcnn.graph import placement
 from faster_rcnn.graph.cuda_kernels import Kernel, known_kernels, registered_kernels
 from faster_rcnn.graph.placement import CpuNode, Misplaced, check_placement, cpu_nodes
-from service.engine.engine import CPU, CUDA, pick_provider
+from service.engine.providers import CPU, CUDA, pick_provider
 
 STORE = Path(__file__).parents[3] / "model_store"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from faster_rcnn.detector.roi_pooling import LONGEST_BIN, range_max_pool
 from faster_rcnn.graph.translations import OPSET
-from service.engine.engine import CPU, open_session, session_options
+from service.engine.providers import CPU, open_session, session_options
 
 SIZE, STRIDE = 7, 16
 LONGEST_MAP = SIZE * (LONGEST_BIN - 1)  # cells a side whose bins the table covers

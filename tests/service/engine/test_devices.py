@@ -1,16 +1,17 @@
 import pytest
 
 from service.engine import devices
-from service.engine.engine import CPU, CUDA
+from service.engine.providers import CPU, CUDA
 
 
 @pytest.mark.parametrize(
-    ("cores", "widths"), [(1, (1,)), (2, (1, 2)), (4, (1, 4)), (8, (1, 2, 8)), (16, (1, 4, 16)), (64, (1, 16, 64))]
+    ("cores", "thread_counts"),
+    [(1, (1,)), (2, (1, 2)), (4, (1, 4)), (8, (1, 2, 8)), (16, (1, 4, 16)), (64, (1, 16, 64))],
 )
-def test_a_run_has_one_core_or_all_and_on_large_machines_a_step_between(monkeypatch, cores, widths):
+def test_a_run_has_one_core_or_all_and_on_large_machines_something_between(monkeypatch, cores, thread_counts):
     monkeypatch.setattr(devices, "usable_cores", lambda: cores)
     (device,) = devices.find(CPU, None, None, None, None)
-    assert (device.name, device.runs, device.widths, device.decodes) == ("cpu:0", cores, widths, True)
+    assert (device.name, device.runs, device.thread_counts, device.decodes) == ("cpu:0", cores, thread_counts, True)
 
 
 def test_engines_share_the_cores(monkeypatch):
@@ -18,7 +19,7 @@ def test_engines_share_the_cores(monkeypatch):
     found = devices.find(CPU, 2, None, None, 1)
     assert [device.name for device in found] == ["cpu:0", "cpu:1"]
     assert {device.runs for device in found} == {4}
-    assert {device.widths for device in found} == {(1,)}
+    assert {device.thread_counts for device in found} == {(1,)}
     assert {device.runs for device in devices.find(CPU, 16, None, None, None)} == {1}
 
 
@@ -27,23 +28,22 @@ def test_every_gpu_has_an_engine_unless_fewer_are_asked_for(monkeypatch, gpus, e
     monkeypatch.setattr(devices, "cuda_devices", lambda: gpus)
     found = devices.find(CUDA, engines, None, 5_000_000, None)
     assert [device.name for device in found] == [f"cuda:{index}" for index in range(expected)]
-    assert {(device.runs, device.widths, device.decodes, device.budget.pixels) for device in found} == {
+    assert {(device.runs, device.thread_counts, device.decodes, device.budget.pixels) for device in found} == {
         (1, (1,), False, 5_000_000)
     }
 
 
 @pytest.mark.parametrize(("pixels", "depth"), [(None, devices.DEEP_QUEUE), (1_000_000, 1)])
-def test_a_cpu_forms_batches_where_the_queue_is_deep_or_where_it_is_told_to(pixels, depth):
+def test_a_cpu_forms_batches_only_from_a_deep_queue_unless_the_settings_ask_for_batches(pixels, depth):
     (device,) = devices.find(CPU, None, None, pixels, None)
     assert device.depth == depth
 
 
-def test_a_budget_that_was_taken_away_comes_back_step_by_step(monkeypatch):
+def test_a_reduced_budget_doubles_until_it_is_whole_again():
     now = 0.0
-    monkeypatch.setattr(devices.time, "monotonic", lambda: now)
-    budget = devices.Budget(1000)
+    budget = devices.Budget(1000, lambda: now)
     budget.shrink(250)
-    budget.shrink(700)  # it was less already
+    budget.shrink(700)  # no effect, since it is smaller already
     budget.recover()
     assert budget.pixels == 250
     for expected in (500, 1000, 1000):

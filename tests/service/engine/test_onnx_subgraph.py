@@ -12,7 +12,7 @@ from tests.service import graphs
 value = helper.make_tensor_value_info
 
 
-def test_it_cuts_what_onnx_itself_would_cut(embedded):
+def test_it_extracts_the_same_graph_as_the_onnx_package(embedded):
     data = (embedded / "model.onnx").read_bytes()
     cut = onnx.load_from_string(onnx_subgraph.extract(data, list(PROPOSALS)))
     onnx.checker.check_model(cut)
@@ -25,7 +25,7 @@ def test_it_cuts_what_onnx_itself_would_cut(embedded):
     assert len(cut.graph.node) < len(onnx.load_from_string(data).graph.node)
 
 
-def test_what_is_cut_out_computes_the_same():
+def test_the_extracted_graph_computes_the_same():
     data = graphs.graph(work=3).SerializeToString()
     cut = onnx_subgraph.extract(data, ["objectness"])
     assert len(cut) < len(data) / 2  # the head's matrix is gone
@@ -37,7 +37,7 @@ def test_what_is_cut_out_computes_the_same():
     np.testing.assert_array_equal(whole, part)
 
 
-def test_names_that_only_a_branch_reads_are_kept():
+def test_nodes_that_only_a_branch_uses_are_kept():
     branch = {
         word: helper.make_graph([helper.make_node(op, ["x", "outer"], [word])], word, [], [value(word, 1, [1])])
         for word, op in (("then", "Add"), ("else", "Sub"))
@@ -60,18 +60,18 @@ def test_names_that_only_a_branch_reads_are_kept():
     assert onnxruntime.InferenceSession(cut).run(None, feeds)[0].tolist() == [15]  # 5 + 2 * 5
 
 
-def test_an_output_that_is_not_there_is_named():
+def test_a_missing_output_is_named():
     with pytest.raises(ValueError, match="no output nonsense"):
         onnx_subgraph.extract(graphs.graph().SerializeToString(), ["nonsense"])
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 50, b"hello world", b"\x3a\xff\xff\xff\xff\x0f"])
-def test_bytes_that_are_no_model_are_refused(data):
+def test_bytes_that_are_not_a_model_are_refused(data):
     with pytest.raises(ValueError, match="not an ONNX model"):
         onnx_subgraph.extract(data, ["y"])
 
 
-def test_a_tensor_in_another_file_is_refused():
+def test_a_tensor_stored_in_another_file_is_refused():
     model = graphs.graph()
     onnx_subgraph.refuse_external_data(model.SerializeToString())
     tensor = model.graph.initializer[0]

@@ -23,7 +23,7 @@ def draw(image: Image.Image, found: dict, encode, media_type: str = "image/png",
     return Image.open(io.BytesIO(data))
 
 
-def test_the_outline_lies_on_the_box_in_the_labels_colour(encode):
+def test_the_outline_is_on_the_box_in_the_labels_colour(encode):
     drawn = draw(Image.new("RGB", (400, 300), "white"), answer([100, 150, 300, 250]), encode)
     assert (drawn.format, drawn.size, drawn.mode) == ("PNG", (400, 300), "RGB")
     for point in ((100, 200), (300, 200), (200, 250)):
@@ -32,7 +32,7 @@ def test_the_outline_lies_on_the_box_in_the_labels_colour(encode):
     assert drawn.getpixel((101, 149)) == drawing.colour_of(0)  # the tag above the box
 
 
-def test_nothing_found_is_the_image_itself(encode):
+def test_without_detections_the_image_is_unchanged(encode):
     image = Image.new("RGB", (50, 40), (1, 2, 3))
     assert draw(image, answer(), encode).tobytes() == image.tobytes()
 
@@ -43,18 +43,18 @@ def test_a_turned_image_is_drawn_upright(encode):
     assert draw(Image.new("RGB", (400, 300)), answer(), encode, "image/jpeg", exif=exif).size == (300, 400)
 
 
-def test_boxes_at_the_edges_of_odd_images_are_drawn(encode):
+def test_boxes_at_the_edges_of_images_of_odd_shapes_are_drawn(encode):
     for size in ((1, 1), (2000, 1), (1, 2000), (30, 20)):
         drawn = draw(Image.new("RGB", size), answer([0, 0, *size], [0, 0, *size]), encode)
         assert drawn.size == size
 
 
-def test_a_side_beyond_jpeg_is_a_clear_error(encode):
+def test_a_side_too_long_for_jpeg_is_an_error_that_names_png(encode):
     with pytest.raises(drawing.SideTooLongError, match="image/png"):
         draw(Image.new("L", (66_000, 1)), answer(), encode, "image/jpeg")
 
 
-def test_colours_differ_and_carry_white_letters():
+def test_colours_are_distinct_and_dark_enough_for_white_letters():
     colours = [drawing.colour_of(index) for index in range(90)]
     assert len(set(colours)) == 90
     assert all(sum(colour) / 3 < 180 for colour in colours)

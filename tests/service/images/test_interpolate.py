@@ -1,4 +1,4 @@
-"""The resizing of torchvision's detectors, against torchvision's own."""
+"""Interpolation, compared with torchvision's own resizing."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,15 @@ from service.images.decode import ORIENTATION, decode, upright
 from service.images.fit import Geometry, fit, to_original
 from service.images.interpolate import interpolate
 
-# Rounding to whole values takes half of one; a coordinate near 1000 in float32 is exact to 6e-5 of a pixel, and two
-# neighbouring pixels differ by up to 255: 0.016 more.
+# Rounding to whole values changes them by up to 0.5. A coordinate near 1000 in float32 is exact to 6e-5 of a pixel, and
+# two neighbouring pixels differ by up to 255, which adds up to 0.016.
 NEAR = 0.5 + 0.016
 SIDES = st.integers(1, 300)
 RULES = st.sampled_from([(64, 96), (100, 100), (97, 333), (200, 160)])
 
 
 def noise(height: int, width: int) -> np.ndarray:
-    """Neighbours that differ as much as they can show every misplaced sample."""
+    """Random pixels: neighbours differ so much that every misplaced sample shows."""
     return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -36,7 +36,7 @@ def test_half_the_size_is_the_mean_of_two_by_two_pixels():
     assert interpolate(pixels, 1, 2)[..., 0].tolist() == [[15, 98]]
 
 
-def test_a_quarter_of_the_size_skips_what_does_not_touch_the_middle():
+def test_at_a_quarter_of_the_size_only_the_two_middle_pixels_count():
     pixels = np.array([[255, 10, 30, 255]], np.uint8)[..., None].repeat(3, 2)
     assert interpolate(pixels, 1, 1)[..., 0].tolist() == [[20]]  # the middle lies between 10 and 30
 
@@ -47,7 +47,7 @@ def test_twice_the_size_repeats_the_border():
     assert interpolate(pixels, 1, 4)[..., 0].tolist() == [[0, 25, 75, 100]]
 
 
-def test_an_image_of_the_right_size_is_left_as_it_is():
+def test_an_image_of_the_right_size_is_unchanged():
     pixels = noise(31, 17)
     np.testing.assert_array_equal(interpolate(pixels, 31, 17), pixels)
 
@@ -80,7 +80,7 @@ def test_photographs_at_the_size_of_torchvisions_detectors(encode, height, width
 
 @given(st.integers(1, 8000), st.integers(1, 8000))
 def test_sides_are_rounded_down_by_torchvisions_arithmetic(height, width):
-    """As a plane of a single channel and no memory: only its size is asked for."""
+    """On torch's meta device, which computes sizes without pixels."""
     fitted = fit(width, height, Geometry(((1344, 1344),), 800, 1333, antialias=False))
     scale = min(800 / min(height, width), 1333 / max(height, width))
     image = torch.empty(1, 1, height, width, device="meta")
@@ -93,7 +93,7 @@ def test_sides_are_rounded_down_by_torchvisions_arithmetic(height, width):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_turned_jpeg_gives_the_pixels_of_the_upright_image(encode, orientation):
-    """A JPEG larger than the model's scale is decoded whole: a reduced one is another image to a point sampler."""
+    """A JPEG is decoded at full size here: interpolation between single pixels differs on a reduced one."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encode(Image.fromarray(noise(400, 300)), "JPEG", exif=exif)
@@ -103,7 +103,7 @@ def test_a_turned_jpeg_gives_the_pixels_of_the_upright_image(encode, orientation
     assert np.abs(canvas.pixels - expected).max() <= NEAR
 
 
-def test_boxes_go_back_by_torchvisions_factors(encode):
+def test_boxes_are_scaled_back_by_torchvisions_factors(encode):
     canvas = decode(encode(Image.fromarray(noise(333, 517))), Geometry(((96, 96),), 64, 96, antialias=False))
     h, w = canvas.pixels.shape[:2]
     assert (h, w) == (61, 96)  # 96 / 517 * 333 = 61.8

@@ -1,4 +1,4 @@
-"""What the catalogue does that the tests over HTTP (test_swap) cannot bring about."""
+"""The catalogue in situations that the tests over HTTP (test_swap) cannot create."""
 
 import threading
 from pathlib import Path
@@ -6,22 +6,34 @@ from pathlib import Path
 import pytest
 
 from service.engine.devices import find
-from service.engine.engine import CPU, Engine
-from service.models import catalogue
-from service.models.catalogue import Catalogue
+from service.engine.engine import Engine
+from service.engine.providers import CPU
+from service.models.catalogue import RETRY_SECONDS, Catalogue
 from service.telemetry.metrics import Metrics
 from tests.service import graphs
 
 
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def served(tmp_path):
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def served(tmp_path, clock):
     graphs.publish(tmp_path / "store", version=1)
-    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), False, Metrics())
+    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), False, Metrics(), clock)
     made.refresh()
     return made
 
 
-def test_a_version_that_takes_the_place_of_another_is_there_before_that_goes(served, tmp_path, monkeypatch):
+def test_a_replacement_is_loaded_before_the_old_version_is_removed(served, tmp_path, monkeypatch):
     (tmp_path / "store" / "plain" / "1").rename(tmp_path / "gone")
     graphs.publish(tmp_path / "store", version=2)
     while_loading = []
@@ -34,23 +46,23 @@ def test_a_version_that_takes_the_place_of_another_is_there_before_that_goes(ser
     assert [*served.models["plain"]] == [2]
 
 
-def test_what_fails_for_reasons_that_may_pass_is_tried_again_later(served, tmp_path, monkeypatch):
+def test_a_version_that_failed_for_a_reason_that_may_pass_is_tried_again_later(served, tmp_path, monkeypatch, clock):
     graphs.publish(tmp_path / "store", version=2)
     with monkeypatch.context() as scarce:
         scarce.setattr(Engine, "warm_up", lambda *_: (_ for _ in ()).throw(MemoryError()))
         served.refresh()
     assert "MemoryError" in served.refused["plain/2"]
     assert [*served.models["plain"]] == [1]
+    clock.now += RETRY_SECONDS - 1
     served.refresh()
-    assert [*served.models["plain"]] == [1]  # not at every look
-    monkeypatch.setattr(catalogue, "RETRY_SECONDS", 0)
-    served._again = dict.fromkeys(served._again, 0.0)
+    assert [*served.models["plain"]] == [1]
+    clock.now += 1
     served.refresh()
     assert sorted(served.models["plain"]) == [1, 2]
     assert served.refused == {}
 
 
-def test_what_is_served_from_a_folder_that_cannot_be_listed_any_more_stays(served, tmp_path, monkeypatch, caplog):
+def test_versions_stay_served_when_their_folder_can_no_longer_be_listed(served, tmp_path, monkeypatch, caplog):
     graphs.publish(tmp_path / "store", name="other", version=1)
     iterdir = Path.iterdir
 
@@ -70,7 +82,7 @@ def test_what_is_served_from_a_folder_that_cannot_be_listed_any_more_stays(serve
     assert [*served.models] == ["other"]
 
 
-def test_a_default_that_cannot_be_read_changes_nothing(served, tmp_path, caplog):
+def test_the_previous_default_stays_in_effect_when_the_file_cannot_be_read(served, tmp_path, caplog):
     default = tmp_path / "store" / "default"
     default.write_text("plain")
     served.refresh()
@@ -84,7 +96,7 @@ def test_a_default_that_cannot_be_read_changes_nothing(served, tmp_path, caplog)
     assert served.default is None
 
 
-def test_a_version_is_drained_once_by_the_last_of_those_who_use_it(served):
+def test_a_retired_version_is_drained_once_by_its_last_request(served):
     model = served.models["plain"][1]
     drained = []
     with model.in_use():
@@ -92,12 +104,12 @@ def test_a_version_is_drained_once_by_the_last_of_those_who_use_it(served):
             model.retire(drained.append)
         assert drained == []
     assert len(drained) == 1
-    with model.in_use():  # chosen before it was retired, begun after
+    with model.in_use():  # a request that chose the version before it was retired
         pass
     assert len(drained) == 1
 
 
-def test_a_version_is_drained_once_whoever_comes_and_goes_meanwhile(served):
+def test_a_retired_version_is_drained_once_while_other_threads_use_it(served):
     model = served.models["plain"][1]
     for _ in range(50):
         drained, begin = [], threading.Barrier(3)
@@ -116,3 +128,20 @@ def test_a_version_is_drained_once_whoever_comes_and_goes_meanwhile(served):
         for user in users:
             user.join()
         assert len(drained) == 1
+
+
+def test_a_refresh_replaces_what_other_threads_read_and_never_changes_it(served, tmp_path):
+    models, versions, refused = served.models, served.models["plain"], served.refused
+    graphs.publish(tmp_path / "store", version=2)
+    graphs.publish(tmp_path / "store", version=3, card={"sha256": "0" * 64})
+    served.refresh()
+    assert ([*served.models["plain"]], [*served.refused]) == ([1, 2], ["plain/3"])
+    for version in ("1", "3"):
+        (tmp_path / "store" / "plain" / version).rename(tmp_path / f"gone-{version}")
+    served.refresh()
+    assert ([*served.models["plain"]], [*served.refused]) == ([2], [])
+    # as before the first refresh
+    assert [*models] == ["plain"]
+    assert models["plain"] is versions
+    assert [*versions] == [1]
+    assert refused == {}

@@ -1,146 +1,29 @@
-"""The queue, with real engines over small graphs and real threads; what waits is held by a gate, not by clocks."""
+"""The batcher with real engines over small graphs and real threads. Gates and a clock decide what happens when."""
 
 import asyncio
-import threading
-import time
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from service.engine.devices import Budget, Device
-from service.engine.engine import CPU, CUDA, Engine
+from service.engine.devices import RECOVERY_SECONDS
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
-from service.images import decode as decode_module
 from service.images.decode import ImageError, NotAnImageError
-from service.images.fit import Canvas
-from service.queue.batcher import Batcher, DeadlinePassedError
-from service.telemetry.metrics import Metrics
-
-WIDE, TALL = (64, 96), (96, 64)
-SEVERAL = 100 * 64 * 96  # a budget that no test here fills
-
-
-class Gate:
-    """A served model whose engine notes its batches and lets none through before it is opened."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.geometry = engine.card.geometry
-        self.opened = threading.Event()
-        self.batches: list[tuple[tuple[int, int], int]] = []
-        self.levels: list[int] = []
-        self.threads: list[int] = []
-        self.devices: list[Device] = []
-
-    def engine_on(self, device: Device) -> Any:
-        self.devices.append(device)
-        return self
-
-    def run(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
-        self.batches.append((canvases[0].size, len(canvases)))
-        self.levels += [int(canvas.pixels[0, 0, 0]) for canvas in canvases]
-        self.threads.append(threads)
-        assert self.opened.wait(10)
-        return self.engine.run(canvases, proposals_only)
-
-    def probe(self) -> None:
-        self.engine.probe()
-
-
-@pytest.fixture
-def gate(plain: Callable[..., Engine]) -> Gate:
-    return Gate(plain())
-
-
-class Queue:
-    """A batcher on devices of a kind, and what it reported."""
-
-    def __init__(
-        self,
-        encode: Callable[..., bytes],
-        runs: int = 1,
-        pixels: int = SEVERAL,
-        devices: int = 1,
-        gpu: bool = False,
-        cores: int = 4,
-    ) -> None:
-        self.metrics = Metrics()
-        self.fatal: list[str] = []
-        self.devices = [
-            Device(CUDA if gpu else CPU, index, runs, 1 if gpu else cores, not gpu, 1, Budget(pixels))
-            for index in range(devices)
-        ]
-        self._encode = encode
-        self.batcher = Batcher(self.devices, 2 * gpu, 1_000_000, self.metrics, self.fatal.append)
-
-    def submit(
-        self, served: Any, level: int, size: tuple[int, int] = WIDE, timeout: float = 10, **how: Any
-    ) -> asyncio.Task[Any]:
-        """Asks for an image of one grey `level`, so that who gets whose answer can be told."""
-        data = self._encode(Image.new("RGB", size[::-1], (level, level, level)))
-        return self.send(served, data, timeout, **how)
-
-    def send(self, served: Any, data: bytes, timeout: float = 10, **how: Any) -> asyncio.Task[Any]:
-        return asyncio.create_task(self.batcher.answer(data, served, False, timeout, **how))
-
-    async def after(self, gate: Gate, *levels: int) -> list[asyncio.Task[Any]]:
-        """Asks for the first level, and for the others once it is in the engine."""
-        asked = [self.submit(gate, levels[0])]
-        await settled()
-        asked += [self.submit(gate, level) for level in levels[1:]]
-        await settled()
-        return asked
-
-    async def wait_behind_one(self, gate: Gate) -> float:
-        """How long one is expected to wait while one image is in the engine and one waits; leaves the gate open."""
-        gate.opened.clear()
-        asked = await self.after(gate, 101, 102)
-        expected = self.batcher.expected_wait()
-        gate.opened.set()
-        await asyncio.gather(*asked)
-        return expected
-
-    def value(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, labels) or 0
-
-
-@pytest.fixture
-def queue(encode: Callable[..., bytes]) -> Any:
-    made: list[Queue] = []
-
-    def make(**kind: Any) -> Queue:
-        made.append(Queue(encode, **kind))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.batcher.close()
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(test())
-
-
-async def settled() -> None:
-    """Until all that can happen without the gate has happened."""
-    await asyncio.sleep(0.1)
-
-
-def level_of(answer: Any) -> int:
-    return round(float(answer.result.scores[0]) * 255)
+from service.queue import batcher as batcher_module
+from service.queue.batcher import BULK_PATIENCE, DeadlinePassedError
+from service.queue.pace import ESTIMATE_DECAY
+from tests.service.queue.harness import SEVERAL, TALL, WIDE, Failing, level_of
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_an_idle_engine_takes_the_first_at_once_and_then_all_that_waits(gate, queue, gpu):
+def test_an_idle_engine_takes_the_first_image_at_once_and_then_all_that_wait(gate, queue, run, gpu):
     async def test():
         waiting = queue(gpu=gpu)
-        asked = await waiting.after(gate, 10, 20, 30, 40)
+        sent = await waiting.after(gate, 10, 20, 30, 40)
         assert waiting.value("detector_queue_depth") == 3
         assert waiting.value("detector_waiting_bytes") > 3 * 64
-        gate.opened.set()
-        answers = await asyncio.gather(*asked)
+        gate.open()
+        answers = await asyncio.gather(*sent)
         assert gate.batches == [(WIDE, 1), (WIDE, 3)]
         assert [level_of(answer) for answer in answers] == [10, 20, 30, 40]
         assert waiting.value("detector_queue_depth") == waiting.value("detector_waiting_bytes") == 0
@@ -150,12 +33,12 @@ def test_an_idle_engine_takes_the_first_at_once_and_then_all_that_waits(gate, qu
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_what_waits_is_shared_among_the_engines(gate, queue, gpu):
+def test_waiting_images_are_shared_among_the_engines(gate, queue, run, gpu):
     async def test():
         waiting = queue(runs=2, gpu=gpu)
-        asked = await waiting.after(gate, 1) + await waiting.after(gate, 2, *range(10, 16))
-        gate.opened.set()
-        await asyncio.gather(*asked)
+        sent = await waiting.after(gate, 1) + await waiting.after(gate, 2, *range(10, 16))
+        gate.open()
+        await asyncio.gather(*sent)
         sizes = [size for _, size in gate.batches]
         # one each at once, then never more than half of the six that wait
         assert sizes[:2] == [1, 1]
@@ -165,33 +48,54 @@ def test_what_waits_is_shared_among_the_engines(gate, queue, gpu):
     run(test)
 
 
-def test_two_devices_work_at_once_and_the_idle_one_takes_the_next(gate, queue, plain):
+def test_two_devices_work_at_once_and_the_idle_one_takes_the_next_image(gate, make_gate, queue, run, standstill):
     async def test():
         waiting = queue(devices=2)
-        free = Gate(plain())
-        free.opened.set()
-        held = waiting.submit(gate, 10)  # one device is kept busy
-        await settled()
+        free = make_gate()
+        free.open()
+        held = waiting.submit(gate, 10)  # keeps one device busy
+        await standstill.settle()
         for level in (20, 30, 40):
             assert level_of(await waiting.submit(free, level)) == level
         (busy,) = gate.devices
         assert set(free.devices) == set(waiting.devices) - {busy}
-        gate.opened.set()
+        gate.open()
         await held
-        assert waiting.value("detector_engine_busy_seconds_total", device="cpu:0") > 0
-        assert waiting.value("detector_engine_busy_seconds_total", device="cpu:1") > 0
+        assert waiting.value("detector_batch_size_count", graph="full") == 4
 
     run(test)
 
 
-def test_a_batch_stays_within_its_pixels_and_never_mixes_canvases(gate, queue):
+def test_the_seconds_of_runs_are_counted_for_each_device(make_gate, queue, run, standstill, clock):
+    async def test():
+        waiting = queue(devices=2)
+        gates = [make_gate(), make_gate()]
+        sent = [waiting.submit(gates[0], 10)]
+        await standstill.settle()
+        clock.advance(2)
+        sent.append(waiting.submit(gates[1], 20))
+        await standstill.settle()
+        clock.advance(5)
+        for gate in gates:
+            gate.open()
+        await asyncio.gather(*sent)
+        names = [gate.devices[0].name for gate in gates]
+        assert sorted(names) == ["cpu:0", "cpu:1"]
+        # the first ran for 2 + 5 s, the second for 5 s
+        busy = [waiting.value("detector_engine_busy_seconds_total", device=name) for name in names]
+        assert busy == [7, 5]
+
+    run(test)
+
+
+def test_a_batch_stays_within_its_budget_and_never_mixes_canvases(gate, queue, run, standstill):
     async def test():
         waiting = queue(pixels=3 * 64 * 96, gpu=True)
-        asked = await waiting.after(gate, 1)
-        asked += [waiting.submit(gate, 10 + n, size) for n, size in enumerate([WIDE, TALL] * 4)]
-        await settled()
-        gate.opened.set()
-        await asyncio.gather(*asked)
+        sent = await waiting.after(gate, 1)
+        sent += [waiting.submit(gate, 10 + n, size) for n, size in enumerate([WIDE, TALL] * 4)]
+        await standstill.settle()
+        gate.open()
+        await asyncio.gather(*sent)
         assert sum(number for _, number in gate.batches) == 9
         assert max(number for _, number in gate.batches) == 3
         assert len(gate.batches) <= 6
@@ -200,172 +104,192 @@ def test_a_batch_stays_within_its_pixels_and_never_mixes_canvases(gate, queue):
     run(test)
 
 
-def test_a_canvas_larger_than_the_budget_still_runs_alone(gate, queue):
+def test_a_canvas_larger_than_the_budget_still_runs_alone(gate, queue, run):
     async def test():
-        gate.opened.set()
+        gate.open()
         await queue(pixels=1).submit(gate, 10)
         assert gate.batches == [(WIDE, 1)]
 
     run(test)
 
 
-def test_the_one_that_has_waited_longest_goes_first(gate, queue):
+def test_the_canvas_whose_first_image_has_waited_longest_goes_first(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue()
-        asked = []
+        sent = []
         for number, size in enumerate((WIDE, TALL, WIDE, WIDE, WIDE)):
-            asked.append(waiting.submit(gate, 10 + number, size))
-            await asyncio.sleep(0.01)
-        gate.opened.set()
-        await asyncio.gather(*asked)
+            sent.append(waiting.submit(gate, 10 + number, size))
+            await standstill.settle()
+            clock.advance(1)
+        gate.open()
+        await asyncio.gather(*sent)
         assert gate.batches == [(WIDE, 1), (TALL, 1), (WIDE, 3)]
 
     run(test)
 
 
-def test_bulk_goes_after_interactive_but_is_not_left_for_ever(gate, queue, monkeypatch):
-    monkeypatch.setattr("service.queue.batcher.BULK_PATIENCE", 0.3)
-
+def test_bulk_requests_go_after_interactive_ones_but_are_not_starved(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
-        asked = [waiting.submit(gate, 1), waiting.submit(gate, 50, bulk=True), waiting.submit(gate, 2)]
-        await asyncio.sleep(0.4)
-        asked.append(waiting.submit(gate, 3))  # later than the bulk request's patience
-        await settled()
-        gate.opened.set()
-        await asyncio.gather(*asked)
+        sent = [waiting.submit(gate, 1), waiting.submit(gate, 50, bulk=True), waiting.submit(gate, 2)]
+        await standstill.settle()
+        clock.advance(BULK_PATIENCE + 1)
+        sent.append(waiting.submit(gate, 3))
+        await standstill.settle()
+        gate.open()
+        await asyncio.gather(*sent)
         assert gate.levels == [1, 2, 50, 3]
 
     run(test)
 
 
-def test_a_lone_request_has_all_cores_and_many_have_one_each(gate, queue):
+def test_a_lone_request_gets_all_cores_and_many_get_one_each(gate, queue, run, standstill):
     async def test():
         waiting = queue(cores=4, pixels=1)
-        gate.opened.set()
+        gate.open()
         await waiting.submit(gate, 10)
         assert gate.threads == [4]
-        gate.opened.clear()
-        asked = [waiting.submit(gate, 20 + number) for number in range(5)]
-        await settled()
-        gate.opened.set()
-        await asyncio.gather(*asked)
+        gate.close()
+        sent = [waiting.submit(gate, 20 + number) for number in range(5)]
+        await standstill.settle()
+        gate.open()
+        await asyncio.gather(*sent)
         assert gate.threads[-4] == 1  # three others wait
         assert gate.threads[-1] == 4  # the last is alone again
 
     run(test)
 
 
-def test_the_same_image_in_flight_is_computed_once(gate, queue):
+def test_identical_uploads_in_flight_are_computed_once(gate, queue, run):
     async def test():
         waiting = queue()
-        asked = await waiting.after(gate, 10, 20, 20, 10, 20)
+        sent = await waiting.after(gate, 10, 20, 20, 10, 20)
         assert waiting.value("detector_queue_depth") == 1
-        gate.opened.set()
-        answers = await asyncio.gather(*asked)
+        gate.open()
+        answers = await asyncio.gather(*sent)
         assert [level_of(answer) for answer in answers] == [10, 20, 20, 10, 20]
         assert gate.levels == [10, 20]
         assert waiting.value("detector_shared_total") == 3
-        await waiting.submit(gate, 20)  # nothing is kept
+        await waiting.submit(gate, 20)  # results are not kept
         assert gate.levels == [10, 20, 20]
 
     run(test)
 
 
-def test_one_of_two_with_the_same_image_may_leave(gate, queue):
+def test_one_of_two_requests_for_the_same_image_may_leave(gate, queue, run, standstill):
     async def test():
         waiting = queue()
         first, leaves, stays = await waiting.after(gate, 10, 20, 20)
         leaves.cancel()
-        await settled()
+        await standstill.settle()
         assert waiting.value("detector_queue_depth") == 1
-        gate.opened.set()
+        gate.open()
         await first
         assert level_of(await stays) == 20
 
     run(test)
 
 
-def test_an_interactive_request_takes_the_same_bulk_image_forward(gate, queue):
+def test_an_interactive_request_moves_the_same_bulk_image_forward(gate, queue, run, standstill):
     async def test():
         waiting = queue(pixels=1)
-        asked = [waiting.submit(gate, 1), waiting.submit(gate, 50, bulk=True), waiting.submit(gate, 2)]
-        await settled()
-        asked.append(waiting.submit(gate, 50))
-        asked.append(waiting.submit(gate, 3))
-        await settled()
-        gate.opened.set()
-        await asyncio.gather(*asked)
+        sent = [waiting.submit(gate, 1), waiting.submit(gate, 50, bulk=True), waiting.submit(gate, 2)]
+        await standstill.settle()
+        sent.append(waiting.submit(gate, 50))
+        sent.append(waiting.submit(gate, 3))
+        await standstill.settle()
+        gate.open()
+        await asyncio.gather(*sent)
         assert gate.levels == [1, 2, 50, 3]
 
     run(test)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_who_has_gone_costs_nothing_and_is_counted(gate, queue, gpu):
+def test_a_client_that_hangs_up_costs_no_inference_and_is_counted(gate, queue, run, standstill, gpu):
     async def test():
         waiting = queue(gpu=gpu)
         first, gone, last = await waiting.after(gate, 10, 20, 30)
         gone.cancel()
-        await settled()
+        await standstill.settle()
         assert waiting.value("detector_queue_depth") == 1
         assert waiting.value("detector_cancelled_total", reason="disconnected", stage="queue") == 1
-        gate.opened.set()
+        gate.open()
         await asyncio.gather(first, last)
         assert gate.levels == [10, 30]
 
     run(test)
 
 
-def test_a_deadline_ends_the_waiting_in_time(gate, queue):
+def test_a_deadline_ends_the_wait_while_the_engine_is_busy(gate, queue, run, clock):
     async def test():
         waiting = queue()
         (first,) = await waiting.after(gate, 10)
-        late = waiting.submit(gate, 20, timeout=0.2)
-        began = time.monotonic()
+        late = waiting.submit(gate, 20, timeout=2)
+        await asyncio.sleep(0)
+        clock.advance(2.1)
         with pytest.raises(DeadlinePassedError):
             await late
-        assert time.monotonic() - began < 1
+        assert not first.done()
         assert waiting.value("detector_cancelled_total", reason="deadline", stage="queue") == 1
-        gate.opened.set()
+        gate.open()
         await first
         assert gate.levels == [10]
 
     run(test)
 
 
-def test_what_could_not_be_answered_in_time_is_not_begun(gate, queue):
+def test_an_image_that_would_be_late_is_not_run(gate, queue, run, clock):
     async def test():
         waiting = queue(pixels=1)
-        asked = waiting.submit(gate, 10)
-        await asyncio.sleep(0.5)  # so long does a run of this model take, as far as anyone knows
-        gate.opened.set()
-        await asked
+        (first,) = await waiting.after(gate, 10)
+        clock.advance(500)  # how long a run takes, as far as the queue knows
+        gate.open()
+        await first
         with pytest.raises(DeadlinePassedError):
-            await waiting.submit(gate, 20, timeout=0.25)
+            await waiting.submit(gate, 20, timeout=250)
         assert gate.levels == [10]
-        assert level_of(await waiting.submit(gate, 30, timeout=5)) == 30  # and now it is known to be fast
-        assert level_of(await waiting.submit(gate, 20, timeout=0.25)) == 20
+        assert level_of(await waiting.submit(gate, 30, timeout=5000)) == 30  # now it is known to be fast
+        assert level_of(await waiting.submit(gate, 20, timeout=250)) == 20
 
     run(test)
 
 
-def test_a_deadline_that_passes_inside_the_engine_harms_no_neighbour(gate, queue):
+def test_a_deadline_that_passes_inside_the_engine_does_not_affect_others(gate, queue, run, clock):
     async def test():
         waiting = queue()
-        late = waiting.submit(gate, 10, timeout=0.2)
+        (late,) = await waiting.after(gate, 10)
+        shared = waiting.submit(gate, 10, timeout=2)
+        await asyncio.sleep(0)
+        clock.advance(2.1)
         with pytest.raises(DeadlinePassedError):
-            await late
+            await shared
         assert waiting.value("detector_cancelled_total", reason="deadline", stage="inference") == 1
-        gate.opened.set()
+        gate.open()
+        assert level_of(await late) == 10
         assert level_of(await waiting.submit(gate, 51)) == 51
 
     run(test)
 
 
-def test_an_image_that_cannot_be_decoded_fails_alone_and_reaches_no_engine(gate, queue):
+def test_a_run_whose_only_request_is_late_does_not_affect_the_next(gate, queue, run, standstill, clock):
     async def test():
-        gate.opened.set()
+        waiting = queue()
+        late = waiting.submit(gate, 10, timeout=2)
+        await standstill.settle()
+        clock.advance(2.1)
+        with pytest.raises(DeadlinePassedError):
+            await late
+        assert waiting.value("detector_cancelled_total", reason="deadline", stage="inference") == 1
+        gate.open()
+        assert level_of(await waiting.submit(gate, 51)) == 51
+
+    run(test)
+
+
+def test_an_image_that_cannot_be_decoded_fails_alone_and_reaches_no_engine(gate, queue, run):
+    async def test():
+        gate.open()
         waiting = queue()
         good, bad = waiting.submit(gate, 10), waiting.send(gate, b"hello")
         with pytest.raises(ImageError, match="not an image"):
@@ -376,41 +300,27 @@ def test_an_image_that_cannot_be_decoded_fails_alone_and_reaches_no_engine(gate,
     run(test)
 
 
-def test_an_image_that_the_engine_fails_on_fails_alone(plain, queue):
+def test_an_image_that_the_engine_fails_on_fails_alone(make_gate, queue, run):
     async def test():
-        gate = Gate(plain(fails_on_white=True))
+        gate = make_gate(fails_on_white=True)
         waiting = queue()
         levels = [10, 20, 255, 30, 40, 50, 60]
-        asked = await waiting.after(gate, *levels)
-        gate.opened.set()
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        sent = await waiting.after(gate, *levels)
+        gate.open()
+        answers = await asyncio.gather(*sent, return_exceptions=True)
         for level, answer in zip(levels, answers, strict=True):
             if level == 255:
                 assert isinstance(answer, EngineFailedError)
-                assert str(answer) == ""  # what ONNX Runtime said stays in the log
+                assert str(answer) == ""  # ONNX Runtime's message stays in the log
             else:
                 assert level_of(answer) == level
         assert gate.batches[:2] == [(WIDE, 1), (WIDE, 6)]
-        assert waiting.fatal == []  # a blank image still goes through
+        assert waiting.fatal == []  # a blank image can still be run
 
     run(test)
 
 
-class Failing(Gate):
-    """Fails with `error` in place of running more than `most` images."""
-
-    def __init__(self, engine: Engine, error: BaseException, most: int = 0) -> None:
-        super().__init__(engine)
-        self.error, self.most = error, most
-        self.opened.set()
-
-    def run(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
-        if len(canvases) > self.most:
-            raise self.error
-        return super().run(canvases, proposals_only, threads)
-
-
-def test_an_engine_that_fails_on_everything_is_reported_at_once_and_the_queue_goes_on(plain, queue, gate):
+def test_an_engine_that_fails_on_every_image_is_reported_and_the_queue_goes_on(plain, queue, gate, run):
     class Dead(Failing):
         def probe(self) -> None:
             raise self.error
@@ -423,7 +333,7 @@ def test_an_engine_that_fails_on_everything_is_reported_at_once_and_the_queue_go
                 await waiting.submit(dead, level)
         assert "every image" in waiting.fatal[0]
         assert "700" not in waiting.fatal[0]
-        gate.opened.set()
+        gate.open()
         assert level_of(await waiting.submit(gate, 255)) == 255
 
     run(test)
@@ -438,30 +348,32 @@ NO_MEMORY = [
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=str)
-def test_when_memory_runs_out_batches_are_halved_and_all_are_answered(plain, queue, gate, error, monkeypatch):
+def test_batches_are_halved_when_memory_runs_out_and_all_are_answered(
+    plain, queue, gate, run, standstill, clock, error
+):
     async def test():
         waiting = queue(pixels=8 * 64 * 96)
         scarce = Failing(plain(), error, most=2)
-        asked = [waiting.submit(gate, 1)]
-        await settled()
-        asked += [waiting.submit(scarce, 10 + number) for number in range(8)]
-        await settled()
-        gate.opened.set()
-        answers = await asyncio.gather(*asked)
+        sent = [waiting.submit(gate, 1)]
+        await standstill.settle()
+        sent += [waiting.submit(scarce, 10 + number) for number in range(8)]
+        await standstill.settle()
+        gate.open()
+        answers = await asyncio.gather(*sent)
         assert [level_of(answer) for answer in answers] == [1, *range(10, 18)]
         (device,) = waiting.devices
         assert device.budget.pixels == 4 * 64 * 96
         assert waiting.value("detector_batch_budget_pixels", device="cpu:0") == 4 * 64 * 96
         assert waiting.value("detector_out_of_memory_total", device="cpu:0") == 1
         assert waiting.fatal == []
-        monkeypatch.setattr("service.engine.devices.RECOVERY_SECONDS", 0)
+        clock.advance(RECOVERY_SECONDS + 1)
         await waiting.submit(gate, 99)
-        assert device.budget.pixels == 8 * 64 * 96  # given back in time
+        assert device.budget.pixels == 8 * 64 * 96
 
     run(test)
 
 
-def test_an_image_for_which_there_is_no_memory_says_so(plain, queue):
+def test_an_image_too_large_for_the_memory_fails_with_that_reason(plain, queue, run):
     async def test():
         waiting = queue()
         with pytest.raises(NoMemoryLeftError):
@@ -471,59 +383,60 @@ def test_an_image_for_which_there_is_no_memory_says_so(plain, queue):
     run(test)
 
 
-def test_even_a_worker_that_returns_nonsense_does_not_stop_the_queue(plain, queue, gate):
+def test_no_exception_from_an_engine_stops_the_queue(plain, queue, gate, run):
     async def test():
         waiting = queue()
         with pytest.raises(EngineFailedError):
-            await waiting.submit(Failing(plain(), SystemExit()), 10)  # not even an Exception
-        gate.opened.set()
+            await waiting.submit(Failing(plain(), SystemExit()), 10)  # not a subclass of Exception
+        gate.open()
         await waiting.submit(gate, 10)
 
     run(test)
 
 
-def test_how_long_one_would_wait_follows_the_present_rate(plain, queue):
-    class Slow(Gate):
-        def run(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
-            time.sleep(0.05)
-            return super().run(canvases, proposals_only, threads)
-
+def test_the_expected_wait_is_the_time_between_answers_for_each_waiting_image(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
-        slow = Slow(plain())
-        slow.opened.set()
         assert waiting.batcher.expected_wait() == 0
-        asked = [waiting.submit(slow, 10 + number) for number in range(8)]
-        await asked[2]
-        assert 2 * 0.05 < waiting.batcher.expected_wait() < 30
-        await asyncio.gather(*asked)
+        sent = [waiting.submit(gate, 10 + number) for number in range(8)]
+        for _ in range(3):
+            await standstill.settle()
+            clock.advance(50)
+            gate.hold.let_one_pass()
+        await standstill.settle()
+        # three are answered, 50 s apart, one is in the engine and four wait
+        assert waiting.value("detector_queue_depth") == 4
+        assert waiting.batcher.expected_wait() == pytest.approx(4 * 50)
+        gate.open()
+        await asyncio.gather(*sent)
         assert waiting.batcher.expected_wait() == 0
 
     run(test)
 
 
-def test_where_batches_save_little_they_grow_with_the_queue(gate, queue):
+def test_where_batches_save_little_they_grow_with_the_queue(gate, queue, run):
     async def test():
         waiting = queue()
         waiting.devices[0].depth = 4
-        asked = await waiting.after(gate, *range(1, 11))  # nine wait: a batch of three, then two, then single ones
-        gate.opened.set()
-        await asyncio.gather(*asked)
+        sent = await waiting.after(gate, *range(1, 11))
+        gate.open()
+        await asyncio.gather(*sent)
+        # nine wait: ceil(9 / 4) = 3, then ceil(6 / 4) = 2, then 1 of each of the four left
         assert [number for _, number in gate.batches] == [1, 3, 2, 1, 1, 1, 1]
 
     run(test)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_decoding_goes_on_when_ready_images_leave(gate, queue, gpu):
+def test_decoding_goes_on_when_decoded_images_leave(gate, queue, run, standstill, gpu):
     async def test():
-        waiting = queue(gpu=gpu, pixels=64 * 96)  # so that decoding stops ahead of the engine after an image or two
-        asked = await waiting.after(gate, *range(1, 9))
-        for task in asked[1:3]:
+        waiting = queue(gpu=gpu, pixels=64 * 96)  # so that only one or two images are decoded ahead of the engine
+        sent = await waiting.after(gate, *range(1, 9))
+        for task in sent[1:3]:
             task.cancel()
-        await settled()
-        gate.opened.set()
-        answers = await asyncio.gather(asked[0], *asked[3:])
+        await standstill.settle()
+        gate.open()
+        answers = await asyncio.gather(sent[0], *sent[3:])
         assert [level_of(answer) for answer in answers] == [1, 4, 5, 6, 7, 8]
         assert sorted(gate.levels) == [1, 4, 5, 6, 7, 8]
 
@@ -531,101 +444,125 @@ def test_decoding_goes_on_when_ready_images_leave(gate, queue, gpu):
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_the_others_go_on_when_all_that_are_ready_are_too_late(gate, queue, gpu):
+def test_the_queue_goes_on_when_all_decoded_images_are_too_late(gate, queue, run, standstill, clock, gpu):
     async def test():
         waiting = queue(gpu=gpu, pixels=64 * 96)
-        first = waiting.submit(gate, 1)
-        await asyncio.sleep(1)
-        gate.opened.set()
-        await first  # so long does a run take, as far as anyone knows
-        gate.opened.clear()
-        asked = [waiting.submit(gate, 2)]
-        await settled()
-        asked += [waiting.submit(gate, 10 + n, timeout=0.6) for n in range(2)]
-        asked += [waiting.submit(gate, 20 + n) for n in range(4)]
-        await asyncio.sleep(0.4)  # now there is too little left for the two
-        gate.opened.set()
-        answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        (first,) = await waiting.after(gate, 1)
+        clock.advance(1000)
+        gate.open()
+        await first  # a run takes 1000 s, as far as the queue knows
+        gate.close()
+        sent = await waiting.after(gate, 2)
+        sent += [waiting.submit(gate, 10 + n, timeout=600) for n in range(2)]
+        await standstill.settle()  # on a GPU, both are decoded now, and there is no room for more
+        sent += [waiting.submit(gate, 20 + n) for n in range(4)]
+        await standstill.settle()
+        clock.advance(400)  # 200 s are left for the two, and a run now takes 400 s
+        gate.open()
+        answers = await asyncio.gather(*sent, return_exceptions=True)
         assert [isinstance(answer, DeadlinePassedError) for answer in answers] == [False, True, True, *[False] * 4]
+        assert sorted(gate.levels) == [1, 2, 20, 21, 22, 23]
 
     run(test)
 
 
-def test_one_slow_run_does_not_refuse_hasty_requests_for_ever(gate, queue):
+def test_one_slow_run_does_not_refuse_short_timeouts_for_ever(gate, queue, run, clock):
     async def test():
         waiting = queue()
-        first = waiting.submit(gate, 1)
-        await asyncio.sleep(0.5)
-        gate.opened.set()
+        (first,) = await waiting.after(gate, 1)
+        clock.advance(500)
+        gate.open()
         await first
-        served = 0
+        refused = []
         for level in range(10, 30):
             try:
-                await waiting.submit(gate, level, timeout=0.3)
-                served += 1
+                await waiting.submit(gate, level, timeout=300)
             except DeadlinePassedError:
-                assert not served  # once it was tried, it is known to be fast
-        assert served >= 15
+                refused.append(level)
+        # 500 s, 400 s and 320 s are too long for 300 s; 256 s are not, and that run shows that it takes no time
+        assert ESTIMATE_DECAY == 0.8
+        assert refused == [10, 11, 12]
 
     run(test)
 
 
-def test_time_in_which_nobody_waits_does_not_count_as_work(gate, queue):
+def test_time_in_which_nothing_waits_does_not_count_as_time_between_answers(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
         first, *others = await waiting.after(gate, 1, 2, 3)
         for task in others:
             task.cancel()
-        await settled()
-        await asyncio.sleep(0.5)
-        gate.opened.set()
+        await standstill.settle()
+        clock.advance(500)
+        gate.open()
         await first
-        asked = await waiting.after(gate, 4, 5, 6)
-        await asyncio.gather(*asked)
-        assert await waiting.wait_behind_one(gate) < 0.1
+        sent = await waiting.after(gate, 4, 5, 6)
+        await asyncio.gather(*sent)
+        assert await waiting.expected_wait_behind_one(gate) == 0
 
     run(test)
 
 
-def test_time_after_an_image_that_is_none_does_not_count_as_work(gate, queue):
+def test_time_after_undecodable_images_does_not_count_as_time_between_answers(
+    gate, queue, run, standstill, clock, monkeypatch
+):
+    decoding = standstill.hold()
+    decode = batcher_module.decode
+
+    def held_if_broken(data: bytes, *how: Any) -> Any:
+        if data.startswith(b"broken"):
+            decoding.stop_here()
+        return decode(data, *how)
+
     async def test():
+        monkeypatch.setattr(batcher_module, "decode", held_if_broken)
         waiting = queue(pixels=1)
-        asked = await waiting.after(gate, 1, 2)
-        # the last of a busy time, and enough of them for some to wait still when the good ones are answered
-        broken = [waiting.send(gate, b"no image %d" % number) for number in range(100)]
-        await settled()
-        gate.opened.set()
-        await asyncio.gather(*asked)
+        sent = await waiting.after(gate, 1, 2)
+        broken = [waiting.send(gate, b"broken %d" % number) for number in range(3)]
+        await standstill.settle()
+        gate.open()
+        await asyncio.gather(*sent)
+        await standstill.settle()
+        assert waiting.value("detector_queue_depth") == 2  # so the time of the last answer is still remembered
+        decoding.open()
         outcomes = await asyncio.gather(*broken, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {NotAnImageError}
-        await asyncio.sleep(1)
+        clock.advance(1000)
         await waiting.submit(gate, 3)
-        assert await waiting.wait_behind_one(gate) < 0.05
+        assert await waiting.expected_wait_behind_one(gate) == 0
 
     run(test)
 
 
-def test_after_slow_times_one_quick_answer_is_enough_to_let_others_wait_again(gate, queue):
+def test_after_a_slow_time_one_quick_answer_ends_the_long_expected_wait(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
-        gate.opened.set()
-        waiting.batcher._spacing = 60.0
-        await waiting.submit(gate, 4)
-        assert await waiting.wait_behind_one(gate) < 0.2
+        sent = await waiting.after(gate, 1, 2, 3)
+        for _ in sent:
+            clock.advance(60)
+            gate.hold.let_one_pass()
+            await standstill.settle()
+        await asyncio.gather(*sent)
+        gate.close()
+        sent = await waiting.after(gate, 4, 5)
+        assert waiting.batcher.expected_wait() == pytest.approx(60)
+        gate.open()
+        await asyncio.gather(*sent)
+        assert await waiting.expected_wait_behind_one(gate) == 0
 
     run(test)
 
 
-def test_an_image_that_there_is_no_memory_to_decode_is_not_called_broken(gate, queue, monkeypatch):
+def test_too_little_memory_to_decode_is_not_reported_as_a_broken_image(gate, queue, run, monkeypatch):
     def scarce(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     async def test():
         waiting = queue()
-        gate.opened.set()
-        for module, function in ((decode_module, "_decode"), (Image, "open")):
+        gate.open()
+        for place, function in ((ImageFile.ImageFile, "load"), (Image, "open")):
             with monkeypatch.context() as patch:
-                patch.setattr(module, function, scarce)
+                patch.setattr(place, function, scarce)
                 with pytest.raises(NoMemoryLeftError):
                     await waiting.submit(gate, 1)
         assert level_of(await waiting.submit(gate, 2)) == 2
@@ -633,7 +570,7 @@ def test_an_image_that_there_is_no_memory_to_decode_is_not_called_broken(gate, q
     run(test)
 
 
-def test_a_lone_image_without_memory_does_not_shrink_the_batches_of_others(plain, queue):
+def test_a_single_image_without_memory_does_not_shrink_the_budget(plain, queue, run):
     async def test():
         waiting = queue()
         for level in range(5):
@@ -645,16 +582,18 @@ def test_a_lone_image_without_memory_does_not_shrink_the_batches_of_others(plain
     run(test)
 
 
-def test_who_joins_later_is_not_told_of_time_before_it_came(gate, queue):
+def test_a_request_that_joins_later_is_not_charged_for_the_time_before(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue()
-        first = waiting.submit(gate, 10)
-        await asyncio.sleep(0.3)
+        (first,) = await waiting.after(gate, 10)
+        clock.advance(30)
         second = waiting.submit(gate, 10)
-        gate.opened.set()
+        await standstill.settle()
+        clock.advance(7)
+        gate.open()
         early, late = await first, await second
-        assert early.inference > 0.29
-        assert late.inference < 0.2
+        assert early.inference == 30 + 7
+        assert late.inference == 7
         assert late.decode == late.queue == 0
 
     run(test)

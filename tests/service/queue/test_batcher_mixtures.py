@@ -1,4 +1,4 @@
-"""No answer depends on its neighbours: random mixtures of images against what each gets alone."""
+"""No answer depends on its neighbours: random mixtures of images are answered as each image alone."""
 
 import asyncio
 from typing import Any
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from service.engine.devices import Budget, Device
-from service.engine.engine import CPU, CUDA, Engine
+from service.engine.engine import Engine
 from service.engine.isolation import EngineFailedError
+from service.engine.providers import CPU, CUDA
 from service.images.decode import ImageError, decode
 from service.images.fit import Canvas
 from service.queue.batcher import Batcher
@@ -21,7 +22,7 @@ Asked = tuple[int, bool, bool, float]  # which image, proposals only, bulk, dela
 
 
 class Alone:
-    """A served model on any device, and what each of `uploads` gets when it is run by itself."""
+    """A served model on any device, and the answer to each of `uploads` when it is run by itself."""
 
     def __init__(self, engine: Engine, uploads: list[bytes]) -> None:
         self.engine, self.uploads = engine, uploads
@@ -47,7 +48,7 @@ async def ask(batcher: Batcher, alone: Alone, mixture: list[Asked]) -> list[Any]
         which, only, bulk, delay = asked
         data = alone.uploads[which]
         await asyncio.sleep(delay / 1000)
-        # half of them as an image of its own, half shared with whoever sends the same
+        # half of them with bytes of their own, half shared with requests that send the same
         return await batcher.answer(data + b"%d" % number * (number % 2), alone, only, 30, bulk)
 
     return await asyncio.gather(*(one(*each) for each in enumerate(mixture)), return_exceptions=True)
@@ -67,13 +68,13 @@ def check(alone: Alone, mixture: list[Asked], answers: list[Any], tolerance: flo
                 np.testing.assert_allclose(mine, single, rtol=0, atol=tolerance)
 
 
-def mixtures(pictures: int, most: int) -> st.SearchStrategy[list[Asked]]:
-    asked = st.tuples(st.integers(0, pictures - 1), st.booleans(), st.booleans(), st.sampled_from([0, 0, 0, 1]))
+def mixtures(images: int, most: int) -> st.SearchStrategy[list[Asked]]:
+    asked = st.tuples(st.integers(0, images - 1), st.booleans(), st.booleans(), st.sampled_from([0, 0, 0, 1]))
     return st.lists(asked, min_size=2, max_size=most)
 
 
 def batcher(gpu: bool, devices: int, runs: int, pixels: int, fatal: list[str]) -> Batcher:
-    """`fatal`: takes the reasons of engines that die, which the event loop would only log if this raised."""
+    """fatal  takes the reasons why engines die; an exception instead would only be logged by the event loop"""
     kind = CUDA if gpu else CPU
     places = [Device(kind, index, runs, 1 if gpu else 2, not gpu, 1, Budget(pixels)) for index in range(devices)]
     return Batcher(places, 2 * gpu, 1_000_000, Metrics(), fatal.append)

@@ -1,0 +1,142 @@
+"""ONNX Runtime's execution providers: which one this machine can use, and sessions on it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+LOG_ERRORS_ONLY = 3
+SPIN_MICROSECONDS = 100
+
+# y = Identity(x), one float, opset 18: the smallest model that shows whether a provider starts.
+SMALLEST_MODEL = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
+    "0f0a0179120a0a08080112040a02080142040a001012"
+)
+
+log = logging.getLogger(__name__)
+
+
+class ProviderUnavailableError(Exception):
+    """CUDA is required but cannot be used; the message says why and what to do."""
+
+
+def pick_provider(require_cuda: bool = False) -> str:
+    """CUDA if there is an NVIDIA GPU and its libraries load, else the CPU.
+
+    Raises ProviderUnavailableError if CUDA is required and cannot be used.
+    """
+    if CUDA not in onnxruntime.get_available_providers():
+        reason, remedy = "this onnxruntime is built without CUDA", "install onnxruntime-gpu"
+    elif (devices := cuda_devices()) < 1:
+        reason, remedy = "no NVIDIA GPU is visible", "check nvidia-smi, and the container's GPU reservation"
+    elif not _cuda_starts():
+        reason = f"CUDA or cuDNN does not load ({devices} GPU)"
+        remedy = "update the driver, or install the libraries: pip install '.[cuda]'"
+    else:
+        return CUDA
+    if require_cuda:
+        raise ProviderUnavailableError(f"REQUIRE_CUDA is set, but {reason}; {remedy}")
+    log.info("running on the CPU: %s", reason)
+    return CPU
+
+
+def cuda_devices() -> int:
+    """The number of GPUs that the driver reports.
+
+    The driver is asked directly, because ONNX Runtime logs errors when it is asked on a machine without a GPU.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _cuda_starts() -> bool:
+    """Whether a session on CUDA can be opened. ONNX Runtime falls back to the CPU silently, without an exception."""
+    onnxruntime.preload_dlls()  # from the wheels of the cuda extra, if CUDA is not installed on the system
+    try:
+        return CUDA in open_session(SMALLEST_MODEL, CUDA, session_options(1)).get_providers()
+    except ValueError:
+        return False
+
+
+def session_options(threads: int, runs_alone: bool = False) -> onnxruntime.SessionOptions:
+    """Options for a session whose runs use `threads` threads each.
+
+    runs_alone  no other run is expected at the same time, so its threads may spin briefly while they wait
+
+    All other options are ONNX Runtime's defaults; none was found to be slower than its alternatives
+    (scripts/RESULTS.md).
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # 1.13 to 1.18 times as fast as the next lower level, which keeps convolutions in the file's layout
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Threads that spin while they wait take cores from decoding and from other runs: with two threads on two cores
+    # that were used by others too, a run took 1.4 to 1.8 times as long as with threads that sleep.
+    # A run that is alone may spin for as long as most gaps between two nodes last, but not after its end. That is 4 %
+    # faster, and no slower beside another process, where threads that spin longer took twice as long.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(runs_alone)))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = LOG_ERRORS_ONLY
+    return options
+
+
+def open_session(
+    graph: bytes, provider: str, options: onnxruntime.SessionOptions, tf32: bool = False, device: int = 0
+) -> onnxruntime.InferenceSession:
+    """A session for the model `graph`, with the service's settings for its provider.
+
+    tf32    lets CUDA round the factors of products to ten bits of mantissa
+    device  which GPU
+
+    Raises ValueError if ONNX Runtime cannot load the graph.
+    """
+    cuda_options = {
+        "device_id": str(device),
+        "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE takes 0.6 s at every new shape
+        "use_tf32": str(int(tf32)),
+    }
+    providers = [(CUDA, cuda_options), CPU] if provider == CUDA else [CPU]
+    try:
+        with _as_file(graph) as path:
+            return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise ValueError(f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _as_file(graph: bytes) -> Iterator[str]:
+    """The path of a file that holds exactly these bytes, in memory if the system supports that.
+
+    ONNX Runtime holds the GIL while it parses bytes (90 ms for 175 MB, during which no request is answered), but
+    releases it while it reads a file. The model's own file may have changed since its hash was checked.
+    """
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("model.onnx"), "wb") as file:  # noqa: PTH123  a descriptor, not a path
+            file.write(graph)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(graph)
+            yield str(path)

@@ -1,0 +1,253 @@
+"""Tasks, and the queue of those that wait: first to be decoded, then for an engine.
+
+Nothing here is safe for threads by itself; the batcher's lock guards the queue, and of every task `rank`, `stage` and
+`waiters`. A task's other fields are set by the thread that decodes or runs it, and read once that has handed it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from service.engine.devices import Device
+from service.engine.engine import Engine, Result
+from service.images.fit import Canvas, Geometry
+
+
+class RunnableModel(Protocol):
+    """A version that is served: how it wants images prepared, and its engine on each device."""
+
+    geometry: Geometry
+
+    def engine_on(self, device: Device) -> Engine: ...
+
+
+class UploadKey(NamedTuple):
+    """Cheap lookup key for identical uploads in flight; a match is confirmed by comparing the bytes."""
+
+    tail: bytes
+    length: int
+    model: RunnableModel
+    proposals_only: bool
+
+
+class BatchKey(NamedTuple):
+    """All tasks of a batch have the same."""
+
+    model: RunnableModel
+    canvas: tuple[int, int]
+    proposals_only: bool
+
+
+class TimedResult(NamedTuple):
+    """An image's result, its SHA-256, the upright image's size, and the seconds that each stage took."""
+
+    result: Result
+    digest: str
+    width: int
+    height: int
+    decode: float
+    queue: float
+    inference: float
+
+
+@dataclass(eq=False)
+class Waiter:
+    """One request that waits for a task.
+
+    The future only signals that `outcome` is set. An exception set on the future would keep the frames that it is
+    raised through, those frames keep the request, and the request keeps the future: a cycle, so that every refused
+    image would stay in memory until the garbage collector runs.
+    """
+
+    future: asyncio.Future[None]
+    arrived: float
+    deadline: float
+    outcome: TimedResult | Exception = field(init=False)
+
+    def settle(self, outcome: TimedResult | Exception) -> None:
+        if not self.future.done():
+            self.outcome = outcome
+            self.future.set_result(None)
+
+
+@dataclass(eq=False)
+class Task:
+    """One image, and the requests that wait for it.
+
+    loop   the event loop of those requests
+    rank   the place in the queue: smaller goes first
+    stage  queue, decode or inference
+    """
+
+    data: bytes
+    model: RunnableModel
+    proposals_only: bool
+    loop: asyncio.AbstractEventLoop
+    rank: float
+    digest: str | None = None
+    waiters: list[Waiter] = field(default_factory=list)
+    stage: str = "queue"
+    canvas: Canvas | None = None
+    decode_began: float = 0.0
+    decode_ended: float = 0.0
+    run_began: float = 0.0
+    run_ended: float = 0.0
+
+    @property
+    def upload_key(self) -> UploadKey:
+        # the tail, because many files of one camera or program begin alike
+        return UploadKey(self.data[-32:], len(self.data), self.model, self.proposals_only)
+
+    @property
+    def batch_key(self) -> BatchKey:
+        assert self.canvas is not None
+        return BatchKey(self.model, self.canvas.size, self.proposals_only)
+
+    @property
+    def last_deadline(self) -> float:
+        return max(waiter.deadline for waiter in self.waiters)
+
+    def bytes(self) -> int:
+        return len(self.data) + (self.canvas.pixels.nbytes if self.canvas else 0)
+
+    def timed(self, result: Result, arrived: float) -> TimedResult:
+        """The result for a request that came at `arrived`, without the time spent for another request before that."""
+        assert self.canvas is not None
+        return TimedResult(
+            result,
+            self.digest or "",
+            self.canvas.width,
+            self.canvas.height,
+            decode=max(0.0, self.decode_ended - max(arrived, self.decode_began)),
+            queue=max(0.0, self.decode_began - arrived) + max(0.0, self.run_began - max(arrived, self.decode_ended)),
+            inference=self.run_ended - max(arrived, self.run_began),
+        )
+
+
+def _rank(task: Task) -> float:
+    return task.rank
+
+
+class TaskQueue:
+    """The tasks that wait, in order of rank, and an index of all tasks that a request with the same bytes may join.
+
+    ready_pixels  canvas pixels of the decoded tasks that wait for an engine
+    """
+
+    def __init__(self) -> None:
+        self.ready_pixels = 0
+        self._joinable: dict[UploadKey, Task] = {}  # if two tasks have one key but other bytes, the later one
+        self._undecoded: list[Task] = []
+        self._ready: dict[BatchKey, list[Task]] = {}
+
+    def __len__(self) -> int:
+        return len(self._undecoded) + sum(map(len, self._ready.values()))
+
+    def bytes(self) -> int:
+        """Bytes of the uploads and decoded images that wait."""
+        return sum(task.bytes() for tasks in (self._undecoded, *self._ready.values()) for task in tasks)
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def join(self, task: Task, waiter: Waiter) -> Task:
+        """Adds a request with its new `task`, or to a task with the same bytes. Returns the task that it waits for."""
+        key = task.upload_key
+        same = self._joinable.get(key)
+        if same is None or same.data != task.data:
+            task.waiters.append(waiter)
+            self._joinable[key] = task
+            insort(self._undecoded, task, key=_rank)
+            return task
+        same.waiters.append(waiter)
+        if task.rank < same.rank:
+            self._move_forward(same, task.rank)
+        return same
+
+    def leave(self, task: Task, waiter: Waiter) -> bool:
+        """Takes a request out, and its task too if that waits and has no other request.
+
+        A task that a thread is working on is finished, and its result dropped. Returns whether a decoded image left.
+        """
+        if waiter in task.waiters:
+            task.waiters.remove(waiter)
+        if task.waiters or task.stage != "queue":
+            return False
+        self.close(task)
+        if task.canvas is None:
+            if task in self._undecoded:
+                self._undecoded.remove(task)
+            return False
+        return self._remove_ready(task)
+
+    def close(self, task: Task) -> list[Waiter]:
+        """No request can join from here on. Returns the requests that wait for the task."""
+        key = task.upload_key
+        if self._joinable.get(key) is task:
+            del self._joinable[key]
+        return list(task.waiters)
+
+    # --- threads -------------------------------------------------------------------------------------------------
+
+    @property
+    def has_undecoded(self) -> bool:
+        return bool(self._undecoded)
+
+    def take_undecoded(self) -> Task:
+        task = self._undecoded.pop(0)
+        task.stage = "decode"
+        return task
+
+    def add_ready(self, task: Task, canvas: Canvas) -> bool:
+        """Puts a task back that has been decoded. Drops it and returns False if no request waits for it any more."""
+        task.stage = "queue"
+        task.canvas = canvas
+        if not task.waiters:
+            self.close(task)
+            return False
+        insort(self._ready.setdefault(task.batch_key, []), task, key=_rank)
+        self.ready_pixels += math.prod(canvas.size)
+        return True
+
+    def ready_counts(self) -> Iterator[tuple[BatchKey, int]]:
+        """How many decoded tasks wait, by batch key."""
+        return ((key, len(tasks)) for key, tasks in self._ready.items())
+
+    def first_key(self) -> BatchKey | None:
+        """The batch key whose first task has waited longest, or None if no decoded task waits."""
+        return min(self._ready, key=lambda key: self._ready[key][0].rank, default=None)
+
+    def take_ready(self, key: BatchKey) -> Task | None:
+        """The first decoded task with this key, or None if there is none."""
+        tasks = self._ready.get(key)
+        if tasks is None:
+            return None
+        task = tasks.pop(0)
+        self.ready_pixels -= math.prod(key.canvas)
+        if not tasks:
+            del self._ready[key]
+        return task
+
+    def _move_forward(self, task: Task, rank: float) -> None:
+        task.rank = rank
+        if task.stage != "queue":
+            return
+        tasks = self._ready.get(task.batch_key, []) if task.canvas else self._undecoded
+        if task in tasks:
+            tasks.remove(task)
+            insort(tasks, task, key=_rank)
+
+    def _remove_ready(self, task: Task) -> bool:
+        key = task.batch_key
+        tasks = self._ready.get(key, [])
+        if task not in tasks:
+            return False
+        tasks.remove(task)
+        self.ready_pixels -= math.prod(key.canvas)
+        if not tasks:
+            del self._ready[key]
+        return True

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.images.fit import Canvas, Geometry, fit, to_original
+
+GEOMETRY = Geometry(((320, 448), (448, 320), (384, 384)), min_size=320, max_size=448)
+SIDES = st.integers(1, 30_000)
+
+
+def test_the_shorter_side_decides_unless_the_longer_becomes_too_long():
+    assert fit(640, 480, GEOMETRY) == (320, 427, (320, 448))  # x 320/480
+    assert fit(1000, 500, GEOMETRY) == (224, 448, (320, 448))  # x 448/1000, since x 320/500 would make 640
+    assert fit(480, 640, GEOMETRY) == (427, 320, (448, 320))
+
+
+@given(SIDES, SIDES)
+def test_every_image_fits_on_a_canvas_and_keeps_its_shape(width, height):
+    h, w, (H, W) = fit(width, height, GEOMETRY)
+    assert 1 <= h <= H
+    assert 1 <= w <= W
+    assert h == 320 or w == 320 or max(h, w) == 448
+    scale = min(320 / min(width, height), 448 / max(width, height))
+    assert abs(w - width * scale) <= max(0.5, 1 - width * scale) + 1e-9  # rounded, but never to nothing
+
+
+@given(SIDES, SIDES)
+def test_no_declared_canvas_of_smaller_area_holds_the_image(width, height):
+    h, w, chosen = fit(width, height, GEOMETRY)
+    holding = [H * W for H, W in GEOMETRY.canvases if h <= H and w <= W]
+    assert chosen[0] * chosen[1] == min(holding)
+
+
+def test_an_image_that_no_canvas_holds_is_an_error_not_a_crop():
+    with pytest.raises(ValueError, match="no canvas"):
+        fit(100, 300, Geometry(((320, 448),), 320, 448))
+
+
+# --- boxes back ------------------------------------------------------------------------------------------------------
+
+
+def canvas_of(width: int, height: int) -> Canvas:
+    h, w, size = fit(width, height, GEOMETRY)
+    return Canvas(np.zeros((h, w, 3), np.uint8), size, width, height)
+
+
+def test_boxes_are_scaled_back_on_each_axis():
+    canvas = canvas_of(1000, 500)  # shown as 448 x 224
+    boxes = np.array([[0, 0, 448, 224], [112, 56, 224, 112]], dtype=np.float32)
+    np.testing.assert_allclose(to_original(boxes, canvas), [[0, 0, 1000, 500], [250, 125, 500, 250]], rtol=1e-6)
+
+
+@given(SIDES, SIDES, st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_mapping_there_and_back_is_the_identity_and_stays_inside(width, height, shares):
+    canvas = canvas_of(width, height)
+    h, w = canvas.pixels.shape[:2]
+    (left, right), (top, bottom) = sorted(shares[:2]), sorted(shares[2:])
+    original = np.array([[left * width, top * height, right * width, bottom * height]])
+    shown = (original * np.array([w / width, h / height] * 2)).astype(np.float32)
+    back = to_original(shown, canvas)
+    np.testing.assert_allclose(back, original, rtol=1e-5, atol=1e-4)
+    assert (back >= 0).all()
+    assert (back <= [width, height, width, height]).all()
+
+
+def test_a_box_over_the_edge_is_clipped():
+    canvas = canvas_of(640, 480)
+    boxes = np.array([[-5, -5, 500, 400]], dtype=np.float32)
+    assert to_original(boxes, canvas).tolist() == [[0, 0, 640, 480]]

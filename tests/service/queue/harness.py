@@ -1,0 +1,260 @@
+"""A batcher under control: time passes when a test says so, engines stop at gates, and a test can wait until every
+thread has stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from service.engine.devices import Budget, Device
+from service.engine.engine import Engine
+from service.engine.providers import CPU, CUDA
+from service.images.fit import Canvas
+from service.queue import batcher as batcher_module
+from service.queue.batcher import Batcher
+from service.telemetry.metrics import Metrics
+
+WIDE, TALL = (64, 96), (96, 64)
+SEVERAL = 100 * 64 * 96  # a budget that no test here fills
+HANG_SECONDS = 60.0  # of real time; a test that needs more has hung
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class ClockedLoop(asyncio.SelectorEventLoop):
+    """An event loop whose timers follow a test's clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def time(self) -> float:
+        return self.clock()
+
+
+def run(clock: Clock, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a test on an event loop with this clock, and cancels it if it hangs."""
+
+    async def guarded() -> None:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task
+        guard = threading.Timer(HANG_SECONDS, lambda: loop.call_soon_threadsafe(task.cancel))
+        guard.daemon = True
+        guard.start()
+        try:
+            await test()
+        finally:
+            guard.cancel()
+
+    with asyncio.Runner(loop_factory=lambda: ClockedLoop(clock)) as runner:
+        runner.run(guarded())
+
+
+class Hold:
+    """A place where threads stop until the test lets them pass: one of them, or all."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._permits = 0
+        self._open = False
+
+    def stop_here(self) -> None:
+        with self._changed:
+            self._inside += 1
+            assert self._changed.wait_for(lambda: self._open or self._permits, HANG_SECONDS)
+            self._permits -= not self._open
+            self._inside -= 1
+
+    def open(self) -> None:
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._open = False
+
+    def let_one_pass(self) -> None:
+        with self._changed:
+            self._permits += 1
+            self._changed.notify()
+
+    def stopped(self) -> int:
+        """Threads that stand here and may not pass."""
+        with self._changed:
+            return 0 if self._open else max(0, self._inside - self._permits)
+
+
+class CountingCondition(threading.Condition):
+    """Knows how many threads wait and have not been notified."""
+
+    waiting = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waiting += 1
+        return super().wait(timeout)
+
+    def notify(self, n: int = 1) -> None:
+        self.waiting -= min(n, self.waiting)
+        super().notify(n)
+
+
+class Standstill:
+    """Knows whether all threads of the batchers made after it have stopped, for want of work or at a Hold."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.threads = 0
+        self._conditions: list[CountingCondition] = []
+        self._holds: list[Hold] = []
+        monkeypatch.setattr(batcher_module, "Condition", self._condition)
+
+    def _condition(self, lock: threading.Lock) -> CountingCondition:
+        self._conditions.append(CountingCondition(lock))
+        return self._conditions[-1]
+
+    def hold(self) -> Hold:
+        self._holds.append(Hold())
+        return self._holds[-1]
+
+    def reached(self) -> bool:
+        # All conditions share the batcher's lock. With it no thread can be notified, so none is counted twice.
+        with self._conditions[0]:
+            waiting = sum(condition.waiting for condition in self._conditions)
+            return waiting + sum(hold.stopped() for hold in self._holds) == self.threads
+
+    async def settle(self) -> None:
+        """Returns when nothing more can happen: the threads have stopped, and the event loop has caught up."""
+        deadline = time.monotonic() + HANG_SECONDS
+        turns = 0
+        while turns < 5:  # a delivery takes three: the call from the thread, the future, the task that awaits it
+            await asyncio.sleep(0)
+            turns = turns + 1 if self.reached() else 0
+            if not turns:
+                assert time.monotonic() < deadline, "the threads do not come to a standstill"
+                time.sleep(0.0005)  # real time, for the threads
+
+
+class Gate:
+    """A served model whose engine records its runs and holds each until the gate is opened."""
+
+    def __init__(self, engine: Engine, hold: Hold) -> None:
+        self.engine = engine
+        self.geometry = engine.card.geometry
+        self.hold = hold
+        self.batches: list[tuple[tuple[int, int], int]] = []
+        self.levels: list[int] = []
+        self.threads: list[int] = []
+        self.devices: list[Device] = []
+
+    def open(self) -> None:
+        self.hold.open()
+
+    def close(self) -> None:
+        self.hold.close()
+
+    def engine_on(self, device: Device) -> Any:
+        self.devices.append(device)
+        return self
+
+    def run(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
+        self.batches.append((canvases[0].size, len(canvases)))
+        self.levels += [int(canvas.pixels[0, 0, 0]) for canvas in canvases]
+        self.threads.append(threads)
+        self.hold.stop_here()
+        return self.engine.run(canvases, proposals_only)
+
+    def probe(self) -> None:
+        self.engine.probe()
+
+
+class Failing(Gate):
+    """Raises `error` instead of running more than `most` images; its gate is open."""
+
+    def __init__(self, engine: Engine, error: BaseException, most: int = 0) -> None:
+        super().__init__(engine, Hold())
+        self.error, self.most = error, most
+        self.open()
+
+    def run(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
+        if len(canvases) > self.most:
+            raise self.error
+        return super().run(canvases, proposals_only, threads)
+
+
+class Queue:
+    """A batcher on devices of one kind, and what it reported."""
+
+    def __init__(
+        self,
+        encode: Callable[..., bytes],
+        clock: Clock,
+        standstill: Standstill,
+        runs: int = 1,
+        pixels: int = SEVERAL,
+        devices: int = 1,
+        gpu: bool = False,
+        cores: int = 4,
+    ) -> None:
+        self.metrics = Metrics()
+        self.fatal: list[str] = []
+        self.devices = [
+            Device(CUDA if gpu else CPU, index, runs, 1 if gpu else cores, not gpu, 1, Budget(pixels, clock))
+            for index in range(devices)
+        ]
+        self._encode = encode
+        self._standstill = standstill
+        decoders = 2 * gpu
+        self.batcher = Batcher(self.devices, decoders, 1_000_000, self.metrics, self.fatal.append, clock)
+        standstill.threads += devices * runs + decoders
+
+    def submit(
+        self, model: Any, level: int, size: tuple[int, int] = WIDE, timeout: float = 1e6, **how: Any
+    ) -> asyncio.Task[Any]:
+        """Sends an image of one grey `level`, by which the answers can be told apart."""
+        data = self._encode(Image.new("RGB", size[::-1], (level, level, level)))
+        return self.send(model, data, timeout, **how)
+
+    def send(self, model: Any, data: bytes, timeout: float = 1e6, **how: Any) -> asyncio.Task[Any]:
+        return asyncio.create_task(self.batcher.answer(data, model, False, timeout, **how))
+
+    async def after(self, gate: Gate, *levels: int) -> list[asyncio.Task[Any]]:
+        """Sends the first level, and the others once the first is in the engine."""
+        sent = [self.submit(gate, levels[0])]
+        await self._standstill.settle()
+        sent += [self.submit(gate, level) for level in levels[1:]]
+        await self._standstill.settle()
+        return sent
+
+    async def expected_wait_behind_one(self, gate: Gate) -> float:
+        """The expected wait while one image is in the engine and one waits. Leaves the gate open."""
+        gate.close()
+        sent = await self.after(gate, 101, 102)
+        expected = self.batcher.expected_wait()
+        gate.open()
+        await asyncio.gather(*sent)
+        return expected
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0
+
+
+def level_of(answer: Any) -> int:
+    return round(float(answer.result.scores[0]) * 255)
