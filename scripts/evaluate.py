@@ -70,8 +70,8 @@ def main() -> None:
     data, split = arguments.data or run.data, arguments.split or run.val_split
     skip = arguments.skip_bad_boxes or run.skip_bad_boxes
     dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
-    if arguments.images is not None:
-        dataset = FirstImages(dataset, arguments.images)
+    if arguments.pictures is not None:
+        dataset = FirstImages(dataset, arguments.pictures)
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}
     if target is None:

@@ -116,7 +116,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         measured_on=measured_on,
         test=test,
         images=first_images(test),
-        limit=arguments.images,
+        limit=arguments.pictures,
         example=not arguments.no_example,
         precision=arguments.precision,
         provider=arguments.provider,
@@ -125,7 +125,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
 
 def publish_torchvision(arguments: argparse.Namespace) -> Path:
     """A model of torchvision with weights from elsewhere."""
-    if not arguments.data and (arguments.split or arguments.images or arguments.skip_bad_boxes):
+    if not arguments.data and (arguments.split or arguments.pictures or arguments.skip_bad_boxes):
         raise ValueError("--split, --pictures and --skip-bad-boxes are of --data; name it, or leave them out")
     trained = read_torchvision(arguments)
     detector = TorchvisionDetector(trained.model)
@@ -146,7 +146,7 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
         measured_on=measured_on,
         test=test,
         images=first_images(test) if test else None,
-        limit=arguments.images,
+        limit=arguments.pictures,
         example=test is not None and not arguments.no_example,
         labels=labels,
         precision=arguments.precision,
