@@ -24,7 +24,7 @@ from faster_rcnn.data.faults import Fault, stopping
 from faster_rcnn.data.sources import open_folder, splits_of
 from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.training.recipe import configure
+from faster_rcnn.training.options import configure
 
 
 def parse() -> argparse.Namespace:

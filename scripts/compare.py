@@ -26,11 +26,9 @@ from faster_rcnn.commands.command_line import positive, run_command
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.detector.checkpoint import NAME, load_detector, read_checkpoint
-from faster_rcnn.evaluation import evaluate, proposal_recall
-from faster_rcnn.evaluation.measure import without_pixels
+from faster_rcnn.evaluation import evaluate, fast_rcnn_predictor, proposal_recall, without_pixels
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
-from faster_rcnn.training.fast_rcnn import given_predictor
-from faster_rcnn.training.recipe import read_run
+from faster_rcnn.training.run import read_record
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FEW = 300  # proposals that a Faster R-CNN looks at (section 3.3), where Fast R-CNN takes 2000
@@ -122,10 +120,12 @@ def train_arm(arm: Arm, seed: int, arguments: argparse.Namespace, passed_on: lis
     folder = folder_of(arm.name, seed, arguments.out)
     begin = ["--out", str(folder), *options_of_arm(arm, seed, arguments), *passed_on]
     begun = any(folder.rglob(NAME))
-    if begun and (run := read_run(folder))["command"] != shlex.join(["scripts/train.py", *begin]):
-        raise ValueError(f"{folder} was made with other options ({run['command']}); choose another --out")
-    if begun and "seconds" in run:
-        return folder
+    if begun:
+        record = read_record(folder)
+        if record.command != shlex.join(["scripts/train.py", *begin]):
+            raise ValueError(f"{folder} was made with other options ({record.command}); choose another --out")
+        if record.seconds is not None:
+            return folder
     command = [sys.executable, str(Path(__file__).with_name("train.py"))]
     command += ["--out", str(folder), "--resume"] if begun else begin
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -154,12 +154,14 @@ def measured(folder: Path, dataset: Dataset) -> dict[str, Any]:
         return known
     metrics = read_checkpoint(folder / NAME)["metrics"]
     result = {name: metrics[name] for name in ("VOC_mAP", "AP50", "AP")}
-    result["minutes"] = read_run(folder)["seconds"] / 60
+    seconds = read_record(folder).seconds
+    assert seconds is not None, f"{folder} is not finished"
+    result["minutes"] = seconds / 60
     table = folder / "proposals-val.npz"
     if table.is_file():
         proposals = ProposalTable.load(table)
         few = WithProposals(dataset, proposals, FEW)
-        result[f"VOC_mAP_{FEW}"] = evaluate(few, given_predictor(load_detector(folder).to(DEVICE)))["VOC_mAP"]
+        result[f"VOC_mAP_{FEW}"] = evaluate(few, fast_rcnn_predictor(load_detector(folder).to(DEVICE)))["VOC_mAP"]
         truths = [without_pixels(dataset[index]) for index in range(len(dataset))]
         regions = [proposals[dataset.name(index)].boxes for index in range(len(dataset))]
         by_number = proposal_recall(truths, regions, (FEW, 2000))["by_number"]

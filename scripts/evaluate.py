@@ -23,13 +23,12 @@ from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels
 from faster_rcnn.data.subset import FirstImages
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
-from faster_rcnn.evaluation import Predictor, collect, torch_predictor
+from faster_rcnn.evaluation import Predictor, collect, fast_rcnn_predictor, torch_predictor
 from faster_rcnn.evaluation.report import compare_sources, write_report
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
-from faster_rcnn.training.fast_rcnn import given_predictor
-from faster_rcnn.training.runs import proposals_of_step, record_of
+from faster_rcnn.training.run import RunRecord, find_record, proposals_of_step
 
 
 def parse() -> argparse.Namespace:
@@ -66,12 +65,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     target: Path | None = arguments.target
-    run = {} if target is None else record_of(target)
-    data, split = arguments.data or run.get("data", "shapes"), arguments.split or run.get("val_split", "val")
-    skip = arguments.skip_bad_boxes or run.get("skip_bad_boxes", False)
+    # RunRecord() is what RUN's options default to without a RUN: shapes, val, all boxes
+    run = (None if target is None else find_record(target)) or RunRecord()
+    data, split = arguments.data or run.data, arguments.split or run.val_split
+    skip = arguments.skip_bad_boxes or run.skip_bad_boxes
     dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
-    if arguments.images is not None:
-        dataset = FirstImages(dataset, arguments.images)
+    if arguments.pictures is not None:
+        dataset = FirstImages(dataset, arguments.pictures)
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}
     if target is None:
@@ -100,7 +100,7 @@ def measure_sources(dataset: Dataset, arguments: argparse.Namespace, about: dict
 
 
 def open_target(
-    target: Path, dataset: Dataset, run: dict[str, Any], arguments: argparse.Namespace
+    target: Path, dataset: Dataset, run: RunRecord, arguments: argparse.Namespace
 ) -> tuple[Dataset, Predictor, dict[str, Any]]:
     """The data set with the proposals that are looked at, if given; what answers for a run or a published model; and
     which of a run's states and which proposals these are."""
@@ -122,21 +122,21 @@ def open_target(
     details = {"checkpoint": which, "iteration": state["iteration"]}
     if not sources:
         return dataset, torch_predictor(detector), details
-    limit = run.get("proposal_limit", detector.config.proposals.after_nms if proposals_of_step(target) else LIMIT)
+    limit = run.proposal_limit or (detector.config.proposals.after_nms if proposals_of_step(target) else LIMIT)
     table = propose(dataset, sources[0], limit, arguments)
-    return WithProposals(dataset, table, limit), given_predictor(detector), details | {"proposals_from": sources[0]}
+    return WithProposals(dataset, table, limit), fast_rcnn_predictor(detector), details | {"proposals_from": sources[0]}
 
 
-def sources_for(target: Path, run: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
+def sources_for(target: Path, run: RunRecord, arguments: argparse.Namespace) -> list[str]:
     """The source of the proposals that a run's head is to look at; empty if they are its own."""
     if len(arguments.proposals) > 1:
         raise ValueError(f"{target} looks at the proposals of one source; name only one by --proposals")
     if arguments.proposals:
         return list(arguments.proposals)
     if (given := proposals_of_step(target)) is None:
-        return [run["proposals"]] if "proposals" in run else []
+        return [] if run.proposals is None else [run.proposals]
     before, table = given
-    own = arguments.data in (None, run.get("data")) and arguments.split in (None, run.get("val_split"))
+    own = arguments.data in (None, run.data) and arguments.split in (None, run.val_split)
     if not own or arguments.seed or not table.is_file():
         raise ValueError(
             f"{target} makes no proposals of its own, and {before} left some for its validation split alone; "

@@ -10,6 +10,7 @@ canvases against tight ones. What does not agree is not published.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,7 @@ from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_c
 from faster_rcnn.graph.publish import next_version, publish
 from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
-from faster_rcnn.training.recipe import read_run
-from faster_rcnn.training.runs import check_finished
+from faster_rcnn.training.run import check_finished, read_record
 
 VERIFIED_IMAGES = 24
 
@@ -102,22 +102,21 @@ def publish_run(arguments: argparse.Namespace) -> Path:
             "publish a run of --schedule joint or alternating"
         )
     detector = build_detector(state).eval()
-    record = read_run(arguments.run) | {"iteration": state["iteration"]}
-    record.pop("config", None)  # model.json has the detector's own
-    data, own = arguments.data or record["data"], record["val_split"]
-    skip = arguments.skip_bad_boxes or record.get("skip_bad_boxes", False)
-    test, measured_on = open_test(arguments, data, own, skip)
+    record = read_record(arguments.run)
+    skip = arguments.skip_bad_boxes or record.skip_bad_boxes
+    test, measured_on = open_test(arguments, arguments.data or record.data, record.val_split, skip)
     check_labels(test, detector.config.labels, str(arguments.run))
     return publish(
         detector,
         arguments.store,
         arguments.name,
         version_of(arguments),
-        training=record,
+        # model.json has the detector's own config
+        training=replace(record, config=None).to_json() | {"iteration": state["iteration"]},
         measured_on=measured_on,
         test=test,
         images=first_images(test),
-        limit=arguments.images,
+        limit=arguments.pictures,
         example=not arguments.no_example,
         precision=arguments.precision,
         provider=arguments.provider,
@@ -126,7 +125,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
 
 def publish_torchvision(arguments: argparse.Namespace) -> Path:
     """A model of torchvision with weights from elsewhere."""
-    if not arguments.data and (arguments.split or arguments.images or arguments.skip_bad_boxes):
+    if not arguments.data and (arguments.split or arguments.pictures or arguments.skip_bad_boxes):
         raise ValueError("--split, --pictures and --skip-bad-boxes are of --data; name it, or leave them out")
     trained = read_torchvision(arguments)
     detector = TorchvisionDetector(trained.model)
@@ -147,7 +146,7 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
         measured_on=measured_on,
         test=test,
         images=first_images(test) if test else None,
-        limit=arguments.images,
+        limit=arguments.pictures,
         example=test is not None and not arguments.no_example,
         labels=labels,
         precision=arguments.precision,

@@ -53,8 +53,8 @@ def main() -> None:
     if out.suffix != ".npz":
         raise ValueError(f"--out {out} does not end in .npz, by which it is known as a table; rename it")
     dataset = open_checked(arguments.data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers)
-    if arguments.images is not None:
-        dataset = FirstImages(dataset, arguments.images)
+    if arguments.pictures is not None:
+        dataset = FirstImages(dataset, arguments.pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     table = propose_for(

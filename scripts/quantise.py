@@ -43,7 +43,7 @@ def main() -> None:
         open_dataset(arguments.data, "train", arguments.seed, arguments.skip_bad_boxes),
         test,
         f"{arguments.data}/{split}",
-        arguments.images,
+        arguments.pictures,
     )
     card = json.loads((folder / "model.json").read_text())
     print(json.dumps({name: {"AP": one["AP"], "AP50": one["AP50"]} for name, one in card["metrics"].items()}, indent=1))

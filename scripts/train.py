@@ -26,9 +26,9 @@ from faster_rcnn.commands.command_line import above_zero, positive, run_command,
 from faster_rcnn.data.augmentation import AUGMENTATIONS
 from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.roi_pooling import POOLINGS
-from faster_rcnn.training.options import DECAYS, OPTIMISERS
+from faster_rcnn.training.optimiser import DECAYS, OPTIMISERS
 from faster_rcnn.training.processes import process_group, rank
-from faster_rcnn.training.recipe import SCHEDULE_NAMES, begun_run, resumed_run
+from faster_rcnn.training.run import SCHEDULE_NAMES, begin_run, resume_run
 from faster_rcnn.training.schedules import carry_out
 
 
@@ -144,14 +144,17 @@ def _add_course(group: Any) -> None:
 
 def main() -> None:
     arguments = parse()
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    folder, resume, device = given.pop("out"), given.pop("resume"), given.pop("device")
-    if given.get("augmentations") == ["none"]:
-        given["augmentations"] = []
+    user_options = {name: value for name, value in vars(arguments).items() if value is not None}
+    folder, resume, device = user_options.pop("out"), user_options.pop("resume"), user_options.pop("device")
+    if user_options.get("augmentations") == ["none"]:
+        user_options["augmentations"] = []
     command = shlex.join(["scripts/train.py", *sys.argv[1:]])
     with process_group(device) as own_device:
-        run = resumed_run(folder, given, command) if resume else begun_run(folder, given, command, str(device))
-        metrics = carry_out(run, folder, own_device)
+        if resume:
+            record = resume_run(folder, user_options, command)
+        else:
+            record = begin_run(folder, user_options, command, str(device))
+        metrics = carry_out(record, folder, own_device)
         if rank() == 0:
             reached = ", ".join(f"{name} {metrics[name]}" for name in ("AP", "AP50", "VOC_mAP") if name in metrics)
             print(f"{folder}: {reached} in {metrics['seconds']} s; its plots, predictions and logs lie there")

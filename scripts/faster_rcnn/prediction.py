@@ -1,4 +1,4 @@
-"""A detector on one image by itself: onto the tightest canvas, and what is found back to the image's own pixels.
+"""Running a detector on one image: onto the tightest canvas, and boxes back to the pixels of the original.
 
 R  boxes.  Boxes are x1, y1, x2, y2.
 """
@@ -19,10 +19,10 @@ from faster_rcnn.detector.resize import resize_image
 
 
 @dataclass(frozen=True)
-class Single:
-    """An image as a detector takes it.
+class PreparedImage:
+    """One image, ready for a detector.
 
-    batch: of this image alone;  scale: [4], what x, y, x, y were multiplied by;  size: int64 [1, 2], height and width
+    batch: this image alone;  scale: [4], the factors of x, y, x, y on the canvas;  size: int64 [1, 2], height and width
     of the original.
     """
 
@@ -31,19 +31,19 @@ class Single:
     size: Tensor
 
     def to_original(self, boxes: Tensor) -> np.ndarray:
-        """Boxes [1, R, 4] on the canvas as float32 [R, 4] in pixels of the original, clipped to it."""
+        """Converts boxes [1, R, 4] on the canvas to float32 [R, 4] in pixels of the original, clipped to it."""
         original: np.ndarray = clip_to_sizes(boxes / self.scale, self.size)[0].cpu().numpy()
         return original
 
 
-def single(detector: FasterRCNN, sample: Sample) -> Single:
-    """The image of a sample, and its proposals if it has some, resized by the detector's rule, on its device."""
+def prepare_image(detector: FasterRCNN, sample: Sample) -> PreparedImage:
+    """A sample's image and any proposals, resized by the detector's rule and moved to its device."""
     image, scale_x, scale_y = resize_image(sample.image, detector.config.resize)
     scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
     proposals = None if sample.proposals is None else sample.proposals * scale
     resized = Sample(image, sample.boxes, sample.labels, proposals=proposals)
     device = detector.mean.device
-    return Single(
+    return PreparedImage(
         collate([resized], detector.backbone.stride).to(device),
         torch.from_numpy(scale).to(device),
         torch.tensor([sample.image.shape[:2]], device=device),
@@ -52,7 +52,7 @@ def single(detector: FasterRCNN, sample: Sample) -> Single:
 
 @contextmanager
 def inferring(detector: FasterRCNN) -> Iterator[None]:
-    """Without gradients and in the mode for inference; afterwards the detector is in the mode that it was in."""
+    """Evaluation mode without gradients; afterwards the detector returns to its previous mode."""
     training = detector.training
     detector.eval()
     try:

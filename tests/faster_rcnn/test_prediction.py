@@ -1,4 +1,4 @@
-"""An image by itself: its canvas and scale, the way back, and the detector's mode."""
+"""One image: its canvas and scale, the conversion back, and the detector's mode."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.resize import ResizeRule
-from faster_rcnn.prediction import inferring, single
+from faster_rcnn.prediction import inferring, prepare_image
 from tests.faster_rcnn.lively import lively
 
 
@@ -16,20 +16,20 @@ def detector() -> FasterRCNN:
     return lively("compact", resize=ResizeRule(64, 128))
 
 
-def test_boxes_go_onto_the_canvas_and_back_to_the_original_and_stay_in_it(detector: FasterRCNN) -> None:
-    """40 × 50 pixels (height × width) become 64 × 80, 1.6 times as many each way; the compact stride is 16."""
-    given = np.array([[10, 20, 50, 40]], np.float32)
-    sample = Sample(np.zeros((40, 50, 3), np.uint8), np.zeros((0, 4)), np.zeros(0, np.int64), proposals=given)
-    one = single(detector, sample)
-    assert one.batch.images.shape == (1, 64, 80, 3)
-    assert one.batch.sizes.tolist() == [[64, 80]]
-    assert one.batch.proposals is not None
-    assert one.batch.proposals[0].tolist() == [pytest.approx([16, 32, 80, 64])]
+def test_boxes_are_scaled_to_the_canvas_and_back_and_clipped_to_the_original(detector: FasterRCNN) -> None:
+    """40 × 50 pixels (height × width) become 64 × 80: the scale is 1.6; the stride of compact is 16."""
+    proposals = np.array([[10, 20, 50, 40]], np.float32)
+    sample = Sample(np.zeros((40, 50, 3), np.uint8), np.zeros((0, 4)), np.zeros(0, np.int64), proposals=proposals)
+    image = prepare_image(detector, sample)
+    assert image.batch.images.shape == (1, 64, 80, 3)
+    assert image.batch.sizes.tolist() == [[64, 80]]
+    assert image.batch.proposals is not None
+    assert image.batch.proposals[0].tolist() == [pytest.approx([16, 32, 80, 64])]
     on_canvas = torch.tensor([[[16.0, 32.0, 80.0, 64.0], [-8.0, 0.0, 88.0, 16.0]]])
-    np.testing.assert_allclose(one.to_original(on_canvas), [[10, 20, 50, 40], [0, 0, 50, 10]], rtol=1e-6)
+    np.testing.assert_allclose(image.to_original(on_canvas), [[10, 20, 50, 40], [0, 0, 50, 10]], rtol=1e-6)
 
 
-def test_a_detector_gets_its_mode_back_even_after_a_fault(detector: FasterRCNN) -> None:
+def test_a_detector_returns_to_its_mode_even_after_an_error(detector: FasterRCNN) -> None:
     detector.train()
     with inferring(detector):
         assert not detector.training

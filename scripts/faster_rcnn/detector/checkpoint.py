@@ -1,7 +1,7 @@
-"""Checkpoints: everything that an interrupted run needs to go on as if it had not been.
+"""Checkpoints: everything that an interrupted training run needs to continue as if it had not been interrupted.
 
-No state of a random generator is among it: what is drawn in an iteration follows from the run's seed and the number of
-the iteration, so there is none to lose.
+They hold no state of a random generator, because the random numbers of an iteration depend only on the run's seed and
+the number of the iteration.
 """
 
 from pathlib import Path
@@ -12,14 +12,15 @@ import torch
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
 
-NAME = "checkpoint.pt"  # the last state, from which a run goes on
-BEST = "best.pt"  # the detector that did best in validation
+NAME = "checkpoint.pt"  # the last state, from which a training run resumes
+BEST = "best.pt"  # the detector with the best validation result
 
 
 def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int, **more: Any) -> None:
-    """Writes a checkpoint, aside first, so that a crash leaves the former one whole.
+    """Writes a checkpoint, to another file first, so that a crash leaves the previous one intact.
 
-    objective: the name of a task, what of the detector was trained;  iteration: how many are done.
+    objective: the name of the training objective (joint, rpn or fast-rcnn);  iteration: the number of finished ones;
+    more: what resuming needs besides the detector.
     """
     state = {
         "objective": objective,
@@ -34,38 +35,38 @@ def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int,
 
 
 def best_or_last(path: Path) -> str:
-    """Which state of a run is the one to use: the best, if it has one."""
+    """Which checkpoint of a run to use: "best" if there is one, else "last"."""
     return "best" if (path / BEST).is_file() else "last"
 
 
 def read_checkpoint(path: Path, which: str = "last") -> dict[str, Any]:
-    """A state that `save_state` wrote; `path` is the file or its run folder.
+    """Reads what `save_state` wrote.
 
-    which: "last", or "best" for the detector that did best in validation, which a run without validation lacks.
-    Raises FileNotFoundError that says where a checkpoint would come from, ValueError if the file is something else.
+    path: the file, or the run folder;  which: of a run folder, "last" or "best" (absent before the first validation).
+    Raises FileNotFoundError if there is no checkpoint, ValueError if the file is not one.
     """
     file = path if path.is_file() else path / (BEST if which == "best" else NAME)
     if not file.is_file():
         missing = file if path.exists() else path
-        raise FileNotFoundError(f"{missing} is not there; scripts/train.py --out {path} writes it")
+        raise FileNotFoundError(f"{missing} is not there; faster-rcnn train --out {path} writes it")
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a file that is not its own
+    except Exception as error:  # torch raises a dozen kinds for a file that it did not write
         raise ValueError(
-            f"{file} is not a checkpoint, or a broken one; name a run that scripts/train.py made"
+            f"{file} is not a checkpoint, or is damaged; name a run that faster-rcnn train made"
         ) from error
     if not isinstance(state, dict) or not {"config", "detector"} <= state.keys():
-        raise ValueError(f"{file} is not a checkpoint of this project; name a run that scripts/train.py made")
+        raise ValueError(f"{file} is not a checkpoint of this project; name a run that faster-rcnn train made")
     return state
 
 
 def build_detector(state: dict[str, Any]) -> FasterRCNN:
-    """The detector of a checkpoint's state."""
+    """The detector of a checkpoint that `read_checkpoint` returned."""
     detector = FasterRCNN(DetectorConfig.from_dict(state["config"]))
     detector.load_state_dict(state["detector"])
     return detector
 
 
 def load_detector(path: Path, which: str = "last") -> FasterRCNN:
-    """The detector of a run folder or checkpoint file, ready to infer."""
+    """The detector of a run folder or checkpoint file, in evaluation mode."""
     return build_detector(read_checkpoint(path, which)).eval()

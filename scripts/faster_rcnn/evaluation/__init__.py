@@ -1,8 +1,23 @@
-"""How good detections and proposals are: COCO's AP, VOC's mAP, recall of proposals, and a report to look at."""
+"""How good detections and proposals are: COCO's AP, VOC's mAP, the recall of proposals, and a report to look at.
+
+Commands and other packages import these names from here.
+"""
 
 from faster_rcnn.evaluation.coco import coco_ap
-from faster_rcnn.evaluation.measure import Predictor, collect, evaluate, measure, torch_predictor
+from faster_rcnn.evaluation.measure import collect, evaluate, measure, without_pixels
+from faster_rcnn.evaluation.predictors import Predictor, fast_rcnn_predictor, torch_predictor
 from faster_rcnn.evaluation.recall import proposal_recall
 from faster_rcnn.evaluation.voc import voc_ap
 
-__all__ = ["Predictor", "coco_ap", "collect", "evaluate", "measure", "proposal_recall", "torch_predictor", "voc_ap"]
+__all__ = [
+    "Predictor",
+    "coco_ap",
+    "collect",
+    "evaluate",
+    "fast_rcnn_predictor",
+    "measure",
+    "proposal_recall",
+    "torch_predictor",
+    "voc_ap",
+    "without_pixels",
+]

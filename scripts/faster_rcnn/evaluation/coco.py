@@ -1,4 +1,4 @@
-"""COCO's average precision, by pycocotools.  Boxes are x1, y1, x2, y2 in the pixels of the original image."""
+"""COCO's average precision, computed by pycocotools.  Boxes are x1, y1, x2, y2 in pixels of the original image."""
 
 import contextlib
 import io
@@ -16,11 +16,11 @@ SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 
 
 def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:
-    """COCO's average precision, computed by pycocotools.
+    """COCO's metrics: AP (mean over IoU 0.50:0.95), AP50, AP75, APs, APm, APl, AR1, AR10, AR100, and AP_by_class.
 
-    Returns AP (mean over IoU 0.50:0.95), AP50, AP75, APs, APm, APl, AR100, and AP by class; a class without an object
-    is None. Difficult objects, which COCO does not know, are treated as crowds: the only kind that it does not count.
-    Raises ValueError if there is no object at all, for then there is nothing to measure.
+    Also returns the number of images (`pictures`) and objects. A class without an object is None. COCO does not know
+    difficult objects; they are treated as crowds, the only objects that it does not count.
+    Raises ValueError if the samples have no object.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -32,11 +32,13 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
         results += _results(prediction, number)
     objects = sum(not annotation["iscrowd"] for annotation in annotations)
     if objects == 0:
-        raise ValueError("the images hold no object, so that no precision can be told; take more images")
+        raise ValueError("the images hold no object, so precision cannot be measured; take more images")
     categories = [{"id": place + 1, "name": name} for place, name in enumerate(labels)]
-    run = _run({"info": {}, "images": images, "annotations": annotations, "categories": categories}, results)
-    metrics: dict[str, Any] = {name: _known(value) for name, value in zip(SUMMARY, run.stats, strict=False)}
-    precision = run.eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recalls, classes, all areas, 100 detections
+    evaluated = _evaluate({"info": {}, "images": images, "annotations": annotations, "categories": categories}, results)
+    metrics: dict[str, Any] = {name: _known(value) for name, value in zip(SUMMARY, evaluated.stats, strict=False)}
+    precision = evaluated.eval["precision"][
+        :, :, :, 0, -1
+    ]  # IoU thresholds, recalls, classes, all areas, 100 detections
     metrics["AP_by_class"] = {
         name: _known(np.mean(of_class) if (of_class := precision[:, :, place]).max() > -1 else -1)
         for place, name in enumerate(labels)
@@ -65,16 +67,16 @@ def _results(prediction: Prediction, image: int) -> list[dict[str, Any]]:
     ]
 
 
-def _run(document: dict[str, Any], results: list[dict[str, Any]]) -> COCOeval:
+def _evaluate(document: dict[str, Any], results: list[dict[str, Any]]) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each of its steps
         truth = COCO()
         truth.dataset = document
         truth.createIndex()
-        run = COCOeval(truth, truth.loadRes(results) if results else _no_results(truth), "bbox")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return run
+        evaluated = COCOeval(truth, truth.loadRes(results) if results else _no_results(truth), "bbox")
+        evaluated.evaluate()
+        evaluated.accumulate()
+        evaluated.summarize()
+    return evaluated
 
 
 def _no_results(truth: COCO) -> COCO:

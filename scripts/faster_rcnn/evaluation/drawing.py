@@ -1,4 +1,4 @@
-"""Boxes onto images, for a person who wants to see what was learned."""
+"""Drawing boxes on images, so that a person can see what a detector has learned."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from faster_rcnn.data.dataset import Prediction
 PALETTE = ((230, 57, 70), (29, 161, 242), (46, 196, 82), (255, 183, 3), (157, 78, 221), (255, 121, 198), (0, 200, 200))
 TRUTH = (255, 255, 255)
 WRONG = (255, 60, 60)
-COVERING, IDLE = (60, 230, 90), (150, 150, 150)  # proposals that cover an object, and the others
-PAPER = (24, 24, 24)
+COVERING, IDLE = (60, 230, 90), (150, 150, 150)  # proposals that cover an object, and others
+BACKGROUND = (24, 24, 24)
 
 
 def draw_boxes(
@@ -24,22 +24,22 @@ def draw_boxes(
 ) -> Image.Image:
     """A copy of `image` (uint8 [H, W, 3]) with each of `boxes` [G, 4] outlined and captioned.
 
-    width: of the outlines in pixels; by default it grows with the image.
+    width: thickness of the outlines in pixels; by default it grows with the image.
     """
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
+    drawing = Image.fromarray(image)
+    draw = ImageDraw.Draw(drawing)
     size = max(11, min(image.shape[:2]) // 30)
     for (x1, y1, x2, y2), caption, colour in zip(boxes.tolist(), captions, colours, strict=True):
         draw.rectangle([x1, y1, x2, y2], outline=colour, width=width or max(2, size // 6))
         if caption:
-            left, top = min(x1, picture.width - draw.textlength(caption, font_size=size) - 4), max(0, y1 - size - 4)
+            left, top = min(x1, drawing.width - draw.textlength(caption, font_size=size) - 4), max(0, y1 - size - 4)
             draw.rectangle(draw.textbbox((left, top), caption, font_size=size), fill=colour, outline=colour, width=2)
             draw.text((left, top), caption, fill=(0, 0, 0), font_size=size)
-    return picture
+    return drawing
 
 
 def draw_prediction(image: np.ndarray, prediction: Prediction, names: Sequence[str], threshold: float) -> Image.Image:
-    """A copy of `image` with the detections that score at least `threshold`, a colour for each class."""
+    """A copy of `image` with the detections that score at least `threshold`, one colour per class."""
     shown = prediction.scores >= threshold
     labels, scores = prediction.labels[shown].tolist(), prediction.scores[shown].tolist()
     captions = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
@@ -48,42 +48,42 @@ def draw_prediction(image: np.ndarray, prediction: Prediction, names: Sequence[s
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 360) -> Image.Image:
-    """Images scaled into the squares of one sheet."""
+    """One sheet of images, each scaled into a square of `side` pixels."""
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * side), PAPER)
-    for place, picture in enumerate(images):
-        scaled = picture.copy()
+    sheet = Image.new("RGB", (columns * side, rows * side), BACKGROUND)
+    for place, image in enumerate(images):
+        scaled = image.copy()
         scaled.thumbnail((side - 8, side - 8))
         sheet.paste(scaled, (place % columns * side + 4, place // columns * side + 4))
     return sheet
 
 
 def rescale(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
-    """An image (uint8 [H, W, 3]) whose longer side is `side` pixels, and the factor that coordinates take."""
+    """The image (uint8 [H, W, 3]) with a longer side of `side` pixels, and the factor for its coordinates."""
     height, width = image.shape[:2]
     factor = side / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)), factor
 
 
-def with_caption(picture: Image.Image, caption: str) -> Image.Image:
-    """A copy on top of a strip that says what is seen, in as many lines as it takes."""
+def with_caption(image: Image.Image, caption: str) -> Image.Image:
+    """A copy of the image above a strip with the caption, wrapped to the image's width."""
     size = 15
-    letters = max(8, int(picture.width / (size * 0.55)))
+    letters = max(8, int(image.width / (size * 0.55)))
     lines = textwrap.wrap(caption, letters) or [""]
     strip = len(lines) * (size + 5) + 8
-    sheet = Image.new("RGB", (picture.width, picture.height + strip), PAPER)
-    sheet.paste(picture, (0, 0))
-    ImageDraw.Draw(sheet).text((5, picture.height + 3), "\n".join(lines), fill=TRUTH, font_size=size, spacing=5)
+    sheet = Image.new("RGB", (image.width, image.height + strip), BACKGROUND)
+    sheet.paste(image, (0, 0))
+    ImageDraw.Draw(sheet).text((5, image.height + 3), "\n".join(lines), fill=TRUTH, font_size=size, spacing=5)
     return sheet
 
 
 def side_by_side(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:
-    """Images in a row on one sheet."""
-    width = sum(picture.width for picture in images) + gap * (len(images) - 1)
-    sheet = Image.new("RGB", (width, max(picture.height for picture in images)), PAPER)
+    """One sheet with the images in a row."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    sheet = Image.new("RGB", (width, max(image.height for image in images)), BACKGROUND)
     left = 0
-    for picture in images:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + gap
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width + gap
     return sheet

@@ -1,9 +1,6 @@
-"""From a data set and a detector to metrics: predictions are collected once, and everything is measured on them.
+"""From a data set and a predictor to metrics: predictions are collected once, then everything is measured on them."""
 
-D  detections, P  proposals of one image.  Boxes are x1, y1, x2, y2 in the pixels of the original image.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,28 +9,10 @@ from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Prediction, Sample
 from faster_rcnn.data.subset import FirstImages
-from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.evaluation.coco import coco_ap
+from faster_rcnn.evaluation.predictors import Predictor
 from faster_rcnn.evaluation.recall import NUMBERS, proposal_recall
 from faster_rcnn.evaluation.voc import voc_ap
-from faster_rcnn.prediction import inferring, single
-
-Predictor = Callable[[Sample], Prediction]
-
-
-def torch_predictor(detector: FasterRCNN) -> Predictor:
-    """The PyTorch detector on one image by itself, on the tightest canvas; its proposals come with its detections."""
-
-    def predict(sample: Sample) -> Prediction:
-        one = single(detector, sample)
-        with inferring(detector):
-            answer = detector(one.batch.images, one.batch.sizes)
-        real, proposed = int(answer.num_detections[0]), int(answer.num_proposals[0])
-        scores, labels = answer.scores[0, :real].cpu().numpy(), answer.labels[0, :real].cpu().numpy()
-        proposals = one.to_original(answer.proposals[:, :proposed])
-        return Prediction(one.to_original(answer.boxes[:, :real]), scores, labels, proposals)
-
-    return predict
 
 
 def evaluate(dataset: Dataset, predict: Predictor, limit: int | None = None) -> dict[str, Any]:
@@ -43,30 +22,27 @@ def evaluate(dataset: Dataset, predict: Predictor, limit: int | None = None) -> 
 
 
 def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> tuple[list[Sample], list[Prediction]]:
-    """What is true and what is predicted of the first `limit` images.
-
-    The samples have their objects and size but no pixels: thousands of images would fill the memory.
-    """
-    pictures = dataset if limit is None else FirstImages(dataset, limit)
+    """The first `limit` samples, as `without_pixels` returns them, and the prediction for each."""
+    first = dataset if limit is None else FirstImages(dataset, limit)
     truths, predictions = [], []
-    for index in tqdm(range(len(pictures)), desc="evaluating", unit="image", leave=False):
-        sample = pictures[index]
+    for index in tqdm(range(len(first)), desc="evaluating", unit="image", leave=False):
+        sample = first[index]
         predictions.append(predict(sample))
         truths.append(without_pixels(sample))
     return truths, predictions
 
 
 def without_pixels(sample: Sample) -> Sample:
-    """The sample with an image of its size that takes a single byte, for who only needs the objects."""
+    """The sample with a blank image of its size that takes one byte; thousands of images would fill the memory."""
     return replace(sample, image=np.broadcast_to(np.uint8(0), sample.image.shape))
 
 
 def measure(truths: Sequence[Sample], predictions: Sequence[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:
-    """COCO's metrics (`coco_ap`), VOC's by both rules and, where every prediction has proposals, their recall.
+    """COCO's metrics (`coco_ap`), VOC's by both rules and, if every prediction has proposals, their recall.
 
     VOC_mAP, VOC_AP_by_class: area under the curve (VOC 2010 and later);  VOC_mAP_11, VOC_AP_11_by_class: eleven points
-    (VOC 2007);  proposals: recall by the number of proposals, for those of NUMBERS that the detector gives.
-    Raises ValueError if there is no object at all.
+    (VOC 2007);  proposals: recall by the number of proposals, for the NUMBERS that some image reaches.
+    Raises ValueError if the samples have no object.
     """
     metrics = coco_ap(truths, predictions, labels)
     voc = voc_ap(truths, predictions, labels)
@@ -76,12 +52,12 @@ def measure(truths: Sequence[Sample], predictions: Sequence[Prediction], labels:
     if len(regions) < len(predictions):
         return metrics
     most = max(len(one) for one in regions)
-    given = tuple(number for number in NUMBERS if number <= most) or (most,)
-    return metrics | {"proposals": rounded(proposal_recall(truths, regions, given)["by_number"])}
+    numbers = tuple(number for number in NUMBERS if number <= most) or (most,)
+    return metrics | {"proposals": rounded(proposal_recall(truths, regions, numbers)["by_number"])}
 
 
 def rounded(value: Any) -> Any:
-    """Every float in nested dicts and lists to four places, as in COCO's metrics."""
+    """Rounds every float in nested dicts and lists to four decimals, as `coco_ap` does."""
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Intersection over union for the measures: in float64, where the boxes come in float32.
+"""Intersection over union for the metrics, in float64 although boxes are float32.
 
 A, B  numbers of boxes.  Boxes are x1, y1, x2, y2 without "+1".
 """
@@ -8,10 +8,10 @@ from pycocotools import mask
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray, inside: bool = False) -> np.ndarray:
-    """pycocotools' overlap of every one of `boxes` with every one of `others`, so that a limit falls as in COCO's code.
+    """The overlap of each of `boxes` with each of `others`, by pycocotools, so that thresholds apply as in COCO's code.
 
-    boxes: [A, 4];  others: [B, 4].  Returns float64 [A, B]: intersection over union or, `inside`, over the area of the
-    first of the two, which is COCO's rule where the other is a crowd.
+    boxes: [A, 4];  others: [B, 4].  Returns float64 [A, B]: intersection over union or, if `inside`, intersection over
+    the area of the box, which is COCO's rule for crowds.
     """
     if not len(boxes) or not len(others):
         return np.zeros((len(boxes), len(others)))
@@ -20,6 +20,6 @@ def overlaps(boxes: np.ndarray, others: np.ndarray, inside: bool = False) -> np.
 
 
 def corners_to_coco(boxes: np.ndarray) -> np.ndarray:
-    """[R, 4] x1, y1, x2, y2 as float64 x, y, width, height."""
+    """Converts boxes [R, 4] from x1, y1, x2, y2 to float64 x, y, width, height."""
     corners = boxes.astype(np.float64).reshape(-1, 4)
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)

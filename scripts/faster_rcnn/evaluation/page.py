@@ -1,4 +1,4 @@
-"""The page that shows an evaluation in a browser: plain HTML, no scripts, images beside it in the same folder."""
+"""The page that shows an evaluation in a browser: plain HTML without scripts, with its images in the same folder."""
 
 from collections.abc import Sequence
 from html import escape
@@ -20,7 +20,7 @@ img { max-width: 100%; border-radius: .3rem; }
 
 
 def page(title: str, note: str, sections: Sequence[str]) -> str:
-    """A whole document of sections, which are HTML already."""
+    """A complete HTML document; `sections` are HTML, the other arguments plain text."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
@@ -31,29 +31,30 @@ def page(title: str, note: str, sections: Sequence[str]) -> str:
 
 
 def section(heading: str, note: str, *parts: str) -> str:
-    """A heading, a line that says how to read what follows, and parts that are HTML already."""
+    """A heading, a line that explains what follows, and the content; `parts` are HTML."""
     return f'<h2>{escape(heading)}</h2><p class="note">{escape(note)}</p>\n' + "\n".join(parts)
 
 
 def tiles(values: dict[str, str]) -> str:
-    """The numbers to see first."""
+    """The most important numbers, large, each above its name."""
     cells = (f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in values.items())
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain text."""
     header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     return f"<table><tr>{header}</tr>\n{body}</table>"
 
 
 def image(path: str) -> str:
-    """An image by its path from the page, loaded when it comes into view and opened by a click."""
+    """An image by its path relative to the page. It loads when it scrolls into view; a click opens it."""
     return f'<a href="{escape(path)}"><img loading="lazy" src="{escape(path)}" alt=""></a>'
 
 
 def gallery(heading: str, paths: Sequence[str]) -> str:
-    """Images in a grid; nothing where there are none."""
+    """Images in a grid; empty text if there are none."""
     if not paths:
         return ""
     return f'<h3>{escape(heading)}</h3><div class="gallery">{"".join(map(image, paths))}</div>'

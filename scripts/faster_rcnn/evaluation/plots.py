@@ -14,9 +14,9 @@ NAMES = {"R@0.5": "recall at IoU 0.5", "R@0.7": "recall at IoU 0.7", "AR": "aver
 
 
 def plot_precision_recall(voc: dict[str, Any], path: Path) -> None:
-    """Precision over recall at IoU 0.5, a panel a class with its AP; `voc` is what `voc_ap` returns.
+    """Precision over recall at IoU 0.5, one panel per class with its AP; `voc` is the result of `voc_ap`.
 
-    The line is the best precision at that recall or any higher, whose area is the AP; the dots are the detections.
+    The line is the best precision at that recall or any higher one; the area under it is the AP. Dots are detections.
     """
     curves = voc["VOC_curves"]
     figure, panels = _grid(max(1, len(curves)))
@@ -34,9 +34,9 @@ def plot_precision_recall(voc: dict[str, Any], path: Path) -> None:
 
 
 def plot_recall(sources: dict[str, dict[str, Any]], path: Path) -> None:
-    """Recall over IoU, a panel for each number of proposals, then over the number, a panel for each measure.
+    """Recall over IoU, one panel per number of proposals; then recall over their number, one panel per measure.
 
-    sources: results of `proposal_recall` by the name of their source, all for the same numbers.
+    sources: results of `proposal_recall` by the name of the source, all for the same numbers of proposals.
     """
     numbers = list(next(iter(sources.values()))["by_number"])
     figure, panels = _grid(len(numbers) + len(MEASURES))
@@ -47,13 +47,13 @@ def plot_recall(sources: dict[str, dict[str, Any]], path: Path) -> None:
     for panel, measure in zip(panels[len(numbers) :], MEASURES, strict=False):
         for name, result in sources.items():
             panel.plot(result["curve"]["number"], result["curve"][measure], marker=".", label=name)
-        panel.set(title=NAMES[measure], xlabel="proposals an image", xscale="log", ylim=(0, 1.02))
+        panel.set(title=NAMES[measure], xlabel="proposals per image", xscale="log", ylim=(0, 1.02))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sources), frameon=False)
     figure.savefig(path, dpi=100)
 
 
 def _grid(number: int) -> tuple[Figure, list[Axes]]:
-    """A figure of its own, which nothing global knows of, with `number` panels."""
+    """A figure with `number` panels, independent of pyplot's global state."""
     columns = min(COLUMNS, number)
     rows = -(-number // columns)
     figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")

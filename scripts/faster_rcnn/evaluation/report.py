@@ -1,4 +1,4 @@
-"""An evaluation as a folder: metrics, plots, tables, images and mistakes, and a page that shows all of it."""
+"""The report of an evaluation: a folder with metrics, plots, tables, images, mistakes and a page that shows them."""
 
 import csv
 import json
@@ -20,11 +20,12 @@ from faster_rcnn.evaluation.sheets import draw_mistake, draw_overview, draw_sour
 from faster_rcnn.evaluation.voc import voc_ap
 from faster_rcnn.proposal_sources.table import Regions
 
-SHOWN_SCORE = 0.5  # what a client of the service gets who names no threshold
+SHOWN_SCORE = 0.5  # the service's default threshold
 WORST_SHOWN = 12  # of each kind of mistake
 QUALITY = 85  # of JPEG
 TILES = ("AP", "AP50", "AP75", "VOC_mAP", "VOC_mAP_11", "AR100", "pictures", "objects")
-RECALL_HEAD = ("source", "proposals", *MEASURES, "given an image")
+RECALL_HEAD = ("source", "proposals", *MEASURES, "mean per image")
+RECALL_CSV_HEAD = (*RECALL_HEAD[:-1], "given an image")
 
 
 def write_report(
@@ -35,12 +36,12 @@ def write_report(
     about: dict[str, Any],
     images: int,
 ) -> dict[str, Any]:
-    """Measures and writes `metrics.json`, plots, `recall.csv`, `recall.md`, `mistakes.csv`, `pictures/`, `mistakes/`,
-    `index.html`; returns what is in `metrics.json`.
+    """Measures predictions and writes `metrics.json`, plots, `recall.csv`, `recall.md`, `mistakes.csv`, `pictures/`,
+    `mistakes/` and `index.html`; returns the content of `metrics.json`.
 
-    truths, predictions: of every image of `dataset`, as `collect` gives them;  about: what was measured and how,
-    put before the metrics;  images: how many are drawn, evenly spread. Images are read again when they are drawn.
-    Raises ValueError if there is no object to find.
+    truths, predictions: of every image of `dataset`, from `collect`;  about: what was measured and how, written before
+    the metrics;  images: the number of images to draw, evenly spread over the data set, which are read again.
+    Raises ValueError if the samples have no object.
     """
     record = {**about, **measure(truths, predictions, dataset.labels)}
     out.mkdir(parents=True, exist_ok=True)
@@ -66,10 +67,11 @@ def write_report(
 def compare_sources(
     out: Path, dataset: Dataset, tables: Mapping[str, Mapping[str, Regions]], about: dict[str, Any], images: int
 ) -> str:
-    """Measures sources of proposals alone: `metrics.json`, `recall.csv`, `recall.md`, a plot with all of them,
-    `pictures/` and `index.html`; returns the table of `recall.md`.
+    """Measures sources of proposals without a detector and writes `metrics.json`, `recall.csv`, `recall.md`, a plot,
+    `pictures/` and `index.html`; returns the table in `recall.md`.
 
-    tables: what `propose_for` made for all of `dataset`, by the name of its source;  about, images: as above.
+    tables: the results of `propose_for` for all of `dataset`, by the name of the source;  about, images: as in
+    `write_report`.
     """
     out.mkdir(parents=True, exist_ok=True)
     indices = range(len(dataset))
@@ -96,7 +98,8 @@ def _results(record: dict[str, Any]) -> str:
     ]
     return page.section(
         "Detections",
-        "AP: mean over IoU 0.50 to 0.95 (COCO). VOC: at IoU 0.5, the area under the curve, or its mean at 11 recalls.",
+        "AP is COCO's mean over IoU 0.50 to 0.95. VOC AP is at IoU 0.5: the area under the precision-recall curve, or "
+        "the mean precision at 11 recalls.",
         page.tiles({name: _number(record[name]) for name in TILES}),
         page.table(("class", "AP", "VOC AP (area)", "VOC AP (11 points)"), rows),
         page.image("precision_recall.png"),
@@ -107,17 +110,17 @@ def _write_recall(out: Path, sources: dict[str, dict[str, Any]]) -> str:
     plot_recall(sources, out / "proposal_recall.png")
     (out / "recall.md").write_text(recall_table(sources))
     rows = recall_rows(sources)
-    _write_csv(out / "recall.csv", RECALL_HEAD, rows)
+    _write_csv(out / "recall.csv", RECALL_CSV_HEAD, rows)
     return page.section(
         "Proposals",
-        "The share of objects that the best proposals of an image cover, and AR, its mean over IoU 0.50 to 0.95.",
+        "R is the share of objects that the best proposals of each image cover; AR is its mean over IoU 0.50 to 0.95.",
         page.table(RECALL_HEAD, rows),
         page.image("proposal_recall.png"),
     )
 
 
 def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) -> str:
-    """`mistakes.csv` with all of them, `mistakes/` with the worst of each kind, named by their rank among all."""
+    """Writes all mistakes to `mistakes.csv`, and the worst of each kind to `mistakes/`, named by their overall rank."""
     _write_csv(
         out / "mistakes.csv",
         ("rank", "kind", "picture", "class", "severity", "x1", "y1", "x2", "y2", "caption"),
@@ -142,15 +145,15 @@ def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) ->
         galleries.append(page.gallery(f"{kind}: {len(of_kind)}", [f"{folder.name}/{name}" for name in names]))
     return page.section(
         "Mistakes",
-        f"Detections with a score of {SHOWN_SCORE} or more that are false, and objects that none of them found; "
-        f"the {WORST_SHOWN} worst of each kind. Red is the detection, white the object. All are in mistakes.csv.",
+        f"False detections with a score of {SHOWN_SCORE} or more, and objects that no such detection found; the "
+        f"{WORST_SHOWN} worst of each kind. Red: detection; white: object. mistakes.csv lists all.",
         page.table(("kind", "number"), counts),
         *galleries,
     )
 
 
 def _write_images(folder: Path, dataset: Dataset, number: int, draw: Callable[[int], Image.Image]) -> str:
-    """`number` images that `draw` makes of their index, evenly spread over the data set."""
+    """Saves `number` images, evenly spread over the data set; `draw` makes each from its index."""
     _emptied(folder, "picture-*.jpg")
     last = len(dataset) - 1
     chosen = np.unique(np.linspace(0, last, min(number, len(dataset))).round().astype(int))
@@ -158,14 +161,14 @@ def _write_images(folder: Path, dataset: Dataset, number: int, draw: Callable[[i
     for index in tqdm(chosen.tolist(), desc="drawing images", unit="image", leave=False):
         paths.append(f"{folder.name}/picture-{index:05d}.jpg")
         draw(index).save(folder.parent / paths[-1], quality=QUALITY)
-    return page.section("Images", f"{len(paths)} of {len(dataset)}.", *map(page.image, paths))
+    return page.section("Images", f"{len(paths)} of {len(dataset)} images.", *map(page.image, paths))
 
 
 def _emptied(folder: Path, pattern: str) -> Path:
-    """The folder without what a former evaluation drew there."""
+    """The folder, without the drawings of an earlier evaluation."""
     folder.mkdir(exist_ok=True)
-    for former in folder.glob(pattern):
-        former.unlink()
+    for earlier in folder.glob(pattern):
+        earlier.unlink()
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Images of what a detector sees, and of what it gets wrong.  Boxes are x1, y1, x2, y2 in pixels of the image."""
+"""Drawings of what a detector finds and of its mistakes.  Boxes are x1, y1, x2, y2 in pixels of the image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,12 +21,12 @@ from faster_rcnn.evaluation.mistakes import Mistake
 from faster_rcnn.evaluation.overlaps import overlaps
 from faster_rcnn.evaluation.voc import MIN_OVERLAP
 
-SIDE, MISTAKE_SIDE = 600, 420  # of an image in the report, in pixels; mistakes are shown beside each other
+SIDE, MISTAKE_SIDE = 600, 420  # longer side of a drawing in pixels; mistakes are shown in a grid
 PROPOSALS_SHOWN = 50  # more hide the image
 
 
 def draw_truth(image: np.ndarray, sample: Sample, names: Sequence[str], factor: float) -> Image.Image:
-    """The objects with their classes, on `image`, which is the sample's resized by `factor`."""
+    """Draws the objects with their classes on `image`, the sample's image resized by `factor`."""
     counted = sample.counted()
     captions = [
         names[label] + ("" if is_counted else " (not counted)")
@@ -36,7 +36,7 @@ def draw_truth(image: np.ndarray, sample: Sample, names: Sequence[str], factor: 
 
 
 def draw_proposals(image: np.ndarray, sample: Sample, proposals: np.ndarray, factor: float) -> Image.Image:
-    """The best proposals, those that cover an object (IoU >= 0.5) in a colour of their own and above the others."""
+    """Draws the best proposals; those that cover an object (IoU >= 0.5) are bright and on top."""
     best = proposals[:PROPOSALS_SHOWN]
     overlap = overlaps(best, sample.boxes).max(axis=1, initial=0.0)
     order = np.argsort(overlap >= MIN_OVERLAP, kind="stable")
@@ -47,11 +47,11 @@ def draw_proposals(image: np.ndarray, sample: Sample, proposals: np.ndarray, fac
 def draw_overview(
     sample: Sample, prediction: Prediction, names: Sequence[str], threshold: float, title: str
 ) -> Image.Image:
-    """Side by side: the truth, the detections that score at least `threshold`, and the best proposals, if known."""
+    """Side by side: the objects, the detections that score at least `threshold`, and the best proposals, if known."""
     image, factor = rescale(sample.image, SIDE)
     scaled = Prediction(prediction.boxes * factor, prediction.scores, prediction.labels)
     panels = [
-        with_caption(draw_truth(image, sample, names, factor), f"{title}: truth, {len(sample.labels)} objects"),
+        with_caption(draw_truth(image, sample, names, factor), f"{title}: {len(sample.labels)} annotated objects"),
         with_caption(
             draw_prediction(image, scaled, names, threshold),
             f"{int((prediction.scores >= threshold).sum())} detections with a score of {threshold} or more",
@@ -63,7 +63,10 @@ def draw_overview(
 
 
 def draw_sources(sample: Sample, sources: Mapping[str, np.ndarray]) -> Image.Image:
-    """Side by side: the best proposals of each source, float [P, 4] by its name."""
+    """Side by side: the best proposals of each source.
+
+    sources: float [P, 4] by the name of the source.
+    """
     image, factor = rescale(sample.image, SIDE)
     return side_by_side(
         [_proposals_panel(image, sample, proposals, factor, f"{name}: the best") for name, proposals in sources.items()]
@@ -74,15 +77,15 @@ def _proposals_panel(
     image: np.ndarray, sample: Sample, proposals: np.ndarray, factor: float, start: str
 ) -> Image.Image:
     shown = min(PROPOSALS_SHOWN, len(proposals))
-    caption = f"{start} {shown} of {len(proposals)} proposals; bright: IoU with an object of {MIN_OVERLAP} or more"
+    caption = f"{start} {shown} of {len(proposals)} proposals; bright: IoU of {MIN_OVERLAP} or more with an object"
     return with_caption(draw_proposals(image, sample, proposals, factor), caption)
 
 
 def draw_mistake(sample: Sample, mistake: Mistake, title: str) -> Image.Image:
-    """The box that is wrong or was missed, with the boxes that its caption speaks of."""
+    """The wrong or missed box, with the boxes that the caption mentions."""
     image, factor = rescale(sample.image, MISTAKE_SIDE)
     missed = mistake.kind == "missed"
     boxes = np.concatenate([mistake.others, mistake.box[None]]) * factor
     colours = [WRONG if missed else TRUTH] * len(mistake.others) + [TRUTH if missed else WRONG]
-    picture = draw_boxes(image, boxes, [""] * len(boxes), colours)
-    return with_caption(picture, f"{mistake.kind}: {mistake.caption} ({title})")
+    drawing = draw_boxes(image, boxes, [""] * len(boxes), colours)
+    return with_caption(drawing, f"{mistake.kind}: {mistake.caption} ({title})")

@@ -1,9 +1,10 @@
 """Average precision as Pascal VOC defines it (Everingham et al. 2010, section 4.2; VOCevaldet.m of the devkit).
 
 The detections of a class are taken from all images, best score first. Each is compared with the object of its class
-and image that it overlaps most: at IoU >= 0.5 it is a hit, unless the object has been hit before; else it is false.
-Difficult objects are not counted, and what hits them is neither right nor wrong. The devkit adds 1 to every side, for
-its corners are whole pixels, both included; boxes whose x2, y2 lie one further need no such 1 and have the same IoU.
+and image that it overlaps most: at IoU >= 0.5 it is a hit, unless the object was hit before; otherwise it is false.
+Difficult objects do not count, and detections that hit them are neither right nor wrong. The devkit adds 1 to every
+side, because its corners are pixels that both belong to the box. Here x2 and y2 lie one further, which gives the same
+IoU without the 1.
 
 n  detections of one class in all images, best score first;  G  objects of it that count.
 """
@@ -24,16 +25,16 @@ MIN_OVERLAP = 0.5  # section 4.2; the devkit compares with >=
 class Outcome(IntEnum):
     FALSE = 0
     HIT = 1
-    IGNORED = 2  # hits a difficult object, or lies in a crowd
+    IGNORED = 2  # hits a difficult object or lies in a crowd
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of the detections of one class, best score first.
+    """The detections of one class, best score first, each with its outcome.
 
-    scores float [n];  outcomes int [n] of Outcome;  images, rows int [n]: the row of which image's prediction;
-    targets int [n]: the row of the image's object of that class that it overlaps most, -1 for none;
-    overlaps float [n]: their IoU;  objects: G.
+    scores: float [n];  outcomes: int [n], values of Outcome;  images, rows: int [n], an image and a row of its
+    prediction;  targets: int [n], the row of the object of that class that the detection overlaps most, -1 for none;
+    overlaps: float [n], their IoU;  objects: G.
     """
 
     scores: np.ndarray
@@ -59,7 +60,7 @@ def voc_ap(samples: Sequence[Sample], predictions: Sequence[Prediction], labels:
 
     Returns VOC_mAP and VOC_AP_by_class (the area under the curve made monotone: VOC 2010 and later), VOC_mAP_11 and
     VOC_AP_11_by_class (the mean at eleven recalls: VOC 2007), and VOC_curves, a Curve by class. A class without an
-    object that counts is None, has no curve and is left out of the means, which are None if no class is left.
+    object that counts is None, has no curve and does not enter the means, which are None if there is no other class.
     """
     areas: dict[str, float | None] = {}
     elevens: dict[str, float | None] = {}
@@ -84,11 +85,11 @@ def voc_ap(samples: Sequence[Sample], predictions: Sequence[Prediction], labels:
 
 
 def match_class(samples: Sequence[Sample], predictions: Sequence[Prediction], label: int) -> Matches:
-    """Holds the detections of one class against its objects. Equal scores stay in the order of the images."""
-    parts = [_match_image(sample, prediction, label) for sample, prediction in zip(samples, predictions, strict=True)]
-    images = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    """Matches the detections of one class with its objects. Equal scores keep the order of the images."""
+    matched = [_match_image(sample, prediction, label) for sample, prediction in zip(samples, predictions, strict=True)]
+    images = np.repeat(np.arange(len(matched)), [len(columns[0]) for columns in matched])
     empty = (np.zeros(0), np.zeros(0, int), np.zeros(0, int), np.zeros(0, int), np.zeros(0))
-    scores, outcomes, rows, targets, overlap = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
+    scores, outcomes, rows, targets, overlap = (np.concatenate(column) for column in zip(empty, *matched, strict=True))
     order = np.argsort(-scores, kind="stable")
     return Matches(
         scores[order],
@@ -109,7 +110,7 @@ def _match_image(sample: Sample, prediction: Prediction, label: int) -> tuple[np
     objects = np.flatnonzero((sample.labels == label) & ~crowd)
     crowds = np.flatnonzero((sample.labels == label) & crowd)
     boxes = prediction.boxes[rows]
-    # a crowd's box says nothing of the size of one of its members, so that IoU would punish them (COCO's rule)
+    # a crowd's box is larger than any of its members, so COCO divides by the area of the detection alone
     in_crowd = (overlaps(boxes, sample.boxes[crowds], inside=True) >= MIN_OVERLAP).any(axis=1)
     outcomes = np.where(in_crowd, Outcome.IGNORED, Outcome.FALSE).astype(int)
     targets, best = np.full(len(rows), -1), np.zeros(len(rows))
@@ -129,19 +130,19 @@ def _match_image(sample: Sample, prediction: Prediction, label: int) -> tuple[np
 
 
 def area_under(hits: np.ndarray, precision: np.ndarray, objects: int) -> float:
-    """The area under precision over recall, where precision is the best at that recall or any higher (VOC 2010 on).
+    """The area under precision over recall, with the best precision at that recall or any higher one (VOC 2010 on).
 
-    hits: int [n], how many of the first detections hit;  precision: float [n];  objects: G > 0.
+    hits: int [n], the number of hits among the first 1 … n detections;  precision: float [n];  objects: G > 0.
     """
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(hits, prepend=0) * envelope) / objects)
 
 
 def eleven_points(hits: np.ndarray, precision: np.ndarray, objects: int) -> float:
-    """The mean over recalls 0, 0.1, …, 1 of the best precision at that recall or any higher (VOC 2007).
+    """The mean over recalls 0, 0.1, …, 1 of the best precision at that recall or any higher one (VOC 2007).
 
-    Arguments as of `area_under`. Recalls are compared as whole numbers: as floats, three of ten objects fall short of
-    three times 0.1.
+    Takes the arguments of `area_under`. Recalls are compared as whole numbers, because in floats 3 / 10 is less than
+    3 * 0.1.
     """
     best = [precision[10 * hits >= tenth * objects].max(initial=0.0) for tenth in range(11)]
     return float(np.mean(best))

@@ -1,1 +1,1 @@
-"""Where region proposals come from: `sources.propose_for` makes a table of them, `table.WithProposals` trains on it."""
+"""Sources of region proposals: `sources.propose_for` makes a table, `table.WithProposals` adds it to a data set."""

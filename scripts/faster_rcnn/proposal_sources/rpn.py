@@ -1,6 +1,6 @@
-"""Proposals by a trained region proposal network, each image by itself and resized by the detector's own rule.
+"""Proposals by a trained region proposal network, one image at a time, resized by the detector's own rule.
 
-P  proposals of an image.  Boxes leave in pixels of the original image.
+P  proposals of an image.  Returned boxes are in pixels of the original image.
 """
 
 import sys
@@ -11,28 +11,28 @@ from tqdm import tqdm
 from faster_rcnn.data.dataset import Dataset, Sample
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.proposals import ProposalLimits
-from faster_rcnn.prediction import inferring, single
+from faster_rcnn.prediction import inferring, prepare_image
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, Regions
 
 EVERY = sys.maxsize  # anchors
-MOST_OF_A_MAP = 12_000  # anchors; as many as NMS sees of the single map in the reference code's joint training
+MOST_OF_A_MAP = 12_000  # anchors; what NMS sees of the single map in the reference code's joint training
 
 
 def uncut_limits(detector: FasterRCNN, limit: int = LIMIT) -> ProposalLimits:
-    """The limits of alternating training, at the threshold of NMS that the detector has in its own.
+    """The limits of alternating training, with the detector's own NMS threshold.
 
-    On one feature map NMS sees every anchor (RPN_PRE_NMS_TOP_N = -1 in the reference code). A pyramid, which the
-    reference code has not, shows it the best 12,000 of each map: among the 160,000 anchors of the finest one
-    it would take a minute an image.
+    With one feature map, NMS sees every anchor (RPN_PRE_NMS_TOP_N = -1 in the reference code). With a pyramid, which
+    the reference code lacks, it sees the best 12,000 of each map: the 160,000 anchors of the finest map would take a
+    minute per image.
     """
     before = EVERY if len(detector.backbone.strides) == 1 else MOST_OF_A_MAP
     return replace(detector.config.training_proposals, before_nms=before, after_nms=limit)
 
 
 def rpn_regions(detector: FasterRCNN, dataset: Dataset, limits: ProposalLimits, made: str = "rpn") -> ProposalTable:
-    """The proposals for the images of a data set, on the detector's device.
+    """The proposals for the images of a data set, computed on the detector's device.
 
-    made: the words that say where the detector comes from; the limits are added.
+    made: where the detector comes from, in words; the table's own `made` adds the limits.
     """
     table = {}
     for index in tqdm(range(len(dataset)), desc="proposing", unit="image"):
@@ -47,12 +47,12 @@ def rpn_regions(detector: FasterRCNN, dataset: Dataset, limits: ProposalLimits, 
 
 def image_regions(detector: FasterRCNN, sample: Sample, limits: ProposalLimits) -> Regions:
     """The proposals for one image, on the tightest canvas."""
-    one = single(detector, sample)
-    sizes = one.batch.sizes
+    image = prepare_image(detector, sample)
+    sizes = image.batch.sizes
     with inferring(detector):
-        anchors = detector.regions(detector.features(one.batch.images, sizes), sizes)
-        before_nms = min(limits.before_nms, max(anchors.levels))  # the operators pad to what they are asked for
+        anchors = detector.regions(detector.features(image.batch.images, sizes), sizes)
+        before_nms = min(limits.before_nms, max(anchors.levels))  # the operators pad their output to this length
         number, boxes, objectness = detector.select(anchors, sizes, replace(limits, before_nms=before_nms))
-    original = one.to_original(boxes[:, : int(number[0])])
-    some = (original[:, 2:] > original[:, :2]).all(axis=1)  # a sliver may vanish when it is rounded
-    return Regions(original[some], objectness[0, : len(original)].cpu().numpy()[some])
+    original = image.to_original(boxes[:, : int(number[0])])
+    has_area = (original[:, 2:] > original[:, :2]).all(axis=1)  # rounding may reduce a sliver to nothing
+    return Regions(original[has_area], objectness[0, : len(original)].cpu().numpy()[has_area])

@@ -1,19 +1,21 @@
-"""Selective Search (Uijlings et al. 2013) in its "fast" mode, as Fast R-CNN takes its proposals (section 4), by OpenCV.
+"""Selective Search (Uijlings et al. 2013) in its "fast" mode, the proposals of Fast R-CNN (section 4), by OpenCV.
 
-What OpenCV leaves open:
+Three choices are ours:
 
-Size. The number of regions and the time depend on the size of the image, hence R-CNN brings images to a width of
-500 pixels first. Here a larger image is reduced to the area of 500×375 pixels: on 640×480 blood smears that took half
-the time and found as many objects. Area instead of width, so that a long image does not lose its shorter side.
+Size. The number of regions and the time depend on the size of the image, so R-CNN first resizes images to a width of
+500 pixels. Here a larger image is reduced to the area of 500×375 pixels: on 640×480 blood smears that took half the
+time and found the same number of objects. The area counts instead of the width so that a long image keeps its shorter
+side.
 
 Order. The paper ranks regions by a random number times their place in the hierarchy, the whole image first. OpenCV
-does so from the other end, the smallest pieces first, and draws from C's `rand`, so that no two calls agree (the set of
-boxes is the same). The rule is applied anew: size stands for the place in the hierarchy, the generator has a seed.
+starts from the other end, with the smallest pieces, and draws from C's `rand`, so the order differs in each call (the
+set of boxes does not). Here regions are ranked again by the paper's rule: their size stands for the place in the
+hierarchy, and the random numbers have a fixed seed.
 
-Aspect. Images more than 2.4 times as long as wide made OpenCV throw until 4.1.1 (opencv_contrib#2102). It still turns
-the image by 45°, so that time and memory grow with the square of the longer side: one of 1×100000 would take 20 GB.
-Hence a side beyond LONGEST is squeezed to it, which leaves the shorter side, and with it small objects, as large as can
-be; that happens to images of 12:1 and beyond only, most of which are strips.
+Aspect. Images more than 2.4 times as long as wide made OpenCV throw until 4.1.1 (opencv_contrib#2102). It still rotates
+the image by 45°, so time and memory grow with the square of the longer side: 1×100000 pixels would take 20 GB.
+Therefore a side above LONGEST is shortened to it. The shorter side, and with it small objects, keeps its size. This
+affects only images of 12:1 and beyond, most of which are strips.
 
 P  regions of an image;  boxes are x1, y1, x2, y2 in pixels of the original image.
 """
@@ -37,7 +39,7 @@ AREA = 500 * 375  # pixels; R-CNN's width (Girshick et al. 2014, section 4.2) at
 LONGEST = 1500  # pixels
 BASE_K, INCREMENT_K, SIGMA = 150, 150, 0.8  # OpenCV's defaults: k is 150, 300 and 450 in two colour spaces
 
-# Everything that the boxes of an image depend on beside its pixels; the last number rises with this file's rules.
+# Everything besides the pixels that determines the boxes of an image. Raise the last number when a rule here changes.
 RECIPE = (
     f"selective-search fast; k {BASE_K}+{INCREMENT_K}; sigma {SIGMA}; area {AREA}; longest {LONGEST}; "
     f"OpenCV {cv2.__version__}; 1"
@@ -45,8 +47,11 @@ RECIPE = (
 
 
 def selective_search(image: np.ndarray) -> np.ndarray:
-    """The regions of an RGB image, uint8 [H, W, 3], without duplicates.  Returns float32 [P, 4], best first."""
-    cv2.setNumThreads(1)  # the parallel work is in processes
+    """The regions of an RGB image, without duplicates.
+
+    image: uint8 [H, W, 3].  Returns float32 [P, 4], best first.
+    """
+    cv2.setNumThreads(1)  # `selective_search_table` works in parallel processes
     height, width = image.shape[:2]
     scale = min(1.0, (AREA / (height * width)) ** 0.5)
     small = [min(max(1, round(side * scale)), LONGEST) for side in (width, height)]
@@ -70,19 +75,19 @@ def _prioritised(boxes: np.ndarray) -> np.ndarray:
 def selective_search_table(
     dataset: Dataset, limit: int = LIMIT, cache: Path | None = None, workers: int = 1
 ) -> ProposalTable:
-    """The regions of the images of a data set, by `workers` processes.
+    """The regions of the images of a data set, computed by `workers` processes.
 
-    What has been computed is kept in the folder `cache` (None: `default_cache()`) image by image, so that a run
-    that was cut off goes on where it was, and the same pixels are never searched twice.
+    The regions of each image are kept in the folder `cache` (None: `default_cache()`), so that an interrupted search
+    continues where it stopped and the same pixels are never searched twice.
     """
     indices = range(len(dataset))
     work = DataLoader(
         _Searches(dataset, cache or default_cache()),
         sampler=indices,
         batch_size=None,
-        collate_fn=_unchanged,  # the default would make a tensor of it
+        collate_fn=_unchanged,  # the default would convert arrays to tensors
         num_workers=workers if workers > 1 else 0,
-        generator=torch.Generator(),  # the global one would lose a number, and what is drawn later differ
+        generator=torch.Generator(),  # drawing from the global one would change later random numbers
     )
     table = {}
     for index, boxes in zip(indices, tqdm(work, desc="selective search", unit="image"), strict=True):
@@ -91,15 +96,14 @@ def selective_search_table(
 
 
 def default_cache() -> Path:
-    """Where users keep what can be computed again."""
+    """The user's cache folder (XDG Base Directory Specification)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faster-rcnn" / "selective-search"
 
 
 def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:
-    """`selective_search`, from the cache if it knows the image.
+    """`selective_search`, from the cache if it has the image.
 
-    A file of the cache is named by the SHA-256 of the pixels, their shape and the recipe. One that is damaged is
-    computed anew.
+    A cache file is named by the SHA-256 of the pixels, their shape and RECIPE. A damaged file is computed again.
     """
     digest = hashlib.sha256(f"{RECIPE} {image.shape}\n".encode())
     digest.update(image.tobytes())
@@ -118,7 +122,7 @@ def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         boxes = np.load(file, allow_pickle=False)
-    except Exception:  # a damaged file fails in many ways, and whatever it is, its boxes can be made again
+    except Exception:  # a damaged file fails in many ways, and in each case its boxes can be computed again
         return None
     height, width = shape[:2]
     if not isinstance(boxes, np.ndarray) or boxes.dtype != np.float32 or boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -128,7 +132,7 @@ def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 class _Searches(Indexed[np.ndarray]):
-    """The regions of each image, for a DataLoader to have made by its processes."""
+    """The regions of each image, computed by the worker processes of a DataLoader."""
 
     def __init__(self, dataset: Dataset, cache: Path) -> None:
         self.dataset = dataset

@@ -1,9 +1,9 @@
-"""Sliding windows: the same grid of boxes for every image of a size, whatever it shows.
+"""Sliding windows: a grid of boxes that depends only on the size of an image, not on its content.
 
 Ren et al. 2015 (section 4.1, "one-stage detection vs. two-stage proposal + detection") compare the RPN with dense
 windows of three scales and three ratios. Here there are four scales, octaves from an eighth of the image's shorter
-side to all of it: the paper's three (128 to 512 pixels of 600) suit VOC's large objects, and with 2000 windows meet
-only two thirds of the objects of `shapes` at an IoU of 0.5, the four nearly all.
+side to all of it. The paper's three (128 to 512 pixels of 600) suit VOC's large objects: with 2000 windows they cover
+only two thirds of the objects of `shapes` at an IoU of 0.5, while the four cover nearly all.
 
 H, W  height, width of the image;  P  windows;  boxes are x1, y1, x2, y2 in pixels of the image.
 """
@@ -16,22 +16,22 @@ from tqdm import tqdm
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, Regions, ranked
 
-SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of a window's area's square root, in shorter sides of the image
+SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # square root of a window's area, relative to the image's shorter side
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 
-FEWEST = 4 * len(SCALES) * len(RATIOS)  # one in each corner, of each shape: what is always possible
-FINEST = 0.02  # step between windows, in sides of the window: more windows than anybody wants
+FEWEST = 4 * len(SCALES) * len(RATIOS)  # one of each shape in each corner, which is always possible
+FINEST = 0.02  # smallest step between windows, relative to their side: more windows than anyone needs
 
-# Places of a grid sorted by the fraction of x · 0.7549 + y · 0.5698 (powers of the plastic number, the golden ratio's
-# counterpart in two dimensions) have the property that the first few, however many, are spread evenly.
+# Sorting the places of a grid by the fractional part of x · 0.7549 + y · 0.5698 (powers of the plastic number, the
+# golden ratio's counterpart in two dimensions) spreads the first n places evenly, for every n.
 SPREAD = (0.7548776662466927, 0.5698402909980532)
 
 
 def sliding_windows(height: int, width: int, limit: int = LIMIT) -> np.ndarray:
-    """At most `limit` windows [P, 4], float32, that lie inside an H × W image and cover it evenly.
+    """Windows that lie inside an H × W image and cover it evenly.  Returns float32 [P, 4] with P <= `limit`.
 
-    All shapes slide by the same share of their sides, the smallest for which the limit holds. The shapes take turns, so
-    that any first windows cover the image, too. Where a shape is larger than the image, it is cut to its sides.
+    Every shape slides by the same share of its sides, the smallest share that keeps the limit. Shapes alternate in the
+    order, so the first n windows cover the image too. A shape larger than the image is cut to the image's sides.
     Raises ValueError if the limit is below FEWEST.
     """
     if limit < FEWEST:
@@ -57,7 +57,7 @@ def sliding_window_table(dataset: Dataset, limit: int = LIMIT) -> ProposalTable:
 
 
 def _shapes(height: int, width: int) -> list[tuple[float, float]]:
-    """Heights and widths of the windows, each once: different ones may become the same when they are cut."""
+    """Heights and widths of the windows, without duplicates: cutting may make two shapes equal."""
     shorter = min(height, width)
     sides = [
         (min(scale * shorter * ratio**0.5, height), min(scale * shorter / ratio**0.5, width))
@@ -67,7 +67,7 @@ def _shapes(height: int, width: int) -> list[tuple[float, float]]:
 
 
 def _places(length: int, side: float, step: float) -> int:
-    """How many windows of a side it takes to get along a length, at most `step` sides at a time."""
+    """The number of windows with this side that cover a length if each is at most `step` sides from the last."""
     return 1 + int(np.ceil((length - side) / (step * side) - 1e-9))
 
 
@@ -85,7 +85,7 @@ def _step(height: int, width: int, shapes: list[tuple[float, float]], limit: int
 
 
 def _grid(height: int, width: int, h: float, w: float, step: float) -> np.ndarray:
-    """The windows of one shape [P, 4], ends of the image included, in an order that spreads."""
+    """The windows of one shape [P, 4], from edge to edge of the image, in an order that spreads them evenly."""
     rows, columns = _places(height, h, step), _places(width, w, step)
     y, x = (place.ravel() for place in np.mgrid[:rows, :columns])
     order = np.argsort((x * SPREAD[0] + y * SPREAD[1] + 0.5) % 1, kind="stable")

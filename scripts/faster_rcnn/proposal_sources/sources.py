@@ -1,4 +1,4 @@
-"""Sources of proposals by the name that the command lines take."""
+"""Sources of proposals by the names that the commands accept."""
 
 from pathlib import Path
 
@@ -21,12 +21,12 @@ def propose_for(
     workers: int = 1,
     device: str = "cpu",
 ) -> ProposalTable:
-    """At most `limit` proposals for each of the images of a data set.
+    """At most `limit` proposals for each image of a data set.
 
-    source: `sliding-window`, `selective-search`, `rpn:RUN` (a run's folder or a checkpoint) or a table's `.npz`.
-    cache, workers: of selective search;  device: of the RPN.
-    Raises ValueError for a source of another kind, a run without a trained RPN or a file that does not have every
-    image, FileNotFoundError for a run or file that is not there.
+    source: `sliding-window`, `selective-search`, `rpn:RUN` (a run folder or a checkpoint) or the `.npz` of a table.
+    cache, workers: for selective search;  device: for the RPN.
+    Raises ValueError for an unknown source, a run without a trained RPN or a file that lacks an image,
+    FileNotFoundError for a run or file that does not exist.
     """
     if limit < 1:
         raise ValueError(f"a limit of {limit} leaves no proposals; take at least 1")
@@ -39,38 +39,38 @@ def propose_for(
         detector = trained_rpn(Path(run)).to(device)
         return rpn_regions(detector, dataset, uncut_limits(detector, limit), source)
     if source.endswith(".npz"):
-        return _given(dataset, Path(source), limit)
-    raise ValueError(f"{source!r} is no source of proposals; there are: {SOURCES}")
+        return _from_file(dataset, Path(source), limit)
+    raise ValueError(f"{source!r} is not a source of proposals; choose one of: {SOURCES}")
 
 
 def check_source(source: str) -> None:
-    """Raises ValueError for a source of no known kind or a run without a trained RPN, FileNotFoundError for a run or
-    file that is not there."""
+    """Raises ValueError for an unknown source or a run without a trained RPN, FileNotFoundError for a run or file that
+    does not exist."""
     kind, _, run = source.partition(":")
     if kind == "rpn" and run:
         trained_rpn(Path(run))
     elif source.endswith(".npz"):
         if not Path(source).is_file():
-            raise FileNotFoundError(f"{source} is not there; scripts/propose.py --out {source} writes it")
+            raise FileNotFoundError(f"{source} is not there; faster-rcnn propose --out {source} writes it")
     elif source not in ("sliding-window", "selective-search"):
-        raise ValueError(f"{source!r} is no source of proposals; there are: {SOURCES}")
+        raise ValueError(f"{source!r} is not a source of proposals; choose one of: {SOURCES}")
 
 
 def trained_rpn(run: Path) -> FasterRCNN:
-    """The detector of a run's folder or checkpoint, in its best state if it has one, ready to propose.
+    """The detector of a run folder or checkpoint, in evaluation mode: the best one if there is one, else the last.
 
-    Raises ValueError if its RPN has learned nothing, FileNotFoundError if it is not there.
+    Raises ValueError if its RPN was not trained, FileNotFoundError if there is no checkpoint.
     """
     state = read_checkpoint(run, best_or_last(run))
     if state.get("objective", "joint") == "fast-rcnn":
         raise ValueError(
-            f"rpn:{run} has trained Fast R-CNN alone, its RPN knows nothing; "
+            f"rpn:{run} has trained Fast R-CNN alone, so its RPN is untrained; "
             "name a run of --schedule joint or alternating, or the latter's 1-rpn or 3-rpn"
         )
     return build_detector(state).eval()
 
 
-def _given(dataset: Dataset, file: Path, limit: int) -> ProposalTable:
+def _from_file(dataset: Dataset, file: Path, limit: int) -> ProposalTable:
     table = ProposalTable.load(file)
     try:
         names = known(dataset, table)

@@ -1,8 +1,8 @@
-"""Proposals of a whole data set, the same from every source, in memory and on disk.
+"""A table of proposals for a whole data set, in the same form from every source, in memory and on disk.
 
-On disk a table is one NumPy archive without pickles, which any tool can write. For lists `names` (of images: a file's
-name as the data set lists it), `boxes` (of arrays [P, 4] as x1, y1, x2, y2 in pixels of the upright original image,
-best first) and `scores` (of arrays [P], falling):
+On disk a table is one NumPy archive without pickles, which any tool can write. Given a list `names` of images (the file
+name as the data set lists it), a list `boxes` of arrays [P, 4] (x1, y1, x2, y2 in pixels of the upright original image,
+best first) and a list `scores` of arrays [P] (in descending order):
 
     counts = np.array([len(one) for one in boxes], np.int64)
     everything = {"boxes": np.concatenate(boxes), "scores": np.concatenate(scores), "counts": counts}
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Sample
 
-LIMIT = 2000  # of proposals an image: what Fast R-CNN (section 4.7) and Faster R-CNN (section 3.3) train on
+LIMIT = 2000  # proposals per image that Fast R-CNN (section 4.7) and Faster R-CNN (section 3.3) train on
 ARRAYS = ("names", "counts", "boxes", "scores", "made")
 
 
@@ -29,7 +29,7 @@ ARRAYS = ("names", "counts", "boxes", "scores", "made")
 class Regions:
     """The proposals of one image, best first.
 
-    boxes: float32 [P, 4] as x1, y1, x2, y2 in pixels of the upright original;  scores: float32 [P], not rising.
+    boxes: float32 [P, 4] as x1, y1, x2, y2 in pixels of the upright original;  scores: float32 [P], descending.
     """
 
     boxes: np.ndarray
@@ -40,14 +40,14 @@ class Regions:
 
 
 def ranked(boxes: np.ndarray) -> Regions:
-    """Regions of boxes [P, 4] that have an order but no scores: these fall evenly from 1 towards 0."""
+    """Regions of boxes [P, 4] that are in order but have no scores: these then fall evenly from 1 towards 0."""
     return Regions(boxes.astype(np.float32), np.linspace(1, 0, len(boxes), endpoint=False, dtype=np.float32))
 
 
 class ProposalTable(Mapping[str, Regions]):
-    """The regions of each image by its name, and `made`: how, in words.
+    """The regions of each image by its name, and how they were `made`, in words.
 
-    Raises ValueError if an image's boxes or scores cannot be what they should be, naming the image and the row.
+    Raises ValueError for invalid boxes or scores, naming the image and the row.
     """
 
     def __init__(self, regions: Mapping[str, Regions], made: str) -> None:
@@ -66,7 +66,7 @@ class ProposalTable(Mapping[str, Regions]):
         return len(self.regions)
 
     def save(self, path: Path) -> None:
-        """Writes the table aside first, so that a crash leaves a former one whole."""
+        """Writes to another file first, so that a crash leaves a previous table intact."""
         every = list(self.regions.values())
         arrays = {
             "names": np.array(list(self.regions), np.str_),
@@ -93,9 +93,9 @@ class ProposalTable(Mapping[str, Regions]):
 
 
 def known(dataset: Dataset, table: Mapping[str, Regions]) -> list[str]:
-    """The names of the images of a data set, each of which the table has.
+    """The names of a data set's images, after checking that the table has all of them.
 
-    Raises ValueError that names the first image that it has not, and how many there are.
+    Raises ValueError that names the first missing image and their number.
     """
     names = [dataset.name(index) for index in range(len(dataset))]
     missing = [name for name in names if name not in table]
@@ -103,16 +103,16 @@ def known(dataset: Dataset, table: Mapping[str, Regions]) -> list[str]:
         raise ValueError(
             f"the table of proposals has none for {missing[0]} ({len(missing)} of {len(names)} images are missing; "
             f"it has {len(table)}, the first is {next(iter(table), 'none')}); "
-            "make it for this data set and split with scripts/propose.py"
+            "make it for this data set and split with faster-rcnn propose"
         )
     return names
 
 
 class WithProposals:
-    """A data set whose samples carry the best `limit` proposals of a table.
+    """A data set whose samples carry the best `limit` proposals of a table, clipped to their image.
 
-    They are clipped to their image and left out where nothing remains, but are not made up where there are none.
-    Raises ValueError at once if the table has nothing for an image, or only boxes outside it.
+    A box of which nothing remains is left out. An image whose regions are empty gets no proposals.
+    The constructor raises ValueError if the table lacks an image, or has only boxes outside it.
     """
 
     def __init__(self, dataset: Dataset, table: Mapping[str, Regions], limit: int = LIMIT) -> None:
@@ -121,12 +121,12 @@ class WithProposals:
         self._dataset = dataset
         self._boxes: list[np.ndarray] = []
         for index, name in enumerate(tqdm(names, desc="fitting proposals", unit="image", leave=False)):
-            given = table[name].boxes
-            fitting = _clip(given, dataset.size(index))[:limit]
-            if len(given) and not len(fitting):
+            boxes = table[name].boxes
+            fitting = _clip(boxes, dataset.size(index))[:limit]
+            if len(boxes) and not len(fitting):
                 height, width = dataset.size(index)
                 raise ValueError(
-                    f"the table of proposals has {len(given)} boxes for {name}, all outside its "
+                    f"the table of proposals has {len(boxes)} boxes for {name}, all outside its "
                     f"{width}×{height} pixels; write them as x1, y1, x2, y2 in pixels of the upright original"
                 )
             self._boxes.append(fitting)
@@ -152,14 +152,14 @@ def _clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; scripts/propose.py --out {path} writes such a table")
+        raise FileNotFoundError(f"{path} is not there; faster-rcnn propose --out {path} writes one")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS if name in archive}
     except Exception as error:  # a damaged archive fails in many ways
-        raise ValueError(f"not a NumPy archive (.npz) without pickles: {error}; write it with numpy.savez") from error
+        raise ValueError(f"not a NumPy archive (.npz) without pickles ({error}); write it with numpy.savez") from error
     if missing := [name for name in ARRAYS if name not in arrays]:
-        raise ValueError(f"has no array {', '.join(missing)}; a table has {', '.join(ARRAYS)}")
+        raise ValueError(f"lacks {', '.join(missing)}; a table has the arrays {', '.join(ARRAYS)}")
     return arrays
 
 
@@ -168,7 +168,7 @@ def _table(arrays: dict[str, np.ndarray]) -> ProposalTable:
     if names.ndim != 1 or names.dtype.kind != "U":
         raise ValueError(f"names is {names.dtype} {list(names.shape)}; write text [images]")
     if counts.shape != names.shape or counts.dtype.kind not in "iu" or (counts < 0).any():
-        raise ValueError(f"counts is {counts.dtype} {list(counts.shape)}; write one count from 0 for each of the names")
+        raise ValueError(f"counts is {counts.dtype} {list(counts.shape)}; write one count, 0 or more, for each name")
     rows = int(counts.sum())
     if boxes.shape != (rows, 4) or scores.shape != (rows,):
         raise ValueError(
@@ -186,9 +186,9 @@ def _table(arrays: dict[str, np.ndarray]) -> ProposalTable:
         listed,
         np.split(boxes.astype(np.float32, copy=False), ends[:-1]),
         np.split(scores.astype(np.float32, copy=False), ends[:-1]),
-        strict=False,  # of no names, np.split still makes one piece
+        strict=False,  # without names, np.split still makes one piece
     )
-    return ProposalTable({name: Regions(some, falling) for name, some, falling in pieces}, str(arrays["made"]))
+    return ProposalTable({name: Regions(some, ordered) for name, some, ordered in pieces}, str(arrays["made"]))
 
 
 def _check(name: str, regions: Regions) -> None:
@@ -201,7 +201,7 @@ def _check(name: str, regions: Regions) -> None:
     finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
     area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     for sound, fault in (
-        (finite, "which is not a finite number throughout; remove it"),
+        (finite, "which has a value that is not finite; remove it"),
         (area, "whose box has no area; write x1, y1, x2, y2 with x2 > x1 and y2 > y1, or remove it"),
         ((boxes[:, 2:] > 0).all(axis=1), "whose box is left of or above every image; remove it"),
         (

@@ -1,1 +1,1 @@
-"""Training: schedules, the loop, its checkpoints and its log."""
+"""Training: the record of a run, the schedules, the loop, its checkpoints and its log."""

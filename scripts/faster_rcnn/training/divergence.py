@@ -1,4 +1,4 @@
-"""Noticing that a training has come apart, and saying what the likely cause is, before more time is lost."""
+"""Detects divergence early and names the likely cause."""
 
 import math
 from collections import deque
@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 WINDOW = 50  # iterations whose losses are averaged
-# Times the lowest such average, which must be above the first one too: far beyond what hard batches or a new rate do,
-# also where most images are empty and cost next to nothing.
+# A run has diverged when the average exceeds both this many times the lowest average and the first average. Hard
+# batches and a new rate stay far below that. The first one counts because mostly empty images bring the lowest close to
+# zero.
 RISE = 20.0
 
 _LOWER_RATE = "go on from the last checkpoint with --resume and a lower --learning-rate"
 
 
 class DivergenceWatch:
-    """Follows a run's losses. Its `state` goes into the checkpoint."""
+    """Follows the losses of a training run. Its `state` is saved in the checkpoint."""
 
     def __init__(self, warm_up: int) -> None:
         self.warm_up = warm_up
@@ -33,7 +34,7 @@ class DivergenceWatch:
         self.first, self.lowest = state["first"], state["lowest"]  # type: ignore[assignment]
 
     def check_losses(self, iteration: int, rate: float, losses: dict[str, float]) -> None:
-        """Raises FloatingPointError, which names the likely cause, if a loss is not finite or all have grown far."""
+        """Raises FloatingPointError, which names the likely cause, if a loss is not finite or the sum has risen far."""
         values = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
         if wrong := [name for name, value in losses.items() if not math.isfinite(value)]:
             raise FloatingPointError(
@@ -47,13 +48,13 @@ class DivergenceWatch:
         if average > max(self.first, RISE * self.lowest):
             raise FloatingPointError(
                 f"training has diverged by iteration {iteration}: the losses ({values}) are "
-                f"{average / self.lowest:.0f} times what they were at best; likely the learning rate {rate:.2g} "
-                f"is too high; {_LOWER_RATE}"
+                f"{average / self.lowest:.0f} times their lowest average; the learning rate {rate:.2g} "
+                f"is probably too high; {_LOWER_RATE}"
             )
         self.lowest = min(self.lowest, average)
 
     def check_gradient(self, iteration: int, rate: float, norm: Tensor) -> None:
-        """Raises FloatingPointError if the gradients are not finite: a finite loss may have such."""
+        """Raises FloatingPointError if the gradient is not finite, which can happen although the loss is."""
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
                 f"training has diverged at iteration {iteration} (gradients of norm {norm.item()}): "
@@ -63,14 +64,14 @@ class DivergenceWatch:
     def _cause(self, iteration: int, rate: float, wrong: list[str]) -> str:
         if iteration == 0:
             return (
-                "at the very first step it is not the rate: look for weights that are not finite or images with "
-                "senseless boxes (scripts/check_data.py); then start again in a new --out"
+                "at the first step the learning rate is not the cause; look for weights that are not finite, and for "
+                "wrong boxes with faster-rcnn check; then start again with a new --out"
             )
         if wrong and all(name.endswith("_box") for name in wrong):
             return (
-                "only box regression is affected: likely objects of next to no size, which scripts/check_data.py "
-                f"finds, else a learning rate ({rate:.2g}) that is too high; {_LOWER_RATE}"
+                "only box regression is affected; probably some objects are tiny, which faster-rcnn check reports, or "
+                f"the learning rate {rate:.2g} is too high; {_LOWER_RATE}"
             )
         if iteration < self.warm_up:
-            return f"in the warm-up, likely the learning rate, {rate:.2g} by now, is too high; {_LOWER_RATE}"
-        return f"likely the learning rate {rate:.2g} is too high; {_LOWER_RATE}"
+            return f"during the warm-up; the learning rate, {rate:.2g} so far, is probably too high; {_LOWER_RATE}"
+        return f"the learning rate {rate:.2g} is probably too high; {_LOWER_RATE}"

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: `losses.csv`, `validation.jsonl`, TensorBoard's events, plots, sheets of images."""
+"""The logs of a training run: `losses.csv`, `validation.jsonl`, TensorBoard events, a plot, sheets of images."""
 
 import csv
 import json
@@ -13,12 +13,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLog:
-    """The logs of a run. One that goes on drops what it will write again, from iteration `start` on."""
+    """Writes the logs of a training run. Resuming at iteration `start` drops the entries that will be written again."""
 
     def __init__(self, folder: Path, start: int) -> None:
         self.folder = folder
         if start == 0:
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of a run killed before its first checkpoint
+            shutil.rmtree(
+                folder / "tensorboard", ignore_errors=True
+            )  # a run killed before its first checkpoint left it
         rows = _lines(folder / "losses.csv")[: start + 1] if start else []
         (folder / "losses.csv").write_text("".join(f"{row}\n" for row in rows))
         self._validations = folder / "validation.jsonl"
@@ -39,7 +41,7 @@ class RunLog:
         self._board.add_scalar("learning_rate", rate, iteration)
 
     def validation(self, iteration: int, metrics: dict[str, Any], sheet: Image.Image) -> None:
-        """A line of metrics, and a sheet of images as `predictions/<iteration>.jpg`."""
+        """Adds a line of metrics, and saves the sheet of images as `predictions/<iteration>.jpg`."""
         with self._validations.open("a") as file:
             file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
         sheets = self.folder / "predictions"
@@ -61,7 +63,7 @@ class RunLog:
 
 
 def _iteration(line: str) -> float:
-    """Of a validation; a line that a crash cut short belongs to none."""
+    """The iteration of a validation; infinite for a line that a crash cut short, so that it is dropped."""
     try:
         return int(json.loads(line)["iteration"])
     except json.JSONDecodeError:
@@ -73,7 +75,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def plot_losses(folder: Path) -> None:
-    """Draws `losses.png`: every loss over the iterations, smoothed over a fiftieth of the run, and its validation."""
+    """Draws `losses.png`: each loss, smoothed over a fiftieth of the iterations, and its validation values."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,8 @@
-"""The training loop: batches to a trained detector, with its log, checkpoints, validation and images."""
+"""The training loop: from batches to a trained detector, with its log, checkpoints and validation."""
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.losses import total
 from faster_rcnn.training.divergence import DivergenceWatch
 from faster_rcnn.training.log import RunLog
-from faster_rcnn.training.objectives import Objective
-from faster_rcnn.training.options import TrainingOptions, build_optimiser, learning_rate, set_rate
+from faster_rcnn.training.objectives import LossModule, Objective
+from faster_rcnn.training.optimiser import build_optimiser, learning_rate, set_rate
+from faster_rcnn.training.options import TrainingOptions
 from faster_rcnn.training.processes import (
     mean_over_processes,
     processes,
@@ -31,142 +31,184 @@ from faster_rcnn.training.processes import (
     share_statistics,
     wait_for_all,
 )
-from faster_rcnn.training.tasks import Task, freeze_all_but
 from faster_rcnn.training.validation import validate
 
-
-@dataclass
-class _Run:
-    """What a run has besides its detector and optimiser, and what its checkpoint keeps of it."""
-
-    watch: DivergenceWatch
-    began: float
-    done: int = 0
-    best: float | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
+SHOWN_METRICS = ("AP", "AP50", "R@0.5", "AR", "loss")  # printed after each validation
+POSTFIX_EVERY = 20  # iterations between updates of the numbers beside the progress bar
 
 
 def train(
     detector: FasterRCNN,
-    task: Task,
+    objective: Objective,
     training: Dataset,
     validation: Dataset,
     options: TrainingOptions,
     folder: Path,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Trains `detector` in place and returns its last validation metrics and the seconds that all of the run took.
+    """Trains `detector` in place; returns the last validation's metrics and the `seconds` of the whole training run.
 
-    In `folder`: `checkpoint.pt`, the last state; `best.pt`, the detector with the highest `task.chosen_by`;
-    `losses.csv`, a row an iteration; `validation.jsonl`, a line a validation; `predictions/`, a sheet of images a
-    validation; `losses.png`; `tensorboard/`. Started by `torchrun`, every process takes its share of each batch and
-    the first one writes.
-    Raises ValueError if there is nothing left to resume or a batch cannot be dealt out, FloatingPointError when the
-    training has diverged; the last checkpoint is from before.
+    Writes into `folder`: `checkpoint.pt`, the last state; `best.pt`, the detector with the highest
+    `objective.chosen_by`; `losses.csv`, a row per iteration; `validation.jsonl`, a line per validation; `predictions/`,
+    a sheet of images per validation; `losses.png`; `tensorboard/`. Under `torchrun` each process takes its share of
+    every batch, and only the first one writes.
+    Raises ValueError if no iterations are left to resume or a batch cannot be divided, FloatingPointError if the
+    training has diverged; the last checkpoint is then from before the divergence.
     """
-    parts = _Parts(detector, task, options)
-    run = _Run(DivergenceWatch(options.warm_up), time.monotonic())
+    trainer = _Trainer(detector, objective, options)
     if resume:
-        _restore(run, parts, folder, options)
+        trainer.restore(folder)
     share = Share(rank(), processes(), options.accumulate)
     loading = Loading(options.batch_size, options.seed, options.workers, options.augmentations, options.with_difficult)
     stride = detector.backbone.stride
-    batches = training_batches(training, detector.config.resize, stride, loading, run.done, share)
-    first = rank() == 0
-    log = RunLog(folder, run.done) if first else None
-    progress = tqdm(
-        range(run.done, options.iterations),
-        initial=run.done,
+    batches = training_batches(training, detector.config.resize, stride, loading, trainer.done, share)
+    writes = rank() == 0
+    log = RunLog(folder, trainer.done) if writes else None
+    bar = tqdm(
+        range(trainer.done, options.iterations),
+        initial=trainer.done,
         total=options.iterations,
         unit="batch",
-        desc=f"training {task.name}",
-        disable=not first,
+        desc=f"training {objective.name}",
+        disable=not writes,
     )
     try:
-        for iteration in progress:
+        for iteration in bar:
             rate = learning_rate(options, iteration)
-            losses = parts.step(iteration, rate, batches, run.watch)
-            run.done = iteration + 1
+            losses = trainer.step(iteration, rate, batches)
+            last = trainer.done == options.iterations
             if log is not None:
                 log.step(iteration, rate, losses)
-                if iteration % 20 == 0:
-                    progress.set_postfix({"loss": f"{sum(losses.values()):.3f}", "rate": f"{rate:.2g}"})
-            last = run.done == options.iterations
-            if run.done % options.validate_every == 0 or last:
+                if iteration % POSTFIX_EVERY == 0:
+                    bar.set_postfix({"loss": f"{sum(losses.values()):.3f}", "rate": f"{rate:.2g}"})
+            if trainer.done % options.validate_every == 0 or last:
                 if log is not None:
-                    _validate(run, parts, validation, folder, log, progress)
+                    bar.write(trainer.validate(validation, folder, log))
                 wait_for_all()
-            # after the validation, so that none is lost
-            if log is not None and (run.done % options.checkpoint_every == 0 or last):
+            # A checkpoint comes after the validation of the same iteration, so that resuming does not skip it.
+            if log is not None and (trainer.done % options.checkpoint_every == 0 or last):
                 log.flush()
-                _save(run, parts, folder)
+                trainer.save(folder)
     finally:
         if log is not None:
             log.close()
     wait_for_all()
-    return {**run.metrics, "seconds": round(run.seconds)}
+    return {**trainer.metrics, "seconds": round(trainer.seconds)}
 
 
-class _Parts:
-    """The detector, what is kept as it is in it, and what moves the rest."""
+class _Trainer:
+    """The detector, its frozen modules and its optimiser, and how far the training run has come."""
 
-    def __init__(self, detector: FasterRCNN, task: Task, options: TrainingOptions) -> None:
+    def __init__(self, detector: FasterRCNN, objective: Objective, options: TrainingOptions) -> None:
         self.detector = detector
-        self.task = task
+        self.objective = objective
         self.options = options
         self.device = detector.mean.device
         detector.backbone.to(memory_format=torch.channels_last)
-        self.kept: list[nn.Module] = freeze_all_but(detector, task.trained)
+        self.frozen: list[nn.Module] = objective.freeze_other_parts(detector)
         if options.trainable_from is not None:
-            self.kept += freeze_before(detector, options.trainable_from)
+            self.frozen += freeze_before(detector, options.trainable_from)
         if options.frozen_statistics:
-            self.kept += _freeze_normalisations(detector.backbone)
+            self.frozen += _freeze_normalisations(detector.backbone)
         share_statistics(detector)
         self.optimiser = build_optimiser(detector, options)
-        objective: nn.Module = Objective(detector, task.losses, options.mixed_precision)
-        if processes() > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            # a pyramid has levels that only the RPN looks at
-            unused = "rpn" not in task.trained
-            objective = DistributedDataParallel(
-                objective, device_ids=devices, broadcast_buffers=False, find_unused_parameters=unused
-            )
-        self.objective = objective
+        self.loss_module = _parallel(LossModule(detector, objective.losses, options.mixed_precision), objective)
+        self.watch = DivergenceWatch(options.warm_up)
+        self.began = time.monotonic()
+        self.done = 0  # iterations
+        self.best: float | None = None  # the highest value of objective.chosen_by
+        self.metrics: dict[str, Any] = {}  # of the last validation
 
-    def step(self, iteration: int, rate: float, batches: Iterator[Batch], watch: DivergenceWatch) -> dict[str, float]:
-        """One step down the gradient of one batch; its losses, the mean over all processes."""
-        options = self.options
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def step(self, iteration: int, rate: float, batches: Iterator[Batch]) -> dict[str, float]:
+        """Trains on one batch and returns its losses, the mean over all processes."""
         self.detector.train()
-        for module in self.kept:
+        for module in self.frozen:
             module.eval()
         set_rate(self.optimiser, rate)
         self.optimiser.zero_grad(set_to_none=True)
-        parts: list[dict[str, Tensor]] = []
-        for part in range(options.accumulate):
-            torch.manual_seed(_seed(options.seed, iteration, rank(), part))  # for dropout
-            batch = same_canvas(next(batches).to(self.device))
-            with self._alone(part < options.accumulate - 1):
-                losses = self.objective(batch)
-                (total(losses) / options.accumulate).backward()
-            parts.append({name: loss.detach() for name, loss in losses.items()})
-        means = torch.stack([torch.stack(list(part.values())) for part in parts]).mean(dim=0)
-        means = mean_over_processes(means)
-        losses_here = dict(zip(parts[0], means.tolist(), strict=True))
-        watch.check_losses(iteration, rate, losses_here)
-        norm = nn.utils.clip_grad_norm_(self.detector.parameters(), options.clip_norm)
-        watch.check_gradient(iteration, rate, norm)
+        losses = self._add_gradients(iteration, batches)
+        self.watch.check_losses(iteration, rate, losses)
+        norm = nn.utils.clip_grad_norm_(self.detector.parameters(), self.options.clip_norm)
+        self.watch.check_gradient(iteration, rate, norm)
         self.optimiser.step()
-        return losses_here
+        self.done = iteration + 1
+        return losses
 
-    def _alone(self, more_to_come: bool) -> Any:
-        """Gradients are exchanged once a batch, with its last part."""
-        if more_to_come and isinstance(self.objective, DistributedDataParallel):
-            return self.objective.no_sync()
+    def _add_gradients(self, iteration: int, batches: Iterator[Batch]) -> dict[str, float]:
+        """Accumulates the gradients of the micro-batches of one batch and returns the batch's losses."""
+        micro_batches = self.options.accumulate
+        collected: list[dict[str, Tensor]] = []
+        for place in range(micro_batches):
+            torch.manual_seed(_seed(self.options.seed, iteration, rank(), place))  # for dropout
+            batch = same_canvas(next(batches).to(self.device))
+            with self._exchange_of_gradients(place == micro_batches - 1):
+                losses = self.loss_module(batch)
+                (total(losses) / micro_batches).backward()
+            collected.append({name: loss.detach() for name, loss in losses.items()})
+        means = torch.stack([torch.stack(list(losses.values())) for losses in collected]).mean(dim=0)
+        return dict(zip(collected[0], mean_over_processes(means).tolist(), strict=True))
+
+    def _exchange_of_gradients(self, wanted: bool) -> AbstractContextManager[Any]:
+        """Processes exchange gradients only with the last micro-batch of a batch."""
+        if not wanted and isinstance(self.loss_module, DistributedDataParallel):
+            no_sync: AbstractContextManager[Any] = self.loss_module.no_sync()
+            return no_sync
         return nullcontext()
+
+    def validate(self, dataset: Dataset, folder: Path, log: RunLog) -> str:
+        """Measures the detector, keeps it as `best.pt` if it is the best so far, and returns a line to print."""
+        self.metrics, sheet = validate(self.detector, self.objective, dataset, self.options)
+        log.validation(self.done, self.metrics, sheet)
+        reached = self.metrics[self.objective.chosen_by]
+        if self.best is None or (reached is not None and reached > self.best):
+            self.best = reached
+            save_state(folder / BEST, self.detector, self.objective.name, self.done, metrics=self.metrics)
+        shown = (f"{name} {self.metrics.get(name)}" for name in SHOWN_METRICS if name in self.metrics)
+        return f"{self.done}: " + "  ".join(shown)
+
+    def save(self, folder: Path) -> None:
+        save_state(
+            folder / NAME,
+            self.detector,
+            self.objective.name,
+            self.done,
+            optimiser=self.optimiser.state_dict(),
+            best=self.best,
+            metrics=self.metrics,
+            watch=self.watch.state,
+            seconds=self.seconds,
+        )
+
+    def restore(self, folder: Path) -> None:
+        """Goes back to the folder's checkpoint. Raises ValueError if its iterations are done."""
+        state = read_checkpoint(folder)
+        if state["iteration"] >= self.options.iterations:
+            raise ValueError(
+                f"{folder} has done its {state['iteration']} iterations; raise --iterations to train it further"
+            )
+        self.detector.load_state_dict(state["detector"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.done, self.best, self.metrics = state["iteration"], state["best"], state["metrics"]
+        self.watch.state = state["watch"]
+        self.began -= state["seconds"]
+
+
+def _parallel(module: LossModule, objective: Objective) -> nn.Module:
+    """The module as it is or, under `torchrun`, wrapped to average gradients over the processes."""
+    if processes() == 1:
+        return module
+    device = module.detector.mean.device
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        # a feature pyramid has levels that only the RPN reads
+        find_unused_parameters="rpn" not in objective.trained,
+    )
 
 
 def _seed(*numbers: int) -> int:
@@ -174,47 +216,8 @@ def _seed(*numbers: int) -> int:
 
 
 def _freeze_normalisations(module: nn.Module) -> list[nn.Module]:
-    """Batch normalisations as they were given, since a batch of detection has too few images to measure anew."""
+    """Freezes batch normalisations, because a detection batch has too few images to measure statistics anew."""
     found: list[nn.Module] = [one for one in module.modules() if isinstance(one, nn.BatchNorm2d)]
     for one in found:
         one.requires_grad_(False)
     return found
-
-
-def _restore(run: _Run, parts: _Parts, folder: Path, options: TrainingOptions) -> None:
-    state = read_checkpoint(folder)
-    if state["iteration"] >= options.iterations:
-        raise ValueError(
-            f"{folder} has done its {state['iteration']} iterations; raise --iterations to train it further"
-        )
-    parts.detector.load_state_dict(state["detector"])
-    parts.optimiser.load_state_dict(state["optimiser"])
-    run.done, run.best, run.metrics = state["iteration"], state["best"], state["metrics"]
-    run.watch.state = state["watch"]
-    run.began -= state["seconds"]
-
-
-def _save(run: _Run, parts: _Parts, folder: Path) -> None:
-    save_state(
-        folder / NAME,
-        parts.detector,
-        parts.task.name,
-        run.done,
-        optimiser=parts.optimiser.state_dict(),
-        best=run.best,
-        metrics=run.metrics,
-        watch=run.watch.state,
-        seconds=run.seconds,
-    )
-
-
-def _validate(run: _Run, parts: _Parts, validation: Dataset, folder: Path, log: RunLog, progress: tqdm) -> None:
-    task = parts.task
-    run.metrics, sheet = validate(parts.detector, task, validation, parts.options)
-    log.validation(run.done, run.metrics, sheet)
-    reached = run.metrics[task.chosen_by]
-    shown = {name: run.metrics.get(name) for name in ("AP", "AP50", "R@0.5", "AR", "loss") if name in run.metrics}
-    progress.write(f"{run.done}: " + "  ".join(f"{name} {value}" for name, value in shown.items()))
-    if run.best is None or (reached is not None and reached > run.best):
-        run.best = reached
-        save_state(folder / BEST, parts.detector, task.name, run.done, metrics=run.metrics)

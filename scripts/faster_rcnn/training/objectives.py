@@ -1,15 +1,18 @@
-"""What is minimised: the four losses of joint training, those of the RPN alone, those of Fast R-CNN alone.
+"""Training objectives: the losses that are minimised, the parts of the detector that learn, and how each is validated.
 
-N  images;  A  anchors;  P  proposals an image;  boxes are in canvas pixels.
-Each loss is the mean over the images of a batch. What is drawn at random for an image follows from that image's seed,
-so that it is the same in whichever process, part of a batch or resumed run the image comes up.
+N  images;  A  anchors;  P  proposals per image;  boxes are in canvas pixels.
+Each loss is the mean over the images of a batch. Sampling for an image depends on that image's seed alone, so it is the
+same in every process, micro-batch and resumed run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.data.loader import Batch, GroundTruth
 from faster_rcnn.detector import losses
 from faster_rcnn.detector.anchors import inside_image
@@ -17,30 +20,34 @@ from faster_rcnn.detector.backbones import autocast_dtype
 from faster_rcnn.detector.boxes import encode
 from faster_rcnn.detector.detector import FasterRCNN, RPNOutput
 from faster_rcnn.detector.sampling import POSITIVE, label_anchors, sample_anchors, sample_proposals
+from faster_rcnn.evaluation.measure import measure
+from faster_rcnn.evaluation.predictors import Predictor, fast_rcnn_predictor, rpn_predictor, torch_predictor
+from faster_rcnn.evaluation.recall import proposal_recall
 
 Losses = dict[str, Tensor]
-Compute = Callable[[FasterRCNN, Batch, bool], Losses]
+ComputeLosses = Callable[[FasterRCNN, Batch, bool], Losses]  # the flag allows mixed precision
+Measure = Callable[[Sequence[Sample], Sequence[Prediction], tuple[str, ...]], dict[str, Any]]
 
 
 def joint_losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> Losses:
-    """Approximate joint training (Ren et al. 2015, section 3.2): the proposals are held fixed."""
+    """The four losses of approximate joint training (Ren et al. 2015, section 3.2): proposals count as constants."""
     features, rpn = _features_and_regions(detector, batch, mixed_precision)
     with torch.no_grad():
-        proposals = detector.select(rpn, batch.sizes, detector.config.training_proposals)
-    given = [boxes[:number] for boxes, number in zip(proposals.boxes, proposals.number.tolist(), strict=True)]
-    return _rpn_losses(detector, rpn, batch) | _head_losses(detector, features, given, batch)
+        selected = detector.select(rpn, batch.sizes, detector.config.training_proposals)
+    proposals = [boxes[:number] for boxes, number in zip(selected.boxes, selected.number.tolist(), strict=True)]
+    return _rpn_losses(detector, rpn, batch) | _head_losses(detector, features, proposals, batch)
 
 
 def rpn_losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> Losses:
-    """The region proposal network alone (steps 1 and 3 of alternating training)."""
+    """The losses of the region proposal network alone (steps 1 and 3 of alternating training)."""
     _, rpn = _features_and_regions(detector, batch, mixed_precision)
     return _rpn_losses(detector, rpn, batch)
 
 
 def fast_rcnn_losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> Losses:
-    """Fast R-CNN on the proposals that the batch brings along (steps 2 and 4, or any source).
+    """The losses of Fast R-CNN on the proposals in the batch (steps 2 and 4, or any source of proposals).
 
-    Raises ValueError if the batch brings none.
+    Raises ValueError if the batch has none.
     """
     if batch.proposals is None:
         raise ValueError("the images carry no proposals; open the data set with those of a source")
@@ -49,10 +56,50 @@ def fast_rcnn_losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) 
     return _head_losses(detector, [one.float() for one in features], batch.proposals, batch)
 
 
-class Objective(nn.Module):
-    """A detector with what is minimised of it: a module whose forward gives the losses, as data parallelism wants."""
+@dataclass(frozen=True)
+class Objective:
+    """What a training run minimises, and how validation judges it.
 
-    def __init__(self, detector: FasterRCNN, compute: Compute, mixed_precision: bool) -> None:
+    name: stored in checkpoints as `objective`;  trained: the parts of the detector that learn (backbone, rpn, head);
+    chosen_by: the metric that is highest for the best checkpoint.
+    """
+
+    name: str
+    losses: ComputeLosses
+    trained: tuple[str, ...]
+    predictor: Callable[[FasterRCNN], Predictor]
+    measure: Measure
+    chosen_by: str
+
+    def freeze_other_parts(self, detector: FasterRCNN) -> list[nn.Module]:
+        """Stops gradients to the parts that are not trained, and returns these parts."""
+        frozen = [module for name, module in detector.named_children() if name not in self.trained]
+        for module in frozen:
+            module.requires_grad_(False)
+        return frozen
+
+
+def _rpn_recall(truths: Sequence[Sample], predictions: Sequence[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:
+    regions = [one.proposals for one in predictions if one.proposals is not None]
+    most = max(len(one) for one in regions)
+    measures = proposal_recall(truths, regions, (most,))["by_number"][str(most)]
+    return {name: round(value, 4) for name, value in measures.items()} | {"proposals": most}
+
+
+OBJECTIVES = {
+    objective.name: objective
+    for objective in (
+        Objective("joint", joint_losses, ("backbone", "rpn", "head"), torch_predictor, measure, "AP50"),
+        Objective("rpn", rpn_losses, ("backbone", "rpn"), rpn_predictor, _rpn_recall, "AR"),
+        Objective("fast-rcnn", fast_rcnn_losses, ("backbone", "head"), fast_rcnn_predictor, measure, "AP50"),
+    )
+}
+
+
+class LossModule(nn.Module):
+    """A module whose forward pass computes an objective's losses: DistributedDataParallel wraps forward passes."""
+
+    def __init__(self, detector: FasterRCNN, compute: ComputeLosses, mixed_precision: bool) -> None:
         super().__init__()
         self.detector = detector
         self.compute = compute
@@ -63,11 +110,11 @@ class Objective(nn.Module):
 
 
 def _precision(detector: FasterRCNN, images: Tensor, mixed: bool) -> torch.autocast:
-    """The reduced precision that the device is faster in, if any and wanted: for backbone and RPN only, whose
-    convolutions take the time; boxes and losses are computed in float32.
+    """Autocast to the reduced precision in which the device is faster, if it has one and `mixed` allows it.
 
-    Not for MobileNet's depthwise convolutions on a CPU: steps took as long in bfloat16, and three of three runs met an
-    infinite gradient norm within 15 steps, which float32 did not in 400. The cause was not found.
+    For backbone and RPN only, whose convolutions take most of the time; boxes and losses are computed in float32.
+    Never for MobileNet's depthwise convolutions on a CPU: bfloat16 saved no time, and in three of three runs the
+    gradient norm became infinite within 15 steps, while it stayed finite for 400 in float32. The cause is unknown.
     """
     depthwise = any(isinstance(one, nn.Conv2d) and one.groups > 1 for one in detector.backbone.modules())
     wanted = mixed and not (depthwise and images.device.type == "cpu")

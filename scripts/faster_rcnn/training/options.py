@@ -1,87 +1,144 @@
-"""How one training runs: its length, rates, optimiser, data, and what is left as it was."""
+"""The options of a training run, what they are if the user does not name them, and the detector that they describe."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-import torch
-
-from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.config import DetectorConfig, preset
+from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.detector.roi_head import TargetNormalisation
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """One run. Times are in iterations; an iteration is one batch."""
+    """How the loop trains. Times are in iterations; one iteration trains on one batch."""
 
     iterations: int
-    batch_size: int  # images a step, over all processes and parts
+    batch_size: int  # images per iteration, over all processes and micro-batches
     learning_rate: float
-    warm_up: int  # the rate grows linearly over these
-    decay: str = "cosine"  # a key of DECAYS
-    optimiser: str = "sgd"  # a key of OPTIMISERS
-    clip_norm: float = 10.0  # the norm of all gradients together; simple runs stay below, a bad batch does not
-    accumulate: int = 1  # parts that a batch is computed in, one after the other
+    warm_up: int  # iterations over which the rate grows linearly
+    decay: str = "cosine"  # a key of optimiser.DECAYS
+    optimiser: str = "sgd"  # a key of optimiser.OPTIMISERS
+    clip_norm: float = 10.0  # of all gradients together; ordinary batches stay below, a bad one does not
+    accumulate: int = 1  # micro-batches per batch, computed one after the other to save memory
     augmentations: tuple[str, ...] = ("flip",)
     with_difficult: bool = False  # VOC's difficult objects; without them Fast R-CNN gains 1.2 points (section 4.3)
-    trainable_from: str | None = None  # the first stage of the backbone that learns; None: all do
-    frozen_statistics: bool = False  # batch normalisation of the backbone stays as it was given
+    trainable_from: str | None = None  # the first stage of the backbone that is trained; None: all stages
+    frozen_statistics: bool = False  # keep the backbone's batch-norm statistics and scales
     validate_every: int = 1000
     validation_pictures: int = 200
     checkpoint_every: int = 250
-    workers: int = 1
+    workers: int = 1  # processes that prepare images
     seed: int = 0
     mixed_precision: bool = True
 
-
-def _cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _step(done: float) -> float:
-    return 1.0 if done < 0.75 else 0.1  # section 3.1.3: 0.001 for 60k mini-batches, 0.0001 for the next 20k
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> "TrainingOptions":
+        """Options from JSON, which has no tuples."""
+        return cls(**{**options, "augmentations": tuple(options.get("augmentations", cls.augmentations))})
 
 
-DECAYS: dict[str, Callable[[float], float]] = {"cosine": _cosine, "step": _step}
+PRETRAINED = ("vgg16", "resnet50", "resnet50_fpn", "mobilenet_v3_large", "mobilenet_v3_large_fpn")
+NAME_OF_NO_WEIGHTS = "none"
+
+# Fine-tuning follows the papers: SGD, a tenth of the rate after three quarters of the iterations (Faster R-CNN,
+# section 3.1.3), and the first stages frozen (Fast R-CNN, section 4.5). The papers' rate is for one image per batch;
+# larger batches get a higher one.
+_FINE_TUNING: dict[str, dict[str, Any]] = {
+    "vgg16": {"batch_size": 1, "learning_rate": 0.001, "trainable_from": "conv3_1"},
+    "resnet50": {"batch_size": 4, "learning_rate": 0.005, "trainable_from": "layer2"},
+    "resnet50_fpn": {"batch_size": 4, "learning_rate": 0.005, "trainable_from": "layer2"},
+    "mobilenet_v3_large": {"batch_size": 8, "learning_rate": 0.01},
+    "mobilenet_v3_large_fpn": {"batch_size": 8, "learning_rate": 0.01},
+    # From an earlier run. Its batch-norm statistics come from similar images, so they may keep adapting.
+    "compact": {
+        "batch_size": 8, "learning_rate": 0.0003, "frozen_statistics": False, "optimiser": "adamw", "decay": "cosine",
+        "warm_up": 100,
+    },
+}  # fmt: skip
+_FROM_SCRATCH: dict[str, dict[str, Any]] = {
+    "compact": {"batch_size": 8, "learning_rate": 0.001},
+    "vgg16": {"batch_size": 4, "learning_rate": 0.0001},
+    "resnet50": {"batch_size": 4, "learning_rate": 0.0003},
+    "resnet50_fpn": {"batch_size": 4, "learning_rate": 0.0003},
+    "mobilenet_v3_large": {"batch_size": 8, "learning_rate": 0.0005},
+    "mobilenet_v3_large_fpn": {"batch_size": 8, "learning_rate": 0.0005},
+}
+EPOCHS = 30  # length of a run on the user's data,
+LEAST_BATCHES = 2500  # but never shorter than this: 30 epochs of a small data set are too few steps
+MOST_VALIDATED = 1000  # validation images; most data sets have fewer
+SHAPES = {"batch_size": 16, "iterations": 4500, "augmentations": ("flip",)}  # enough for generated images
+
+
+def default_weights(backbone: str) -> str:
+    return "imagenet" if backbone in PRETRAINED else NAME_OF_NO_WEIGHTS
+
+
+def default_options(backbone: str, weights: str, data: str, images: int) -> dict[str, Any]:
+    """Training options that suit a backbone, its initial weights and a training set of `images` images."""
+    if weights == NAME_OF_NO_WEIGHTS:
+        options: dict[str, Any] = {"optimiser": "adamw", "decay": "cosine", "warm_up": 100} | _FROM_SCRATCH[backbone]
+    else:
+        frozen = {"frozen_statistics": True, "optimiser": "sgd", "decay": "step", "warm_up": 500}
+        options = frozen | _FINE_TUNING[backbone]
+    options |= {"augmentations": ("flip", "scale-jitter", "photometric"), "workers": max(1, (os.cpu_count() or 2) // 2)}
+    if data == "shapes":
+        return options | SHAPES
+    options["batch_size"] = min(options["batch_size"], max(1, images))
+    length = max(LEAST_BATCHES, EPOCHS * images // options["batch_size"])
+    return options | {"iterations": length, "validation_pictures": MOST_VALIDATED}
+
+
+def complete_options(
+    user_options: Mapping[str, Any], backbone: str, weights: str, data: str, images: int
+) -> TrainingOptions:
+    """The defaults for a run, with the options that the user named in their place."""
+    known = {field.name for field in fields(TrainingOptions)}
+    options = default_options(backbone, weights, data, images)
+    options |= {name: value for name, value in user_options.items() if name in known}
+    if "warm_up" not in user_options:
+        options["warm_up"] = short_warm_up(options["warm_up"], options["iterations"])
+    return TrainingOptions.from_dict(options)
 
 
 def short_warm_up(warm_up: int, iterations: int) -> int:
-    """A warm-up that leaves a short run at least three quarters to learn in."""
+    """The warm-up, cut to a quarter of a short run."""
     return max(1, min(warm_up, iterations // 4))
 
 
-def learning_rate(options: TrainingOptions, iteration: int) -> float:
-    """The rate at an iteration: a linear warm-up, then the decay over what remains."""
-    if iteration < options.warm_up:
-        return options.learning_rate * (iteration + 1) / options.warm_up
-    done = (iteration - options.warm_up) / max(1, options.iterations - options.warm_up)
-    return options.learning_rate * DECAYS[options.decay](done)
-
-
-@dataclass(frozen=True)
-class _Kind:
-    build: Callable[..., torch.optim.Optimizer]
-    details: dict[str, float]
-    weight_decay: float
-    bias_rate: float  # times the rate of the weights
-
-
-OPTIMISERS = {
-    # both papers; biases learn twice as fast in the reference code
-    "sgd": _Kind(torch.optim.SGD, {"momentum": 0.9}, 0.0005, 2.0),
-    # From scratch it needs fewer iterations: head_classification is at 0.61 after 300, with SGD at 0.02 after 700.
-    "adamw": _Kind(torch.optim.AdamW, {}, 0.05, 1.0),
-}
-
-
-def build_optimiser(detector: FasterRCNN, options: TrainingOptions) -> torch.optim.Optimizer:
-    """The optimiser of what is trainable. Biases and normalisations are not decayed (as in the reference code)."""
-    kind = OPTIMISERS[options.optimiser]
-    learning = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    weights = {"params": [one for one in learning if one.ndim > 1], "weight_decay": kind.weight_decay, "factor": 1.0}
-    others = {"params": [one for one in learning if one.ndim <= 1], "weight_decay": 0.0, "factor": kind.bias_rate}
-    return kind.build([weights, others], lr=options.learning_rate, **kind.details)
-
-
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group["factor"]
+def configure(user_options: Mapping[str, Any], backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
+    """The backbone's preset, changed by the options that the user named."""
+    named, config = user_options, preset(backbone, labels)
+    changes: dict[str, Any] = {name: tuple(named[name]) for name in ("anchor_scales", "anchor_ratios") if name in named}
+    if "roi_pooling" in named:
+        changes["roi_pooling"] = named["roi_pooling"]
+    smallest = named.get("min_size", config.resize.min_size)
+    longest = named.get("max_size", max(config.resize.max_size, smallest))
+    changes["resize"] = ResizeRule(smallest, longest)
+    if "crossing_anchors" in named:
+        keep = named["crossing_anchors"] == "keep"
+        changes["anchor_sampling"] = replace(config.anchor_sampling, keep_crossing=keep)
+    # Fast R-CNN alone samples harder background, IoU 0.1 to 0.5 (its section 2.3); with an RPN the reference code
+    # takes all background.
+    background = (0.1, 0.5) if named.get("schedule") == "fast-rcnn" else config.proposal_sampling.background_iou
+    changes["proposal_sampling"] = replace(
+        config.proposal_sampling,
+        batch=named.get("rois", config.proposal_sampling.batch),
+        background_iou=tuple(named.get("background_iou", background)),
+    )
+    loss_names = {field.name for field in fields(config.losses)}
+    changed = {name: named[name] for name in loss_names if name in named}
+    if changed.get("rpn_normaliser") == "sampled":
+        changed = {"rpn_lambda": 1.0} | changed  # the reference code divides by the sampled anchors and has no λ
+    changes["losses"] = replace(config.losses, **changed)
+    threshold = named.get("proposal_nms", config.proposals.nms_threshold)
+    for name, option in (("training_proposals", "training_proposals"), ("proposals", "test_proposals")):
+        limits = getattr(config, name)
+        before, after = named.get(option, (limits.before_nms, limits.after_nms))
+        changes[name] = replace(limits, before_nms=before, after_nms=after, nms_threshold=threshold)
+    if "detection_nms" in named:
+        changes["detections"] = replace(config.detections, nms_threshold=named["detection_nms"])
+    if named.get("target_normalisation") == "none":
+        changes["target_normalisation"] = TargetNormalisation(stds=(1.0, 1.0, 1.0, 1.0))
+    return replace(config, **changes)

@@ -1,7 +1,7 @@
-"""Training on several GPUs or processes, started by `torchrun`: who is who, and what they tell each other.
+"""Training in several processes, on one or more GPUs, started by `torchrun`: ranks and communication.
 
-The mean over a batch is the mean over its images however they are dealt out: every process takes equally many, their
-gradients are averaged, and batch normalisation takes its statistics over all of them.
+A batch gives the same result however its images are divided: every process takes the same number of them, gradients are
+averaged over the processes, and batch normalisation computes its statistics over all of them.
 """
 
 import os
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from faster_rcnn.data.loader import Batch
 
-PATIENCE = timedelta(hours=4)  # the others wait while the first one validates
+TIMEOUT = timedelta(hours=4)  # the other processes wait while the first one validates or makes proposals
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that `torchrun` started, if it did, and gives the device that this one is to use."""
+    """Joins the processes that `torchrun` started, if it did, and yields the device of this process."""
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield device
     finally:
@@ -51,7 +51,7 @@ def wait_for_all() -> None:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """The mean of `values` over the processes, without a gradient."""
+    """The mean of `values` over the processes, in place and without a gradient."""
     if dist.is_initialized():
         dist.all_reduce(values)
         values /= dist.get_world_size()
@@ -59,7 +59,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def same_canvas(batch: Batch) -> Batch:
-    """The batch on the largest canvas that any process has, because padding enters normalisation's statistics."""
+    """Pads the batch to the largest canvas of all processes: padding enters batch normalisation's statistics."""
     if not dist.is_initialized():
         return batch
     canvas = torch.tensor(batch.images.shape[1:3], device=batch.images.device)
@@ -69,7 +69,7 @@ def same_canvas(batch: Batch) -> Batch:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of a tensor over the processes; the gradient is the sum of theirs."""
+    """The sum of a tensor over the processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ class _Sum(torch.autograd.Function):
 
 
 class _SharedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation whose statistics are those of the batches of all processes, equally large.
+    """Batch normalisation with statistics over the batches of all processes, which have the same size.
 
-    torch's own SyncBatchNorm does the same, but on GPUs only.
+    torch.nn.SyncBatchNorm does the same on GPUs only.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -110,11 +110,11 @@ class _SharedBatchNorm(nn.BatchNorm2d):
 
 
 def share_statistics(module: nn.Module) -> None:
-    """Lets every batch normalisation in `module` see the batches of all processes.
+    """Makes every batch normalisation in `module` use the batches of all processes.
 
-    In place, by the class alone: whoever holds one of these modules goes on holding it.
+    Only the class of each module changes, so that references to it, as in a list of frozen modules, remain valid.
     """
     if dist.is_initialized():
-        for part in module.modules():
-            if type(part) is nn.BatchNorm2d:
-                part.__class__ = _SharedBatchNorm
+        for one in module.modules():
+            if type(one) is nn.BatchNorm2d:
+                one.__class__ = _SharedBatchNorm

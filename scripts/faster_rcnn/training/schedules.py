@@ -1,184 +1,258 @@
-"""A run from its record to the trained detector: data, weights, and the schedule that it names."""
+"""Training schedules: joint, alternating or Fast R-CNN alone, from a run's record to the trained detector."""
 
-import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torchvision.ops import box_iou
+from tqdm import tqdm
 
-from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.coverage import anchor_coverage
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.data.decode_check import check_before_training, summary
-from faster_rcnn.data.sources import check_labels, open_dataset
-from faster_rcnn.data.subset import FirstImages
-from faster_rcnn.detector.checkpoint import NAME, load_detector
+from faster_rcnn.detector.boxes import encode
+from faster_rcnn.detector.checkpoint import BEST, NAME, build_detector, load_detector, read_checkpoint, save_state
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.proposals import ProposalLimits
+from faster_rcnn.detector.roi_head import TargetNormalisation
+from faster_rcnn.detector.sampling import ProposalSampling
+from faster_rcnn.detector.weights import fetch_weights, load_backbone_weights
+from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.sources import propose_for
-from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
-from faster_rcnn.training.alternating import alternate
-from faster_rcnn.training.fast_rcnn import measure_normalisation
+from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
 from faster_rcnn.training.loop import train
+from faster_rcnn.training.objectives import OBJECTIVES, Objective
+from faster_rcnn.training.options import TrainingOptions, short_warm_up
 from faster_rcnn.training.processes import rank, wait_for_all
-from faster_rcnn.training.recipe import fresh_detector, options_of, write_run
-from faster_rcnn.training.tasks import TASKS
-
-# The generator's million images would want as many proposals made beforehand.
-SHAPES_WITH_PROPOSALS = 2000
+from faster_rcnn.training.run import STEPS, RunRecord, write_record
+from faster_rcnn.training.splits import open_splits
+from faster_rcnn.training.validation import validate
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """What a schedule works with. `fresh` builds the detector as it is before the first iteration."""
+class Setting:
+    """What a schedule works with. build: a new detector, the same each time, as before the first iteration."""
 
-    run: dict[str, Any]
+    folder: Path
+    options: TrainingOptions
     training: Dataset
     validation: Dataset
-    folder: Path
     device: torch.device
+    build: Callable[[], FasterRCNN]
 
-    def fresh(self) -> FasterRCNN:
-        return fresh_detector(self.run).to(self.device)
-
-    def begun(self) -> bool:
+    @property
+    def has_begun(self) -> bool:
         return (self.folder / NAME).is_file()
 
+    def fresh(self) -> FasterRCNN:
+        return self.build().to(self.device)
+
     def detector(self) -> FasterRCNN:
-        """The detector as the run's checkpoint has it, or a fresh one."""
-        return load_detector(self.folder).to(self.device) if self.begun() else self.fresh()
+        """The detector of the run's checkpoint, or a fresh one."""
+        return load_detector(self.folder).to(self.device) if self.has_begun else self.fresh()
 
 
-def carry_out(run: dict[str, Any], folder: Path, device: torch.device) -> dict[str, Any]:
-    """Trains what the record says in `folder`, from the beginning or from where it stopped.
+def carry_out(record: RunRecord, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Trains what the record describes, from the beginning or from the checkpoints in `folder`.
 
-    Returns the last validation's metrics and the `seconds` that all of the run took.
+    Returns the last validation's metrics and the `seconds` of the whole training run.
     """
-    training, validation = _checked(run)
-    setting = _Setting(run, training, validation, folder, device)
+    training, validation, record = open_splits(record)
+    setting = Setting(
+        folder, record.training_options, training, validation, device, build=lambda: fresh_detector(record)
+    )
     if rank() == 0:
-        if not setting.begun():
-            config = DetectorConfig.from_dict(run["config"])
-            with torch.device("meta"):
-                strides = FasterRCNN(config).backbone.strides
-            print(anchor_coverage(training, config, strides).report())
+        if not setting.has_begun:
+            print(_coverage_of_anchors(training, record.detector_config))
         folder.mkdir(parents=True, exist_ok=True)
-        write_run(folder, run)
+        write_record(folder, record)
     wait_for_all()
-    metrics = SCHEDULES[run["schedule"]](setting)
+    metrics = SCHEDULES[record.schedule](setting, record)
     if rank() == 0:
-        run["seconds"] = metrics["seconds"]
-        write_run(folder, run)
+        write_record(folder, replace(record, seconds=metrics["seconds"]))
     return metrics
 
 
-def _checked(run: dict[str, Any]) -> tuple[Dataset, Dataset]:
-    """The two splits, of which everything has been read once, so that nothing can fail late.
-
-    Every process reads them, and every time: what cannot be read is left out in the same way.
-    Raises ValueError that names the first faults, or says that there is nothing to learn from, or that the data is no
-    longer what the run began with.
-    """
-    training, validation = (
-        open_dataset(run["data"], run[split], skip_bad_boxes=run["skip_bad_boxes"])
-        for split in ("train_split", "val_split")
-    )
-    check_labels(training, tuple(run["config"]["labels"]), "the run")
-    check_labels(validation, training.labels, f"{run['data']}/{run['train_split']}")
-    faults = check_before_training((training, validation), max(1, run["options"]["workers"]))
-    if rank() == 0 and faults:
-        left_out = "what is faulty is left out" if run["skip_bad_boxes"] else "none keeps training from starting"
-        print(f"the data has {summary(faults)}; {left_out}; scripts/check_data.py --data {run['data']} shows all")
-    digests = [_digest(dataset) for dataset in (training, validation)]
-    if run.setdefault("annotations_sha256", digests) != digests:
-        raise ValueError(
-            f"the annotations of {run['data']} are not those that the run began with; put them back, or start a new run"
-        )
-    if not _objects(training):
-        raise ValueError(f"{run['data']}/{run['train_split']} has no object to learn from; add annotations")
-    if rank() == 0 and not _objects(validation):
-        print(f"warning: {run['data']}/{run['val_split']} has no object, so that nothing can be chosen by its metrics")
-    if run["data"] == "shapes" and run["schedule"] != "joint":
-        training = FirstImages(training, SHAPES_WITH_PROPOSALS)
-    return training, validation
+def fresh_detector(record: RunRecord) -> FasterRCNN:
+    """The run's detector before the first iteration, the same each time."""
+    torch.manual_seed(record.training_options.seed)
+    detector = FasterRCNN(record.detector_config)
+    if (weights := fetch_weights(record.backbone, record.weights)) is not None:
+        load_backbone_weights(detector, weights)
+    return detector
 
 
-def _digest(dataset: Dataset) -> str | None:
-    """What tells a folder's images, sizes and objects from others; None for what is drawn as it is read."""
-    if not isinstance(dataset, AnnotatedImages):
-        return None
-    digest = hashlib.sha256()
-    for index in range(len(dataset)):
-        boxes, labels = dataset.objects(index)
-        digest.update(f"{dataset.name(index)} {dataset.size(index)} {len(labels)}\n".encode())
-        digest.update(np.ascontiguousarray(boxes, np.float32).tobytes() + labels.astype(np.int64).tobytes())
-    return digest.hexdigest()
+def _coverage_of_anchors(training: Dataset, config: DetectorConfig) -> str:
+    with torch.device("meta"):
+        strides = FasterRCNN(config).backbone.strides
+    return anchor_coverage(training, config, strides).report()
 
 
-def _objects(dataset: Dataset) -> bool:
-    """Whether there is any object; what is drawn as it is read has some."""
-    if not isinstance(dataset, AnnotatedImages):
-        return True
-    return any(len(dataset.objects(index)[1]) for index in range(len(dataset)))
-
-
-def _joint(setting: _Setting) -> dict[str, Any]:
-    begun = setting.begun()
-    options = options_of(setting.run)
+def _joint(setting: Setting, record: RunRecord) -> dict[str, Any]:
+    """Approximate joint training (Ren et al. 2015, section 3.2)."""
     return train(
-        setting.detector(), TASKS["joint"], setting.training, setting.validation, options, setting.folder, begun
+        setting.detector(),
+        OBJECTIVES["joint"],
+        setting.training,
+        setting.validation,
+        setting.options,
+        setting.folder,
+        resume=setting.has_begun,
     )
 
 
-def _alternating(setting: _Setting) -> dict[str, Any]:
-    run, options = setting.run, options_of(setting.run)
-    _, metrics = alternate(
-        setting.fresh, setting.training, setting.validation, options, run["step_iterations"], setting.folder
-    )
-    return metrics
+def alternate(setting: Setting, iterations: tuple[int, ...]) -> tuple[FasterRCNN, dict[str, Any]]:
+    """Four-step alternating training (Ren et al. 2015, section 3.2): two networks that come to share their backbone.
+
+    1. The RPN, from the pretrained backbone.
+    2. Fast R-CNN, from the pretrained backbone again, on the proposals of step 1. Nothing is shared yet.
+    3. A new RPN head on the backbone of step 2, which is frozen.
+    4. The layers that only Fast R-CNN has, on the proposals of step 3; the backbone is frozen.
+
+    Each step trains in its own folder, `setting.folder/1-rpn` and so on. A finished step is skipped, an interrupted one
+    is resumed.
+    iterations: the length of each step, in place of `setting.options.iterations`.
+    Returns the detector and its validation metrics.
+    """
+    first_rpn = _step(setting, 1, iterations, setting.fresh(), OBJECTIVES["rpn"])
+    fast_rcnn = _step(setting, 2, iterations, setting.fresh(), OBJECTIVES["fast-rcnn"], proposer=first_rpn)
+
+    second_rpn = setting.fresh()
+    second_rpn.backbone.load_state_dict(fast_rcnn.backbone.state_dict())
+    second_rpn = _step(setting, 3, iterations, second_rpn, replace(OBJECTIVES["rpn"], trained=("rpn",)))
+
+    detector = setting.fresh()
+    detector.backbone.load_state_dict(second_rpn.backbone.state_dict())
+    detector.rpn.load_state_dict(second_rpn.rpn.state_dict())
+    detector.head.load_state_dict(fast_rcnn.head.state_dict())
+    head_alone = replace(OBJECTIVES["fast-rcnn"], trained=("head",))
+    detector = _step(setting, 4, iterations, detector, head_alone, proposer=second_rpn)
+    return detector, _conclude(setting, detector, sum(iterations))
 
 
-def _fast_rcnn(setting: _Setting) -> dict[str, Any]:
-    run, begun, detector = setting.run, setting.begun(), setting.detector()
-    splits = (setting.training, setting.validation)
-    sources = (run["proposals_for_training"], run["proposals"])
-    if sources[0] == sources[1] and sources[0].endswith(".npz"):
-        _check_names_differ(*splits, sources[0])
-    training, validation = (
-        _with_given(setting, dataset, source, setting.folder / f"proposals-{name}.npz")
-        for dataset, source, name in zip(splits, sources, ("train", "val"), strict=True)
-    )
-    if run["measure_targets"] and not begun:
+def _alternating(setting: Setting, record: RunRecord) -> dict[str, Any]:
+    assert record.step_iterations is not None
+    return alternate(setting, record.step_iterations)[1]
+
+
+def _step(
+    setting: Setting,
+    number: int,
+    iterations: tuple[int, ...],
+    detector: FasterRCNN,
+    objective: Objective,
+    proposer: FasterRCNN | None = None,
+) -> FasterRCNN:
+    """The detector after step `number`, which is trained, resumed, or found finished.
+
+    proposer: the detector of the step before, if this step trains on its proposals.
+    """
+    folder, length = setting.folder / STEPS[number - 1], iterations[number - 1]
+    training, validation = setting.training, setting.validation
+    if proposer is not None:
+        before = setting.folder / STEPS[number - 2]
+        limits = uncut_limits(proposer, proposer.config.training_proposals.after_nms)
+        training = _with_rpn_proposals(proposer, training, before / "proposals-train.npz", limits)
+        validation = _with_rpn_proposals(proposer, validation, before / "proposals-val.npz", proposer.config.proposals)
+    has_begun = (folder / NAME).is_file()
+    if has_begun and (state := read_checkpoint(folder))["iteration"] >= length:
+        return build_detector(state).to(detector.mean.device)
+    folder.mkdir(exist_ok=True)
+    warm_up = short_warm_up(setting.options.warm_up, length)
+    options = replace(setting.options, iterations=length, warm_up=warm_up)
+    train(detector, objective, training, validation, options, folder, resume=has_begun)
+    return detector
+
+
+def _with_rpn_proposals(detector: FasterRCNN, dataset: Dataset, path: Path, limits: ProposalLimits) -> WithProposals:
+    """The data set with a detector's proposals, read from `path` or computed and saved there."""
+    if not path.is_file() and rank() == 0:
+        rpn_regions(detector, dataset, limits).save(path)
+    wait_for_all()
+    return WithProposals(dataset, ProposalTable.load(path), limits.after_nms)
+
+
+def _conclude(setting: Setting, detector: FasterRCNN, iterations: int) -> dict[str, Any]:
+    """Validates the assembled detector and saves it in the run folder as the other schedules do."""
+    folder = setting.folder
+    metrics: dict[str, Any] = {}
+    if rank() == 0:
+        metrics, sheet = validate(detector, OBJECTIVES["joint"], setting.validation, setting.options)
+        sheet.save(folder / "predictions.jpg", quality=88)
+        save_state(folder / NAME, detector, "joint", iterations, metrics=metrics)
+        shutil.copyfile(folder / NAME, folder / BEST)
+    wait_for_all()
+    seconds = sum(read_checkpoint(folder / step)["seconds"] for step in STEPS)
+    return {**metrics, "seconds": round(seconds)}
+
+
+def _fast_rcnn(setting: Setting, record: RunRecord) -> dict[str, Any]:
+    """Fast R-CNN alone (Girshick 2015), on proposals from any source."""
+    assert record.proposals_for_training is not None
+    assert record.proposals is not None
+    detector = setting.detector()
+    if record.proposals_for_training == record.proposals and record.proposals.endswith(".npz"):
+        _check_names_differ(setting.training, setting.validation, record.proposals)
+    limit = LIMIT if record.proposal_limit is None else record.proposal_limit
+    training = _with_proposals(setting, setting.training, record.proposals_for_training, "train", limit)
+    validation = _with_proposals(setting, setting.validation, record.proposals, "val", limit)
+    if record.measure_targets and not setting.has_begun:
         measured = measure_normalisation(training, detector.config.proposal_sampling)
         detector.config = replace(detector.config, target_normalisation=measured)
-    return train(detector, TASKS["fast-rcnn"], training, validation, options_of(run), setting.folder, begun)
+    objective = OBJECTIVES["fast-rcnn"]
+    return train(detector, objective, training, validation, setting.options, setting.folder, resume=setting.has_begun)
 
 
-def _check_names_differ(training: Dataset, validation: Dataset, file: str) -> None:
-    """Raises ValueError if one file cannot tell the images of two splits apart."""
-    names = {training.name(index) for index in range(len(training))}
-    both = names & {validation.name(index) for index in range(len(validation))}
-    if both:
-        raise ValueError(
-            f"{len(both)} images have the same name in both splits, the first is {min(both)}, so that {file} cannot "
-            "tell them apart; give two files: --proposals TRAIN.npz VAL.npz"
-        )
-
-
-def _with_given(setting: _Setting, dataset: Dataset, source: str, path: Path) -> WithProposals:
-    """The data set with the proposals of a source, which are kept in the run's folder."""
-    limit = setting.run["proposal_limit"]
+def _with_proposals(setting: Setting, dataset: Dataset, source: str, name: str, limit: int) -> WithProposals:
+    """The data set with the proposals of a source, which are kept in the run folder as `proposals-{name}.npz`."""
+    path = setting.folder / f"proposals-{name}.npz"
     if not path.is_file() and rank() == 0:
-        workers = max(1, setting.run["options"]["workers"])
+        workers = max(1, setting.options.workers)
         propose_for(dataset, source, limit, workers=workers, device=str(setting.device)).save(path)
     wait_for_all()
     return WithProposals(dataset, ProposalTable.load(path), limit)
 
 
-SCHEDULES: dict[str, Callable[[_Setting], dict[str, Any]]] = {
+def _check_names_differ(training: Dataset, validation: Dataset, file: str) -> None:
+    """Raises ValueError if images of both splits have the same name, which one file of proposals cannot distinguish."""
+    names = {training.name(index) for index in range(len(training))}
+    both = names & {validation.name(index) for index in range(len(validation))}
+    if both:
+        raise ValueError(
+            f"{len(both)} images have the same name in both splits, the first is {min(both)}, so {file} cannot hold "
+            "proposals for both; give two files: --proposals TRAIN.npz VAL.npz"
+        )
+
+
+def measure_normalisation(dataset: Dataset, rule: ProposalSampling) -> TargetNormalisation:
+    """Mean and standard deviation of the regression targets of all foreground proposals (Fast R-CNN, section 2.3).
+
+    dataset: its samples carry proposals.  Targets do not depend on an image's scale, so the original boxes are used.
+    Raises ValueError if there are fewer than two foreground proposals.
+    """
+    targets = []
+    for index in tqdm(range(len(dataset)), desc="measuring targets", unit="image", leave=False):
+        sample = dataset[index].objects()
+        if sample.proposals is None or not len(sample.proposals) or not len(sample.boxes):
+            continue
+        proposals, boxes = torch.from_numpy(sample.proposals), torch.from_numpy(sample.boxes)
+        overlap, objects = box_iou(proposals, boxes).max(dim=1)
+        foreground = overlap >= rule.foreground_iou
+        targets.append(encode(boxes[objects[foreground]], proposals[foreground]))
+    deltas = torch.cat([torch.zeros(0, 4), *targets]).double()
+    if len(deltas) < 2:
+        raise ValueError(
+            f"fewer than two proposals overlap an object with an IoU of {rule.foreground_iou:g} or more, so there are "
+            "no targets to measure; take another source"
+        )
+    std, mean = torch.std_mean(deltas, dim=0)
+    return TargetNormalisation(tuple(mean.tolist()), tuple(std.clamp(min=1e-3).tolist()))
+
+
+SCHEDULES: dict[str, Callable[[Setting, RunRecord], dict[str, Any]]] = {
     "joint": _joint,
     "alternating": _alternating,
     "fast-rcnn": _fast_rcnn,

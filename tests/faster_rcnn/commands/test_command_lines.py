@@ -91,8 +91,8 @@ def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path)
             ("train.py", "--out", "nowhere", "--data", "voc2012"),
             "is of no known kind; there are: shapes, coco:DIR, voc:DIR",
         ),
-        (("evaluate.py", "nowhere"), "nowhere is not there; scripts/train.py --out nowhere writes it"),
-        (("export.py", "nowhere", "--name", "x"), "nowhere is not there; scripts/train.py --out nowhere writes it"),
+        (("evaluate.py", "nowhere"), "nowhere is not there; faster-rcnn train --out nowhere writes it"),
+        (("export.py", "nowhere", "--name", "x"), "nowhere is not there; faster-rcnn train --out nowhere writes it"),
         (("benchmark.py", "graph", "nowhere"), "publish the model again"),
     ],
 )
@@ -147,10 +147,10 @@ def test_a_broken_image_is_found_before_training(tmp_path: Path) -> None:
     [
         (("--schedule", "fast-rcnn"), "--proposals SOURCE and --schedule fast-rcnn belong together"),
         (("--proposals", "sliding-window"), "--proposals SOURCE and --schedule fast-rcnn belong together"),
-        (("--schedule", "fast-rcnn", "--proposals", "magic"), "'magic' is no source of proposals; there are:"),
+        (("--schedule", "fast-rcnn", "--proposals", "magic"), "'magic' is not a source of proposals; choose one of:"),
         (("--schedule", "fast-rcnn", "--proposals", "no.npz"), "no.npz is not there"),
         (("--step-iterations", "1", "1", "1", "1"), "are those of --schedule alternating"),
-        (("--target-normalisation", "measured"), "targets are measured on given proposals"),
+        (("--target-normalisation", "measured"), "needs proposals that do not change during training"),
         (("--backbone", "compact", "--weights", "imagenet"), "none"),
         (("--backbone", "resnet50", "--weights", "no.pth"), "no.pth"),
         (("--trainable-from", "conv9_9"), "has no stage 'conv9_9'"),

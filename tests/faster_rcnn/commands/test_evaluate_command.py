@@ -151,7 +151,7 @@ def test_sources_are_measured_without_a_detector(
     [
         ((), "name a RUN or MODEL_DIR, or a source by --proposals"),
         ((MODEL, "--proposals", "sliding-window"), "makes its own proposals; leave out --proposals"),
-        (("--proposals", "magic"), "is no source of proposals; there are: sliding-window"),
+        (("--proposals", "magic"), "is not a source of proposals; choose one of: sliding-window"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -1,7 +1,8 @@
+"""Selective Search: OpenCV's regions in the paper's order, any image size, and the cache."""
+
 import multiprocessing
 import os
 import signal
-import time
 from pathlib import Path
 
 import cv2
@@ -42,7 +43,7 @@ def small() -> np.ndarray:
 
 
 class Cuts:
-    """A few small cuts of `shapes`, in which Selective Search takes no time."""
+    """Small cuts of `shapes` images, on which Selective Search is fast."""
 
     labels = Shapes.labels
 
@@ -64,7 +65,7 @@ class Cuts:
         return f"cut {index}"
 
 
-def test_the_boxes_are_opencvs_in_corners(small: np.ndarray) -> None:
+def test_the_boxes_are_those_of_opencv_as_corners(small: np.ndarray) -> None:
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(small[:, :, ::-1].copy())
     search.switchToSelectiveSearchFast()
@@ -91,8 +92,8 @@ def test_large_regions_tend_to_come_first(small: np.ndarray) -> None:
     [
         (60, 600, (200, 15, 230, 45)),  # 10:1
         (600, 60, (20, 150, 40, 450)),
-        (300, 731, (243, 75, 393, 225)),  # the aspect that OpenCV took before 4.1.1, and
-        (300, 732, (244, 75, 394, 225)),  # the one that it did not
+        (300, 731, (243, 75, 393, 225)),  # the widest aspect that OpenCV accepted before 4.1.1, and
+        (300, 732, (244, 75, 394, 225)),  # the first that it did not
         (60, 3000, (1000, 15, 1060, 45)),  # 50:1, squeezed to 60 × 1500
     ],
 )
@@ -103,7 +104,7 @@ def test_a_rectangle_is_found_in_an_image_of_any_aspect(height: int, width: int,
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 500), (3, 3)])
-def test_the_smallest_images_have_at_least_themselves(size: tuple[int, int]) -> None:
+def test_the_smallest_images_have_at_least_one_region_the_whole_image(size: tuple[int, int]) -> None:
     height, width = size
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for image in (noise, np.zeros_like(noise)):
@@ -113,7 +114,7 @@ def test_the_smallest_images_have_at_least_themselves(size: tuple[int, int]) -> 
 
 
 def test_a_strip_of_any_length_is_searched() -> None:
-    # OpenCV would turn it by 45°, into a square of 70711 pixels a side
+    # OpenCV would rotate it by 45°, into a square with sides of 70711 pixels
     noise = np.random.default_rng(0).integers(0, 256, (1, 100_000, 3), dtype=np.uint8)
     boxes = selective_search(noise)
     assert len(boxes) > 1
@@ -126,7 +127,7 @@ def test_a_grey_image_is_searched_by_its_brightness() -> None:
     assert best_overlap(selective_search(grey), (30, 20, 70, 60)) > 0.95
 
 
-def test_a_large_image_is_searched_reduced_and_its_boxes_are_in_its_own_pixels() -> None:
+def test_a_large_image_is_reduced_and_its_boxes_are_in_original_pixels() -> None:
     box = (400, 300, 1000, 900)
     image = plain(1200, 1600, box)
     assert image.shape[0] * image.shape[1] > AREA
@@ -136,7 +137,7 @@ def test_a_large_image_is_searched_reduced_and_its_boxes_are_in_its_own_pixels()
 
 
 @pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real data")
-def test_most_blood_cells_are_among_the_regions_of_a_photograph() -> None:
+def test_the_regions_of_a_photograph_cover_most_blood_cells() -> None:
     dataset = open_dataset(f"voc:{os.environ['REAL_DATA_DIR']}/bccd", "val", skip_bad_boxes=True)
     sample = dataset[0]
     overlaps = box_iou(torch.from_numpy(sample.boxes), torch.from_numpy(selective_search(sample.image)))
@@ -144,7 +145,7 @@ def test_most_blood_cells_are_among_the_regions_of_a_photograph() -> None:
     assert (overlaps.max(dim=1).values >= 0.5).float().mean() > 0.6
 
 
-def test_an_image_is_searched_once(small: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_pixels_are_searched_once(small: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cached_search(small, tmp_path)
     assert [file.suffix for file in tmp_path.rglob("*") if file.is_file()] == [".npy"]
 
@@ -164,11 +165,11 @@ def test_an_image_is_searched_once(small: np.ndarray, tmp_path: Path, monkeypatc
             cached_search(small, tmp_path)
 
 
-def test_a_damaged_file_of_the_cache_is_made_again(small: np.ndarray, tmp_path: Path) -> None:
+def test_a_damaged_cache_file_is_computed_again(small: np.ndarray, tmp_path: Path) -> None:
     right = cached_search(small, tmp_path)
     (file,) = tmp_path.rglob("*.npy")
     whole = file.read_bytes()
-    for content in (b"", whole[:40], whole[:-7], b"PK\3\4 no archive", whole.replace(b"<f4", b"<f8")):
+    for content in (b"", whole[:40], whole[:-7], b"PK\3\4 not an archive", whole.replace(b"<f4", b"<f8")):
         file.write_bytes(content)
         np.testing.assert_array_equal(cached_search(small, tmp_path), right, strict=True)
         assert file.read_bytes() == whole
@@ -177,7 +178,7 @@ def test_a_damaged_file_of_the_cache_is_made_again(small: np.ndarray, tmp_path: 
         np.testing.assert_array_equal(cached_search(small, tmp_path), right, strict=True)
 
 
-def test_several_processes_make_what_one_makes(tmp_path: Path) -> None:
+def test_several_processes_compute_the_same_table_as_one(tmp_path: Path) -> None:
     alone = selective_search_table(Cuts(), limit=50, cache=tmp_path / "alone")
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -192,20 +193,25 @@ def test_several_processes_make_what_one_makes(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in (tmp_path / "together").rglob("*.npy")} == files
 
 
-def search_all(cache: Path) -> None:
+def search_and_be_killed(cache: Path) -> None:
+    """Searches 300 images; when six are done, SIGKILL ends the process and its workers."""
     os.setpgid(0, 0)
+    real_search = module.selective_search
+
+    def killing(image: np.ndarray) -> np.ndarray:
+        if len(list(cache.rglob("*.npy"))) >= 6:
+            os.killpg(0, signal.SIGKILL)
+        return real_search(image)
+
+    module.selective_search = killing
     selective_search_table(Cuts(300), cache=cache, workers=2)
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = multiprocessing.get_context("fork").Process(target=search_all, args=(tmp_path,))
-    run.start()
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.rglob("*.npy"))) < 6 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert run.pid is not None
-    os.killpg(run.pid, signal.SIGKILL)  # the run and its workers, wherever they are
-    run.join()
+def test_a_killed_search_continues_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = multiprocessing.get_context("fork").Process(target=search_and_be_killed, args=(tmp_path,))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
     done = {file.name for file in tmp_path.rglob("*.npy")}
     assert 6 <= len(done) < 300
     searched = []
@@ -226,7 +232,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
         np.testing.assert_array_equal(table[name].boxes, fresh[name].boxes)
 
 
-def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "faster-rcnn" / "selective-search"
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -1,3 +1,5 @@
+"""Sliding windows: scales, ratios, order and coverage."""
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -13,7 +15,7 @@ SIDES = st.integers(1, 3000)
 @given(height=SIDES, width=SIDES, limit=st.integers(FEWEST, 4000))
 @example(height=1, width=1, limit=2000)
 @example(height=2, width=3000, limit=FEWEST)
-def test_windows_of_any_image_are_inside_it_and_within_the_limit(height: int, width: int, limit: int) -> None:
+def test_windows_lie_inside_any_image_and_keep_the_limit(height: int, width: int, limit: int) -> None:
     windows = sliding_windows(height, width, limit)
     assert windows.dtype == np.float32
     assert 0 < len(windows) <= limit
@@ -28,7 +30,7 @@ def test_the_limit_is_nearly_used() -> None:
         assert 1800 < len(sliding_windows(height, width)) <= 2000
 
 
-def test_windows_have_the_scales_and_ratios_that_are_said() -> None:
+def test_windows_have_the_documented_scales_and_ratios() -> None:
     # A square image of 400: areas of 50², 100², 200² and 400². With the ratio 1:2 the sides of the area 50² are
     # 50 / √2 = 35.36 and 50 · √2 = 70.71; those of 400² are 282.84 and 565.69, cut to 400.
     windows = sliding_windows(400, 400)
@@ -50,11 +52,11 @@ def test_every_corner_has_a_window_of_every_shape_that_fits() -> None:
 
 
 @pytest.mark.parametrize("first", [100, 300, 1000, 2000])
-def test_any_first_windows_cover_the_whole_image(first: int) -> None:
+def test_the_first_windows_cover_the_whole_image(first: int) -> None:
     windows = sliding_windows(480, 640)[:first]
     centres = (windows[:, :2] + windows[:, 2:]) / 2
     cells = centres // [640 / 3, 480 / 3]
-    # nine ninths of the image: none has less than a third of its share
+    # the image in nine cells: each has at least a third of an even share
     counts = [int((cells == [x, y]).all(axis=1).sum()) for x in range(3) for y in range(3)]
     assert min(counts) > len(windows) / 9 / 3
 
@@ -65,12 +67,12 @@ def test_the_first_windows_are_of_every_shape() -> None:
     assert len(sides) == 12
 
 
-def test_a_limit_that_cannot_cover_is_refused() -> None:
+def test_a_limit_too_low_to_cover_an_image_is_refused() -> None:
     with pytest.raises(ValueError, match="47 windows are too few to cover an image; allow at least 48"):
         sliding_windows(480, 640, 47)
 
 
-def test_a_table_of_them_does_not_look_at_the_images() -> None:
+def test_the_table_depends_on_image_sizes_alone() -> None:
     dataset = Shapes("val", 3)
     table = sliding_window_table(dataset, 500)
     assert list(table) == ["val/0/0", "val/0/1", "val/0/2"]

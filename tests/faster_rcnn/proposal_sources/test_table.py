@@ -1,3 +1,5 @@
+"""Tables of proposals: the file format, what is refused, and data sets with proposals."""
+
 import re
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def some_regions(draw: st.DrawFn) -> Regions:
 
 @settings(max_examples=40, deadline=None)
 @given(regions=st.dictionaries(NAMES, some_regions(), max_size=5), made=NAMES)
-def test_a_table_comes_back_from_disk_as_it_was(
+def test_a_table_is_the_same_after_saving_and_loading(
     regions: dict[str, Regions], made: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("table") / "table.npz"
@@ -39,10 +41,10 @@ def test_a_table_comes_back_from_disk_as_it_was(
     for name, one in regions.items():
         np.testing.assert_array_equal(again[name].boxes, one.boxes, strict=True)
         np.testing.assert_array_equal(again[name].scores, one.scores, strict=True)
-    assert [one.name for one in file.parent.iterdir()] == ["table.npz"]  # nothing is left aside
+    assert [one.name for one in file.parent.iterdir()] == ["table.npz"]  # no temporary file remains
 
 
-def test_the_lines_that_the_documentation_gives_write_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_lines_write_a_valid_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = re.findall(r"^    (\w.*)$", table_module.__doc__ or "", re.MULTILINE)
     assert len(lines) == 3
@@ -73,11 +75,14 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"scores": None, "made": None}, "has no array scores, made; a table has names, counts, boxes, scores, made"),
+        (
+            {"scores": None, "made": None},
+            "lacks scores, made; a table has the arrays names, counts, boxes, scores, made",
+        ),
         ({"names": np.array([1, 2])}, "names is int64 [2]; write text [images]"),
         ({"names": np.array(["a.jpg", "a.jpg"])}, "names has a.jpg twice"),
-        ({"counts": np.array([3])}, "counts is int64 [1]; write one count from 0 for each of the names"),
-        ({"counts": np.array([4, -1])}, "write one count from 0"),
+        ({"counts": np.array([3])}, "counts is int64 [1]; write one count, 0 or more, for each name"),
+        ({"counts": np.array([4, -1])}, "write one count, 0 or more"),
         ({"counts": np.array([2, 2])}, "counts add up to 4, boxes are [3, 4] and scores [3]; write [4, 4] and [4]"),
         ({"boxes": np.zeros((3, 5), np.float32)}, "boxes are [3, 5]"),
         ({"boxes": np.full((3, 4), "x")}, "boxes are <U1 and scores float32; write float32"),
@@ -105,7 +110,7 @@ def test_a_faulty_table_is_refused_with_the_place_and_the_remedy(
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_archive_is_refused_however_it_is_damaged(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused_however_it_is_damaged(tmp_path: Path) -> None:
     file = tmp_path / "table.npz"
     with pytest.raises(FileNotFoundError, match=r"table\.npz is not there"):
         ProposalTable.load(file)
@@ -116,7 +121,7 @@ def test_a_file_that_is_no_archive_is_refused_however_it_is_damaged(tmp_path: Pa
     np.savez(pickled, **GOOD | {"boxes": np.array([[1, 2], [3]], object)})
     for content in (
         b"",
-        b"no archive",
+        b"not an archive",
         whole[: len(whole) // 2],
         (tmp_path / "array.npy").read_bytes(),
         pickled.read_bytes(),
@@ -126,7 +131,7 @@ def test_a_file_that_is_no_archive_is_refused_however_it_is_damaged(tmp_path: Pa
             ProposalTable.load(file)
 
 
-def test_a_table_is_not_made_with_a_faulty_box() -> None:
+def test_a_table_refuses_invalid_boxes() -> None:
     with pytest.raises(ValueError, match=re.escape("a.jpg: boxes are float64 [1, 4]")):
         ProposalTable({"a.jpg": Regions(np.ones((1, 4)), np.ones(1, np.float32))}, "by hand")
 
@@ -151,10 +156,10 @@ class TwoImages:
 
 
 def test_samples_carry_the_best_proposals_clipped_to_the_image() -> None:
-    given = boxes([[-5, -5, 50, 50], [40, 0, 45, 9], [1, 2, 3, 4], [5, 25, 9, 35], [0, 0, 1, 1]])
-    table = ProposalTable({"large": ranked(given), "small": ranked(boxes([]))}, "by hand")
+    regions = boxes([[-5, -5, 50, 50], [40, 0, 45, 9], [1, 2, 3, 4], [5, 25, 9, 35], [0, 0, 1, 1]])
+    table = ProposalTable({"large": ranked(regions), "small": ranked(boxes([]))}, "by hand")
     dataset = WithProposals(TwoImages(), table, limit=3)
-    # the first is cut to 40 × 30, the second begins where the image ends, the fifth is beyond the limit
+    # the first box is cut to 40 × 30, the second starts where the image ends, the fifth exceeds the limit
     proposals = dataset[0].proposals
     assert proposals is not None
     assert proposals.tolist() == [[0, 0, 40, 30], [1, 2, 3, 4], [5, 25, 9, 30]]
@@ -165,7 +170,7 @@ def test_samples_carry_the_best_proposals_clipped_to_the_image() -> None:
     assert (len(dataset), dataset.labels, dataset.size(1), dataset.name(1)) == (2, ("thing",), (10, 20), "small")
 
 
-def test_a_data_set_with_proposals_is_otherwise_as_it_was() -> None:
+def test_adding_proposals_changes_nothing_else_in_a_data_set() -> None:
     shapes = Shapes("val", 3)
     table = ProposalTable({shapes.name(index): ranked(boxes([[0, 0, 50, 50]])) for index in range(3)}, "by hand")
     dataset = WithProposals(shapes, table)
@@ -176,7 +181,7 @@ def test_a_data_set_with_proposals_is_otherwise_as_it_was() -> None:
         assert sample.objects().proposals is sample.proposals
 
 
-def test_an_image_without_regions_is_named_at_once() -> None:
+def test_an_image_missing_from_the_table_is_named_at_once() -> None:
     table = ProposalTable({"large": ranked(boxes([[0, 0, 5, 5]]))}, "by hand")
     with pytest.raises(ValueError, match=r"none for small \(1 of 2 images are missing; it has 1, the first is large"):
         WithProposals(TwoImages(), table)
@@ -184,7 +189,7 @@ def test_an_image_without_regions_is_named_at_once() -> None:
         WithProposals(TwoImages(), ProposalTable({}, "by hand"))
 
 
-def test_regions_of_a_larger_image_are_told_from_proposals() -> None:
+def test_boxes_that_all_lie_outside_their_image_are_refused() -> None:
     table = {"large": ranked(boxes([[0, 0, 5, 5]])), "small": ranked(boxes([[400, 300, 500, 400]]))}
     with pytest.raises(ValueError, match=r"has 1 boxes for small, all outside its 20×10 pixels"):
         WithProposals(TwoImages(), ProposalTable(table, "by hand"))

@@ -1,4 +1,4 @@
-"""The losses of a step: which parts they reach, what their options change, and that an image's draw is its own."""
+"""The losses of an objective: the parts they reach, the effect of options, and sampling by the image alone."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def detector(**changes: object) -> FasterRCNN:
         training_proposals=ProposalLimits(100, 20),
         **changes,  # type: ignore[arg-type]
     )
-    return FasterRCNN(config).eval()  # the padding of a batch enters normalisation's statistics in training
+    return FasterRCNN(config).eval()  # in training mode, padding would enter the batch-norm statistics
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def batch() -> Batch:
     return next(training_batches(Shapes("train", 40), ResizeRule(96, 192), 16, Loading(4, seed=0)))
 
 
-def part(batch: Batch, places: list[int]) -> Batch:
+def subset(batch: Batch, places: list[int]) -> Batch:
     proposals = None if batch.proposals is None else [batch.proposals[place] for place in places]
     return Batch(
         batch.images[places],
@@ -46,39 +46,39 @@ def part(batch: Batch, places: list[int]) -> Batch:
     )
 
 
-def touched(of: FasterRCNN, losses: dict[str, Tensor]) -> set[str]:
+def parts_with_gradients(of: FasterRCNN, losses: dict[str, Tensor]) -> set[str]:
     of.zero_grad(set_to_none=True)
     total(losses).backward()
     return {name.split(".")[0] for name, one in of.named_parameters() if one.grad is not None}
 
 
-def test_each_objective_reaches_its_own_parts(batch: Batch) -> None:
+def test_gradients_reach_exactly_the_parts_of_each_objective(batch: Batch) -> None:
     here = detector()
-    given = replace(batch, proposals=[truth.boxes + 2 for truth in batch.truth])
-    assert touched(here, joint_losses(here, batch, False)) == {"backbone", "rpn", "head"}
-    assert touched(here, rpn_losses(here, batch, False)) == {"backbone", "rpn"}
-    assert touched(here, fast_rcnn_losses(here, given, False)) == {"backbone", "head"}
+    with_proposals = replace(batch, proposals=[truth.boxes + 2 for truth in batch.truth])
+    assert parts_with_gradients(here, joint_losses(here, batch, False)) == {"backbone", "rpn", "head"}
+    assert parts_with_gradients(here, rpn_losses(here, batch, False)) == {"backbone", "rpn"}
+    assert parts_with_gradients(here, fast_rcnn_losses(here, with_proposals, False)) == {"backbone", "head"}
 
 
-def test_a_batch_is_the_mean_of_its_images_however_it_is_dealt_out(batch: Batch) -> None:
+def test_a_batch_is_the_mean_of_its_images_however_it_is_divided(batch: Batch) -> None:
     here = detector()
     whole = joint_losses(here, batch, False)
-    parts = [joint_losses(here, part(batch, places), False) for places in ([2, 0], [3, 1])]
+    parts = [joint_losses(here, subset(batch, places), False) for places in ([2, 0], [3, 1])]
     for name, value in whole.items():
         mean = (parts[0][name] + parts[1][name]) / 2
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_fast_rcnn_without_proposals_says_so(batch: Batch) -> None:
+def test_fast_rcnn_losses_need_proposals(batch: Batch) -> None:
     with pytest.raises(ValueError, match="carry no proposals; open the data set with those of a source"):
         fast_rcnn_losses(detector(), batch, False)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_an_image_with_hardly_a_proposal_and_no_object_trains(batch: Batch, count: int) -> None:
+def test_an_image_without_objects_and_with_at_most_one_proposal_has_finite_losses(batch: Batch, count: int) -> None:
     here = detector()
     one = replace(
-        part(batch, [0]),
+        subset(batch, [0]),
         truth=[GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))],
         proposals=[torch.tensor([[5.0, 5.0, 40.0, 40.0]])[:count]],
     )
@@ -87,9 +87,9 @@ def test_an_image_with_hardly_a_proposal_and_no_object_trains(batch: Batch, coun
     assert torch.isfinite(total(losses))
 
 
-def test_the_three_readings_of_n_reg_differ_by_what_they_divide_by(batch: Batch) -> None:
+def test_the_three_readings_of_n_reg_divide_by_different_counts(batch: Batch) -> None:
     """One image: locations × 10 / λ = anchors / k = sampled."""
-    one = part(batch, [0])
+    one = subset(batch, [0])
     height, width = one.sizes[0].tolist()
     locations = -(-height // 16) * -(-width // 16)
     values = {}
@@ -110,7 +110,7 @@ def test_lambda_scales_the_rpns_box_loss_and_beta_bends_it(batch: Batch) -> None
     assert bent > of_one  # |x| - β/2 exceeds x²/2 wherever β < 1
 
 
-def test_crossing_anchors_are_left_out_where_the_paper_leaves_them_out(batch: Batch) -> None:
+def test_dropping_crossing_anchors_changes_the_classification_loss(batch: Batch) -> None:
     here = detector()
     kept = rpn_losses(here, batch, False)["rpn_classification"]
     dropped = detector(anchor_sampling=replace(here.config.anchor_sampling, keep_crossing=False))
@@ -126,3 +126,19 @@ def test_depthwise_convolutions_keep_full_precision_on_a_cpu(
         here = FasterRCNN(preset(backbone, Shapes.labels))
     with objectives._precision(here, torch.zeros(1), True):
         assert torch.is_autocast_enabled("cpu") == reduced
+
+
+def test_mixed_precision_gives_nearly_the_same_features(monkeypatch: pytest.MonkeyPatch, batch: Batch) -> None:
+    """bfloat16 has 8 bits of precision: features differ by about a percent. No difference: it was not used."""
+    monkeypatch.setattr(objectives, "autocast_dtype", lambda _: torch.bfloat16)
+    here = detector()
+    features: list[Tensor] = []
+    hook = here.backbone.register_forward_hook(lambda _, __, output: features.append(output[0]))
+    for mixed in (False, True):
+        losses = joint_losses(here, batch, mixed)
+        assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+    hook.remove()
+    full, reduced = features
+    assert (full.dtype, reduced.dtype) == (torch.float32, torch.bfloat16)
+    error = (full - reduced.float()).norm() / full.norm()
+    assert 1e-4 < error.item() < 0.05

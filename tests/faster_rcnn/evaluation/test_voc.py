@@ -1,4 +1,4 @@
-"""VOC's average precision: cases worked by hand, and the definition written out once more, slowly."""
+"""VOC's average precision: cases worked out by hand, and a comparison with the definition in plain loops."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faster_rcnn.data.dataset import Prediction, Sample
-from faster_rcnn.evaluation import voc_ap
 from faster_rcnn.evaluation.overlaps import overlaps
-from faster_rcnn.evaluation.voc import Outcome, match_class
+from faster_rcnn.evaluation.voc import Outcome, match_class, voc_ap
 
 LABELS = ("cat", "dog")
 BOX = [10.0, 10.0, 50.0, 50.0]
@@ -45,7 +44,7 @@ def cats(samples: list[Sample], predictions: list[Prediction]) -> tuple[float | 
     return result["VOC_AP_by_class"]["cat"], result["VOC_AP_11_by_class"]["cat"]
 
 
-def test_every_object_found_and_nothing_else_is_one_by_both_rules() -> None:
+def test_finding_every_object_and_nothing_else_scores_one_by_both_rules() -> None:
     assert cats([truth([BOX, FAR])], [found([FAR, BOX], [0.3, 0.9])]) == (1.0, 1.0)
 
 
@@ -62,7 +61,7 @@ def test_half_of_the_objects_found_reach_six_of_eleven_points() -> None:
     assert cats([truth([BOX, FAR])], [found([BOX], [0.9])]) == (pytest.approx(1 / 2), pytest.approx(6 / 11))
 
 
-def test_three_of_ten_objects_reach_recall_three_tenths() -> None:
+def test_three_of_ten_objects_reach_a_recall_of_three_tenths() -> None:
     # as floats 3/10 is less than 3 · 0.1; the points are 0, 0.1, 0.2, 0.3
     row = [[10.0 * place, 0.0, 10.0 * place + 8, 8.0] for place in range(10)]
     area, eleven = cats([truth(row)], [found(row[:3], [0.9, 0.8, 0.7])])
@@ -94,7 +93,7 @@ def test_an_overlap_of_exactly_one_half_is_enough() -> None:
     assert cats([truth([[0, 0, 10, 10]])], [found([[0, 0, 10, 4]], [0.9])])[0] == 0.0
 
 
-def test_difficult_objects_are_neither_counted_nor_punished_however_often_they_are_hit() -> None:
+def test_hitting_a_difficult_object_changes_nothing_however_often() -> None:
     # the difficult object takes both of its detections; what counts is a hit alone
     objects = truth([BOX, FAR], difficult=[True, False])
     detections = found([BOX, BOX, FAR], [0.9, 0.8, 0.7])
@@ -105,14 +104,14 @@ def test_difficult_objects_are_neither_counted_nor_punished_however_often_they_a
     assert cats([objects], [found([NOWHERE, FAR], [0.9, 0.7])])[0] == pytest.approx(1 / 2)
 
 
-def test_what_lies_in_a_crowd_is_neither_right_nor_wrong() -> None:
+def test_a_detection_inside_a_crowd_is_neither_right_nor_wrong() -> None:
     # the small box has IoU 9/2500 with the crowd, but all of it is inside
     crowd = truth([[0, 0, 50, 50], FAR], crowd=np.array([True, False]))
     assert cats([crowd], [found([[5, 5, 8, 8], FAR], [0.9, 0.8])]) == (1.0, 1.0)
     assert cats([crowd], [found([NOWHERE, FAR], [0.9, 0.8])])[0] == pytest.approx(1 / 2)
 
 
-def test_equal_scores_stay_in_the_order_of_the_images() -> None:
+def test_equal_scores_keep_the_order_of_the_images() -> None:
     samples = [truth([BOX]), truth([])]
     right, wrong = found([BOX], [0.5]), found([BOX], [0.5])
     assert cats(samples, [right, wrong])[0] == 1.0  # hit, then false
@@ -124,7 +123,7 @@ def test_the_scores_of_all_images_are_ranked_together() -> None:
     assert cats([truth([BOX]), truth([])], [found([BOX], [0.8]), found([BOX], [0.9])])[0] == pytest.approx(1 / 2)
 
 
-def test_no_detection_is_zero() -> None:
+def test_no_detection_scores_zero() -> None:
     assert cats([truth([BOX])], [found([], [])]) == (0.0, 0.0)
 
 
@@ -156,9 +155,9 @@ devkit_boxes = st.tuples(corner, corner, corner, corner).map(
 )
 
 
-@settings(deadline=None)  # a busy machine is not a fault
+@settings(deadline=None)  # a slow machine must not fail this test
 @given(devkit_boxes, devkit_boxes)
-def test_the_devkits_overlap_of_whole_pixels_is_ours_of_half_open_boxes(one: tuple, other: tuple) -> None:
+def test_the_devkits_overlap_in_whole_pixels_equals_ours_with_half_open_boxes(one: tuple, other: tuple) -> None:
     """Devkit: corners from 1, both inside the box, sides of x2 - x1 + 1. Ours: x1 - 1, y1 - 1, x2, y2."""
     width = min(one[2], other[2]) - max(one[0], other[0]) + 1
     height = min(one[3], other[3]) - max(one[1], other[1]) + 1
@@ -225,7 +224,7 @@ truths_strategy = st.lists(st.tuples(box_strategy, st.integers(0, 1), st.boolean
 found_strategy = st.lists(st.tuples(box_strategy, st.integers(1, 4), st.integers(0, 1)), max_size=8)
 
 
-@settings(deadline=None)  # a busy machine is not a fault
+@settings(deadline=None)  # a slow machine must not fail this test
 @given(st.lists(st.tuples(truths_strategy, found_strategy), min_size=1, max_size=3))
 def test_both_rules_agree_with_the_definition_in_exact_fractions(images: list) -> None:
     samples = [truth([one[0] for one in t], [one[1] for one in t], [one[2] for one in t]) for t, _ in images]

@@ -1,3 +1,5 @@
+"""Proposals of a trained RPN: the detector's own, under other limits, in original pixels."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from faster_rcnn.detector.config import preset
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
-from faster_rcnn.evaluation.measure import torch_predictor
+from faster_rcnn.evaluation.predictors import torch_predictor
 from faster_rcnn.proposal_sources.rpn import EVERY, rpn_regions, uncut_limits
 from tests.faster_rcnn.lively import lively
 
@@ -42,7 +44,7 @@ class SmallShapes:
         return f"cut {index}"
 
 
-def test_they_are_the_proposals_that_the_detector_looks_at(detector: FasterRCNN) -> None:
+def test_the_proposals_are_those_that_the_detectors_head_reads(detector: FasterRCNN) -> None:
     dataset = SmallShapes()
     predict = torch_predictor(detector)
     table = rpn_regions(detector, dataset, detector.config.proposals, "rpn:test")
@@ -58,7 +60,7 @@ def test_they_are_the_proposals_that_the_detector_looks_at(detector: FasterRCNN)
     assert table.made == "rpn:test; 1000 before NMS at 0.7, 100 after it; sides from 4"
 
 
-def test_without_a_cut_every_anchor_is_weighed(detector: FasterRCNN) -> None:
+def test_without_a_limit_nms_sees_every_anchor(detector: FasterRCNN) -> None:
     limits = uncut_limits(detector)
     assert (limits.before_nms, limits.after_nms) == (EVERY, 2000)
     table = rpn_regions(detector, SmallShapes(), limits)
@@ -67,23 +69,23 @@ def test_without_a_cut_every_anchor_is_weighed(detector: FasterRCNN) -> None:
     for name, regions in table.items():
         assert len(regions.boxes) > len(cut[name].boxes)
         assert len(cut[name].boxes) <= 50
-        # what survives among the best fifty survives among all, as NMS looks at the better ones only
+        # what survives among the best fifty survives among all: NMS compares a box only with better ones
         np.testing.assert_allclose(regions.boxes[: len(cut[name].boxes)], cut[name].boxes, atol=1e-3)
 
 
-def test_without_a_cut_the_suppression_is_the_detectors_own() -> None:
+def test_without_a_limit_nms_keeps_the_detectors_own_threshold() -> None:
     own = ProposalLimits(100, 50, nms_threshold=0.5, min_side=3.0)
     assert uncut_limits(lively("compact", training_proposals=own), 70) == ProposalLimits(EVERY, 70, 0.5, 3.0)
 
 
-def test_of_a_pyramids_maps_the_best_12000_enter_the_suppression() -> None:
+def test_the_best_12000_anchors_of_each_pyramid_map_enter_nms() -> None:
     with torch.device("meta"):
         detector = FasterRCNN(preset("resnet50_fpn", ("thing",)))
     limits = uncut_limits(detector, 500)
     assert (limits.before_nms, limits.after_nms, limits.nms_threshold) == (12000, 500, 0.7)
 
 
-def test_a_pyramids_maps_that_are_small_are_weighed_whole() -> None:
+def test_all_anchors_of_small_pyramid_maps_enter_nms() -> None:
     """Images of at most 64 × 128 have at most 2 · 4 · 9 anchors on a map of stride 32: none is cut."""
     detector = lively("mobilenet_v3_large_fpn", resize=ResizeRule(64, 128))
     limits = uncut_limits(detector)
@@ -96,7 +98,7 @@ def test_a_pyramids_maps_that_are_small_are_weighed_whole() -> None:
         assert len(cut[name].boxes) <= 3 * 5  # of three maps
 
 
-def test_a_detector_is_left_in_the_mode_that_it_was_in(detector: FasterRCNN) -> None:
+def test_a_detector_keeps_its_mode_and_its_parameters(detector: FasterRCNN) -> None:
     detector.train()
     state = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     rpn_regions(detector, SmallShapes(), detector.config.proposals)
@@ -106,7 +108,7 @@ def test_a_detector_is_left_in_the_mode_that_it_was_in(detector: FasterRCNN) -> 
         assert torch.equal(tensor, state[name])
 
 
-def test_a_table_of_them_passes_through_a_file(detector: FasterRCNN, tmp_path: Path) -> None:
+def test_a_table_of_rpn_proposals_can_be_saved_and_loaded(detector: FasterRCNN, tmp_path: Path) -> None:
     table = rpn_regions(detector, SmallShapes(), detector.config.proposals)
     table.save(tmp_path / "table.npz")
     again = type(table).load(tmp_path / "table.npz")

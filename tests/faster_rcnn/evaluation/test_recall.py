@@ -1,4 +1,4 @@
-"""Recall of proposals: by hand, and against pycocotools' evaluation without classes."""
+"""Recall of proposals: cases worked out by hand, and a comparison with pycocotools' evaluation without classes."""
 
 import contextlib
 import io
@@ -10,8 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from faster_rcnn.data.dataset import Sample
-from faster_rcnn.evaluation import proposal_recall
-from faster_rcnn.evaluation.recall import recall_table
+from faster_rcnn.evaluation.recall import proposal_recall, recall_table
 
 
 def truth(boxes: list[list[float]] | np.ndarray, **more: np.ndarray) -> Sample:
@@ -23,8 +22,8 @@ def regions(boxes: list[list[float]]) -> np.ndarray:
     return np.array(boxes, np.float32).reshape(-1, 4)
 
 
-def test_a_shifted_proposal_counts_at_the_limits_that_it_passes() -> None:
-    # 40 × 40 moved by 5: IoU 1400 / 1800 = 0.778: 0.50 … 0.75, six of ten limits
+def test_a_shifted_proposal_counts_at_the_iou_thresholds_that_it_reaches() -> None:
+    # 40 × 40 moved by 5: IoU 1400 / 1800 = 0.778: 0.50 … 0.75, six of ten thresholds
     result = proposal_recall([truth([[0, 0, 40, 40]])], [regions([[5, 0, 45, 40]])], (1,))
     assert result["by_number"] == {"1": {"R@0.5": 1.0, "R@0.7": 1.0, "AR": pytest.approx(0.6)}}
     assert result["by_iou"]["1"] == [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
@@ -42,7 +41,7 @@ def test_only_the_best_proposals_of_each_image_count() -> None:
     assert result["proposals_per_picture"] == 2.5
 
 
-def test_one_proposal_finds_one_object_only() -> None:
+def test_one_proposal_finds_only_one_object() -> None:
     # two objects with IoU 32/48 with each other: a single proposal covers both by more than 0.5
     objects = truth([[0, 0, 40, 40], [8, 0, 48, 40]])
     assert proposal_recall([objects], [regions([[4, 0, 44, 40]])], (1,))["by_number"]["1"]["R@0.5"] == 0.5
@@ -61,19 +60,19 @@ def test_crowds_and_difficult_objects_are_left_out() -> None:
     assert result["by_number"]["1"]["AR"] == 1.0
 
 
-def test_an_image_without_proposals_finds_nothing_and_one_without_objects_costs_nothing() -> None:
+def test_an_image_without_proposals_lowers_recall_and_one_without_objects_does_not() -> None:
     samples = [truth([[0, 0, 40, 40]]), truth([]), truth([[0, 0, 40, 40]])]
     proposals = [regions([]), regions([[0, 0, 9, 9]]), regions([[0, 0, 40, 40]])]
     assert proposal_recall(samples, proposals, (100,))["by_number"]["100"]["R@0.5"] == 0.5
 
 
-def test_no_object_at_all_is_an_error() -> None:
+def test_samples_without_any_object_are_an_error() -> None:
     with pytest.raises(ValueError, match="hold no object"):
         proposal_recall([truth([])], [regions([])])
 
 
-def random_case(seed: int, pictures: int, most: int) -> tuple[list[Sample], list[np.ndarray]]:
-    """Crowded objects, and proposals of which some are objects shaken by up to a third of their sides."""
+def random_case(seed: int, images: int, most: int) -> tuple[list[Sample], list[np.ndarray]]:
+    """Crowded objects and random proposals, some of them objects shifted by up to a third of their sides."""
     rng = np.random.default_rng(seed)
 
     def boxes(number: int) -> np.ndarray:
@@ -81,19 +80,19 @@ def random_case(seed: int, pictures: int, most: int) -> tuple[list[Sample], list
         return np.concatenate([corner, corner + rng.uniform(8, 70, (number, 2))], axis=1).astype(np.float32)
 
     samples, proposals = [], []
-    for _ in range(pictures):
+    for _ in range(images):
         objects = boxes(int(rng.integers(0, 9)))
         rows = rng.integers(0, max(1, len(objects)), most // 4 if len(objects) else 0)
         sides = np.tile(objects[rows, 2:] - objects[rows, :2], 2)
         near = objects[rows] + sides * rng.uniform(-1 / 3, 1 / 3, (len(rows), 4))
-        given = np.concatenate([near, boxes(most - len(near))])[rng.permutation(most)][: int(rng.integers(0, most + 1))]
+        some = np.concatenate([near, boxes(most - len(near))])[rng.permutation(most)][: int(rng.integers(0, most + 1))]
         samples.append(truth(objects))
-        proposals.append(given.astype(np.float32))
+        proposals.append(some.astype(np.float32))
     return samples, proposals
 
 
 def coco_recall(samples: list[Sample], proposals: list[np.ndarray], numbers: list[int]) -> np.ndarray:
-    """pycocotools' recall without classes: [10 limits, numbers]."""
+    """pycocotools' recall without classes: [10 thresholds, numbers]."""
 
     def xywh(box: np.ndarray) -> list[float]:
         x1, y1, x2, y2 = box.astype(np.float64).tolist()
@@ -124,9 +123,9 @@ def coco_recall(samples: list[Sample], proposals: list[np.ndarray], numbers: lis
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_recall_at_every_limit_and_ar_are_those_of_pycocotools(seed: int) -> None:
+def test_recall_at_every_threshold_and_ar_equal_those_of_pycocotools(seed: int) -> None:
     numbers = [1, 3, 10, 30, 100]
-    samples, proposals = random_case(seed, pictures=12, most=120)
+    samples, proposals = random_case(seed, images=12, most=120)
     wanted = coco_recall(samples, proposals, numbers)
     result = proposal_recall(samples, proposals, tuple(numbers))
     for column, number in enumerate(numbers):
@@ -136,18 +135,18 @@ def test_recall_at_every_limit_and_ar_are_those_of_pycocotools(seed: int) -> Non
 
 
 def test_the_papers_numbers_agree_with_pycocotools_too() -> None:
-    samples, proposals = random_case(7, pictures=2, most=2000)
+    samples, proposals = random_case(7, images=2, most=2000)
     wanted = coco_recall(samples, proposals, [100, 300, 1000, 2000])
     result = proposal_recall(samples, proposals)
     averages = [result["by_number"][number]["AR"] for number in ("100", "300", "1000", "2000")]
     assert averages == pytest.approx(wanted.mean(axis=0).tolist())
 
 
-def test_sources_stand_side_by_side_in_a_table_and_survive_json() -> None:
+def test_the_table_lists_every_source_and_results_can_be_written_as_json() -> None:
     samples = [truth([[0, 0, 40, 40]])]
     one = proposal_recall(samples, [regions([[5, 0, 45, 40]])], (1, 100))
     table = recall_table({"grid": one, "network": one}).splitlines()
-    assert table[0] == "| source | proposals | R@0.5 | R@0.7 | AR | given an image |"
+    assert table[0] == "| source | proposals | R@0.5 | R@0.7 | AR | mean per image |"
     assert table[2] == "| grid | 1 | 1.0000 | 1.0000 | 0.6000 | 1 |"
     assert [line.split(" | ")[0] for line in table[2:]] == ["| grid", "| grid", "| network", "| network"]
     assert json.loads(json.dumps(one)) == one

@@ -1,0 +1,67 @@
+"""The two splits of a training run, read in full before the first iteration so that nothing fails late."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+
+from faster_rcnn.data.annotated import AnnotatedImages
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.decode_check import check_before_training, summary
+from faster_rcnn.data.sources import check_labels, open_dataset
+from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.training.processes import rank
+from faster_rcnn.training.run import RunRecord
+
+# Schedules other than joint make proposals for every training image beforehand; the generator has a million images.
+SHAPES_WITH_PROPOSALS = 2000
+
+
+def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
+    """The training and validation split, and the record with the digests of their annotations.
+
+    Every process of a run checks the data each time, so that all of them leave out the same images.
+    Raises ValueError that names the first faults, or says that the training split has no object, or that the
+    annotations are not those that the run began with.
+    """
+    training, validation = (
+        open_dataset(record.data, split, skip_bad_boxes=record.skip_bad_boxes)
+        for split in (record.train_split, record.val_split)
+    )
+    check_labels(training, record.detector_config.labels, "the run")
+    check_labels(validation, training.labels, f"{record.data}/{record.train_split}")
+    faults = check_before_training((training, validation), max(1, record.training_options.workers))
+    if rank() == 0 and faults:
+        effect = "faulty data is left out" if record.skip_bad_boxes else "none of them prevents training"
+        print(f"the data has {summary(faults)}; {effect}; faster-rcnn check --data {record.data} lists all")
+    digests = (_digest(training), _digest(validation))
+    if record.annotations_sha256 not in (None, digests):
+        raise ValueError(
+            f"the annotations of {record.data} are not those that the run began with; restore them, or start a new run"
+        )
+    if not _has_objects(training):
+        raise ValueError(f"{record.data}/{record.train_split} has no object to learn from; add annotations")
+    if rank() == 0 and not _has_objects(validation):
+        print(f"warning: {record.data}/{record.val_split} has no object, so no best checkpoint can be chosen")
+    if record.data == "shapes" and record.schedule != "joint":
+        training = FirstImages(training, SHAPES_WITH_PROPOSALS)
+    return training, validation, replace(record, annotations_sha256=digests)
+
+
+def _digest(dataset: Dataset) -> str | None:
+    """A digest of the names, sizes and objects of annotated images; None for generated images."""
+    if not isinstance(dataset, AnnotatedImages):
+        return None
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        boxes, labels = dataset.objects(index)
+        digest.update(f"{dataset.name(index)} {dataset.size(index)} {len(labels)}\n".encode())
+        digest.update(np.ascontiguousarray(boxes, np.float32).tobytes() + labels.astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _has_objects(dataset: Dataset) -> bool:
+    """Whether any image has an object. Generated images always do."""
+    if not isinstance(dataset, AnnotatedImages):
+        return True
+    return any(len(dataset.objects(index)[1]) for index in range(len(dataset)))

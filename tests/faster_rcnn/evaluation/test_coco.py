@@ -1,0 +1,67 @@
+"""COCO's average precision on cases worked out by hand."""
+
+import numpy as np
+import pytest
+
+from faster_rcnn.data.dataset import Prediction, Sample
+from faster_rcnn.evaluation.coco import coco_ap
+
+LABELS = ("cat", "dog")
+
+
+def sample(boxes: list[list[float]], labels: list[int]) -> Sample:
+    return Sample(
+        np.zeros((100, 100, 3), np.uint8), np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
+    )
+
+
+def prediction(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Prediction:
+    return Prediction(
+        np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels, np.int64)
+    )
+
+
+TRUTH = [sample([[10, 10, 50, 50], [60, 60, 90, 90]], [0, 1]), sample([[0, 0, 40, 40]], [0]), sample([], [])]
+
+
+def test_predicting_the_annotations_scores_one() -> None:
+    found = [prediction(one.boxes.tolist(), [0.9] * len(one.boxes), one.labels.tolist()) for one in TRUTH]
+    metrics = coco_ap(TRUTH, found, LABELS)
+    assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == 1.0
+    assert metrics["AP_by_class"] == {"cat": 1.0, "dog": 1.0}
+    assert (metrics["pictures"], metrics["objects"]) == (3, 3)
+
+
+def test_a_shifted_box_counts_at_the_iou_thresholds_that_it_reaches() -> None:
+    # 40 × 40 moved by 5: intersection 35 · 40 = 1400, union 1800, IoU 0.778: passes 0.50 … 0.75, six of ten thresholds
+    found = [
+        prediction([[15, 10, 55, 50], [60, 60, 90, 90]], [0.9, 0.9], [0, 1]),
+        prediction([[5, 0, 45, 40]], [0.9], [0]),
+    ]
+    metrics = coco_ap(TRUTH, [*found, prediction([], [], [])], LABELS)
+    assert metrics["AP_by_class"] == {"cat": pytest.approx(0.6), "dog": 1.0}
+    assert metrics["AP50"] == metrics["AP75"] == 1.0
+
+
+def test_a_false_detection_between_two_hits_lowers_precision() -> None:
+    found = [
+        prediction([[10, 10, 50, 50]], [0.9], [0]),
+        prediction([[0, 0, 40, 40]], [0.5], [0]),
+        prediction([[0, 0, 40, 40]], [0.7], [0]),  # an empty image
+    ]
+    # cats by score: hit, miss, hit; recall 0.5 at precision 1, recall 1 at 2/3
+    # 101-point interpolation: 51 points at 1 and 50 at 2/3
+    assert coco_ap(TRUTH, found, LABELS)["AP_by_class"]["cat"] == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-4)
+
+
+def test_no_detection_scores_zero_and_no_object_is_an_error() -> None:
+    nothing = prediction([], [], [])
+    assert coco_ap(TRUTH, [nothing] * 3, LABELS)["AP"] == 0.0
+    with pytest.raises(ValueError, match="hold no object"):
+        coco_ap([TRUTH[2]], [nothing], LABELS)
+
+
+def test_a_class_without_objects_is_none() -> None:
+    only_cats = TRUTH[1]
+    found = prediction(only_cats.boxes.tolist(), [0.9], [0])
+    assert coco_ap([only_cats], [found], LABELS)["AP_by_class"] == {"cat": 1.0, "dog": None}

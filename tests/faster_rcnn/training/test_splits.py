@@ -1,0 +1,74 @@
+"""The splits of a run: what stops it before the first iteration, and what is only reported."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from faster_rcnn.data.shapes import Shapes, write_coco
+from faster_rcnn.training.run import RunRecord, begin_run
+from faster_rcnn.training.splits import SHAPES_WITH_PROPOSALS, open_splits
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    for split in ("train", "val"):
+        write_coco(Shapes(split, 3), tmp_path)
+    return begin_run(tmp_path / "run", {"data": f"coco:{tmp_path}", "batch_size": 2, "iterations": 1}, "", "cpu")
+
+
+def change(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_the_record_gets_digests_that_later_sessions_compare(record: RunRecord, tmp_path: Path) -> None:
+    training, validation, opened = open_splits(record)
+    assert (len(training), len(validation)) == (3, 3)
+    assert opened.annotations_sha256 is not None
+    assert [len(digest or "") for digest in opened.annotations_sha256] == [64, 64]
+    assert open_splits(opened)[2] == opened
+    file = tmp_path / "annotations" / "train.json"
+    document = json.loads(file.read_text())
+    change(file, annotations=document["annotations"][:-1])
+    with pytest.raises(ValueError, match="are not those that the run began with; restore them, or start a new run"):
+        open_splits(opened)
+    change(file, categories=[*document["categories"], {"id": 99, "name": "another"}])
+    with pytest.raises(ValueError, match="another"):
+        open_splits(opened)
+
+
+def test_a_training_split_without_objects_is_refused(record: RunRecord, tmp_path: Path) -> None:
+    change(tmp_path / "annotations" / "train.json", annotations=[])
+    with pytest.raises(ValueError, match="/train has no object to learn from; add annotations"):
+        open_splits(record)
+
+
+def test_a_validation_split_without_objects_is_reported(
+    record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(tmp_path / "annotations" / "val.json", annotations=[])
+    open_splits(record)
+    assert "/val has no object, so no best checkpoint can be chosen" in capsys.readouterr().out
+
+
+def test_a_broken_image_stops_the_run_or_is_left_out(
+    record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train" / "000002.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"000002\.png.*--skip-bad-boxes"):
+        open_splits(record)
+    training, _, _ = open_splits(replace(record, skip_bad_boxes=True))
+    assert len(training) == 2
+    printed = capsys.readouterr().out
+    assert f"faulty data is left out; faster-rcnn check --data coco:{tmp_path} lists all" in printed
+
+
+def test_only_schedules_that_make_proposals_beforehand_limit_generated_images(tmp_path: Path) -> None:
+    options = {"data": "shapes", "batch_size": 2, "iterations": 4}
+    joint = begin_run(tmp_path, options, "", "cpu")
+    alternating = begin_run(tmp_path, options | {"schedule": "alternating"}, "", "cpu")
+    assert len(open_splits(joint)[0]) > SHAPES_WITH_PROPOSALS
+    training, _, opened = open_splits(alternating)
+    assert len(training) == SHAPES_WITH_PROPOSALS
+    assert opened.annotations_sha256 == (None, None)
