@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.comparison import with_progress
-from benchmarks.load import figures, processes, raw, report, servers, uploads
-from benchmarks.load.figures import Turn
-from benchmarks.load.generator import Generator, Load, Target
-from benchmarks.load.pipeline import Found
+from benchmarks.load import load_tables, process_usage, raw_pipeline, servers, turn_figures, uploads
+from benchmarks.load.decode_and_detect import Found
+from benchmarks.load.load_generator import Generator, Load, Target
 from benchmarks.load.servers import Server
+from benchmarks.load.turn_figures import Turn
 from benchmarks.load.uploads import Upload
 from benchmarks.machine import describe, other_work
 from benchmarks.workers import Failed
@@ -78,13 +78,13 @@ def sent(options: Options) -> list[Upload]:
 def tables(closed: Turns, opened: Turns) -> str:
     closed_parts = [
         "Closed loop: each client sends its next image when it has the answer to the last.\n",
-        report.closed_table(closed),
-        report.lone_line(closed) + report.generator_line(closed) + report.failure_lines(closed),
+        load_tables.closed_table(closed),
+        load_tables.lone_line(closed) + load_tables.generator_line(closed) + load_tables.failure_lines(closed),
     ]
     open_parts = [
         "Open loop: images are due at random moments, and latency counts from then.\n",
-        report.open_table(opened),
-        report.overload_lines(closed, opened) + report.failure_lines(opened),
+        load_tables.open_table(opened),
+        load_tables.overload_lines(closed, opened) + load_tables.failure_lines(opened),
     ]
     return "\n".join(closed_parts + open_parts)
 
@@ -96,15 +96,15 @@ class Bench:
         self._options, self._images = options, images
         self._generator = stack.enter_context(contextlib.closing(Generator()))
         self._expected: list[Found] = []
-        self._raws: dict[str, raw.Raw] = {}
+        self._raws: dict[str, raw_pipeline.Raw] = {}
         self._servers: list[Server] = []
         if options.url is not None:
             self._servers.append(servers.Remote(options.url, options.path))
         else:
-            self._expected = raw.expected(options.folder, images)
-            fastest = raw.best(options.folder, images, min(1.0, options.seconds))
-            alone = raw.Raw(options.folder, images, raw.lone(usable_cores()))
-            self._raws = {report.RAW: fastest, report.LONE: alone}
+            self._expected = raw_pipeline.expected(options.folder, images)
+            fastest = raw_pipeline.best(options.folder, images, min(1.0, options.seconds))
+            alone = raw_pipeline.Raw(options.folder, images, raw_pipeline.lone(usable_cores()))
+            self._raws = {load_tables.RAW: fastest, load_tables.LONE: alone}
             for one in self._raws.values():
                 stack.enter_context(contextlib.closing(one))
             self._servers.append(stack.enter_context(servers.own_service(options.folder)))
@@ -120,7 +120,7 @@ class Bench:
         lines = [f"{where}; {options.rounds} rounds of {options.seconds:g} s; {uploads.describe(self._images)}"]
         if options.url is None:
             lines.insert(0, describe(pick_provider(), usable_cores()))
-            lines.append(f"raw pipeline: {self._raws[report.RAW].arrangement} was the fastest arrangement")
+            lines.append(f"raw pipeline: {self._raws[load_tables.RAW].arrangement} was the fastest arrangement")
         return "".join(f"{line}\n" for line in lines)
 
     def closed_loop(self) -> Turns:
@@ -131,7 +131,7 @@ class Bench:
             for server in self._servers:
                 calls[server.name, clients] = partial(self._closed, server, clients)
             for name, pipeline in self._raws.items():
-                if name == report.RAW or clients == 1:
+                if name == load_tables.RAW or clients == 1:
                     calls[name, clients] = partial(self._raw, pipeline)
         return self._in_turns(calls, "closed loop")
 
@@ -161,8 +161,8 @@ class Bench:
             turns[key].append(calls[key](round_))
         return turns
 
-    def _raw(self, pipeline: raw.Raw, _: int) -> Turn:
-        return figures.of_raw(pipeline.measure(self._options.seconds))
+    def _raw(self, pipeline: raw_pipeline.Raw, _: int) -> Turn:
+        return turn_figures.of_raw(pipeline.measure(self._options.seconds))
 
     def _closed(self, server: Server, clients: int, _: int) -> Turn:
         return self._watched(server, lambda target: self._generator.closed(target, clients, self._options.seconds))
@@ -175,9 +175,9 @@ class Bench:
 
     def _watched(self, server: Server, drive: Callable[[Target], Load]) -> Turn:
         before, began = server.usage(), time.perf_counter()
-        with processes.Watch(server.pids) as watch:
+        with process_usage.Watch(server.pids) as watch:
             load = drive(Target(server.url, self._images, self._expected))
-        return figures.of_load(load, before, watch.peak, server.usage(), time.perf_counter() - began)
+        return turn_figures.of_load(load, before, watch.peak, server.usage(), time.perf_counter() - began)
 
     def _warm_up(self, server: Server) -> None:
         load = self._generator.closed(Target(server.url, self._images), 4, min(WARM_UP, self._options.seconds))

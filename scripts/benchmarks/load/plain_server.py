@@ -10,7 +10,7 @@ from typing import Annotated
 import onnxruntime
 from fastapi import Body, FastAPI
 
-from benchmarks.load.pipeline import Found, detect
+from benchmarks.load.decode_and_detect import Found, detect
 from benchmarks.sessions import session_on
 from service.engine.engine import pick_provider
 from service.engine.model import load_model

@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.load.figures import Number, Turn, median
-from benchmarks.load.report import LONE, RAW, Turns
+from benchmarks.load.load_tables import LONE, RAW, Turns
+from benchmarks.load.turn_figures import Number, Turn, median
 
 
 def plot(closed: Turns, opened: Turns, path: Path) -> None:

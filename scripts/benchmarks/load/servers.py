@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import urlsplit
 
-from benchmarks.load import processes
-from benchmarks.load.processes import Usage
-from benchmarks.load.report import SERVICE
+from benchmarks.load import process_usage
+from benchmarks.load.load_tables import SERVICE
+from benchmarks.load.process_usage import Usage
 from benchmarks.workers import Failed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,10 +39,10 @@ class Local:
 
     def __init__(self, name: str, url: str, pid: int) -> None:
         self.name, self.url = name, url
-        self.pids = processes.tree(pid)
+        self.pids = process_usage.tree(pid)
 
     def usage(self) -> Usage:
-        return processes.usage(self.pids)
+        return process_usage.usage(self.pids)
 
 
 class Remote:
@@ -57,9 +57,9 @@ class Remote:
         try:
             status, body = get(f"{self._root}/metrics")
         except OSError:
-            return processes.UNKNOWN
+            return process_usage.UNKNOWN
         if status != 200:
-            return processes.UNKNOWN
+            return process_usage.UNKNOWN
         cpu, memory = (_sample(body.decode(errors="replace"), f"process_{name}") for name in _METRICS)
         return Usage(cpu, None if memory is None else int(memory))
 
@@ -110,14 +110,14 @@ def _running(
         try:
             yield _address(process, log, announces, complete or announces, times), process.pid
         finally:
-            family = processes.tree(process.pid)
+            family = process_usage.tree(process.pid)
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            processes.wait(family, STOP)
+            process_usage.wait(family, STOP)
 
 
 def _address(process: subprocess.Popen[bytes], log: IO[str], announces: str, complete: str, times: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.comparison import with_progress
 from benchmarks.load import servers, uploads
-from benchmarks.load.generator import ANSWERED, Generator, Target
+from benchmarks.load.load_generator import ANSWERED, Generator, Target
 from benchmarks.load.servers import Server
 from benchmarks.report import MB
 from benchmarks.workers import Failed

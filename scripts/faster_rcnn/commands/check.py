@@ -1,10 +1,10 @@
-"""Checks annotated images before anything is trained on them: every annotation is read, every image decoded.
+"""Checks annotated images before a detector is trained on them: it reads every annotation and decodes every image.
 
-scripts/check_data.py --data voc:images
-scripts/check_data.py --data coco:images --split train --backbone vgg16 --anchor-scales 64 128 256
+faster-rcnn check --data voc:images
+faster-rcnn check --data coco:images --split train --backbone vgg16 --anchor-scales 64 128 256
 
-Names file and line of each fault, then tells what there is and how well the anchors of a detector cover it. Ends with
-an error if training could not start.
+Names the file and line of each fault, then describes the data and how well the anchors of a detector cover it. Ends
+with an error if training could not start.
 """
 
 import argparse
@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from faster_rcnn.commands.command_line import fail, positive, run_command
+from faster_rcnn.commands.command_line import (
+    Parser,
+    above_zero,
+    add_data,
+    add_skip_bad_boxes,
+    add_workers,
+    check_sizes,
+    data_source,
+    positive,
+    run_command,
+)
 from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.coverage import anchor_coverage
 from faster_rcnn.data.decode_check import Seen, check_images, summary
@@ -27,57 +37,82 @@ from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.training.recipe import configure
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, metavar="coco:DIR|voc:DIR")
-    parser.add_argument("--split", help="default: all that are found")
-    parser.add_argument("--skip-bad-boxes", action="store_true", help="count as training with this option would")
-    parser.add_argument("--backbone", choices=sorted(BACKBONES), default="compact", help="default: %(default)s")
-    parser.add_argument("--anchor-scales", type=float, nargs="+", metavar="PIXELS", help="sides of the square anchors")
-    parser.add_argument("--anchor-ratios", type=float, nargs="+", metavar="RATIO", help="heights over widths")
-    parser.add_argument("--crossing-anchors", choices=["drop", "keep"], help="those that cross the image's border")
-    parser.add_argument("--min-size", type=positive, metavar="PIXELS", help="what the shorter side is resized to")
-    parser.add_argument("--max-size", type=positive, metavar="PIXELS", help="what the longer then does not exceed")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="threads that decode images")
-    return parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """`faster-rcnn check`. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command("faster-rcnn check", lambda: check(arguments))
 
 
-def main() -> None:
-    arguments = parse()
-    if arguments.data == "shapes":
-        print("shapes are drawn exactly as they are annotated; there is nothing to check")
+def build_parser() -> Parser:
+    parser = Parser("check", "--data DATA [OPTION ...]", __doc__)
+    add_data(parser)
+    parser.add_argument("--split", help="default: all that the data has")
+    add_skip_bad_boxes(parser, ", as training with this option does")
+    add_workers(parser, os.cpu_count() or 1)
+    detector = parser.add_argument_group("the detector whose anchors are compared with the objects")
+    detector.add_argument("--backbone", choices=sorted(BACKBONES), default="compact", help="default: %(default)s")
+    detector.add_argument(
+        "--min-size", type=positive, metavar="PIXELS", help="resize each image's shorter side to this length"
+    )
+    detector.add_argument(
+        "--max-size", type=positive, metavar="PIXELS", help="but let its longer side never exceed this length"
+    )
+    detector.add_argument(
+        "--anchor-scales", type=above_zero, nargs="+", metavar="PIXELS", help="side lengths of the square anchors"
+    )
+    detector.add_argument(
+        "--anchor-ratios", type=above_zero, nargs="+", metavar="RATIO", help="height divided by width"
+    )
+    detector.add_argument(
+        "--crossing-anchors", choices=["drop", "keep"], help="anchors that cross the image's border, in training"
+    )
+    return parser
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Prints what is wrong with the data and what is in it. Raises ValueError if training could not start."""
+    data = data_source(arguments.data)
+    if data == "shapes":
+        print("generated images are drawn exactly as they are annotated; there is nothing to check")
         return
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    with torch.device("meta"):  # what cannot be built shows before all images are read
+    check_sizes(given)
+    with torch.device("meta"):  # a detector that cannot be built is refused before all images are read
         strides = FasterRCNN(configure(given, arguments.backbone, ("object",))).backbone.strides
-    splits = [arguments.split] if arguments.split else splits_of(arguments.data)
+    splits = [arguments.split] if arguments.split else splits_of(data)
     if not splits:
-        raise ValueError(f"--data {arguments.data}: no splits found; give a folder of annotations, see README.md")
+        raise ValueError(f"--data {data}: no split found; {_where_splits_are(data)}")
     seen: Seen = {}
-    told: set[str] = set()
+    printed: set[str] = set()
     stop: list[Fault] = []
     for split in splits:
         print(f"== {split}")
-        dataset, faults = check_split(arguments.data, split, arguments.skip_bad_boxes, arguments.workers, seen)
-        new = [fault for fault in faults if str(fault) not in told]
-        told.update(map(str, new))
+        dataset, faults = check_split(data, split, arguments.skip_bad_boxes, arguments.workers, seen)
+        new = [fault for fault in faults if str(fault) not in printed]
+        printed.update(map(str, new))
         for fault in new:
             print(fault)
         stop += stopping(new, arguments.skip_bad_boxes)
-        again = f" ({len(faults) - len(new)} of them told above)" if len(new) < len(faults) else ""
+        again = f" ({len(faults) - len(new)} of them printed above)" if len(new) < len(faults) else ""
         print(f"faults: {summary(faults)}{again}")
         if dataset is not None and len(dataset):
             print(describe(dataset))
             print(coverage(dataset, given, strides))
     if stop:
         skip = ", or train with --skip-bad-boxes" if all(fault.skippable for fault in stop) else ""
-        fail(f"{arguments.data} has errors: {summary(stop)}; correct them{skip}")
+        raise ValueError(f"{data} has errors: {summary(stop)}; correct them{skip}")
+
+
+def _where_splits_are(data: str) -> str:
+    kind, _, folder = data.partition(":")
+    file = {"coco": "annotations/train.json", "voc": "ImageSets/Main/train.txt"}[kind]
+    return f"the training split is expected in {folder}/{file}"
 
 
 def check_split(
     source: str, split: str, skip_bad_boxes: bool, workers: int, seen: Seen
 ) -> tuple[AnnotatedImages | None, list[Fault]]:
-    """A split and all its faults; None if its annotations are no such thing at all."""
+    """A split and all its faults; None if its annotations cannot be read at all."""
     try:
         dataset = open_folder(source, split, skip_bad_boxes)
     except (ValueError, OSError) as error:
@@ -93,7 +128,7 @@ def describe(dataset: AnnotatedImages) -> str:
     images = np.bincount(np.concatenate([np.unique(one) for one in labels]), minlength=len(dataset.labels))
     sizes = Counter(dataset.size(index) for index in range(len(dataset))).most_common()
     shown = ", ".join(f"{width}×{height} ({count})" for (height, width), count in sizes[:5])
-    more = f" and {len(sizes) - 5} sizes more" if len(sizes) > 5 else ""
+    more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
     empty = sum(len(one) == 0 for one in labels)
     width = max(map(len, dataset.labels))
     lines = [f"{len(dataset)} images, {empty} of them without objects; sizes: {shown}{more}"]
@@ -104,12 +139,9 @@ def describe(dataset: AnnotatedImages) -> str:
 
 
 def coverage(dataset: AnnotatedImages, given: dict[str, Any], strides: Sequence[int]) -> str:
+    """The anchors of the detector, and how well they cover the objects."""
     config = configure(given, given["backbone"], dataset.labels)
     resize, scales = config.resize, " ".join(f"{scale:g}" for scale in config.anchor_scales)
     ratios = " ".join(f"{ratio:g}" for ratio in config.anchor_ratios)
     head = f"{config.backbone}: anchor scales {scales}, ratios {ratios}, images resized to {resize.min_size} pixels"
     return f"{head} (longest side {resize.max_size})\n{anchor_coverage(dataset, config, strides).report()}"
-
-
-if __name__ == "__main__":
-    run_command(main)

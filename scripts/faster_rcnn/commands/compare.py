@@ -1,12 +1,12 @@
 """Trains detectors that differ in one thing, with several seeds each, and writes a table of each comparison.
 
-scripts/compare.py --data voc:DIR --out runs/compare
-scripts/compare.py schedules pooling --data shapes --iterations 1000 --seeds 0 1 2 3 4 --out runs/compare
-scripts/compare.py proposals --data voc:DIR --out runs/compare -- --min-size 240 --anchor-scales 16 32 64 128
+faster-rcnn compare --data voc:DIR --out runs/compare
+faster-rcnn compare schedules pooling --data shapes --iterations 1000 --seeds 0 1 2 3 4 --out runs/compare
+faster-rcnn compare proposals --data voc:DIR --out runs/compare -- --min-size 240 --anchor-scales 16 32 64 128
 
 schedules: joint against alternating training;  pooling: RoIAlign against RoI max pooling (both joint);
-proposals: Fast R-CNN on those of an RPN, of Selective Search, of sliding windows.
-What stands after -- goes to scripts/train.py. Run again after an interruption, it goes on where it was.
+proposals: Fast R-CNN on proposals of an RPN, of Selective Search, and of sliding windows.
+The options after -- are passed to `faster-rcnn train`. Run the same command again to continue after an interruption.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -22,7 +23,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from faster_rcnn.commands.command_line import positive, run_command
+from faster_rcnn.commands.command_line import (
+    Parser,
+    add_data,
+    check_writable,
+    data_source,
+    positive,
+    required,
+    run_command,
+)
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.detector.checkpoint import NAME, load_detector, read_checkpoint
@@ -33,14 +42,14 @@ from faster_rcnn.training.fast_rcnn import given_predictor
 from faster_rcnn.training.recipe import read_run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FEW = 300  # proposals that a Faster R-CNN looks at (section 3.3), where Fast R-CNN takes 2000
+FEW = 300  # proposals that the head of a Faster R-CNN takes (section 3.3); Fast R-CNN takes 2000
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training: its name in the tables, and what it asks of scripts/train.py.
+    """One way of training: its name in the tables, and its options of `faster-rcnn train`.
 
-    after: the arm whose runs it takes its proposals from.
+    after: the arm whose runs provide its proposals.
     """
 
     name: str
@@ -67,34 +76,47 @@ COMPARISONS = {
     "pooling": ("joint, RoIAlign", "joint, RoI max pooling"),
     "proposals": ("RPN", "Selective Search", "sliding window"),
 }
-# Of the iterations, for the four steps. The reference code's 2:1:2:1 suits a pretrained backbone; from scratch the
-# shared one learns in the second step alone.
+# The four steps' shares of the iterations. The reference code's 2:1:2:1 suits a pretrained backbone; from scratch,
+# the backbone that is kept learns only in the second step.
 FROM_SCRATCH_SHARES = (0.2, 0.5, 0.15, 0.15)
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
-    own, passed_on = sys.argv[1:], []
-    if "--" in own:
-        place = own.index("--")
-        own, passed_on = own[:place], own[place + 1 :]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "comparisons", nargs="*", metavar="COMPARISON", help="schedules, pooling, proposals (default: all)"
-    )
-    parser.add_argument("--data", default="shapes", help="voc:DIR, coco:DIR or shapes")
+def main(argv: Sequence[str] | None = None) -> int:
+    """`faster-rcnn compare`. Returns the exit code."""
+    own, passed_on = split_at_dashes(sys.argv[1:] if argv is None else list(argv))
+    arguments = build_parser().parse_args(own)
+    interrupted = "interrupted; the same command continues"
+    return run_command("faster-rcnn compare", lambda: compare(arguments, passed_on), arguments.out, interrupted)
+
+
+def split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words before `--`, for this command, and those after it, for `faster-rcnn train`."""
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+def build_parser() -> Parser:
+    parser = Parser("compare", "[COMPARISON ...] --data DATA --out DIR [OPTION ...] [-- OPTIONS OF TRAIN]", __doc__)
+    parser.add_argument("comparisons", nargs="*", metavar="COMPARISON", help=f"{', '.join(COMPARISONS)} (default: all)")
+    add_data(parser)
     parser.add_argument("--split", default="val", help="measured on; nothing is chosen on it (default: %(default)s)")
-    parser.add_argument("--iterations", type=positive, default=800, help="of every run (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the runs and tables go")
-    arguments = parser.parse_args(own)
+    parser.add_argument(
+        "--iterations", type=positive, metavar="N", default=800, help="batches of every run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", default=[0, 1, 2], help="one run per seed (default: 0 1 2)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs and tables")
+    return parser
+
+
+def compare(arguments: argparse.Namespace, passed_on: list[str]) -> None:
+    """Trains what is missing, and writes the tables after each run."""
     if unknown := set(arguments.comparisons) - COMPARISONS.keys():
-        parser.error(f"no comparison {', '.join(unknown)}; there are: {', '.join(COMPARISONS)}")
+        raise ValueError(f"unknown comparison {', '.join(sorted(unknown))}; choose from {', '.join(COMPARISONS)}")
     arguments.comparisons = arguments.comparisons or list(COMPARISONS)
-    return arguments, passed_on
-
-
-def main() -> None:
-    arguments, passed_on = parse()
+    data_source(arguments.data)
+    check_writable(required(arguments.out, "--out", "name the folder of the runs and tables"))
     names: list[str] = []
     for comparison in arguments.comparisons:
         for name in COMPARISONS[comparison]:
@@ -115,7 +137,7 @@ def folder_of(name: str, seed: int, out: Path) -> Path:
 
 
 def train_arm(arm: Arm, seed: int, arguments: argparse.Namespace, passed_on: list[str]) -> Path:
-    """The folder of the arm's run with a seed, which is made or finished by scripts/train.py.
+    """Makes or finishes the arm's run with a seed, and returns its folder.
 
     Raises ValueError if the run in the folder was made with other options, or fails.
     """
@@ -126,12 +148,12 @@ def train_arm(arm: Arm, seed: int, arguments: argparse.Namespace, passed_on: lis
         raise ValueError(f"{folder} was made with other options ({run['command']}); choose another --out")
     if begun and "seconds" in run:
         return folder
-    command = [sys.executable, str(Path(__file__).with_name("train.py"))]
+    command = [sys.executable, "-m", "faster_rcnn.commands.train"]
     command += ["--out", str(folder), "--resume"] if begun else begin
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / f"{folder.name}.log").open("a") as log:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
-            raise ValueError(f"{folder} failed; {log.name} says why. Mend that and run this again")
+            raise ValueError(f"{folder} failed; {log.name} says why. Fix that and run the same command again")
     return folder
 
 
@@ -141,13 +163,13 @@ def options_of_arm(arm: Arm, seed: int, arguments: argparse.Namespace) -> list[s
         steps = [max(1, round(share * arguments.iterations)) for share in FROM_SCRATCH_SHARES]
         length = ["--step-iterations", *map(str, steps)]
     source = ["--proposals", f"rpn:{folder_of(arm.after, seed, arguments.out)}"] if arm.after else []
-    # validated once, at the end, on all images: nothing is chosen
+    # Validated once, at the end, on all images, so that no checkpoint is chosen.
     rest = ["--validate-every", str(10**9), "--validation-pictures", str(10**9), "--seed", str(seed)]
     return ["--data", arguments.data, "--val-split", arguments.split, *arm.options, *source, *length, *rest]
 
 
 def measured(folder: Path, dataset: Dataset) -> dict[str, Any]:
-    """What a finished run reached, kept in its folder."""
+    """The figures of a finished run, which are kept in its folder."""
     file = folder / "compared.json"
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text())
@@ -178,7 +200,7 @@ COLUMNS = {
     "recall@0.5_2000": "recall@0.5, 2000",
     f"AR_{FEW}": f"AR, {FEW}",
     "AR_2000": "AR, 2000",
-    "minutes": "minutes of training",  # without the proposals, and without the RPN that they may come from
+    "minutes": "minutes of training",  # without making the proposals or training the RPN that made them
 }
 
 
@@ -188,7 +210,7 @@ def write_tables(arguments: argparse.Namespace, passed_on: list[str], results: d
     lines = [
         f"{arguments.data}, measured on {arguments.split}; {arguments.iterations} iterations a run, "
         f"seeds {' '.join(map(str, arguments.seeds))}; mean ± standard deviation. "
-        f"Options of scripts/train.py: {' '.join(passed_on) or 'none'}",
+        f"Options passed to training: {' '.join(passed_on) or 'none'}",
     ]
     for comparison in arguments.comparisons:
         rows = [name for name in COMPARISONS[comparison] if results[name]]
@@ -207,7 +229,3 @@ def _cell(values: list[float], column: str) -> str:
     digits = 1 if column == "minutes" else 3
     deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f" {mean(values):.{digits}f}{deviation} "
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,22 +1,33 @@
-"""Measures a run's detector in PyTorch, a published model through the service's own code, or sources of proposals.
+"""Measures a training run in PyTorch, a published model through the service's own code, or sources of proposals.
 
-scripts/evaluate.py runs/mine --data voc:DIR --split test
-scripts/evaluate.py model_store/shapes/1 --data shapes --split test
-scripts/evaluate.py runs/fast --proposals selective-search           (another source than it was trained on)
-scripts/evaluate.py --proposals sliding-window --proposals rpn:runs/mine --data voc:DIR
+faster-rcnn evaluate runs/mine --split test
+faster-rcnn evaluate model_store/shapes/1 --data shapes --split test
+faster-rcnn evaluate runs/fast --proposals selective-search         (instead of the proposals it was trained on)
+faster-rcnn evaluate --proposals sliding-window --proposals rpn:runs/mine --data voc:DIR
 
-Writes a folder with metrics.json, tables, plots, images and mistakes; index.html in it shows all of them.
+Writes a folder with metrics.json, tables, plots, images and mistakes; its index.html shows them all.
 """
 
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from faster_rcnn.commands.command_line import positive, run_command
+from faster_rcnn.commands.command_line import (
+    Parser,
+    add_data,
+    add_device,
+    add_limit_images,
+    add_seed,
+    add_skip_bad_boxes,
+    add_workers,
+    check_writable,
+    data_source,
+    device_of,
+    run_command,
+)
 from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
@@ -32,47 +43,54 @@ from faster_rcnn.training.fast_rcnn import given_predictor
 from faster_rcnn.training.runs import proposals_of_step, record_of
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> int:
+    """`faster-rcnn evaluate`. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command("faster-rcnn evaluate", lambda: evaluate(arguments), arguments.out)
+
+
+def build_parser() -> Parser:
+    parser = Parser("evaluate", "[RUN | MODEL_DIR] [OPTION ...]", __doc__)
     parser.add_argument(
-        "target", type=Path, nargs="?", metavar="RUN|MODEL_DIR", help="a run's folder or a published version's"
+        "target", type=Path, nargs="?", metavar="RUN | MODEL_DIR", help="folder of a run or of a published version"
     )
-    parser.add_argument("--data", help="voc:DIR, coco:DIR or shapes (default: RUN's own, else shapes)")
-    parser.add_argument("--split", help="default: what RUN was validated on, else val")
-    parser.add_argument("--seed", type=int, default=0, help="of the images that shapes draws (default: %(default)s)")
+    add_data(parser, " (default: the data of RUN)")
+    parser.add_argument("--split", help="default: the split that RUN was validated on, or val")
+    add_limit_images(parser)
     parser.add_argument(
-        "--skip-bad-boxes", action="store_true", help="leave out what the check refuses (default: as RUN did)"
+        "--out", type=Path, metavar="DIR", help="folder to write (default: evaluation-SPLIT in RUN, or in this folder)"
     )
-    parser.add_argument("--pictures", type=positive, help="measure on this many (default: all)")
-    parser.add_argument("--show", type=int, default=50, help="draw this many of them (default: %(default)s)")
-    parser.add_argument("--checkpoint", choices=("best", "last"), help="default: RUN's best, if it has one")
-    parser.add_argument(
+    add_device(parser)
+    more = parser.add_argument_group("less often needed")
+    more.add_argument("--checkpoint", choices=("best", "last"), help="of RUN (default: best, if there is one)")
+    more.add_argument(
         "--proposals",
         action="append",
         default=[],
         metavar="SOURCE",
-        help=f"{SOURCES}: without RUN, measure them, may be repeated; with it, the regions that its head looks at",
+        help=f"{SOURCES}. Without RUN: sources to measure, may be repeated. With RUN: the proposals for its head",
     )
-    parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, help="that decode images or search them"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--out", type=Path, help="the folder that is written (default: RUN/evaluation-SPLIT, else ./evaluation-SPLIT)"
-    )
-    return parser.parse_args()
+    more.add_argument("--show", type=int, default=50, metavar="N", help="images drawn in the report (default: 50)")
+    add_skip_bad_boxes(more, " (default: as in RUN)")
+    add_seed(more)
+    add_workers(more, os.cpu_count() or 1)
+    return parser
 
 
-def main() -> None:
-    arguments = parse()
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measures what the options name, and writes a report of it."""
     target: Path | None = arguments.target
-    run = {} if target is None else record_of(target)
-    data, split = arguments.data or run.get("data", "shapes"), arguments.split or run.get("val_split", "val")
+    if target is None and not arguments.proposals:
+        raise ValueError("nothing to measure; name a RUN or MODEL_DIR, or a source by --proposals")
+    run = {} if target is None else record_of(check_version_named(target))
+    data = data_source(arguments.data, run.get("data"))
+    split = arguments.split or run.get("val_split", "val")
+    out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
+    check_writable(out)
     skip = arguments.skip_bad_boxes or run.get("skip_bad_boxes", False)
     dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
-    if arguments.images is not None:
-        dataset = FirstImages(dataset, arguments.images)
-    out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
+    if arguments.limit_images is not None:
+        dataset = FirstImages(dataset, arguments.limit_images)
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}
     if target is None:
         print(measure_sources(dataset, arguments, about, out))
@@ -84,17 +102,22 @@ def main() -> None:
     print(f"wrote {out / 'index.html'}")
 
 
+def check_version_named(target: Path) -> Path:
+    """`target`. Raises ValueError if it is the folder of a model, of which only the versions can be measured."""
+    if versions := sorted(file.parent.name for file in target.glob("*/model.onnx")):
+        raise ValueError(f"{target} holds the versions {', '.join(versions)}; name one, as {target / versions[-1]}")
+    return target
+
+
 def place_for_reports(target: Path | None) -> Path:
-    """A run's own folder; else the current one, for a published version stays as it was published."""
+    """The folder of a run; else the current one, since a published version must stay as it was published."""
     if target is None or (target / "model.onnx").is_file():
         return Path()
     return target.parent if target.is_file() else target
 
 
 def measure_sources(dataset: Dataset, arguments: argparse.Namespace, about: dict[str, Any], out: Path) -> str:
-    """The recall of sources alone, as a table."""
-    if not arguments.proposals:
-        raise ValueError("there is nothing to measure; name a RUN or MODEL_DIR, or a source by --proposals")
+    """The recall of each source, as a table."""
     tables = {source: propose(dataset, source, LIMIT, arguments) for source in dict.fromkeys(arguments.proposals)}
     return compare_sources(out, dataset, tables, about | {"target": ", ".join(tables)}, arguments.show)
 
@@ -102,8 +125,11 @@ def measure_sources(dataset: Dataset, arguments: argparse.Namespace, about: dict
 def open_target(
     target: Path, dataset: Dataset, run: dict[str, Any], arguments: argparse.Namespace
 ) -> tuple[Dataset, Predictor, dict[str, Any]]:
-    """The data set with the proposals that are looked at, if given; what answers for a run or a published model; and
-    which of a run's states and which proposals these are."""
+    """What is to be measured.
+
+    Returns the data set, with proposals if the detector takes any; the predictor; and for the report, which checkpoint
+    and which proposals these are.
+    """
     if (target / "model.onnx").is_file():
         if arguments.proposals:
             raise ValueError(f"{target} makes its own proposals; leave out --proposals, or name a run")
@@ -111,11 +137,11 @@ def open_target(
         return renumber(dataset, labels, str(target)), onnx_predictor(target), {}
     which = arguments.checkpoint or best_or_last(target)
     state = read_checkpoint(target, which)
-    detector = build_detector(state).to(arguments.device).eval()
+    detector = build_detector(state).to(device_of(arguments)).eval()
     check_labels(dataset, detector.config.labels, str(target))
-    objective = state.get("objective", "joint")  # all that there was before runs said so
+    objective = state.get("objective", "joint")  # older checkpoints, which are all joint, do not say
     if objective == "rpn":
-        raise ValueError(f"{target} has trained an RPN alone; measure it by --proposals rpn:{target} without RUN")
+        raise ValueError(f"{target} has trained only an RPN; measure it by --proposals rpn:{target} without RUN")
     sources = sources_for(target, run, arguments)
     if not sources and objective == "fast-rcnn":
         raise ValueError(f"{target} makes no proposals of its own; name their source by --proposals")
@@ -128,9 +154,9 @@ def open_target(
 
 
 def sources_for(target: Path, run: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
-    """The source of the proposals that a run's head is to look at; empty if they are its own."""
+    """The source of the proposals for a run's head; empty if the run makes its own."""
     if len(arguments.proposals) > 1:
-        raise ValueError(f"{target} looks at the proposals of one source; name only one by --proposals")
+        raise ValueError(f"{target} takes the proposals of one source; give --proposals once")
     if arguments.proposals:
         return list(arguments.proposals)
     if (given := proposals_of_step(target)) is None:
@@ -139,15 +165,11 @@ def sources_for(target: Path, run: dict[str, Any], arguments: argparse.Namespace
     own = arguments.data in (None, run.get("data")) and arguments.split in (None, run.get("val_split"))
     if not own or arguments.seed or not table.is_file():
         raise ValueError(
-            f"{target} makes no proposals of its own, and {before} left some for its validation split alone; "
+            f"{target} makes no proposals of its own, and {before} kept some only for its validation split; "
             f"name their source, as --proposals rpn:{before}"
         )
     return [str(table)]
 
 
 def propose(dataset: Dataset, source: str, limit: int, arguments: argparse.Namespace) -> ProposalTable:
-    return propose_for(dataset, source, limit, workers=arguments.workers, device=arguments.device)
-
-
-if __name__ == "__main__":
-    run_command(main)
+    return propose_for(dataset, source, limit, workers=arguments.workers, device=str(device_of(arguments)))

@@ -1,20 +1,31 @@
 """Publishes a trained detector as a model that the service can load.
 
-    scripts/export.py runs/shapes --name shapes
-    scripts/export.py --torchvision fasterrcnn_resnet50_fpn_v2 --weights COCO_V1 --name coco
-    scripts/export.py --torchvision fasterrcnn_resnet50_fpn --checkpoint model_25.pth --labels labels.txt --name mine
+faster-rcnn export runs/shapes --name shapes
+faster-rcnn export --torchvision fasterrcnn_resnet50_fpn_v2 --weights COCO_V1 --name coco
+faster-rcnn export --torchvision fasterrcnn_resnet50_fpn --checkpoint model_25.pth --labels labels.txt --name mine
 
 The graph is verified before it is published: ONNX Runtime against PyTorch, batches against single images, large
-canvases against tight ones. What does not agree is not published.
+canvases against tight ones. A graph that does not agree is not published.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from faster_rcnn.commands.command_line import positive, run_command
+from faster_rcnn.commands.command_line import (
+    Parser,
+    add_data,
+    add_limit_images,
+    add_seed,
+    add_skip_bad_boxes,
+    check_writable,
+    positive,
+    required,
+    run_command,
+)
 from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
@@ -30,57 +41,68 @@ from faster_rcnn.training.runs import check_finished
 VERIFIED_IMAGES = 24
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="the run's folder, or --torchvision")
-    parser.add_argument("--name", required=True, help="the model's name in the store")
-    parser.add_argument("--version", type=int, help="its version (default: one more than the highest)")
-    parser.add_argument("--store", type=Path, default=Path("model_store"), help="default: %(default)s")
+def main(argv: Sequence[str] | None = None) -> int:
+    """`faster-rcnn export`. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command("faster-rcnn export", lambda: export(arguments), arguments.store)
+
+
+def build_parser() -> Parser:
+    parser = Parser("export", "RUN --name NAME [OPTION ...]", __doc__)
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="folder of the run; or give --torchvision")
+    parser.add_argument("--name", help="name of the model in the store")
+    parser.add_argument("--version", type=int, metavar="N", help="default: one more than the highest")
     parser.add_argument(
-        "--precision", choices=("fp32", "fp16"), default="fp32", help="of the graph; default: %(default)s"
+        "--store", type=Path, metavar="DIR", default=Path("model_store"), help="the model store (default: %(default)s)"
     )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="best|last|FILE",
+        help="of RUN: best or last (default: best, if there is one); with --torchvision: a file",
+    )
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the graph (default: fp32)")
     parser.add_argument(
         "--provider",
         choices=("any", "cpu"),
         default="any",
-        help="cpu: RoI max pooling as ONNX's own operator, which CUDA lacks and which takes maps of any size "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--checkpoint", help="of RUN: best or last (default: best, if it has one); of torchvision: the file"
+        help="what the graph is made for; cpu: RoI max pooling as ONNX's own operator, which CUDA lacks and which "
+        "takes feature maps of any size (default: any)",
     )
     measured = parser.add_argument_group("what the published graph is measured on")
-    measured.add_argument("--data", help="default: RUN's own data; a model of torchvision is not measured without")
-    measured.add_argument("--split", help="default: test, or the run's validation split where there is none")
-    measured.add_argument("--seed", type=int, default=0, help="of the images that shapes draws (default: %(default)s)")
-    measured.add_argument(
-        "--skip-bad-boxes", action="store_true", help="leave out what the check refuses (default: as RUN did)"
-    )
-    measured.add_argument("--pictures", type=positive, help="measure on this many (default: all)")
+    add_data(measured, " (default: the data of RUN; a torchvision model is then not measured)")
+    measured.add_argument("--split", help="default: test; where there is none, the run's validation split")
+    add_limit_images(measured)
+    add_skip_bad_boxes(measured, " (default: as in RUN)")
+    add_seed(measured)
     measured.add_argument(
         "--no-example",
         action="store_true",
-        help="put no image of the data beside the model: it may not be yours to give",
+        help="publish no example image with the model (you may not have the right to share it)",
     )
-    theirs = parser.add_argument_group("a model of torchvision")
+    theirs = parser.add_argument_group("a torchvision model")
     theirs.add_argument("--torchvision", choices=BUILDERS, help="the function that built it")
-    theirs.add_argument("--weights", choices=WEIGHTS, help="torchvision's own, instead of --checkpoint FILE")
+    theirs.add_argument("--weights", choices=WEIGHTS, help="torchvision's pretrained weights; instead of --checkpoint")
     theirs.add_argument(
-        "--labels", type=Path, help="a file with one label a line, without background; --weights know theirs"
+        "--labels", type=Path, metavar="FILE", help="one label per line, without background; needed with --checkpoint"
     )
-    theirs.add_argument("--num-classes", type=positive, help="with background; the checkpoint has to agree")
+    theirs.add_argument(
+        "--num-classes", type=positive, metavar="N", help="classes with background; checked against the checkpoint"
+    )
     theirs.add_argument(
         "--batch-norm-epsilon",
         type=float,
-        help="of frozen normalisations (default: 0 for fasterrcnn_resnet50_fpn, as in COCO_V1, else 1e-5)",
+        metavar="ε",
+        help="of frozen batch normalisation (default: 0 for fasterrcnn_resnet50_fpn, as in COCO_V1, else 1e-5)",
     )
-    return parser.parse_args()
+    return parser
 
 
-def main() -> None:
-    arguments = parse()
+def export(arguments: argparse.Namespace) -> None:
+    """Publishes the detector that the options name, and prints what the verification found."""
     if (arguments.run is None) == (arguments.torchvision is None):
         raise ValueError("name what is published: a RUN or --torchvision BUILDER, not both")
+    required(arguments.name, "--name", "choose the model's name in the store")
+    check_writable(arguments.store)
     folder = publish_run(arguments) if arguments.run else publish_torchvision(arguments)
     card = json.loads((folder / "model.json").read_text())
     print(json.dumps({"verification": card["verification"], "metrics": card["metrics"]}, indent=1))
@@ -98,7 +120,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
     state = read_checkpoint(arguments.run, arguments.checkpoint or best_or_last(arguments.run))
     if (trained := state.get("objective", "joint")) != "joint":
         raise ValueError(
-            f"{arguments.run} has trained the {trained} part alone, which cannot detect by itself; "
+            f"{arguments.run} has trained only the {trained} part, which cannot detect by itself; "
             "publish a run of --schedule joint or alternating"
         )
     detector = build_detector(state).eval()
@@ -117,7 +139,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         measured_on=measured_on,
         test=test,
         images=first_images(test),
-        limit=arguments.images,
+        limit=arguments.limit_images,
         example=not arguments.no_example,
         precision=arguments.precision,
         provider=arguments.provider,
@@ -125,9 +147,9 @@ def publish_run(arguments: argparse.Namespace) -> Path:
 
 
 def publish_torchvision(arguments: argparse.Namespace) -> Path:
-    """A model of torchvision with weights from elsewhere."""
-    if not arguments.data and (arguments.split or arguments.images or arguments.skip_bad_boxes):
-        raise ValueError("--split, --pictures and --skip-bad-boxes are of --data; name it, or leave them out")
+    """A torchvision model, with torchvision's own weights or from a checkpoint."""
+    if not arguments.data and (arguments.split or arguments.limit_images or arguments.skip_bad_boxes):
+        raise ValueError("--split, --limit-images and --skip-bad-boxes need --data; name it, or leave them out")
     trained = read_torchvision(arguments)
     detector = TorchvisionDetector(trained.model)
     labels = trained.labels if arguments.labels is None else read_labels(arguments.labels, detector.classes)
@@ -147,7 +169,7 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
         measured_on=measured_on,
         test=test,
         images=first_images(test) if test else None,
-        limit=arguments.images,
+        limit=arguments.limit_images,
         example=test is not None and not arguments.no_example,
         labels=labels,
         precision=arguments.precision,
@@ -158,27 +180,32 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
 def read_torchvision(arguments: argparse.Namespace) -> Trained:
     """The model of --torchvision with --weights or --checkpoint."""
     if (arguments.weights is None) == (arguments.checkpoint is None):
-        raise ValueError(f"{arguments.torchvision} wants --weights COCO_V1 or --checkpoint FILE, one of them")
+        raise ValueError(f"{arguments.torchvision} needs either --weights COCO_V1 or --checkpoint FILE")
     if arguments.weights:
         if arguments.num_classes or arguments.batch_norm_epsilon is not None:
-            raise ValueError("--num-classes and --batch-norm-epsilon are of --checkpoint FILE; leave them out")
+            raise ValueError("--num-classes and --batch-norm-epsilon go with --checkpoint FILE; leave them out")
         return published_model(arguments.torchvision, arguments.weights)
     if arguments.labels is None:
-        raise ValueError("a checkpoint does not know its labels; give --labels FILE, one a line, without background")
+        raise ValueError(
+            "a checkpoint does not name its classes; give --labels FILE, one label per line, without background"
+        )
     return checkpoint_model(
         arguments.torchvision, Path(arguments.checkpoint), arguments.num_classes, arguments.batch_norm_epsilon
     )
 
 
 def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool) -> tuple[Dataset, str]:
-    """The data that the graph is measured on, and what it is called; `own`: the split where there is no test split."""
+    """The data that the graph is measured on, and its name in the card.
+
+    own: the split to take where there is no test split.
+    """
     split = arguments.split or ("test" if "test" in splits_of(data) else own)
     test = open_checked(data, split, arguments.seed, skip)
     return test, f"{data}/{split}" + (f", seed {arguments.seed}" if arguments.seed else "")
 
 
 def first_images(test: Dataset) -> list[np.ndarray]:
-    """What the graph is verified on."""
+    """The images that the graph is verified on."""
     return [test[index].image for index in range(min(VERIFIED_IMAGES, len(test)))]
 
 
@@ -186,7 +213,3 @@ def version_of(arguments: argparse.Namespace) -> int:
     if arguments.version is None:
         return next_version(arguments.store, arguments.name)
     return int(arguments.version)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,26 +1,45 @@
-"""Writes images of `shapes` to disk in COCO's format, to look at them or to train something else on them.
+"""Writes generated images to disk in COCO's format, to look at them or to train another detector on them.
 
-scripts/write_shapes.py --out images --split val --pictures 100
-scripts/train.py --data coco:images --out runs/from-disk      (wants train and val)
+faster-rcnn shapes --out images --split train --limit-images 1000
+faster-rcnn shapes --out images --split val --limit-images 100
+faster-rcnn train --data coco:images --out runs/from-disk
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from faster_rcnn.commands.command_line import run_command
+from faster_rcnn.commands.command_line import (
+    Parser,
+    add_limit_images,
+    add_seed,
+    check_writable,
+    required,
+    run_command,
+)
 from faster_rcnn.data.shapes import SPLITS, Shapes, write_coco
 
+IMAGES = 1000
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`faster-rcnn shapes`. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command("faster-rcnn shapes", lambda: shapes(arguments), arguments.out)
+
+
+def build_parser() -> Parser:
+    parser = Parser("shapes", "--out DIR [OPTION ...]", __doc__)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--split", choices=list(SPLITS), default="train", help="default: %(default)s")
-    parser.add_argument("--pictures", type=int, default=1000, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    arguments = parser.parse_args()
-    write_coco(Shapes(arguments.split, arguments.images, arguments.seed), arguments.out)
-    print(f"wrote {arguments.out}/{arguments.split} and {arguments.out}/annotations/{arguments.split}.json")
+    add_limit_images(parser, str(IMAGES))
+    add_seed(parser)
+    return parser
 
 
-if __name__ == "__main__":
-    run_command(main)
+def shapes(arguments: argparse.Namespace) -> None:
+    """Writes one split: its images, and its annotations in one file."""
+    out: Path = required(arguments.out, "--out", "name the folder to write")
+    check_writable(out)
+    write_coco(Shapes(arguments.split, arguments.limit_images or IMAGES, arguments.seed), out)
+    print(f"wrote {out}/{arguments.split} and {out}/annotations/{arguments.split}.json")

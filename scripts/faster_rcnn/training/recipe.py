@@ -1,6 +1,7 @@
 """How a run is made: what `run.json` keeps, so that it can be told of, resumed, and made again."""
 
 import json
+import math
 import os
 import platform
 from dataclasses import asdict, fields, replace
@@ -164,6 +165,8 @@ def _options(given: dict[str, Any], run: dict[str, Any], images: int) -> Trainin
     known = {field.name for field in fields(TrainingOptions)}
     chosen = default_options(run["backbone"], run["weights"], run["data"], images)
     chosen |= {name: value for name, value in given.items() if name in known}
+    if "epochs" in given:
+        chosen["iterations"] = math.ceil(given["epochs"] * images / chosen["batch_size"])
     if "warm_up" not in given:
         chosen["warm_up"] = short_warm_up(chosen["warm_up"], chosen["iterations"])
     options = TrainingOptions(**{**chosen, "augmentations": tuple(chosen["augmentations"])})

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
-from benchmarks.load.connection import Answer, Connection, connect
-from benchmarks.load.pipeline import Found
+from benchmarks.load.decode_and_detect import Found
+from benchmarks.load.http_connection import Answer, Connection, connect
 from benchmarks.load.uploads import Upload
 from benchmarks.workers import Worker
 

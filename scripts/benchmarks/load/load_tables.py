@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from benchmarks.load.figures import Number, Turn, failures, median, ratio
+from benchmarks.load.turn_figures import Number, Turn, failures, median, ratio
 from benchmarks.report import MB, NOTHING
 from benchmarks.tables import markdown
 

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py service, as it is run."""
+"""`faster-rcnn benchmark service`, run through scripts/benchmark.py."""
 
 import http.client
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.load import processes, servers
-from benchmarks.load.raw import Arrangement, Raw, arrangements, expected
+from benchmarks.load import process_usage, servers
+from benchmarks.load.raw_pipeline import Arrangement, Raw, arrangements, expected
 from benchmarks.load.soak import fault
 from benchmarks.load.uploads import of_one_image
 from benchmarks.workers import Failed
@@ -69,14 +69,14 @@ def test_a_service_that_runs_is_measured_from_a_serving_installation_and_goes_on
     Image.new("RGB", (64, 48), "white").save(tmp_path / "photo.jpg")
     with servers.own_service(MODEL) as server:
         url = server.url.removesuffix("/detect")
-        done = run(*QUICK, "--url", url, "--pictures", tmp_path, PYTHONPATH=str(tmp_path))
+        done = run(*QUICK, "--url", url, "--folder", tmp_path, PYTHONPATH=str(tmp_path))
         assert done.returncode == 0, done.stderr
         assert servers.get(f"{url}/healthz")[0] == 200
     assert "plain" not in done.stdout
     assert "raw" not in done.stdout
     assert "1 images of 1 sizes, 64×48" in done.stdout
     refused = run("--out", tmp_path / "out", PYTHONPATH=str(tmp_path))
-    assert "benchmark: matplotlib is not installed; scripts/bootstrap dev installs what" in refused.stderr
+    assert "benchmark service: matplotlib is not installed; scripts/bootstrap dev installs what" in refused.stderr
     closed = rows(done.stdout, "service")[:2]
     assert all(float(row[7]) > 0 and float(row[9]) > 50 for row in closed)  # CPU and memory, from its /metrics
 
@@ -109,7 +109,7 @@ def test_a_soak_fails_if_an_image_did_or_memory_grew_over_a_time_that_is_long_en
 def test_a_soak_in_which_images_fail_ends_with_one_line() -> None:
     done = run("--soak", 0.02, "--url", "http://127.0.0.1:1")  # where nobody is
     assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("benchmark: ")]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("faster-rcnn benchmark service: ")]
     assert "images that failed: " in line
     assert "Traceback" not in done.stderr
 
@@ -119,7 +119,7 @@ def test_nobody_at_the_url_ends_with_one_line() -> None:
         url = server.url.removesuffix("/detect")
     done = run(*QUICK, "--url", url)
     assert done.returncode != 0
-    assert f"benchmark: {url}/detect answers no image" in done.stderr
+    assert f"benchmark service: {url}/detect answers no image" in done.stderr
     assert "no connection" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -141,7 +141,7 @@ def test_servers_end_with_the_benchmark() -> None:
         used = server.usage()
         assert used.memory is not None
         assert used.memory > 50e6
-    assert processes.usage(server.pids).memory == 0
+    assert process_usage.usage(server.pids).memory == 0
 
 
 def test_the_raw_pipeline_counts_what_it_does_in_all_its_processes() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.load.pipeline import Found, detect
+from benchmarks.load.decode_and_detect import Found, detect
 from benchmarks.load.uploads import Upload
 from benchmarks.sessions import session_on
 from benchmarks.workers import Worker, peak_memory

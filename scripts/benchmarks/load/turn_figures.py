@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.load.generator import ANSWERED, REFUSED, Load
-from benchmarks.load.processes import Usage
-from benchmarks.load.raw import Done
+from benchmarks.load.load_generator import ANSWERED, REFUSED, Load
+from benchmarks.load.process_usage import Usage
+from benchmarks.load.raw_pipeline import Done
 
 Number = float | None  # None: not known, or there was nothing to take it from
 

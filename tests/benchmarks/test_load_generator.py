@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.load.generator import Generator, Target, arrivals, same
-from benchmarks.load.pipeline import Found
+from benchmarks.load.decode_and_detect import Found
+from benchmarks.load.load_generator import Generator, Target, arrivals, same
 from benchmarks.load.uploads import SIZES, Upload, any_sizes, of_folder, of_one_image, upload
 from benchmarks.workers import Failed
 
