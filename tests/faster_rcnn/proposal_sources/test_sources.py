@@ -1,8 +1,6 @@
-"""Sources by their names, in Python and by scripts/propose.py."""
+"""Sources by their names."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +15,10 @@ from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.sliding_window import sliding_windows
 from faster_rcnn.proposal_sources.sources import check_source, propose_for
-from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
+from faster_rcnn.proposal_sources.table import WithProposals
 from tests.faster_rcnn.lively import lively
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def propose(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "propose.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
 
 
 def test_a_file_is_a_source_of_what_it_holds(tmp_path: Path) -> None:
@@ -81,25 +74,3 @@ def test_what_is_not_there_is_said() -> None:
         propose_for(Shapes("val", 1), "nowhere.npz")
     with pytest.raises(ValueError, match="a limit of 0 leaves no proposals"):
         propose_for(Shapes("val", 1), "sliding-window", limit=0)
-
-
-def test_the_command_writes_a_table_and_says_what_is_in_it(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "table.npz"
-    done = propose(
-        "--source", "sliding-window", "--split", "val", "--pictures", 3, "--limit", 200, "--seed", 5, "--out", out
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(
-        rf"wrote {re.escape(str(out))}: 3 images, \d+ boxes an image \(\d+ to \d+\), \S+ seconds an image\n",
-        done.stdout,
-    )
-    table = ProposalTable.load(out)
-    assert list(table) == ["val/5/0", "val/5/1", "val/5/2"]
-    assert table.made.endswith("limit 200; data shapes/val")
-
-
-def test_a_table_has_the_ending_by_which_it_is_known() -> None:
-    done = propose("--source", "sliding-window", "--out", "x")
-    assert done.returncode != 0
-    assert done.stderr.strip().endswith("--out x does not end in .npz, by which it is known as a table; rename it")
-    assert len(done.stderr.strip().splitlines()) == 1

@@ -31,7 +31,7 @@ def train(folder: Path, *options: str, processes: int = 1) -> list[dict[str, flo
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("logs lie there") == 1
+    assert done.stdout.count("logs are in that folder") == 1
     with (folder / "losses.csv").open(newline="") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
