@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
             usage=f"{prog} {usage}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # or a new option could change the meaning of a recorded command line
             **options,
         )
 

@@ -106,6 +106,7 @@ def test_a_folder_that_the_system_does_not_let_anyone_write_is_refused() -> None
     [
         (["--batchsize", "3"], "unknown option --batchsize; did you mean --batch-size?"),
         (["--batchsize=3"], "unknown option --batchsize; did you mean --batch-size?"),
+        (["--batch", "3"], "unknown option --batch; did you mean --batch-size?"),  # options are not abbreviated
         (["--zzz"], "unknown option --zzz; --help lists the options"),
         (["--former-name-x", "3"], "unknown option --former-name-x; --help lists the options"),  # hidden ones stay so
         (["stray"], "unexpected argument 'stray'; --help shows what the command takes"),

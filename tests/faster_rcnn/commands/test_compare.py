@@ -22,7 +22,7 @@ def test_options_after_two_dashes_are_passed_on_to_training() -> None:
         (("--data", "shapes"), "--out is missing; name the folder"),
         (("pools", "--data", "shapes", "--out", "x"), "unknown comparison pools; choose from schedules, pooling, prop"),
         (("--data", "imagenet", "--out", "x"), "there are: shapes, coco:DIR, voc:DIR"),
-        (("--seed", "3"), "ambiguous option"),
+        (("--seed", "3"), "unknown option --seed; did you mean --seeds?"),
         (("--min-size", "3"), "unknown option --min-size"),
     ],
 )
