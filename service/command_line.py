@@ -40,6 +40,18 @@ FURTHER = {
     "benchmark": Command("benchmarks.command", "measure a graph, or the service under load (from a checkout only)"),
 }
 COMMANDS = MAIN | FURTHER
+SHARED_OPTIONS = {
+    "--data": "the images: voc:DIR, coco:DIR, or shapes for generated ones",
+    "--split": "the part of the data: train, val or test",
+    "--out": "where the command writes",
+    "--limit-images": "use only the first N images",
+    "--weights": "pretrained weights, before any training of one's own",
+    "--checkpoint": "the result of a training run: best, last or a file",
+    "--device": "where a model runs",
+    "--provider": "what a graph is made for",
+    "--seed": "for everything that is drawn at random",
+    "--workers": "threads or processes that prepare images",
+}
 OTHER_SPELLINGS = {"quantize": "quantise"}
 
 
@@ -82,18 +94,21 @@ def help_text() -> str:
             "Trains Faster R-CNN detectors, publishes them, and serves them over HTTP.",
             "",
             "from annotated images to answers over HTTP:",
-            *_lines(MAIN),
+            *_lines({name: command.summary for name, command in MAIN.items()}),
             "",
             "further commands:",
-            *_lines(FURTHER),
+            *_lines({name: command.summary for name, command in FURTHER.items()}),
+            "",
+            "options that mean the same in every command that has them:",
+            *_lines(SHARED_OPTIONS),
             "",
             "faster-rcnn COMMAND --help shows the options of a command, with examples.",
         ]
     )
 
 
-def _lines(commands: Mapping[str, Command]) -> list[str]:
-    return [f"  {name:10} {command.summary}" for name, command in commands.items()]
+def _lines(explained: Mapping[str, str]) -> list[str]:
+    return [f"  {name:15} {text}" for name, text in explained.items()]
 
 
 def _nearest(word: str) -> str:
