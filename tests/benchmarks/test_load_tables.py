@@ -1,4 +1,4 @@
-"""The figures and the tables of the service's benchmark, worked out by hand."""
+"""The figures and tables of a load, calculated by hand."""
 
 import os
 from collections import Counter
@@ -19,7 +19,7 @@ from service.images.decode import decode
 MODEL = Path(__file__).parents[2] / "model_store" / "shapes" / "1"
 
 
-def test_a_load_comes_to_its_rate_its_percentiles_and_what_the_server_took_for_it() -> None:
+def test_a_turn_has_the_rate_the_percentiles_and_the_servers_usage() -> None:
     load = Load(
         seconds=2.0,
         rate=50.0,
@@ -40,19 +40,19 @@ def test_a_load_comes_to_its_rate_its_percentiles_and_what_the_server_took_for_i
     assert turn.failed == {"wrong": 4, "no connection": 2}
 
 
-def test_what_is_not_known_stays_unknown() -> None:
+def test_unknown_figures_stay_unknown() -> None:
     turn = turn_figures.of_load(Load(seconds=1.0), UNKNOWN, None, UNKNOWN, seconds=1.0)
     assert (turn.p50, turn.cpu, turn.cores, turn.memory, turn.refused, turn.back) == (None,) * 6
     assert turn_figures.median([turn, Turn(1.0, 0.5, None, None)], lambda one: one.p50) == 0.5
     assert turn_figures.median([turn], lambda one: one.p50) is None
 
 
-def test_the_raw_pipeline_is_measured_by_the_same_figures() -> None:
+def test_the_raw_pipeline_has_the_same_figures() -> None:
     turn = turn_figures.of_raw(Done(images=100, seconds=2.0, cpu_seconds=3.0, memory=7, latencies=[0.02] * 100))
     assert (turn.rate, turn.p99, turn.cpu, turn.cores, turn.memory) == pytest.approx((50, 0.02, 0.03, 1.5, 7))
 
 
-def test_ratios_are_taken_within_a_round_and_then_the_median() -> None:
+def test_ratios_are_taken_within_each_round_before_the_median() -> None:
     """40/50, 10/20, 90/100: the median of 0.8, 0.5, 0.9 is 0.8, where 40/50 of the medians would hide the rounds."""
     ours = [Turn(rate, 0.1, 0.1, 0.1) for rate in (40, 10, 90)]
     raw = [Turn(rate, 0.1, 0.1, 0.1) for rate in (50, 20, 100)]
@@ -62,7 +62,7 @@ def test_ratios_are_taken_within_a_round_and_then_the_median() -> None:
     assert [cell.strip() for cell in service.split("|")][-3] == "0.80"
 
 
-def test_overload_is_given_against_the_best_of_the_closed_loop() -> None:
+def test_overload_is_compared_with_the_peak_of_the_closed_loop() -> None:
     closed = {("service", n): [Turn(rate, 0.1, 0.1, 0.1)] for n, rate in ((1, 40), (16, 80))}
     opened = {("service", share): [Turn(rate, 0.1, 0.1, 0.1)] for share, rate in ((80.0, 79), (160.0, 76))}
     assert (
@@ -71,7 +71,7 @@ def test_overload_is_given_against_the_best_of_the_closed_loop() -> None:
     )
 
 
-def test_failures_are_summed_over_the_rounds_and_told_apart() -> None:
+def test_failures_are_summed_over_the_rounds_by_outcome() -> None:
     turns = [Turn(1, 0.1, 0.1, 0.1, failed=Counter(wrong=2)), Turn(1, 0.1, 0.1, 0.1, failed=Counter({"500": 3}))]
     assert load_tables.failure_lines({("service", 16): turns}) == "service at 16: 3 × 500, 2 × wrong\n"
     assert "|      5 |" in load_tables.closed_table({("service", 16): turns})

@@ -37,7 +37,7 @@ def test_a_published_model_is_measured_with_its_stages_and_a_plot(tmp_path: Path
         assert plot.width > 1000
 
 
-def test_a_serving_installation_measures_without_torch_onnx_or_a_bar(tmp_path: Path) -> None:
+def test_a_serving_installation_measures_without_torch_onnx_or_a_progress_bar(tmp_path: Path) -> None:
     for absent in ("torch", "torchvision", "onnx", "matplotlib", "tqdm"):
         (tmp_path / f"{absent}.py").write_text(f"raise ImportError('not here', name={absent!r})\n")
     done = run("--batches", 1, "--seconds", 0.02, "--threads", 1, PYTHONPATH=str(tmp_path))

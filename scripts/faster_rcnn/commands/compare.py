@@ -208,7 +208,7 @@ def write_tables(arguments: argparse.Namespace, passed_on: list[str], results: d
     """`comparison.json` with every run, `comparison.md` with mean ± deviation over the seeds."""
     (arguments.out / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")
     lines = [
-        f"{arguments.data}, measured on {arguments.split}; {arguments.iterations} iterations a run, "
+        f"{arguments.data}, measured on {arguments.split}; {arguments.iterations} iterations per run, "
         f"seeds {' '.join(map(str, arguments.seeds))}; mean ± standard deviation. "
         f"Options passed to training: {' '.join(passed_on) or 'none'}",
     ]

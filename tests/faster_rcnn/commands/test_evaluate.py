@@ -116,7 +116,7 @@ def test_a_step_of_alternating_training_takes_the_data_of_its_run_and_the_propos
 
 def test_sources_are_measured_without_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = f"rpn:{trained(tmp_path / 'run', 'rpn')}"
-    given = ("--proposals", "sliding-window", "--proposals", network)
+    given = ("--data", "shapes", "--proposals", "sliding-window", "--proposals", network)
     record = measure(tmp_path / "out", *given)
     assert list(record["sources"]) == ["sliding-window", network]
     assert all(list(one["by_number"]) == ["100", "300", "1000", "2000"] for one in record["sources"].values())
