@@ -17,7 +17,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     done = run(
         "train", "--data", "shapes", "--backbone", "compact", "--out", folder, "--iterations", 3, "--batch-size", 2,
-        "--anchor-scales", 32, 64, 128, "--validation-images", 4, "--validate-every", 3, *SMALL,
+        "--anchor-scales", 32, 64, 128, "--min-size", 96, "--max-size", 192,
+        "--validation-images", 4, "--validate-every", 3, *SMALL,
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "AP50" in done.out
