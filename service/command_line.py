@@ -129,7 +129,7 @@ def _benchmarks_are_here() -> bool:
 def _is_a_part_of_ours(module: str | None) -> bool:
     """Whether a module that is missing cannot be installed with an extra, so that its absence is a bug.
 
-    `faster_rcnn` itself is no such part: a container that only serves does not have it.
+    `faster_rcnn` itself is not such a part: a container that only serves does not have it.
     """
     return module is None or module.partition(".")[0] in ("service", "benchmarks") or module.startswith("faster_rcnn.")
 

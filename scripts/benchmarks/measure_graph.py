@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Subject:
-    """The graph, and the image that all contenders get: pixels uint8 [h, w, 3] on a canvas H, W."""
+    """The graph, and the image for all contenders: pixels uint8 [h, w, 3] on a canvas H, W."""
 
     graph: Path
     pixels: np.ndarray

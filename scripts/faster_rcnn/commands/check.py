@@ -112,7 +112,7 @@ def _where_splits_are(data: str) -> str:
 def check_split(
     source: str, split: str, skip_bad_boxes: bool, workers: int, seen: Seen
 ) -> tuple[AnnotatedImages | None, list[Fault]]:
-    """A split and all its faults; None if its annotations cannot be read at all."""
+    """A split and all its faults; None if its annotations cannot be read."""
     try:
         dataset = open_folder(source, split, skip_bad_boxes)
     except (ValueError, OSError) as error:
