@@ -1,1 +1,4 @@
-"""What `scripts/benchmark.py` measures and how. Only what concerns torchvision's models imports torch."""
+"""`faster-rcnn benchmark`.
+
+Only the modules for torchvision models import torch, so that a serving installation can run the others.
+"""

@@ -1,5 +1,5 @@
-"""Contenders measured in turns: a round takes every contender at every N once, so that what the machine does meanwhile
-meets all of them. Figures are medians over the rounds, ratios are taken within a round.
+"""Contenders measured in turns: a round takes every contender at every N once, so that whatever else the machine does
+affects all of them. Figures are medians over the rounds; ratios are taken within a round.
 
 N  images in a batch.
 """
@@ -19,13 +19,16 @@ Item = TypeVar("Item")
 
 ROUNDS = 5
 UNKNOWN = Found(None, None)
-LONGEST_TURN = 600.0  # seconds after which something is taken for hung
+LONGEST_TURN = 600.0  # seconds after which a contender is considered hung
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender before it is built.  first: the smallest N that it is measured at;  patience: seconds after which
-    its first calls, and what is compiled for them, are not tried at a larger N."""
+    """A contender before it is built.
+
+    first: the smallest N that it is measured at;  patience: if its first calls, compilation included, took longer than
+    this many seconds, no larger N is tried.
+    """
 
     name: str
     build: Callable[[], Contender]
@@ -35,8 +38,11 @@ class Entry:
 
 @dataclass
 class Measured:
-    """A contender at one N.  turns: the median seconds of a call, a turn each;  calls: the seconds of every call;
-    memory: the most bytes up to this N;  failed: why there is nothing, or empty."""
+    """A contender at one N.
+
+    turns: the median seconds of a call, for each turn;  calls: the seconds of every call;  memory: the peak up to this
+    N, in bytes;  failed: why there are no figures, or empty.
+    """
 
     name: str
     n: int
@@ -48,7 +54,7 @@ class Measured:
 
     @property
     def seconds(self) -> float:
-        """Of one call."""
+        """Seconds of one call: the median over the turns."""
         return statistics.median(self.turns)
 
     def times_as_fast_as(self, other: "Measured") -> float:
@@ -62,7 +68,7 @@ class Measured:
 def compare(
     entries: Sequence[Entry], batches: Sequence[int], provider: str, seconds: float, rounds: int = ROUNDS
 ) -> list[Measured]:
-    """Measures every entry at every N, at least `seconds` a turn. In order of N, then of the entries."""
+    """Measures every entry at every N, at least `seconds` per turn. Ordered by N, then as the entries."""
     results = [Measured(entry.name, n) for n in sorted(batches) for entry in entries if n >= entry.first]
     workers: dict[str, Worker] = {}
     try:
@@ -81,7 +87,7 @@ def compare(
 
 
 def with_progress(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """`items`, with a bar where tqdm is installed: serving has no other use for it."""
+    """`items`, with a progress bar if tqdm is installed, which a serving installation lacks."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -90,10 +96,10 @@ def with_progress(items: Sequence[Item], what: str) -> Iterable[Item]:
 
 
 def _first_calls(worker: Worker, results: Sequence[Measured], patience: float, gpu_before: int | None) -> None:
-    """One call at each N, smallest first: it compiles, allocates and fills caches, and shows what memory is needed.
+    """Calls the contender at each N, smallest first: it compiles, allocates, fills caches, and shows its memory.
 
-    gpu_before: bytes in use on the GPU before the worker was there; None where the processor's memory is what counts.
-    Both runtimes keep what they have once taken, so what is in use afterwards is the peak.
+    gpu_before: bytes in use on the GPU before the worker started; None to measure main memory instead. Both runtimes
+    keep the memory that they once took, so the bytes in use afterwards are the peak.
     """
     began = time.monotonic()
     for result in results:

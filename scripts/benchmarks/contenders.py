@@ -1,9 +1,9 @@
-"""What is compared. Each function builds a contender in the process that calls it, and returns what takes a turn.
+"""The contenders of a comparison. Each function builds one in the process that calls it, and returns its turn.
 
 N  images in a batch;  H, W  canvas;  h, w  the image on it.
 
 All start from the same uint8 pixels in host memory and end with their answer in host memory. torchvision's resizing is
-left out: the image has the size already that the network is to see.
+left out: the image already has the size that the network gets.
 """
 
 import time
@@ -21,21 +21,21 @@ from service.engine.providers import CUDA, session_options
 
 
 class Found(NamedTuple):
-    """What the first image of a batch has got; None where the contender does not say."""
+    """How much was found in the first image of a batch; None where the contender does not report it."""
 
     detections: int | None
     proposals: int | None
 
 
 class Turn(NamedTuple):
-    """seconds: of each call;  memory: the most bytes that the process has had so far."""
+    """seconds: of each call;  memory: the peak of the process so far, in bytes."""
 
     seconds: list[float]
     memory: int
     found: Found
 
 
-Contender = Callable[[int, float], Turn]  # (N, at least so many seconds) -> a turn of at least one call
+Contender = Callable[[int, float], Turn]  # (N, least seconds of the turn) -> a turn of at least one call
 
 
 def graph_contender(
@@ -49,7 +49,7 @@ def graph_contender(
     loop: bool = False,
     tf32: bool = False,
 ) -> Contender:
-    """The graph of contract 1 on N images at once, or with `loop` on one after the other.
+    """A graph (contract 1) on N images at once, or with `loop` on one after the other.
 
     pixels: uint8 [h, w, 3];  canvas: H, W.
     """
@@ -70,7 +70,7 @@ def graph_contender(
 
 
 def torchvision_file_contender(graph: Path, pixels: np.ndarray, provider: str, threads: int) -> Contender:
-    """A file that torchvision's own code was traced into: one image a run, float [3, h, w]."""
+    """The ONNX file that torchvision's own code was traced into: one image per run, float [3, h, w]."""
     session = session_on(provider, graph.read_bytes(), session_options(threads))
     name = session.get_inputs()[0].name
 
@@ -86,7 +86,7 @@ def torchvision_contender(
 ) -> Contender:
     """torchvision's own code on a list of N images.
 
-    model: what `preparation.prepare` has saved;  how: eager, compile, or autocast to float16.
+    model: the file that `preparation.prepare` saved;  how: eager, compile, or autocast to float16.
     """
     import torch
 
@@ -97,10 +97,10 @@ def torchvision_contender(
     device = "cuda" if provider == CUDA else "cpu"
     module = without_resizing(torch.load(model, weights_only=False)).to(device)
     network: Callable[..., Any] = torch.compile(module) if how == "compile" else module
-    picture = torch.from_numpy(pixels)
+    photo = torch.from_numpy(pixels)
 
     def at_once(n: int) -> Found:
-        images = [picture.to(device).permute(2, 0, 1).contiguous().float() / 255 for _ in range(n)]
+        images = [photo.to(device).permute(2, 0, 1).contiguous().float() / 255 for _ in range(n)]
         with torch.inference_mode(), torch.autocast(device, torch.float16, enabled=how == "autocast"):
             answers = [{name: value.cpu() for name, value in answer.items()} for answer in network(images)]
         return Found(len(answers[0]["boxes"]), None)

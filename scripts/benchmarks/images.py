@@ -1,4 +1,4 @@
-"""The images that are sent."""
+"""Images from files, and as JPEGs of a given size."""
 
 import io
 from pathlib import Path

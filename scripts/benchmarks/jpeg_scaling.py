@@ -6,6 +6,7 @@ with the codec scaling by 1/2, 1/4 or 1/8 on the way down, and with every pixel 
 
 import argparse
 import io
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,13 +78,13 @@ def measure(engine: Engine, dataset: Dataset, factor: float) -> dict[str, tuple[
     return {way: (coco_ap(truths, predictions[way], dataset.labels), seconds[way]) for way in WAYS}
 
 
-def enlarged(picture: np.ndarray, factor: float) -> tuple[bytes, np.ndarray]:
-    """`image`, uint8 [H, W, 3], as a JPEG `factor` times as large (or LONGEST), and what takes its boxes back."""
-    height, width = picture.shape[:2]
+def enlarged(photo: np.ndarray, factor: float) -> tuple[bytes, np.ndarray]:
+    """`photo`, uint8 [H, W, 3], as a JPEG `factor` times as large (or LONGEST), and what takes its boxes back."""
+    height, width = photo.shape[:2]
     factor = min(factor, LONGEST / max(height, width))
     size = round(width * factor), round(height * factor)
     out = io.BytesIO()
-    Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=QUALITY)
+    Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=QUALITY)
     return out.getvalue(), np.array([width / size[0], height / size[1]] * 2, dtype=np.float32)
 
 
@@ -96,4 +97,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(run_command("jpeg_scaling", main))

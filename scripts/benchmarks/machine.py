@@ -13,7 +13,7 @@ MIB = 1024 * 1024
 
 
 def describe(provider: str, threads: int) -> str:
-    """One line: the processor, the cores that may be used, the threads, and the GPU if it is what is measured."""
+    """One line: the processor, the usable cores, the threads, and the GPU if one is measured."""
     parts = [f"{_processor()}, {usable_cores()} cores usable, {threads} threads"]
     if provider == CUDA:
         parts.insert(0, _ask_gpu("name") or "a GPU that nvidia-smi does not name")
@@ -21,18 +21,20 @@ def describe(provider: str, threads: int) -> str:
 
 
 def other_work() -> str:
-    """A warning if others keep the processor busy, which slows those contenders most that wait for all their threads;
-    empty if not. To be asked before anything is measured."""
+    """A warning if other processes keep the cores busy, or an empty text. To be called before anything is measured.
+
+    Other work slows those contenders most that wait for all their threads.
+    """
     if not hasattr(os, "getloadavg") or (load := os.getloadavg()[0]) < 0.5:
         return ""
     return (
-        f"Others kept {load:.1f} of the cores busy in the minute before: contenders that wait for all their threads "
-        "lose most by that. Measure again on an idle machine.\n"
+        f"Other processes kept {load:.1f} of the cores busy in the minute before, which slows those contenders most "
+        "that wait for all their threads. Measure again on an idle machine.\n"
     )
 
 
 def gpu_memory() -> int:
-    """Bytes in use on the first GPU by everybody; 0 where that cannot be known."""
+    """Bytes in use on the first GPU, by all processes; 0 where nvidia-smi cannot tell."""
     used = _ask_gpu("memory.used")
     return int(float(used)) * MIB if used else 0
 

@@ -1,4 +1,4 @@
-"""One graph measured on this machine, by itself or against torchvision's own code: the command `benchmark.py graph`."""
+"""Measures one graph on this machine, by itself or against torchvision's own code: `faster-rcnn benchmark graph`."""
 
 import sys
 import tempfile
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 OURS, LOOP, PROPOSALS_ONLY = "ours", "ours, N = 1 in a loop", "ours, proposals only"
 EAGER, COMPILED, TRACED = "torchvision eager", "torchvision, torch.compile", "torchvision's own file, N = 1 in a loop"
-LONGEST_COMPILATION = 120.0  # seconds after which nothing is compiled for a larger N
+LONGEST_COMPILATION = 120.0  # seconds; if compiling took longer, no larger N is tried
 LONGEST_EXPORT = 900.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was asked for.
+    """The options of the command.
 
-    folder: of a published model;  builder: of torchvision, with the source of its weights;  size: height and width
-    that the network is to see, None for those of the model's own rule;  seconds: of a turn.
+    folder: of a published model;  builder: of torchvision, with the source of its weights;  size: height and width of
+    the image that the network gets, None to apply the model's own rule;  seconds: of a turn.
     """
 
     folder: Path | None
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Subject:
-    """The graph, and the image that all contenders get: pixels uint8 [h, w, 3] on a canvas H, W."""
+    """The graph, and the image for all contenders: pixels uint8 [h, w, 3] on a canvas H, W."""
 
     graph: Path
     pixels: np.ndarray
@@ -63,9 +63,9 @@ class Subject:
 
 
 def measure_graph(options: Options) -> None:
-    """Prints the tables, and with `out` writes them there with a plot.
+    """Prints the tables. With `out` it also writes them to that folder, with a plot.
 
-    Raises ModelRefusedError, OSError or Failed if there is nothing that could be measured.
+    Raises ModelRefusedError, OSError or Failed if the measurement could not be made.
     """
     warning = other_work()
     with tempfile.TemporaryDirectory() as place:
@@ -102,7 +102,7 @@ def _published(options: Options, folder: Path) -> tuple[Subject, list[Entry], st
 
 
 def _torchvision(options: Options, place: Path) -> tuple[Subject, list[Entry], str]:
-    """The model built, exported and traced, each in a process of its own, so that this one stays small."""
+    """Builds, exports and traces the model, each in a process of its own, so that this process stays small."""
     from benchmarks.preparation import Source, prepare, trace
 
     assert options.builder is not None
@@ -151,7 +151,7 @@ def _own(options: Options, subject: Subject) -> list[Entry]:
 
 
 def _stages(options: Options, subject: Subject) -> tuple[dict[int, "Stages"], str]:
-    """Milliseconds an image by N and stage; nothing, and why, where they cannot be had."""
+    """Milliseconds per image by N and stage; or nothing, with the reason."""
     try:
         from benchmarks.profile import time_per_stage
     except ImportError as error:
@@ -180,15 +180,15 @@ def _head(options: Options, subject: Subject, name: str) -> str:
 def _what_it_means(options: Options) -> str:
     lines = [
         "Medians over rounds that take every row once; ratios are taken within a round. p50 and p95: of a whole call.",
-        "Memory: the most that a process of its own has had up to this N"
+        "Memory: the peak of the contender's own process up to this N"
         + (", on the GPU." if options.provider == CUDA else ", its libraries included."),
     ]
     if options.builder is not None:
         lines.append("All start from uint8 pixels of the same size in host memory; torchvision's resizing is left out.")
     if options.builder is not None and not options.weights and not options.checkpoint:
         lines.append(
-            "Random weights: they propose as many regions as the model may, the most that an image can cost; what "
-            "they detect means nothing."
+            "Random weights: the model proposes as many regions as it may, which is the highest cost per image; its "
+            "detections mean nothing."
         )
     return "\n".join(lines) + "\n"
 

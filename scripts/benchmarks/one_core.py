@@ -14,7 +14,7 @@ from service.images.decode import decode
 
 
 def one_core(model: Model, image: Image.Image, seconds: float) -> str:
-    """A table of the parts of the way of a 640×480 JPEG, all of it on one core."""
+    """A table of the time that each step from a 640×480 JPEG to boxes takes on one core."""
     if not hasattr(os, "sched_setaffinity"):
         return "One core: not measured, this system cannot bind a process to a core.\n"
     allowed = os.sched_getaffinity(0)

@@ -1,4 +1,4 @@
-"""Images a second by N for each contender, and where the time of our graph goes."""
+"""Images per second by N for each contender, and how the time of our graph divides into stages."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks.comparison import Measured
 
 
 def plot(results: Sequence[Measured], stages: Mapping[int, Mapping[str, float]], path: Path) -> None:
-    """Writes a PNG with a panel for each; what failed has no point."""
+    """Writes a PNG with a panel for each. A contender that failed has no point."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     rates, parts = figure.subplots(1, 2)
     _plot_rates(rates, results)

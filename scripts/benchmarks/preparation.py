@@ -1,4 +1,4 @@
-"""A torchvision model and everything that is made of it before it is measured, each step in a process of its own."""
+"""Prepares a torchvision model for a comparison: builds it, exports it, and traces torchvision's own ONNX file."""
 
 from pathlib import Path
 from types import MethodType
@@ -22,7 +22,7 @@ SEED = 0
 
 
 class Source(NamedTuple):
-    """A torchvision builder's name, and where its weights come from; random ones if from nowhere."""
+    """A torchvision builder's name, and where its weights come from; random weights if both are None."""
 
     builder: str
     weights: str | None
@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """How the images of a model come: the rule of their size, and what sides of a canvas are multiples of."""
+    """The resize rule of the model, and the stride, of which the sides of its canvases are multiples."""
 
     resize: ResizeRule
     stride: int
@@ -39,8 +39,8 @@ class Prepared(NamedTuple):
 def random_model(builder: str) -> FasterRCNN:
     """A torchvision model with seeded random weights.
 
-    Its normalisations are given the statistics of noise: without, what passes through a deep net dies away or grows
-    beyond any number, in float16 first. It finds next to nothing and proposes as much as it may.
+    Its batch normalisations get the statistics of noise. Without them activations vanish or overflow in a deep network,
+    first of all in float16. The model finds next to nothing and proposes as many regions as it may.
     """
     torch.manual_seed(SEED)
     model = getattr(torchvision.models.detection, builder)(weights=None, weights_backbone=None).eval()
@@ -54,15 +54,15 @@ def random_model(builder: str) -> FasterRCNN:
 
 
 def without_resizing(model: FasterRCNN) -> FasterRCNN:
-    """`model`, which takes images from now on as they are."""
+    """`model`, which from now on takes images without resizing them."""
     model.transform.resize = MethodType(_as_it_is, model.transform)
     return model.eval()
 
 
 def prepare(source: Source, saved: Path, graph: Path | None, precision: Precision) -> Prepared:
-    """Saves the model for the contenders and, if `graph` says where, its graph.
+    """Saves the model for the contenders and, if `graph` is a path, exports its graph there.
 
-    Raises ValueError for a builder that torchvision has not, and what reading the weights and exporting raise.
+    Raises ValueError for a builder that torchvision lacks, and the errors of reading weights and of exporting.
     """
     if source.builder not in BUILDERS:
         raise ValueError(f"torchvision has no detector {source.builder}; take one of {', '.join(BUILDERS)}")
@@ -80,7 +80,7 @@ def prepare(source: Source, saved: Path, graph: Path | None, precision: Precisio
 
 
 def trace(saved: Path, graph: Path, pixels: np.ndarray) -> None:
-    """torchvision's own way to a file: its eager code as it runs on this image, N = 1. pixels: uint8 [h, w, 3]."""
+    """Traces torchvision's eager code on this image, N = 1, into an ONNX file. pixels: uint8 [h, w, 3]."""
     model = without_resizing(torch.load(saved, weights_only=False))
     image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
     torch.onnx.export(model, ([image],), graph, dynamo=False, opset_version=OPSET, input_names=["image"])

@@ -1,8 +1,8 @@
 """Milliseconds that each stage of a graph takes (Ren et al. 2015, table 5).
 
-On the processor ONNX Runtime's own profiler says what every node took. On a GPU its clock stops when a kernel is
-started, not when it is done, so there the graph is cut after each stage, and the longer pieces less the shorter ones
-are the stages.
+On the CPU, ONNX Runtime's own profiler gives the time of every node. On a GPU its clock stops when a kernel is
+launched, not when it is done; there the graph is cut after each stage, and the time of a stage is the difference
+between two pieces.
 """
 
 import json
@@ -23,7 +23,7 @@ from service.engine import onnx_subgraph
 from service.engine.engine import DETECTIONS, PROPOSALS
 from service.engine.providers import CUDA, session_options
 
-BETWEEN = "between the nodes"  # what the profiler finds in a run and in none of its nodes
+BETWEEN = "between the nodes"  # time of a run that belongs to none of its nodes
 MARK = "stage."
 KERNEL = "_kernel_time"
 
@@ -34,10 +34,10 @@ def time_per_stage(
     graph: Path, pixels: np.ndarray, canvas: tuple[int, int], batches: Sequence[int], provider: str, threads: int,
     seconds: float,
 ) -> dict[int, Stages]:  # fmt: skip
-    """Milliseconds an image of each stage, by N.
+    """Milliseconds per image of each stage, by N.
 
-    pixels: uint8 [h, w, 3];  canvas: H, W;  seconds: that each N is run for at least.
-    Raises ValueError if the graph is none whose stages can be told apart.
+    pixels: uint8 [h, w, 3];  canvas: H, W;  seconds: each N is run for at least this long.
+    Raises ValueError if the stages of the graph cannot be told apart.
     """
     model = onnx.load(graph)
     measure = _by_cuts if provider == CUDA else _by_profiler
@@ -67,8 +67,10 @@ def _by_profiler(
 
 
 def _marked(model: onnx.ModelProto) -> bytes:
-    """The model with the stage in front of every name. The optimiser names what it makes after the nodes or the
-    tensors that it replaces."""
+    """The model with the stage as a prefix of every name.
+
+    The optimiser names a new node after the nodes or tensors that it replaces, so that the prefix survives.
+    """
     marked = onnx.ModelProto()
     marked.CopyFrom(model)
     kept = {value.name for value in [*marked.graph.input, *marked.graph.output, *marked.graph.initializer]} | {""}
@@ -91,7 +93,7 @@ def _marked_stage(node: onnx.NodeProto) -> str | None:
 
 
 def _sum_up(events: Sequence[dict[str, Any]], stage_of: dict[str, str], n: int) -> Stages:
-    """Of all runs but the first, which allocates."""
+    """Milliseconds per image of each stage, over all runs but the first, which allocates memory."""
     runs = [event for event in events if event["name"] == "model_run"][1:]
     begin = runs[0]["ts"]
     taken = dict.fromkeys((*STAGES, BETWEEN), 0.0)
@@ -124,7 +126,7 @@ def _by_cuts(
 
 
 def _up_to(model: onnx.ModelProto, outputs: Sequence[str]) -> bytes:
-    """The part of the model that makes these tensors."""
+    """The part of the model that computes these tensors."""
     known = {output.name: output for output in model.graph.output}
     piece = onnx.ModelProto()
     piece.CopyFrom(model)
@@ -151,7 +153,7 @@ def _piece_seconds(session: onnxruntime.InferenceSession, feed: dict[str, np.nda
 
 
 def _run_for(seconds: float, call: Any, warm: int) -> list[float]:
-    """The seconds of each call, after `warm` that do not count; at least two calls."""
+    """The seconds of each of at least two calls, after `warm` calls that do not count."""
     for _ in range(warm):
         call()
     taken: list[float] = []

@@ -11,9 +11,9 @@ NOTHING = "–"
 
 
 def comparison_table(results: Sequence[Measured], baseline: str, loop: str) -> str:
-    """A row for each contender and N, ratios against the baseline and against our own images one by one, at that N.
+    """A row for each contender and N, with ratios to the baseline and to our own images one by one, at the same N.
 
-    What failed has a row of dashes and a line below that says why.
+    A contender that failed has a row of dashes, and a line below the table gives the reason.
     """
     at = {(one.name, one.n): one for one in results}
     baselines = list(dict.fromkeys([baseline, loop]))
@@ -38,7 +38,7 @@ def comparison_table(results: Sequence[Measured], baseline: str, loop: str) -> s
 
 
 def stage_table(stages: Mapping[int, Mapping[str, float]]) -> str:
-    """Milliseconds an image and the share of the whole, a row a stage and two columns for each N."""
+    """Milliseconds per image and share of the total: one row per stage, two columns per N."""
     if not stages:
         return ""
     head = ["ms an image"] + [cell for n in stages for cell in (f"N = {n}", "share")]

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions as the service has them, on the provider that was asked for and on no other."""
+"""ONNX Runtime sessions with the service's options, on the requested provider and on no other."""
 
 import onnxruntime
 
@@ -8,7 +8,7 @@ from service.engine.providers import CUDA, open_session
 def session_on(
     provider: str, graph: bytes, options: onnxruntime.SessionOptions, tf32: bool = False
 ) -> onnxruntime.InferenceSession:
-    """Raises ValueError if the graph cannot be loaded, or would run on the CPU although CUDA was asked for."""
+    """Raises ValueError if the graph cannot be loaded, or would run on the CPU although CUDA was requested."""
     if provider == CUDA:
         onnxruntime.preload_dlls()  # from the wheels of the cuda extra, where a system-wide CUDA is missing
     session = open_session(graph, provider, options, tf32)

@@ -1,8 +1,8 @@
-"""Which part of the detector each node of its graph belongs to, told by what flows where (Ren et al. 2015, table 5).
+"""Which part of the detector each node of its graph belongs to, found by the flow of data (Ren et al. 2015, table 5).
 
-Names tell nothing that holds for every detector, the flow does. What proposals need is the backbone and the RPN, the
-rest is the head and its detections. Of the first, the backbone is what the RoI pooling reads, up to the first TopK or
-NonMaxSuppression; of the second, the head is what leads to its last layer with weights.
+Node names differ between detectors; the flow does not. The nodes that the proposals need are the backbone and the RPN;
+all others are the head and the detections. Of the former, the backbone is the part that the RoI pooling reads, up to
+the first TopK or NonMaxSuppression. Of the latter, the head is the part up to the last layer with weights.
 """
 
 from collections import Counter
@@ -20,8 +20,8 @@ SELECTING = ("TopK", "NonMaxSuppression")
 
 @dataclass(frozen=True)
 class Cuts:
-    """stage_of: the stage of each node, by its place in the graph;  features: the maps that the RoI pooling reads;
-    head: what the head gives to the detections."""
+    """stage_of: the stage of each node, by its place in the graph;  features: the feature maps that the RoI pooling
+    reads;  head: the tensors that the detections read from the head."""
 
     stage_of: list[str]
     features: list[str]
@@ -29,7 +29,7 @@ class Cuts:
 
 
 def cut_in_stages(graph: GraphProto) -> Cuts:
-    """The stages of a graph of contract 1. Raises ValueError if it has no proposals, backbone or head to tell apart."""
+    """The stages of a graph (contract 1). Raises ValueError if it has no proposals, no backbone or no head."""
     flow = _Flow(graph)
     proposing = flow.upstream(PROPOSALS)
     detecting = flow.upstream(DETECTIONS) - proposing
@@ -51,10 +51,10 @@ def cut_in_stages(graph: GraphProto) -> Cuts:
 
 
 def _of_the_pyramid(flow: "_Flow", layers: set[int]) -> set[int]:
-    """Of layers that no RoI pooling reads from, those of the pyramid: its maps that only the RPN looks at.
+    """Which of `layers`, from which no RoI pooling reads, belong to the pyramid: those of maps that only the RPN reads.
 
-    The maps share the RPN's weights (Lin et al. 2017, section 4.1), the pyramid's layers have each their own. With
-    one map nothing is shared, and all of it is the RPN's.
+    All maps share the RPN's weights (Lin et al. 2017, section 4.1), while each layer of the pyramid has its own. With
+    a single map nothing is shared, and all of the layers belong to the RPN.
     """
     uses = Counter(flow.weight(flow.nodes[place]) for place in layers)
     alone = {place for place in layers if uses[flow.weight(flow.nodes[place])] == 1}
@@ -62,10 +62,10 @@ def _of_the_pyramid(flow: "_Flow", layers: set[int]) -> set[int]:
 
 
 def spread(graph: GraphProto, known: Callable[[NodeProto], str | None]) -> list[str]:
-    """A stage for every node of an optimised graph, of which only some are `known` by their name.
+    """A stage for every node of an optimised graph, where `known` recognises only some of them by name.
 
-    What the optimiser has put between two nodes, a change of memory layout for example, belongs to the later of the
-    stages whose results it reads, and if it reads none, to the earliest that reads it.
+    A node that the optimiser inserted, for example to change the memory layout, belongs to the latest stage whose
+    results it reads. If it reads none, it belongs to the earliest stage that reads it.
     """
     flow = _Flow(graph)
     stages = [known(node) for node in flow.nodes]
@@ -81,7 +81,7 @@ def spread(graph: GraphProto, known: Callable[[NodeProto], str | None]) -> list[
 
 
 class _Flow:
-    """Who reads what in a graph; nodes are named by their place."""
+    """Which node reads which in a graph. Nodes are identified by their place."""
 
     def __init__(self, graph: GraphProto) -> None:
         self.nodes: Sequence[NodeProto] = graph.node
@@ -145,5 +145,5 @@ def _reached(places: Iterable[int], ways: Sequence[Sequence[int]]) -> set[int]:
 
 
 def _read_by(node: NodeProto) -> set[str]:
-    """The names whose values a node reads. What asks for a shape alone belongs to whoever wants to know."""
+    """The names of the tensors whose values a node reads. A node that only asks for a shape reads no value."""
     return set() if node.op_type in ("Shape", "Size") else set(node.input) - {""}

@@ -1,4 +1,4 @@
-"""Calls of one process, taken in turns."""
+"""Calls within one process, timed in turns."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ ROUNDS = 5
 
 
 def in_turns(parts: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """The median over the rounds of each part's seconds; a round takes every part once, for at least `seconds`."""
+    """The seconds of one call of each part: the median over rounds that take every part for at least `seconds`."""
     for call in parts.values():
         call()
     rounds = [{name: _seconds_each(call, seconds) for name, call in parts.items()} for _ in range(ROUNDS)]
@@ -16,7 +16,7 @@ def in_turns(parts: Mapping[str, Callable[[], object]], seconds: float) -> dict[
 
 
 def _seconds_each(call: Callable[[], object], at_least: float) -> float:
-    """Seconds of one call, the mean over at least `at_least` seconds of them."""
+    """Seconds of one call: the mean over at least `at_least` seconds of calls."""
     count, began = 0, time.perf_counter()
     while (taken := time.perf_counter() - began) < at_least:
         call()

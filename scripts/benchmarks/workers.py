@@ -1,7 +1,7 @@
-"""Things that are measured, each in a process of its own.
+"""Functions in processes of their own, to be measured there.
 
-So each has its own peak of memory and its own threads, one that hangs or crashes takes nobody with it, and what is
-bounded in time is ended when the time is up.
+Each then has its own peak of memory and its own threads. One that hangs or crashes does not affect the others, and one
+that exceeds its time is ended.
 """
 
 import multiprocessing
@@ -20,13 +20,13 @@ LONGEST_LINE = 300
 
 
 class Failed(Exception):  # noqa: N818  the word that the tables use
-    """What was asked did not come about; the message says why in one line."""
+    """The measurement could not be made; the message says why, in one line."""
 
 
 class Worker:
-    """A process that holds what `build` returns, a function, and calls it when asked.
+    """A process that builds a function with `build`, keeps it, and calls it on request.
 
-    build, and whatever is passed to and from the function, must be picklable.
+    build, the arguments and the results must be picklable.
     """
 
     def __init__(self, build: Callable[[], Callable[..., Any]]) -> None:
@@ -37,7 +37,7 @@ class Worker:
         self._ended = ""
 
     def ask(self, *arguments: Any, seconds: float) -> Any:
-        """What the function returns for `arguments`. Raises Failed if it raises, dies, or takes longer."""
+        """The function's result for `arguments`. Raises Failed if it raises, its process dies, or it takes too long."""
         if self._ended:
             raise Failed(self._ended)
         try:
@@ -47,7 +47,7 @@ class Worker:
             fault, value = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(PATIENCE)
-            self._end(f"its process ended with {self._process.exitcode}, perhaps for want of memory", error)
+            self._end(f"its process ended with {self._process.exitcode}, perhaps because memory ran out", error)
         if fault:
             raise Failed(fault)
         return value
@@ -58,7 +58,7 @@ class Worker:
         raise Failed(reason) from cause
 
     def close(self) -> None:
-        """Lets the process end by itself, so that it cleans up; one that does not is killed."""
+        """Lets the process end by itself, so that it cleans up, and kills it if it does not."""
         self._pipe.close()
         if not self._ended:
             self._process.join(PATIENCE)
@@ -76,7 +76,7 @@ def call_aside(function: Callable[..., Any], *arguments: Any, seconds: float) ->
 
 
 class _Returned:
-    """Builds what it was given."""
+    """Builds the function that it was given."""
 
     def __init__(self, value: Callable[..., Any]) -> None:
         self._value = value
@@ -86,9 +86,9 @@ class _Returned:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has had in memory at most.
+    """The most memory that this process has had, in bytes.
 
-    Linux keeps `ru_maxrss` over the start of another program, so it would have the parent's; VmHWM does not.
+    Linux keeps `ru_maxrss` when a process starts another program, so it could be the parent's; VmHWM starts anew.
     """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -101,7 +101,7 @@ def peak_memory() -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line that says something, not too long for a table; with its type unless it is written for users."""
+    """The first line of an error that is not empty, short enough for a table, with the type unless it is for users."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     text = lines[0] if isinstance(error, OSError | ValueError | Failed) else f"{type(error).__name__}: {lines[0]}"
     return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 1]}…"

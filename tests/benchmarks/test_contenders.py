@@ -1,4 +1,4 @@
-"""What is compared does the same work, and does it on the same pixels."""
+"""The contenders do the same work on the same pixels."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -26,7 +26,7 @@ def model() -> FasterRCNN:
     return random_model(BUILDER)
 
 
-def test_the_graph_finds_what_the_service_finds_at_once_one_by_one_and_without_the_head() -> None:
+def test_the_graph_finds_what_the_service_finds_in_a_batch_one_by_one_and_without_the_head() -> None:
     engine = Engine(load_model(EMBEDDED))
     canvas = decode((EMBEDDED / "example.jpg").read_bytes(), engine.card.geometry)
     wanted = engine.run([canvas])[0]
@@ -47,16 +47,16 @@ def test_a_turn_lasts_as_long_as_asked() -> None:
 
 @pytest.mark.skipif(pick_provider() == CUDA, reason="CUDA starts on this machine")
 @pytest.mark.filterwarnings("ignore:.*CUDAExecutionProvider")
-def test_no_row_says_cuda_that_ran_on_the_processor() -> None:
+def test_a_contender_for_cuda_never_runs_on_the_cpu() -> None:
     with pytest.raises(ValueError, match="does not start CUDAExecutionProvider here and would use CPU"):
         graph_contender(EMBEDDED / "model.onnx", PIXELS, (96, 160), CUDA, 1)
 
 
-def test_torchvisions_contender_runs_torchvision_on_pixels_as_they_are(model: FasterRCNN, tmp_path: Path) -> None:
+def test_the_torchvision_contender_does_not_resize(model: FasterRCNN, tmp_path: Path) -> None:
     torch.save(model, tmp_path / "model.pt")
     found = torchvision_contender(tmp_path / "model.pt", PIXELS, CPU, torch.get_num_threads())(2, 0.0).found
     image = torch.from_numpy(PIXELS).permute(2, 0, 1).float() / 255
-    # torchvision scales by 1 what has its sizes already
+    # torchvision scales an image that already has the right size by 1
     model = deepcopy(model)
     model.transform.min_size, model.transform.max_size = (96,), 130
     with torch.no_grad():
@@ -73,16 +73,16 @@ def test_a_random_model_is_the_same_each_time_and_its_features_keep_their_scale(
     assert all(1e-3 < float(one.std()) < 1e3 for one in features.values())
 
 
-def test_a_checkpoint_is_what_all_contenders_get(model: FasterRCNN, tmp_path: Path) -> None:
+def test_all_contenders_get_the_same_checkpoint(model: FasterRCNN, tmp_path: Path) -> None:
     checkpoint, saved = tmp_path / "mine.pth", tmp_path / "model.pt"
     torch.save(model.state_dict(), checkpoint)
     prepared = prepare(Source(BUILDER, None, checkpoint), saved, None, "fp32")
-    assert prepared == (ResizeRule(320, 640), 32)  # what the builder's name and torchvision's documentation say
+    assert prepared == (ResizeRule(320, 640), 32)  # from the builder's name and torchvision's documentation
     loaded = torch.load(saved, weights_only=False).state_dict()
     assert all(torch.equal(values, loaded[name]) for name, values in model.state_dict().items())
 
 
-def test_torchvisions_own_file_finds_what_torchvision_finds(model: FasterRCNN, tmp_path: Path) -> None:
+def test_the_file_of_torchvision_finds_what_torchvision_finds(model: FasterRCNN, tmp_path: Path) -> None:
     saved, graph = tmp_path / "model.pt", tmp_path / "traced.onnx"
     torch.save(model, saved)
     trace(saved, graph, PIXELS)
@@ -90,6 +90,6 @@ def test_torchvisions_own_file_finds_what_torchvision_finds(model: FasterRCNN, t
     assert in_onnx == torchvision_contender(saved, PIXELS, CPU, torch.get_num_threads())(1, 0.0).found
 
 
-def test_an_unknown_builder_is_refused_with_those_there_are(tmp_path: Path) -> None:
+def test_an_unknown_builder_is_refused_with_a_list_of_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no detector yolo; take one of fasterrcnn_resnet50_fpn_v2"):
         prepare(Source("yolo", None, None), tmp_path / "model.pt", None, "fp32")

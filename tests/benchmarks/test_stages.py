@@ -1,4 +1,4 @@
-"""Every layer of a graph is counted to the part of the detector that it belongs to."""
+"""Every layer of a graph is assigned to the stage of the detector that it belongs to."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 
 
 def pyramid() -> onnx.GraphProto:
-    """A detector of two maps in the fewest nodes: both go through the RPN's one layer, only the finer is pooled from.
+    """A minimal detector with two maps: both go through the RPN's only layer, and only the finer one is pooled.
 
     images ─ stem ─┬─ fine ───┬─ rpn ─ TopK ─┐
                    │          └──────────────┼─ RoiAlign ─ fc ─ Softmax ─ TopK
@@ -44,7 +44,7 @@ def pyramid() -> onnx.GraphProto:
         node("MatMul", ["flat", "turned"], ["logits"]),
         node("Softmax", ["logits"], ["probabilities"]),
         node("TopK", ["probabilities"], ["scores", "labels"]),
-        node("MatMul", ["scores", "probabilities"], ["boxes"]),  # of values, not of weights: no layer
+        node("MatMul", ["scores", "probabilities"], ["boxes"]),  # multiplies values, not weights, so it is not a layer
         node("ReduceSum", ["scores"], ["num_detections"]),
     ]
     weights = ["stem.weight", "fine.weight", "coarse.weight", "rpn.weight", "fc.weight"]
@@ -57,7 +57,7 @@ def pyramid() -> onnx.GraphProto:
     )
 
 
-def test_a_pyramids_map_that_only_the_rpn_reads_is_the_backbones() -> None:
+def test_a_pyramid_map_that_only_the_rpn_reads_belongs_to_the_backbone() -> None:
     graph = pyramid()
     cuts = cut_in_stages(graph)
     stage_of = {node.output[0]: stage for node, stage in zip(graph.node, cuts.stage_of, strict=True)}
@@ -79,7 +79,7 @@ def test_a_pyramids_map_that_only_the_rpn_reads_is_the_backbones() -> None:
     assert cuts.head == ["logits"]
 
 
-def test_every_layer_of_the_embedded_detector_is_counted_where_its_parameters_name_says() -> None:
+def test_each_layer_of_the_embedded_detector_is_in_the_stage_that_its_parameter_name_implies() -> None:
     graph = onnx.load(EMBEDDED).graph
     parts = {"backbone": BACKBONE, "rpn": RPN, "head": HEAD}  # the weights of the head's layers have lost their names
     constants = {tensor.name for tensor in graph.initializer}
@@ -93,14 +93,14 @@ def test_every_layer_of_the_embedded_detector_is_counted_where_its_parameters_na
     assert set(found.values()) == {BACKBONE, RPN, HEAD}
 
 
-def test_what_the_optimiser_adds_belongs_to_the_stage_whose_result_it_reads() -> None:
+def test_a_node_that_the_optimiser_adds_belongs_to_the_stage_whose_result_it_reads() -> None:
     node = helper.make_node
     nodes = [
-        node("Cast", ["images"], ["first"]),  # reads nothing that is known, so it is its reader's
+        node("Cast", ["images"], ["first"]),  # reads no known stage, so it belongs to its reader
         node("Conv", ["first"], ["known0"]),
         node("ReorderOutput", ["known0"], ["plain"]),
         node("Conv", ["plain"], ["known1"]),
-        node("Add", ["known0", "known1"], ["sum"]),  # of the later of the two
+        node("Add", ["known0", "known1"], ["sum"]),  # belongs to the later of the two
     ]
     graph = helper.make_graph(nodes, "optimised", [], [])
     known = {"known0": BACKBONE, "known1": RPN}
@@ -129,19 +129,19 @@ def test_the_profile_counts_every_run_but_the_first() -> None:
         *(kernel("conv", 20_001, 5000), kernel("fc", 26_000, 2000), run(20_000, 9000)),
     ]
     taken = _sum_up(events, {"conv": BACKBONE, "fc": HEAD}, n=2)
-    # two runs of two images: (3 + 5) / 4, (1 + 2) / 4, and of 5 + 9 ms in all 3 are in no node
+    # Two runs of two images: (3 + 5) / 4 and (1 + 2) / 4 ms. Of 5 + 9 ms in total, 3 ms are in no node.
     assert taken == pytest.approx({BACKBONE: 2.0, RPN: 0.0, HEAD: 0.75, REST: 0.0, BETWEEN: 0.75})
 
 
-def test_a_real_profile_has_time_in_every_stage_and_no_more_than_the_clock() -> None:
+def test_a_real_profile_has_time_in_every_stage_and_no_more_than_the_elapsed_time() -> None:
     taken = time_per_stage(EMBEDDED, PIXELS, (96, 128), [2], CPU, threads=1, seconds=0.1)[2]
     assert list(taken) == [*STAGES, BETWEEN]
     assert all(taken[stage] > 0 for stage in STAGES)
     assert taken[BACKBONE] > taken[REST]  # nine convolutions against a few hundred boxes
-    json.dumps(taken)  # goes from process to process and to files: plain numbers
+    json.dumps(taken)  # plain numbers, since they go to other processes and to files
 
 
-def test_pieces_cut_after_each_stage_give_what_the_whole_graph_gives() -> None:
+def test_a_graph_cut_after_each_stage_computes_what_the_whole_graph_computes() -> None:
     from benchmarks.profile import _feed, _up_to
 
     model = onnx.load(EMBEDDED)

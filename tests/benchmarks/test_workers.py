@@ -32,7 +32,7 @@ def fill(size: int) -> int:
     return peak_memory()
 
 
-def test_a_worker_answers_until_it_is_closed_and_a_fault_does_not_end_it() -> None:
+def test_a_worker_answers_until_it_is_closed_and_survives_an_error() -> None:
     worker = Worker(partial(building, double))
     assert worker.ask(4, seconds=60) == 8
     with pytest.raises(Failed, match=r"^-1 is below zero$"):
@@ -41,7 +41,7 @@ def test_a_worker_answers_until_it_is_closed_and_a_fault_does_not_end_it() -> No
     worker.close()
 
 
-def test_what_cannot_be_built_says_why_each_time() -> None:
+def test_a_function_that_cannot_be_built_reports_why_at_each_call() -> None:
     worker = Worker(refusing)
     for _ in range(2):
         with pytest.raises(Failed, match="KeyError: 'no such part'"):
@@ -49,7 +49,7 @@ def test_what_cannot_be_built_says_why_each_time() -> None:
     worker.close()
 
 
-def test_what_takes_too_long_is_ended_and_stays_so() -> None:
+def test_a_call_that_takes_too_long_ends_the_worker_for_good() -> None:
     worker = Worker(partial(building, time.sleep))
     worker.ask(0, seconds=60)
     for _ in range(2):
@@ -58,13 +58,13 @@ def test_what_takes_too_long_is_ended_and_stays_so() -> None:
     worker.close()
 
 
-def test_a_process_that_dies_is_told_from_one_that_fails() -> None:
+def test_a_process_that_dies_is_distinguished_from_a_call_that_fails() -> None:
     with pytest.raises(Failed, match="its process ended with 7"):
         call_aside(os._exit, 7, seconds=60)
 
 
-def test_peak_memory_is_of_the_process_alone() -> None:
-    held = bytearray(os.urandom(1000)) * 300_000  # 300 MB here must not show there
+def test_peak_memory_is_that_of_the_process_alone() -> None:
+    held = bytearray(os.urandom(1000)) * 300_000  # 300 MB in this process must not be counted there
     assert peak_memory() > 300 * MB
     small = call_aside(fill, 1 * MB, seconds=60)
     large = call_aside(fill, 101 * MB, seconds=60)

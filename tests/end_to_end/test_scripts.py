@@ -1,4 +1,4 @@
-"""scripts/bootstrap and scripts/server, in a copy of the project that has not been set up."""
+"""scripts/bootstrap and scripts/server, in a copy of the project that has not been set up yet."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from tests.end_to_end.conftest import ROOT
 
 @pytest.fixture
 def fresh(tmp_path):
-    """A project folder without .venv, with just what the scripts look at."""
+    """A project folder without .venv, with only the files that the scripts read."""
     (tmp_path / "scripts").mkdir()
     for name in ("scripts/bootstrap", "scripts/server", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -31,19 +31,19 @@ def run(folder, script, *arguments, **environment):
 
 def old_python(folder):
     path = folder / "python-old"
-    path.write_text("#!/bin/sh\nexit 1\n")  # what `sys.exit(version < 3.11)` ends with
+    path.write_text("#!/bin/sh\nexit 1\n")  # as `sys.exit(version < 3.11)` does
     path.chmod(0o755)
     return str(path)
 
 
-def test_a_python_that_is_too_old_is_said_so(fresh):
+def test_a_python_that_is_too_old_is_refused(fresh):
     done = run(fresh, "bootstrap", PYTHON=old_python(fresh))
     assert done.returncode == 1
     assert "is not Python 3.11 or newer" in done.stderr
     assert not (fresh / ".venv").exists()
 
 
-def test_no_python_at_all_is_said_so(fresh):
+def test_a_missing_python_is_reported(fresh):
     tools = fresh / "bin"
     tools.mkdir()
     for tool in ("bash", "dirname", "cat", "cmp", "env"):
@@ -53,9 +53,9 @@ def test_no_python_at_all_is_said_so(fresh):
     assert "no Python 3.11 or newer found" in done.stderr
 
 
-def test_what_has_been_set_up_is_not_set_up_again(fresh):
+def test_the_server_starts_at_once_if_everything_is_set_up(fresh):
     (fresh / ".venv" / "bin").mkdir(parents=True)
-    # stands for the service: says how it was started
+    # stands in for the service, and prints how it was started
     python = fresh / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\necho "$MODEL_STORE" "$@"\n')
     python.chmod(0o755)
@@ -67,5 +67,6 @@ def test_what_has_been_set_up_is_not_set_up_again(fresh):
     environment = {name: value for name, value in os.environ.items() if name != "MODEL_STORE"}
     done = subprocess.run([fresh / "scripts" / "server"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == f"{fresh}/model_store -P -m service\n"
-    (fresh / "pyproject.toml").write_text("# changed\n")  # and now it must be
+    assert run(fresh, "server", "--port", "9000", MODEL_STORE="/x").stdout == "/x -P -m service --port 9000\n"
+    (fresh / "pyproject.toml").write_text("# changed\n")  # which is what the stamp depends on
     assert "bootstrap: installing" in run(fresh, "server").stderr

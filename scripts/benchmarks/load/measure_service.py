@@ -1,7 +1,7 @@
 """The service, the raw pipeline and a plain server under the same loads, in turns.
 
-A round takes every contender at every load once, so that what the machine does meanwhile meets all of them; every
-second round goes the other way round. Figures are medians over the rounds, ratios are taken within a round.
+A round takes every contender at every load once, so that whatever else the machine does affects all of them; every
+second round takes them in reverse order. Figures are medians over the rounds; ratios are taken within a round.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.comparison import with_progress
-from benchmarks.load import figures, processes, raw, report, servers, uploads
-from benchmarks.load.figures import Turn
-from benchmarks.load.generator import Generator, Load, Target
-from benchmarks.load.pipeline import Found
+from benchmarks.load import load_tables, process_usage, raw_pipeline, servers, turn_figures, uploads
+from benchmarks.load.decode_and_detect import Found
+from benchmarks.load.load_generator import Generator, Load, Target
 from benchmarks.load.servers import Server
+from benchmarks.load.turn_figures import Turn
 from benchmarks.load.uploads import Upload
 from benchmarks.machine import describe, other_work
 from benchmarks.workers import Failed
@@ -27,17 +27,17 @@ from service.engine.providers import pick_provider
 CLIENTS = (1, 4, 16, 64)
 SHARES = (0.5, 1.0, 2.0)  # of the service's capacity, offered in an open loop
 WARM_UP = 2.0  # seconds
-PHOTOGRAPHS = 24  # of a folder
-SLOW = 2.0  # a server is back to normal when an answer takes at most so many times what 95 of 100 took before
+PHOTOGRAPHS = 24  # at most, from a folder
+SLOW = 2.0  # a server is back to normal when an answer takes at most this many times the p95 before the overload
 
 Turns = dict[tuple[str, float], list[Turn]]
 
 
 @dataclass(frozen=True)
 class Options:
-    """folder: the model's; None where a remote service's own choice is measured;  image: what is sent at several
-    sizes, unless `images` names a folder of photographs;  url: a service that runs already;  clients: of the closed
-    loop;  seconds: of each turn;  out: where the tables and the plot go."""
+    """folder: of the model;  image: sent at several sizes, unless `images` is a folder of photographs;  url: of a
+    service that is already running, with `path`;  clients: of the closed loop;  seconds: of each turn;  out: folder for
+    the tables and the plot, or None."""
 
     folder: Path
     image: Path
@@ -52,9 +52,9 @@ class Options:
 
 
 def measure_service(options: Options) -> None:
-    """Prints the tables, and writes them and a plot if a folder is named."""
+    """Prints the tables. With `out` it also writes them to that folder, with a plot."""
     if options.out is not None:
-        from benchmarks.load.plots import plot  # matplotlib is not part of serving; it fails at once
+        from benchmarks.load.plots import plot  # before the measurement, since a serving installation lacks matplotlib
     warning = "" if options.url else other_work()
     images = sent(options)
     with contextlib.ExitStack() as stack:
@@ -70,7 +70,7 @@ def measure_service(options: Options) -> None:
 
 
 def sent(options: Options) -> list[Upload]:
-    """What the clients send."""
+    """The images that the clients send."""
     if options.images is None:
         return uploads.of_one_image(options.image)
     return uploads.of_folder(options.images, PHOTOGRAPHS, options.seed)
@@ -78,34 +78,34 @@ def sent(options: Options) -> list[Upload]:
 
 def tables(closed: Turns, opened: Turns) -> str:
     closed_parts = [
-        "Closed loop: each client sends its next image when it has the answer to the last.\n",
-        report.closed_table(closed),
-        report.lone_line(closed) + report.generator_line(closed) + report.failure_lines(closed),
+        "Closed loop: each client sends its next image once it has the answer to the last.\n",
+        load_tables.closed_table(closed),
+        load_tables.lone_line(closed) + load_tables.generator_line(closed) + load_tables.failure_lines(closed),
     ]
     open_parts = [
-        "Open loop: images are due at random moments, and latency counts from then.\n",
-        report.open_table(opened),
-        report.overload_lines(closed, opened) + report.failure_lines(opened),
+        "Open loop: images are due at random times, and latency counts from those.\n",
+        load_tables.open_table(opened),
+        load_tables.overload_lines(closed, opened) + load_tables.failure_lines(opened),
     ]
     return "\n".join(closed_parts + open_parts)
 
 
 class Bench:
-    """The contenders, ready; what they are asked is in turns."""
+    """The contenders, started and warmed up; they are measured in turns."""
 
     def __init__(self, options: Options, images: Sequence[Upload], stack: contextlib.ExitStack) -> None:
         self._options, self._images = options, images
         self._generator = stack.enter_context(contextlib.closing(Generator()))
         self._expected: list[Found] = []
-        self._raws: dict[str, raw.Raw] = {}
+        self._raws: dict[str, raw_pipeline.Raw] = {}
         self._servers: list[Server] = []
         if options.url is not None:
             self._servers.append(servers.Remote(options.url, options.path))
         else:
-            self._expected = raw.expected(options.folder, images)
-            fastest = raw.best(options.folder, images, min(1.0, options.seconds))
-            alone = raw.Raw(options.folder, images, raw.lone(usable_cores()))
-            self._raws = {report.RAW: fastest, report.LONE: alone}
+            self._expected = raw_pipeline.expected(options.folder, images)
+            fastest = raw_pipeline.best(options.folder, images, min(1.0, options.seconds))
+            alone = raw_pipeline.Raw(options.folder, images, raw_pipeline.lone(usable_cores()))
+            self._raws = {load_tables.RAW: fastest, load_tables.LONE: alone}
             for one in self._raws.values():
                 stack.enter_context(contextlib.closing(one))
             self._servers.append(stack.enter_context(servers.own_service(options.folder)))
@@ -115,32 +115,32 @@ class Bench:
             self._warm_up(server)
 
     def title(self) -> str:
-        """What was measured, on what, with what."""
+        """What is measured, on which machine, with which images."""
         options = self._options
         where = options.url or f"{options.folder.parent.name}/{options.folder.name}"
         lines = [f"{where}; {options.rounds} rounds of {options.seconds:g} s; {uploads.describe(self._images)}"]
         if options.url is None:
             lines.insert(0, describe(pick_provider(), usable_cores()))
-            lines.append(f"raw pipeline: {self._raws[report.RAW].arrangement} was the fastest arrangement")
+            lines.append(f"raw pipeline: {self._raws[load_tables.RAW].arrangement} was the fastest arrangement")
         return "".join(f"{line}\n" for line in lines)
 
     def closed_loop(self) -> Turns:
-        """Every contender at every number of clients. In order of the contenders, then of the clients."""
+        """Every contender at every number of clients, ordered by contender, then by clients."""
         options = self._options
         calls: dict[tuple[str, float], Callable[[int], Turn]] = {}
         for clients in options.clients:
             for server in self._servers:
                 calls[server.name, clients] = partial(self._closed, server, clients)
             for name, pipeline in self._raws.items():
-                if name == report.RAW or clients == 1:
+                if name == load_tables.RAW or clients == 1:
                     calls[name, clients] = partial(self._raw, pipeline)
         return self._in_turns(calls, "closed loop")
 
     def open_loop(self, closed: Turns) -> Turns:
-        """Every server at shares of the first one's capacity; at the highest, also how soon it recovers."""
+        """Every server at SHARES of the first one's capacity; at the highest share, also how soon it recovers."""
         capacity = max(_rate(turns) for (name, _), turns in closed.items() if name == self._servers[0].name)
         if not capacity:
-            raise Failed(f"no image was answered within {self._options.seconds:g} s; give a turn more --seconds")
+            raise Failed(f"no image was answered within {self._options.seconds:g} s; raise --seconds")
         calls: dict[tuple[str, float], Callable[[int], Turn]] = {}
         for share in SHARES:
             for server in self._servers:
@@ -162,8 +162,8 @@ class Bench:
             turns[key].append(calls[key](round_))
         return turns
 
-    def _raw(self, pipeline: raw.Raw, _: int) -> Turn:
-        return figures.of_raw(pipeline.measure(self._options.seconds))
+    def _raw(self, pipeline: raw_pipeline.Raw, _: int) -> Turn:
+        return turn_figures.of_raw(pipeline.measure(self._options.seconds))
 
     def _closed(self, server: Server, clients: int, _: int) -> Turn:
         return self._watched(server, lambda target: self._generator.closed(target, clients, self._options.seconds))
@@ -176,14 +176,14 @@ class Bench:
 
     def _watched(self, server: Server, drive: Callable[[Target], Load]) -> Turn:
         before, began = server.usage(), time.perf_counter()
-        with processes.Watch(server.pids) as watch:
+        with process_usage.Watch(server.pids) as watch:
             load = drive(Target(server.url, self._images, self._expected))
-        return figures.of_load(load, before, watch.peak, server.usage(), time.perf_counter() - began)
+        return turn_figures.of_load(load, before, watch.peak, server.usage(), time.perf_counter() - began)
 
     def _warm_up(self, server: Server) -> None:
         load = self._generator.closed(Target(server.url, self._images), 4, min(WARM_UP, self._options.seconds))
         if not load.answered:
-            outcomes = ", ".join(f"{n} × {what}" for what, n in load.outcomes.items()) or "no answer at all"
+            outcomes = ", ".join(f"{n} × {what}" for what, n in load.outcomes.items()) or "no answer"
             raise Failed(f"{server.url} answers no image ({outcomes}); see its log")
 
 

@@ -1,7 +1,7 @@
-"""A plain server: what one would write first with FastAPI and ONNX Runtime, and what this service is compared with.
+"""A plain server, for comparison: the simplest one that FastAPI and ONNX Runtime allow.
 
-One route that runs in FastAPI's thread pool, one session with ONNX Runtime's own options, nothing else. Started by
-uvicorn with its own options, one worker or two; MODEL_DIR names the model.
+It has one route, which runs in FastAPI's thread pool, and one session with ONNX Runtime's default options. It is
+started by uvicorn with default options and one or two workers. MODEL_DIR names the model.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Annotated
 import onnxruntime
 from fastapi import Body, FastAPI
 
-from benchmarks.load.pipeline import Found, detect
+from benchmarks.load.decode_and_detect import Found, detect
 from benchmarks.sessions import session_on
 from service.engine.model import load_model
 from service.engine.providers import pick_provider

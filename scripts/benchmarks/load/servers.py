@@ -1,4 +1,4 @@
-"""The servers that are measured: this service, a plain one, both started here; or one that runs elsewhere."""
+"""The servers that are measured: this service and a plain server, both started here, or one that is already running."""
 
 import contextlib
 import http.client
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import urlsplit
 
-from benchmarks.load import processes
-from benchmarks.load.processes import Usage
-from benchmarks.load.report import SERVICE
+from benchmarks.load import process_usage
+from benchmarks.load.load_tables import SERVICE
+from benchmarks.load.process_usage import Usage
 from benchmarks.workers import Failed
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,7 +25,7 @@ PLAIN_APP = "benchmarks.load.plain_server:app"
 
 
 class Server(Protocol):
-    """name: in the tables;  url: where images go;  pids: its processes, empty if they are elsewhere."""
+    """name: in the tables;  url: where images are sent;  pids: its processes, empty if it was not started here."""
 
     name: str
     url: str
@@ -35,18 +35,18 @@ class Server(Protocol):
 
 
 class Local:
-    """A server of our own."""
+    """A server that was started here."""
 
     def __init__(self, name: str, url: str, pid: int) -> None:
         self.name, self.url = name, url
-        self.pids = processes.tree(pid)
+        self.pids = process_usage.tree(pid)
 
     def usage(self) -> Usage:
-        return processes.usage(self.pids)
+        return process_usage.usage(self.pids)
 
 
 class Remote:
-    """A server that runs already. What it takes is known if its /metrics say it, as this service's do."""
+    """A server that is already running. Its usage is known if its /metrics report it, as this service's do."""
 
     def __init__(self, url: str, path: str) -> None:
         self.name, self.url = SERVICE, url.rstrip("/") + path
@@ -57,9 +57,9 @@ class Remote:
         try:
             status, body = get(f"{self._root}/metrics")
         except OSError:
-            return processes.UNKNOWN
+            return process_usage.UNKNOWN
         if status != 200:
-            return processes.UNKNOWN
+            return process_usage.UNKNOWN
         cpu, memory = (_sample(body.decode(errors="replace"), f"process_{name}") for name in _METRICS)
         return Usage(cpu, None if memory is None else int(memory))
 
@@ -69,7 +69,7 @@ _METRICS = ("cpu_seconds_total", "resident_memory_bytes")
 
 @contextlib.contextmanager
 def own_service(folder: Path) -> Iterator[Local]:
-    """This service with the model in `folder` and none besides, on a free port, for as long as the context lasts."""
+    """This service with no other model than the one in `folder`, on a free port, while the context lasts."""
     with tempfile.TemporaryDirectory() as store:
         link = Path(store) / folder.parent.name / folder.name
         link.parent.mkdir()
@@ -81,7 +81,7 @@ def own_service(folder: Path) -> Iterator[Local]:
 
 @contextlib.contextmanager
 def plain_server(folder: Path, workers: int) -> Iterator[Local]:
-    """The plain server with `workers` processes. Its log of requests is off, which only makes it faster."""
+    """The plain server with `workers` processes. Its access log is off, which can only make it faster."""
     command = [sys.executable, "-m", "uvicorn", PLAIN_APP, "--port", "0", "--no-access-log"]
     command += ["--workers", str(workers)] if workers > 1 else []
     environment = {"MODEL_DIR": str(folder), "PYTHONPATH": os.pathsep.join((str(ROOT / "scripts"), str(ROOT)))}
@@ -94,9 +94,10 @@ def plain_server(folder: Path, workers: int) -> Iterator[Local]:
 def _running(
     command: Sequence[str], environment: Mapping[str, str], announces: str, times: int, complete: str | None = None
 ) -> Iterator[tuple[str, int]]:
-    """A process that has said where it listens, in a line that `announces` matches, and `times` that it is `complete`.
+    """Starts a server, and yields its address and process id while the context lasts. Its children end with it.
 
-    Raises Failed if it ends or takes too long. Its children end with it.
+    announces: matches the line with the address;  complete: matches the line that appears `times` when all is ready.
+    Raises Failed if the server ends or takes too long.
     """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -110,14 +111,14 @@ def _running(
         try:
             yield _address(process, log, announces, complete or announces, times), process.pid
         finally:
-            family = processes.tree(process.pid)
+            family = process_usage.tree(process.pid)
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            processes.wait(family, STOP)
+            process_usage.wait(family, STOP)
 
 
 def _address(process: subprocess.Popen[bytes], log: IO[str], announces: str, complete: str, times: int) -> str:
@@ -132,12 +133,12 @@ def _address(process: subprocess.Popen[bytes], log: IO[str], announces: str, com
         if ended:
             break
         time.sleep(0.05)
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it printed nothing")
     raise Failed(f"{process.args!r} does not start; its last line is: {last}")
 
 
 def get(url: str) -> tuple[int, bytes]:
-    """Status and body. Raises OSError if nobody answers."""
+    """Status and body. Raises OSError if no server answers."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=10)

@@ -1,4 +1,4 @@
-"""A long load of random sizes: does memory stay where it is, and does every image get its answer?"""
+"""A long load of images of random sizes: does memory stay flat, and is every image answered?"""
 
 import contextlib
 import random
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.comparison import with_progress
 from benchmarks.load import servers, uploads
-from benchmarks.load.generator import ANSWERED, Generator, Target
+from benchmarks.load.load_generator import ANSWERED, Generator, Target
 from benchmarks.load.servers import Server
 from benchmarks.report import MB
 from benchmarks.workers import Failed
@@ -18,16 +18,16 @@ Sample = tuple[float, int]  # seconds since the start, bytes of memory
 
 CLIENTS = 8
 SETTLED = 5.0  # minutes after which memory should no longer grow
-LONG_ENOUGH = 10.0  # minutes of which growth since then says something
-GROWTH = 1.03  # times; what allocators and sampling alone make
+LONG_ENOUGH = 10.0  # minutes; in a shorter soak the growth since then means nothing
+GROWTH = 1.03  # factor that allocators and sampling alone can explain
 TURN = 20.0  # seconds; then other sizes are sent
-IMAGES = 100  # of each turn
+IMAGES = 100  # per turn
 
 
 def soak(folder: Path, image: Path, url: str | None, path: str, minutes: float, seed: int) -> None:
-    """Prints memory after five minutes (or half the time, if that is less) and at the end, and what failed.
+    """Prints the memory after five minutes (or half the time, if that is less) and at the end, and the failures.
 
-    Raises Failed if an image did, or if memory grew.
+    Raises Failed if an image failed or memory grew.
     """
     rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
@@ -53,16 +53,16 @@ def soak(folder: Path, image: Path, url: str | None, path: str, minutes: float, 
 
 
 def fault(failed: Mapping[str, int], memory: Sequence[Sample], minutes: float) -> str | None:
-    """What a soak of so many `minutes` has shown to be wrong, in one line, or None; `failed`: what how often."""
+    """What is wrong after a soak of `minutes`, in one line, or None.  failed: counts by outcome."""
     faults = []
     if times := sum(failed.values()):
-        faults.append(f"images that failed: {times}, and the server's log has the reason")
+        faults.append(f"images that failed: {times}; the server's log has the reason")
     if memory and minutes >= LONG_ENOUGH:
         (moment, first), last = _settled(memory, minutes), memory[-1][1]
         if last > GROWTH * first:
             faults.append(
                 f"memory is {last / first:.3f} times that after {moment / 60:.1f} min, and {GROWTH} is allowed; "
-                "look for what is kept"
+                "look for a leak"
             )
     return "; ".join(faults) or None
 
@@ -75,7 +75,7 @@ def _settled(memory: Sequence[Sample], minutes: float) -> Sample:
 
 def _growth(memory: Sequence[Sample], minutes: float) -> str:
     if not memory:
-        return "memory: not known; this server's /metrics do not say it"
+        return "memory: unknown; this server has no /metrics that report it"
     moment, first = _settled(memory, minutes)
     last, most = memory[-1][1], max(size for _, size in memory)
     return (

@@ -1,7 +1,7 @@
-"""What the clients send: JPEGs of mixed sizes, no two requests with the same bytes.
+"""The images that clients send: JPEGs of mixed sizes, no two requests with the same bytes.
 
-A service may compute an image that is in flight twice only once, so repeated images would measure its memory and
-not its speed. A comment with a number in it makes every upload another file with the same pixels.
+A service may compute identical images in flight only once, so repeated images would not measure its speed. A comment
+with a number in it turns the same pixels into a different file for every upload.
 """
 
 import io
@@ -15,14 +15,14 @@ from PIL import Image
 from benchmarks.images import jpeg, open_rgb
 from benchmarks.workers import Failed
 
-# Photographs come in many sizes: width × height of the images that clients send in turn.
+# Width × height of the images that clients send in turn, as varied as photographs are.
 SIZES = ((640, 480), (480, 640), (1280, 960), (800, 800), (1000, 500), (333, 500))
 SUFFIXES = (".jpg", ".jpeg")
-LONGER_SIDES = (320, 1600)  # pixels, of the photographs that are brought to another size
+LONGER_SIDES = (320, 1600)  # pixels, of the photographs that are resized
 SMALLEST, LARGEST, MOST_OBLONG = 32, 2000, 4.0  # pixels, and the ratio of the sides, of `any_sizes`
 
-START = b"\xff\xd8"  # of every JPEG
-COMMENT = b"\xff\xfe\x00\x0a"  # the marker, and the length of its own two bytes and of eight more
+START = b"\xff\xd8"  # the first bytes of every JPEG
+COMMENT = b"\xff\xfe\x00\x0a"  # the marker, and the length: two bytes for itself and eight for the number
 NUMBER_BYTES = 8
 
 
@@ -34,7 +34,7 @@ class Upload:
 
     @property
     def size(self) -> int:
-        """Bytes of what `numbered` returns."""
+        """The number of bytes that `numbered` returns."""
         return len(START) + len(COMMENT) + NUMBER_BYTES + len(self.rest)
 
     def numbered(self, number: int) -> bytes:
@@ -45,7 +45,7 @@ class Upload:
 def upload(data: bytes) -> Upload:
     """Raises Failed if `data` is not a JPEG."""
     if not data.startswith(START + b"\xff"):
-        raise Failed("only JPEGs can be sent, since a comment is put into each; convert the others")
+        raise Failed("only JPEGs can be sent, because each gets a comment; convert the others")
     return Upload(data[len(START) :])
 
 
@@ -56,10 +56,10 @@ def of_one_image(path: Path) -> list[Upload]:
 
 
 def of_folder(folder: Path, count: int, seed: int) -> list[Upload]:
-    """`count` photographs of `folder` and the folders in it, or as many as there are, drawn with `seed`.
+    """At most `count` photographs of `folder` and its subfolders, drawn with `seed`.
 
-    Every other one is sent as it is; the rest are brought to a longer side drawn from LONGER_SIDES, so that sizes are
-    mixed where a folder has one only. Raises Failed if there is no JPEG.
+    Every other one is sent as it is. The rest are resized to a longer side drawn from LONGER_SIDES, so that sizes are
+    mixed even if all files have the same size. Raises Failed if there is no JPEG.
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
@@ -90,7 +90,7 @@ def _scaled(file: Path, rng: random.Random) -> bytes:
 
 
 def describe(uploads: Sequence[Upload]) -> str:
-    """How many images there are, and of what sizes."""
+    """The number of images, and their sizes."""
     sizes = set()
     for one in uploads:
         with Image.open(io.BytesIO(one.numbered(0))) as image:

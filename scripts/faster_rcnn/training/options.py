@@ -1,5 +1,6 @@
 """The options of a training run, what they are if the user does not name them, and the detector that they describe."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -97,6 +98,8 @@ def complete_options(
     known = {field.name for field in fields(TrainingOptions)}
     options = default_options(backbone, weights, data, images)
     options |= {name: value for name, value in user_options.items() if name in known}
+    if "epochs" in user_options:
+        options["iterations"] = math.ceil(user_options["epochs"] * images / options["batch_size"])
     if "warm_up" not in user_options:
         options["warm_up"] = short_warm_up(options["warm_up"], options["iterations"])
     return TrainingOptions.from_dict(options)

@@ -1,9 +1,7 @@
 """The check before training: every fault of every file is named, and none is left to be met late."""
 
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from faster_rcnn.commands.command_line import run_command
+from faster_rcnn.commands import check
 from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.decode_check import check_before_training, check_images, open_checked, summary
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset, open_folder
 
-ROOT = Path(__file__).resolve().parents[3]
 ABUSE = Path(os.environ.get("REAL_DATA_DIR", "")) / "abuse"
 BCCD = Path(os.environ.get("REAL_DATA_DIR", "")) / "bccd"
 real = pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real images")
@@ -31,22 +28,13 @@ class Done(NamedTuple):
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """The command, in this process: starting another takes longer than all it does."""
-    specification = importlib.util.spec_from_file_location("check_data", ROOT / "scripts" / "check_data.py")
-    assert specification is not None
-    assert specification.loader is not None
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
 
     def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, arguments)])
-        error = ""
-        try:
-            run_command(script.main)
-        except SystemExit as end:
-            error = str(end)
-        return Done(capsys.readouterr().out.splitlines(), error)
+        code = check.main([str(word) for word in arguments])
+        printed = capsys.readouterr()
+        return Done(printed.out.splitlines(), printed.err.strip().splitlines()[-1] if code else "")
 
     return run
 
@@ -373,7 +361,7 @@ def test_scales_that_cannot_be_dealt_to_the_maps_are_named_before_any_image_is_r
 def test_shapes_need_no_check(run: Callable[..., Done]) -> None:
     done = run("--data", "shapes")
     assert done.error == ""
-    assert done.lines == ["shapes are drawn exactly as they are annotated; there is nothing to check"]
+    assert done.lines == ["generated images are drawn exactly as they are annotated; there is nothing to check"]
 
 
 def test_the_command_names_what_it_cannot_open(tmp_path: Path, run: Callable[..., Done]) -> None:

@@ -1,4 +1,4 @@
-"""The load, against real servers on real sockets whose behaviour is known."""
+"""The load generator, against real servers whose behaviour is known."""
 
 import contextlib
 import io
@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.load.generator import Generator, Target, arrivals, same
-from benchmarks.load.pipeline import Found
+from benchmarks.load.decode_and_detect import Found
+from benchmarks.load.load_generator import Generator, Target, arrivals, same
 from benchmarks.load.uploads import SIZES, Upload, any_sizes, of_folder, of_one_image, upload
 from benchmarks.workers import Failed
 
@@ -25,7 +25,7 @@ RIGHT = {"boxes": [[1.0, 2.0, 3.0, 4.0]], "scores": [0.75], "labels": ["ring"]}
 
 
 class Known(ThreadingHTTPServer):
-    """Answers every POST after `seconds`, one at a time; `refuses` and `closes` say how often it does so, 1 in n."""
+    """Answers every POST after `seconds`, one at a time. It refuses or closes one request in `refuses` or `closes`."""
 
     daemon_threads = True
     request_queue_size = 512
@@ -37,7 +37,7 @@ class Known(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}/detect"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that leave are meant to."""
+        """Ignores clients that disconnect, which they do on purpose here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -87,7 +87,7 @@ def uploads() -> list[Upload]:
     return of_one_image(IMAGE)
 
 
-def test_every_upload_is_another_file_with_the_same_pixels(uploads: list[Upload]) -> None:
+def test_every_upload_is_a_different_file_with_the_same_pixels(uploads: list[Upload]) -> None:
     first, second = uploads[0].numbered(1), uploads[0].numbered(2)
     assert first != second
     assert len(first) == uploads[0].size
@@ -96,19 +96,19 @@ def test_every_upload_is_another_file_with_the_same_pixels(uploads: list[Upload]
         assert one.convert("RGB").tobytes() == other.convert("RGB").tobytes()
 
 
-def test_what_is_not_a_jpeg_is_refused_with_the_reason() -> None:
+def test_a_file_that_is_not_a_jpeg_is_refused_with_the_reason() -> None:
     with pytest.raises(Failed, match="only JPEGs can be sent"):
         upload(b"\x89PNG\r\n")
 
 
-def test_photographs_of_a_folder_are_drawn_by_the_seed_and_of_mixed_sizes(tmp_path: Path) -> None:
+def test_photographs_of_a_folder_are_drawn_with_the_seed_and_have_mixed_sizes(tmp_path: Path) -> None:
     for n in range(6):
         Image.new("RGB", (640, 480), (n, 0, 0)).save(tmp_path / f"{n}.JPG")
     (tmp_path / "notes.txt").write_text("not an image")
     drawn = of_folder(tmp_path, 4, seed=0)
     sizes = [Image.open(io.BytesIO(one.numbered(0))).size for one in drawn]
     assert len(drawn) == 4
-    assert sizes[0] == sizes[2] == (640, 480)  # every other one as it is
+    assert sizes[0] == sizes[2] == (640, 480)  # every other one is sent unchanged
     assert sizes[1] != (640, 480)
     assert drawn == of_folder(tmp_path, 4, seed=0)
     assert drawn != of_folder(tmp_path, 4, seed=1)
@@ -124,7 +124,7 @@ def test_random_sizes_stay_within_their_bounds() -> None:
         assert max(width, height) <= min(2000, 4 * min(width, height))
 
 
-def test_arrivals_are_those_of_the_rate_and_the_same_for_the_same_seed() -> None:
+def test_arrivals_follow_the_rate_and_are_the_same_for_the_same_seed() -> None:
     moments = arrivals(100, 50, seed=3)
     assert moments == sorted(moments) == arrivals(100, 50, seed=3)
     assert moments != arrivals(100, 50, seed=4)
@@ -133,7 +133,7 @@ def test_arrivals_are_those_of_the_rate_and_the_same_for_the_same_seed() -> None
     assert 0.0062 < gaps[len(gaps) // 2] < 0.0077  # ln 2 / rate = 6.9 ms, where a steady stream has 10 ms
 
 
-def test_in_a_closed_loop_every_client_has_one_request_on_the_way(generator: Generator, uploads: list[Upload]) -> None:
+def test_in_a_closed_loop_every_client_has_one_request_in_flight(generator: Generator, uploads: list[Upload]) -> None:
     with serving(Known(seconds=0.02)) as server:
         load = generator.closed(Target(server.url, uploads), clients=3, seconds=0.6)
     assert set(load.outcomes) == {"200"}
@@ -144,8 +144,10 @@ def test_in_a_closed_loop_every_client_has_one_request_on_the_way(generator: Gen
 
 
 def test_in_an_open_loop_latency_counts_from_when_an_image_was_due(generator: Generator, uploads: list[Upload]) -> None:
-    """Offered 100/s, answered 33/s: of about 200 in 1.0 + 1.0 s the last has its answer after 6 s, 4 s too late.
-    A client that waits for an answer before it sends would never see more than 30 ms."""
+    """Offered 100/s, answered 33/s: of about 200 in 1.0 + 1.0 s the last is answered after 6 s, 4 s late.
+
+    A client that waits for an answer before it sends would never see more than 30 ms.
+    """
     with serving(Known(seconds=0.03)) as server:
         load = generator.open(Target(server.url, uploads), rate=100, seconds=1.0, seed=0)
     assert load.rate <= 34
@@ -154,7 +156,7 @@ def test_in_an_open_loop_latency_counts_from_when_an_image_was_due(generator: Ge
     assert len(server.bodies) == len(arrivals(100, 2.0, 0))
 
 
-def test_the_way_back_to_normal_takes_as_long_as_the_backlog(generator: Generator, uploads: list[Upload]) -> None:
+def test_recovery_takes_as_long_as_the_backlog(generator: Generator, uploads: list[Upload]) -> None:
     with serving(Known(seconds=0.02)) as server:
         load = generator.open(Target(server.url, uploads), rate=100, seconds=0.5, seed=0, normal=0.1)
     # 1.5 s of about 100 requests a second at 50 a second leave 1.5 s of work
@@ -162,7 +164,7 @@ def test_the_way_back_to_normal_takes_as_long_as_the_backlog(generator: Generato
     assert load.back > 0.5
 
 
-def test_refusals_are_counted_and_timed_apart_from_answers(generator: Generator, uploads: list[Upload]) -> None:
+def test_refusals_are_counted_and_timed_separately_from_answers(generator: Generator, uploads: list[Upload]) -> None:
     with serving(Known(refuses=4)) as server:
         load = generator.open(Target(server.url, uploads), rate=60, seconds=1.0, seed=1)
     assert len(load.refusals) == load.outcomes["429"] > 0
@@ -179,7 +181,7 @@ def test_a_connection_that_is_closed_is_a_failure_and_the_client_goes_on(
     assert load.outcomes["200"] > load.outcomes["no connection"]
 
 
-def test_nobody_there_is_a_failure_and_no_crash(generator: Generator, uploads: list[Upload]) -> None:
+def test_a_server_that_is_not_running_is_a_failure_and_not_a_crash(generator: Generator, uploads: list[Upload]) -> None:
     with serving(Known()) as server:
         url = server.url
     load = generator.closed(Target(url, uploads), clients=2, seconds=0.1)
@@ -189,7 +191,7 @@ def test_nobody_there_is_a_failure_and_no_crash(generator: Generator, uploads: l
 
 def test_wrong_answers_and_answers_without_boxes_do_not_count(generator: Generator, uploads: list[Upload]) -> None:
     wrong = RIGHT | {"boxes": [[1.0, 2.0, 3.0, 9.0]]}
-    right = [Found(**RIGHT)] * len(uploads)  # type: ignore[arg-type]  the same words
+    right = [Found(**RIGHT)] * len(uploads)  # type: ignore[arg-type]  the same keys
     with serving(Known(answer=wrong)) as server:
         load = generator.closed(Target(server.url, uploads, right), clients=2, seconds=0.3)
     assert load.outcomes["wrong"] > 0
@@ -210,7 +212,7 @@ def test_wrong_answers_and_answers_without_boxes_do_not_count(generator: Generat
         ({"boxes": [[1.0, 2.0, 3.0]]}, False),
     ],
 )
-def test_an_answer_is_right_within_a_tenth_of_a_pixel_and_a_thousandth_of_score(
+def test_boxes_may_differ_by_a_tenth_of_a_pixel_and_scores_by_a_thousandth(
     change: dict[str, object], equal: bool
 ) -> None:
     assert same(json.dumps(RIGHT | change).encode(), Found(**RIGHT)) is equal  # type: ignore[arg-type]

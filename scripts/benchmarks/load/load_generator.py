@@ -1,8 +1,8 @@
 """The load: clients in one process of their own, in a closed loop or in an open one.
 
-Closed: so many clients, each sends its next image when it has the answer to the last. Open: images are due at
-moments drawn beforehand (Poisson), whatever the server does, and latency counts from the moment an image was due; so
-a server that is slow cannot slow the load down and look better for it.
+Closed: each client sends its next image once it has the answer to the last. Open: images are due at times drawn
+beforehand (a Poisson process), whatever the server does, and latency counts from the time an image was due; so a slow
+server cannot slow the load down and thereby look better.
 """
 
 import asyncio
@@ -20,25 +20,25 @@ from urllib.parse import urlsplit
 import numpy as np
 import orjson
 
-from benchmarks.load.connection import Answer, Connection, connect
-from benchmarks.load.pipeline import Found
+from benchmarks.load.decode_and_detect import Found
+from benchmarks.load.http_connection import Answer, Connection, connect
 from benchmarks.load.uploads import Upload
 from benchmarks.workers import Worker
 
 RAMP = 1.0  # seconds before the measured window: queues fill, connections open
-DRAIN = 30.0  # seconds after it for what is still on the way
-PAUSE = 0.02  # seconds that a client of a closed loop waits after a failure, lest it spin
-CHECKED_EVERY = 16  # answers are compared with the right ones
-PIXELS, SCORE = 0.1, 1e-3  # how far boxes and scores may be off, as for a graph against the detector behind it
+DRAIN = 30.0  # seconds after it for answers that are still on the way
+PAUSE = 0.02  # seconds that a client of a closed loop waits after a failure, so that it does not spin
+CHECKED_EVERY = 16  # every how many answers one is compared with the expected one
+PIXELS, SCORE = 0.1, 1e-3  # tolerances of boxes and scores, as between a graph and its PyTorch detector
 REFUSED = ("429", "503")
 ANSWERED = "200"
-IN_A_ROW = 3  # fast answers that mean that a server is back to normal
+IN_A_ROW = 3  # consecutive fast answers that show that a server is back to normal
 PATIENCE = 60.0  # seconds beyond load and drain after which the process counts as hung
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where images are sent, and what comes back for each: empty if that is not known."""
+    """Where images are sent, and the expected answer to each; empty if that is not known."""
 
     url: str
     uploads: Sequence[Upload]
@@ -47,15 +47,15 @@ class Target:
 
 @dataclass
 class Load:
-    """What became of the requests.
+    """The outcomes of the requests of one load.
 
     seconds      of the measured window
-    rate         answers with an image's detections a second in the window
-    latencies    seconds of each such answer to a request that was due in the window
-    refusals     seconds of each refusal, likewise
-    outcomes     how many requests due in the window came to what: a status, or a word for what is none
-    answered     all detections, before and after the window too;  cpu_seconds  the load's own for them
-    back         seconds from the load's end until the server answered as fast as before; None if not asked or not seen
+    rate         answers with detections per second, within the window
+    latencies    seconds until each such answer, for requests due in the window
+    refusals     seconds until each refusal, for requests due in the window
+    outcomes     requests due in the window, counted by status, or by a word where there was no status
+    answered     answers with detections, before and after the window too;  cpu_seconds  the clients' own, for those
+    back         seconds from the load's end until the server was as fast as before; None if not asked for or not seen
     """
 
     seconds: float
@@ -78,7 +78,7 @@ class Generator:
         return self._drive(target, seconds, partial(_closed, clients=clients))
 
     def open(self, target: Target, rate: float, seconds: float, seed: int, normal: float | None = None) -> Load:
-        """`rate` images a second; then, if `normal` is given, the time until an answer takes at most so long."""
+        """`rate` images per second. Then, if `normal` is given, until answers take at most `normal` seconds again."""
         return self._drive(target, seconds, partial(_open, rate=rate, seed=seed, normal=normal))
 
     def _drive(self, target: Target, seconds: float, loop: Callable[..., Any]) -> Load:
@@ -90,7 +90,7 @@ class Generator:
 
 
 class _Clients:
-    """The connections of one load, and what they have seen."""
+    """The connections of one load, and the outcomes of their requests."""
 
     def __init__(self, target: Target, seconds: float, first_number: int) -> None:
         address = urlsplit(target.url)
@@ -112,7 +112,7 @@ class _Clients:
         self._in_window = 0
 
     async def send(self, due: float) -> str:
-        """Sends the next image and notes what came of it. Returns the outcome."""
+        """Sends the next image, and notes and returns the outcome."""
         number, self.number = self.number, self.number + 1
         which = number % len(self._heads)
         try:
@@ -179,7 +179,7 @@ class _Clients:
 
 
 def same(body: bytes, right: Found) -> bool:
-    """Whether an answer has the boxes, scores and labels that it should have."""
+    """Whether an answer has the expected boxes, scores and labels."""
     try:
         answer = orjson.loads(body)
         boxes = np.array(answer["boxes"], float).reshape(-1, 4)
@@ -251,8 +251,7 @@ async def _open(clients: _Clients, rate: float, seed: int, normal: float | None)
 
 
 async def _back_to_normal(clients: _Clients, normal: float) -> float:
-    """Seconds from the load's end until the first of IN_A_ROW answers, one after the other, that took `normal` at
-    most."""
+    """Seconds from the load's end until the first of IN_A_ROW consecutive answers that took at most `normal`."""
     fast, since = 0, 0.0
     while fast < IN_A_ROW:
         asked = time.perf_counter()
@@ -267,7 +266,7 @@ async def _back_to_normal(clients: _Clients, normal: float) -> float:
 
 
 async def _drain(tasks: set[asyncio.Task[Any]], until: float) -> None:
-    """Waits for the answers still on the way, but not for ever."""
+    """Waits for the answers that are still on the way, but not beyond `until`."""
     if not tasks:
         return
     _, late = await asyncio.wait(tasks, timeout=max(0.0, until - time.perf_counter()))

@@ -1,4 +1,4 @@
-"""What one turn of a contender at one load comes to, and the median of several turns."""
+"""The figures of one turn of a contender at one load, and their medians over several turns."""
 
 import statistics
 from collections import Counter
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.load.generator import ANSWERED, REFUSED, Load
-from benchmarks.load.processes import Usage
-from benchmarks.load.raw import Done
+from benchmarks.load.load_generator import ANSWERED, REFUSED, Load
+from benchmarks.load.process_usage import Usage
+from benchmarks.load.raw_pipeline import Done
 
-Number = float | None  # None: not known, or there was nothing to take it from
+Number = float | None  # None: unknown, or nothing to compute it from
 
 
 @dataclass(frozen=True)
 class Turn:
-    """rate: answers a second;  p50, p95, p99: seconds of an answer;  cpu, generator_cpu: processor seconds an answer;
-    cores: how many it kept busy;  memory: bytes, the most, and before and after;  refused: share of the requests;
-    refusal_p50, refusal_p99, back: seconds;  failed: how many requests came to what, answers and refusals left out."""
+    """rate: answers per second;  p50, p95, p99: seconds until an answer;  cpu, generator_cpu: processor seconds per
+    answer;  cores: number kept busy;  memory: bytes, at most, before and after;  refused: share of the requests;
+    refusal_p50, refusal_p99, back: seconds;  failed: failed requests, counted by outcome."""
 
     rate: float
     p50: Number
@@ -80,13 +80,13 @@ def percentile(values: Sequence[float], rank: float) -> Number:
 
 
 def median(turns: Sequence[Turn], of: Callable[[Turn], Number]) -> Number:
-    """Over the turns that have such a figure."""
+    """The median over the turns that have this figure."""
     known = [value for turn in turns if (value := of(turn)) is not None]
     return statistics.median(known) if known else None
 
 
 def ratio(turns: Sequence[Turn], others: Sequence[Turn], of: Callable[[Turn], Number]) -> Number:
-    """The median over the rounds of one contender's figure by another's in the same round."""
+    """The median over the rounds of one contender's figure divided by another's in the same round."""
     pairs = [(of(turn), of(other)) for turn, other in zip(turns, others, strict=True)]
     ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
     return statistics.median(ratios) if ratios else None

@@ -1,6 +1,6 @@
-"""From a JPEG to boxes without a server: what the raw pipeline and the plain server have in common.
+"""From JPEGs to boxes without a server: the code that the raw pipeline and the plain server share.
 
-Decoding, scale and canvas are the service's own, so that contenders differ in nothing but the serving.
+It decodes and scales as the service does, so that the contenders differ only in how they serve.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Found:
 
 
 def detect(session: onnxruntime.InferenceSession, card: Card, uploads: Sequence[bytes]) -> list[Found]:
-    """What is in the images, which must share a canvas: one run for all of them."""
+    """The detections of all images, in one run. The images must share a canvas."""
     canvases = [decode(data, card.geometry) for data in uploads]
     height, width = canvases[0].size
     pixels = np.zeros((len(canvases), height, width, 3), np.uint8)

@@ -1,7 +1,6 @@
-"""scripts/export.py with models of torchvision: what it refuses, and that it does so before any work."""
+"""`faster-rcnn export` with torchvision models: what it refuses, and that it does so before any work."""
 
-import runpy
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ import torchvision
 from torch import nn
 
 from faster_rcnn.graph.publish import publish
+from tests.faster_rcnn.commands.conftest import Done
 
-COMMAND = Path(__file__).resolve().parents[3] / "scripts" / "export.py"
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of three classes and the background."""
+    """The state dict of a model with three classes and the background."""
     file: Path = tmp_path_factory.mktemp("trained") / "model.pth"
     torch.save(built().state_dict(), file)
     return file
@@ -32,16 +31,16 @@ def built(**options: Any) -> nn.Module:
     return model
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: object) -> str:
-    """What the command says of its last words, in this process, which is spared importing torch once more."""
-    words = [COMMAND, "--name", "x", "--store", folder / "store", *options]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(COMMAND), run_name="__main__")
-    assert not (folder / "store").exists()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+@pytest.fixture
+def refused(tmp_path: Path, run: Callable[..., Done]) -> Callable[..., str]:
+    """What the command says when it refuses these options."""
+
+    def refused(*options: object) -> str:
+        done = run("export", "--name", "x", "--store", tmp_path / "store", *options)
+        assert not (tmp_path / "store").exists()
+        return done.refusal
+
+    return refused
 
 
 @pytest.mark.parametrize(
@@ -53,43 +52,48 @@ def refused(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: object) -> 
         (("runs/x", "--labels", "l.txt"), "--labels belongs to --torchvision"),
         (("runs/x", "--num-classes", "3"), "--num-classes belongs to --torchvision"),
         (("runs/x", "--checkpoint", "model.pth"), "--checkpoint of a RUN is best or last, not model.pth"),
-        (("--torchvision", SMALL), "wants --weights COCO_V1 or --checkpoint FILE, one of them"),
-        (("--torchvision", SMALL, "--weights", "COCO_V1", "--checkpoint", "model.pth"), "one of them"),
-        (("--torchvision", SMALL, "--weights", "COCO_V1", "--num-classes", "4"), "are of --checkpoint FILE"),
-        (("--torchvision", SMALL, "--checkpoint", "model.pth"), "does not know its labels; give --labels FILE"),
-        (("--torchvision", SMALL, "--weights", "COCO_V1", "--split", "val"), "are of --data; name it"),
-        (("--torchvision", SMALL, "--weights", "COCO_V1", "--pictures", "3"), "are of --data; name it"),
+        (("--torchvision", SMALL), "needs either --weights COCO_V1 or --checkpoint FILE"),
+        (("--torchvision", SMALL, "--weights", "COCO_V1", "--checkpoint", "model.pth"), "needs either"),
+        (("--torchvision", SMALL, "--weights", "COCO_V1", "--num-classes", "4"), "go with --checkpoint FILE"),
+        (("--torchvision", SMALL, "--checkpoint", "model.pth"), "does not name its classes; give --labels FILE"),
+        (("--torchvision", SMALL, "--weights", "COCO_V1", "--split", "val"), "need --data; name it"),
+        (("--torchvision", SMALL, "--weights", "COCO_V1", "--limit-images", "3"), "need --data; name it"),
         (("--torchvision", SMALL, "--checkpoint", "no.pth", "--labels", "l.txt"), "no.pth is not there"),
+        (("nowhere",), "nowhere is not there; scripts/train.py --out nowhere writes it"),
+        (("runs/x", "--presicion", "fp16"), "unknown option --presicion; did you mean --precision?"),
     ],
 )
-def test_options_that_contradict_each_other_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], complaint: str
+def test_options_that_contradict_each_other_are_refused(
+    refused: Callable[..., str], options: tuple[str, ...], complaint: str
 ) -> None:
-    assert complaint in refused(monkeypatch, tmp_path, *options)
+    assert complaint in refused(*options)
 
 
-def test_labels_must_be_as_many_as_the_checkpoints_classes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+def test_a_model_needs_a_name(run: Callable[..., Done]) -> None:
+    assert "--name is missing; choose the model's name in the store" in run("export", "runs/x").refusal
+
+
+def test_there_must_be_one_label_for_each_class_of_the_checkpoint(
+    tmp_path: Path, refused: Callable[..., str], checkpoint: Path
 ) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("cat\ndog\n")
-    message = refused(monkeypatch, tmp_path, "--torchvision", SMALL, "--checkpoint", checkpoint, "--labels", labels)
+    message = refused("--torchvision", SMALL, "--checkpoint", checkpoint, "--labels", labels)
     assert message.endswith("has 2 labels, the detector 3 classes without background")
 
 
 def test_data_with_a_class_that_the_checkpoint_does_not_know_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+    tmp_path: Path, refused: Callable[..., str], checkpoint: Path
 ) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("circle\nring\nhat\n")
     message = refused(
-        monkeypatch, tmp_path,
         "--torchvision", SMALL, "--checkpoint", checkpoint, "--labels", labels, "--data", "shapes",
     )  # fmt: skip
     assert f"classes that {SMALL} does not know: triangle, square, star, cross; take other data" in message
 
 
-def test_a_model_that_gives_every_image_one_size_cannot_be_served(tmp_path: Path) -> None:
+def test_a_model_that_resizes_every_image_to_one_size_is_refused(tmp_path: Path) -> None:
     model = built(fixed_size=(320, 240))
     with pytest.raises(ValueError, match=r"every image 320×240 whatever its shape.*instead of fixed_size"):
         publish(model, tmp_path, "x", 1, training={}, labels=["a", "b", "c"])
@@ -104,7 +108,7 @@ def test_a_model_that_gives_every_image_one_size_cannot_be_served(tmp_path: Path
         (["a", "b", "a"], "a stands on lines 1, 3"),
     ],
 )
-def test_a_model_is_published_with_the_names_of_its_classes(
+def test_publishing_needs_one_distinct_label_for_each_class(
     tmp_path: Path, labels: list[str] | None, complaint: str
 ) -> None:
     images = [np.zeros((10, 10, 3), np.uint8)]

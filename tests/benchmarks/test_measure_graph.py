@@ -1,4 +1,4 @@
-"""scripts/benchmark.py graph, as it is run."""
+"""`faster-rcnn benchmark graph`, run through scripts/benchmark.py."""
 
 import os
 import subprocess
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from benchmarks import command
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +37,7 @@ def test_a_published_model_is_measured_with_its_stages_and_a_plot(tmp_path: Path
         assert plot.width > 1000
 
 
-def test_a_serving_installation_measures_without_torch_onnx_or_a_bar(tmp_path: Path) -> None:
+def test_a_serving_installation_measures_without_torch_onnx_or_a_progress_bar(tmp_path: Path) -> None:
     for absent in ("torch", "torchvision", "onnx", "matplotlib", "tqdm"):
         (tmp_path / f"{absent}.py").write_text(f"raise ImportError('not here', name={absent!r})\n")
     done = run("--batches", 1, "--seconds", 0.02, "--threads", 1, PYTHONPATH=str(tmp_path))
@@ -55,8 +57,13 @@ def test_a_serving_installation_measures_without_torch_onnx_or_a_bar(tmp_path: P
         (("--batches", "0"), "0 is not at least 1"),
     ],
 )
-def test_a_contradiction_ends_with_one_line(arguments: tuple[str, ...], complaint: str) -> None:
-    done = run(*arguments)
-    assert done.returncode != 0
-    assert complaint in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_a_contradiction_ends_with_one_line(
+    arguments: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = command.main(["graph", *arguments])
+    except SystemExit as end:  # refused by the parser
+        code = int(end.code or 0)
+    assert code != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert complaint in line

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py service, as it is run."""
+"""`faster-rcnn benchmark service`, run through scripts/benchmark.py."""
 
 import http.client
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.load import processes, servers
-from benchmarks.load.raw import Arrangement, Raw, arrangements, expected
+from benchmarks.load import process_usage, servers
+from benchmarks.load.raw_pipeline import Arrangement, Raw, arrangements, expected
 from benchmarks.load.soak import fault
 from benchmarks.load.uploads import of_one_image
 from benchmarks.workers import Failed
@@ -48,7 +48,7 @@ def test_all_contenders_are_measured_with_a_table_and_a_plot(tmp_path: Path) -> 
         assert len(opened) == 3
         for row in closed:
             assert float(row[2]) > 0
-            assert row[6] == "0"  # no failure: every answer compared was that of the raw pipeline
+            assert row[6] == "0"  # no failure: every answer that was compared equals the raw pipeline's
             assert float(row[7]) > 1  # CPU ms an image
             assert 0 < float(row[8]) <= (os.cpu_count() or 1) + 0.5  # cores
             assert float(row[9]) > 50  # MB
@@ -63,25 +63,25 @@ def test_all_contenders_are_measured_with_a_table_and_a_plot(tmp_path: Path) -> 
         assert plot.width > 1000
 
 
-def test_a_service_that_runs_is_measured_from_a_serving_installation_and_goes_on(tmp_path: Path) -> None:
+def test_a_serving_installation_can_measure_a_running_service_which_then_keeps_running(tmp_path: Path) -> None:
     for absent in ("torch", "torchvision", "onnx", "matplotlib", "tqdm", "psutil", "httpx"):
         (tmp_path / f"{absent}.py").write_text(f"raise ImportError('not here', name={absent!r})\n")
     Image.new("RGB", (64, 48), "white").save(tmp_path / "photo.jpg")
     with servers.own_service(MODEL) as server:
         url = server.url.removesuffix("/detect")
-        done = run(*QUICK, "--url", url, "--pictures", tmp_path, PYTHONPATH=str(tmp_path))
+        done = run(*QUICK, "--url", url, "--folder", tmp_path, PYTHONPATH=str(tmp_path))
         assert done.returncode == 0, done.stderr
         assert servers.get(f"{url}/healthz")[0] == 200
     assert "plain" not in done.stdout
     assert "raw" not in done.stdout
     assert "1 images of 1 sizes, 64×48" in done.stdout
     refused = run("--out", tmp_path / "out", PYTHONPATH=str(tmp_path))
-    assert "benchmark: matplotlib is not installed; scripts/bootstrap dev installs what" in refused.stderr
+    assert "benchmark service: matplotlib is not installed; scripts/bootstrap dev installs what" in refused.stderr
     closed = rows(done.stdout, "service")[:2]
     assert all(float(row[7]) > 0 and float(row[9]) > 50 for row in closed)  # CPU and memory, from its /metrics
 
 
-def test_a_soak_says_how_memory_grew_and_what_failed() -> None:
+def test_a_soak_reports_memory_growth_and_failures() -> None:
     done = run("--soak", 0.05)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d+ images of 200 random sizes, 8 clients, 0.05 min: none failed", done.stdout)
@@ -91,13 +91,13 @@ def test_a_soak_says_how_memory_grew_and_what_failed() -> None:
 
 
 def grown(times: float) -> list[tuple[float, int]]:
-    """Memory over a quarter of an hour: 100 MB once it has settled, then so many times more at the end."""
+    """Memory over a quarter of an hour: 100 MB once it has settled, and `times` as much at the end."""
     return [(60, 80_000_000), (300, 100_000_000), (600, 120_000_000), (900, round(100_000_000 * times))]
 
 
-def test_a_soak_fails_if_an_image_did_or_memory_grew_over_a_time_that_is_long_enough() -> None:
+def test_a_soak_fails_if_an_image_failed_or_memory_grew_over_a_long_enough_time() -> None:
     assert fault({}, grown(1.03), 15) is None
-    assert fault({}, [], 15) is None  # a server that does not say what it takes
+    assert fault({}, [], 15) is None  # a server that does not report its memory
     assert fault({}, grown(1.04), 9) is None  # too short to tell
     assert "1.040 times that after 5.0 min" in (fault({}, grown(1.04), 15) or "")
     assert "images that failed: 3" in (fault({"500": 2, "no connection": 1}, grown(1), 0.1) or "")
@@ -107,24 +107,24 @@ def test_a_soak_fails_if_an_image_did_or_memory_grew_over_a_time_that_is_long_en
 
 
 def test_a_soak_in_which_images_fail_ends_with_one_line() -> None:
-    done = run("--soak", 0.02, "--url", "http://127.0.0.1:1")  # where nobody is
+    done = run("--soak", 0.02, "--url", "http://127.0.0.1:1")  # where no server listens
     assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("benchmark: ")]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("faster-rcnn benchmark service: ")]
     assert "images that failed: " in line
     assert "Traceback" not in done.stderr
 
 
-def test_nobody_at_the_url_ends_with_one_line() -> None:
+def test_a_url_without_a_server_ends_with_one_line() -> None:
     with servers.own_service(MODEL) as server:
         url = server.url.removesuffix("/detect")
     done = run(*QUICK, "--url", url)
     assert done.returncode != 0
-    assert f"benchmark: {url}/detect answers no image" in done.stderr
+    assert f"benchmark service: {url}/detect answers no image" in done.stderr
     assert "no connection" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_that_does_not_start_is_named_with_its_last_line(tmp_path: Path) -> None:
+def test_the_error_for_a_server_that_does_not_start_has_its_last_line(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="does not start; its last line is: "), servers.own_service(tmp_path / "a" / "1"):
         pass
 
@@ -141,10 +141,10 @@ def test_servers_end_with_the_benchmark() -> None:
         used = server.usage()
         assert used.memory is not None
         assert used.memory > 50e6
-    assert processes.usage(server.pids).memory == 0
+    assert process_usage.usage(server.pids).memory == 0
 
 
-def test_the_raw_pipeline_counts_what_it_does_in_all_its_processes() -> None:
+def test_the_raw_pipeline_sums_over_its_processes() -> None:
     uploads = of_one_image(MODEL / "example.jpg")
     raw = Raw(MODEL, uploads, Arrangement(processes=2, threads=1))
     try:
@@ -157,7 +157,7 @@ def test_the_raw_pipeline_counts_what_it_does_in_all_its_processes() -> None:
     assert all(len(one.boxes) == len(one.scores) == len(one.labels) > 5 for one in expected(MODEL, uploads))
 
 
-def test_arrangements_use_every_core_and_batches_only_where_they_pay() -> None:
+def test_arrangements_use_every_core_and_batches_only_on_a_gpu() -> None:
     assert arrangements(2, CPU) == [Arrangement(1, 2), Arrangement(2, 1)]
     assert arrangements(1, CPU) == [Arrangement(1, 1)]
     assert arrangements(20, CPU) == [Arrangement(1, 20), Arrangement(8, 3)]

@@ -1,4 +1,4 @@
-"""What a process and its children take: processor time and memory, as Linux keeps them in /proc."""
+"""Processor time and memory of a process and its children, from Linux's /proc."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ SAMPLED_EVERY = 0.1  # seconds; reading a few files costs 0.1 ms
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a server: processor seconds so far, and bytes in memory now; None where that cannot be known."""
+    """Processor seconds of a server so far, and its bytes in memory now; None where they are unknown."""
 
     cpu_seconds: float | None
     memory: int | None
@@ -24,7 +24,7 @@ UNKNOWN = Usage(None, None)
 
 
 def tree(pid: int) -> list[int]:
-    """The process and all below it. Empty where there is no /proc."""
+    """The process and all its descendants. Empty where there is no /proc."""
     parents = {}
     for folder in PROC.glob("[0-9]*"):
         if fields := _stat(int(folder.name)):
@@ -36,7 +36,7 @@ def tree(pid: int) -> list[int]:
 
 
 def usage(pids: list[int]) -> Usage:
-    """The sum over `pids`; those that have ended count nothing."""
+    """The sum over `pids`. Processes that have ended count as zero."""
     if not pids:
         return UNKNOWN
     ticks, pages = 0, 0
@@ -48,15 +48,17 @@ def usage(pids: list[int]) -> Usage:
 
 
 def wait(pids: list[int], seconds: float) -> None:
-    """Returns once all `pids` have given back their memory, or after so many seconds. Of a killed process, the system
-    may still be taking it down when the kill returns."""
+    """Returns once all `pids` have released their memory, or after `seconds`.
+
+    The system may still be taking a process down after the call that killed it has returned.
+    """
     deadline = time.monotonic() + seconds
     while usage(pids).memory and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat that follow the name, which may hold anything: the state is number 0."""
+    """The fields of /proc/PID/stat after the name, which may contain anything; field 0 is the state."""
     try:
         return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -64,7 +66,7 @@ def _stat(pid: int) -> list[str]:
 
 
 class Watch:
-    """Follows the memory of some processes while the context lasts.  peak: the most bytes seen."""
+    """Samples the memory of some processes while the context lasts.  peak: the most bytes seen."""
 
     def __init__(self, pids: list[int]) -> None:
         self._pids = pids

@@ -1,6 +1,6 @@
-"""One HTTP/1.1 connection of a client that must cost little, since it shares the cores with what it measures.
+"""One HTTP/1.1 connection of a client that must be cheap, since it shares the cores with the server that it measures.
 
-It knows what it needs: a request as bytes, one at a time; an answer with a Content-Length.
+It supports only what the load needs: one request at a time, as bytes, and answers with a Content-Length.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ class Answer(NamedTuple):
 
 
 class Connection(asyncio.Protocol):
-    """`usable` says whether another request can be sent; one that is not is to be closed."""
+    """usable: whether another request can be sent. A connection that is not usable must be closed."""
 
     def __init__(self) -> None:
         self.usable = True
@@ -25,7 +25,7 @@ class Connection(asyncio.Protocol):
         self._status = self._body_from = self._body_to = 0
 
     def send(self, request: bytes) -> asyncio.Future[Answer]:
-        """The answer. Raises ConnectionError if the other side closes before it, and what `_read_head` raises."""
+        """The answer. Raises ConnectionError if the server closes first, ValueError for an answer without a length."""
         self._waiting = asyncio.get_running_loop().create_future()
         if self._transport is None or not self.usable:
             self._fail(ConnectionError("the connection is closed"))
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         self._fail(ConnectionError("the connection was closed before the answer was complete"))
 
     def _read_head(self, head: bytes, body_from: int) -> None:
-        """Raises ValueError if the head is not that of an answer with a Content-Length."""
+        """Reads status and length. Raises ValueError if the answer has no Content-Length."""
         lines = head.split(b"\r\n")
         self._status = int(lines[0].split(b" ", 2)[1])
         headers = dict(line.split(b": ", 1) for line in lines[1:] if b": " in line)
@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         answer = Answer(self._status, bytes(self._received[self._body_from : self._body_to]))
         self._received.clear()
         self._body_from = 0
-        # Answered before all of the request was sent: what follows would be taken for the next one.
+        # If the answer came before all of the request was sent, the server would read the rest as the next request.
         if self._transport is not None and self._transport.get_write_buffer_size():
             self.usable = False
         if self._waiting is not None and not self._waiting.done():
@@ -88,6 +88,6 @@ class Connection(asyncio.Protocol):
 
 
 async def connect(host: str, port: int, tls: bool) -> Connection:
-    """Raises OSError if nobody listens."""
+    """Opens a connection. Raises OSError if no server listens."""
     _, connection = await asyncio.get_running_loop().create_connection(Connection, host, port, ssl=tls or None)
     return connection

@@ -1,20 +1,25 @@
-"""The tables: closed loop, open loop, and what to know when reading them."""
+"""The tables of a load, closed loop and open loop, and the lines that explain them."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 
-from benchmarks.load.figures import Number, Turn, failures, median, ratio
+from benchmarks.load.turn_figures import Number, Turn, failures, median, ratio
 from benchmarks.report import MB, NOTHING
 from benchmarks.tables import markdown
 
-Turns = Mapping[tuple[str, float], Sequence[Turn]]  # by contender and load: clients, or images offered a second
+Turns = Mapping[
+    tuple[str, float], Sequence[Turn]
+]  # by contender and load: number of clients, or images offered per second
 
 SERVICE, RAW, LONE = "service", "raw pipeline", "raw, one by one"
 
 
 def closed_table(turns: Turns) -> str:
-    """A row for each contender and number of clients. cores: how many it kept busy;  × raw: images/s by the raw
-    pipeline's in the same round;  CPU × raw: processor time an image, likewise."""
+    """A row for each contender and number of clients.
+
+    cores: number kept busy;  × raw: images/s divided by the raw pipeline's in the same round;  CPU × raw: processor
+    time per image, divided likewise.
+    """
     against_raw = any(name == RAW for name, _ in turns)
     head = ["", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "failed", "CPU ms an image", "cores", "MB"]
     rows = []
@@ -31,7 +36,7 @@ def closed_table(turns: Turns) -> str:
 
 
 def open_table(turns: Turns) -> str:
-    """A row for each contender and rate offered."""
+    """A row for each contender and offered rate."""
     head = ["", "offered/s", "answered/s", "p50 ms", "p99 ms", "refused", "refusal p50 ms", "refusal p99 ms", "failed"]
     head += ["CPU ms an image", "MB before", "most", "after", "back to normal s"]
     rows = []
@@ -49,11 +54,15 @@ def open_table(turns: Turns) -> str:
 
 
 def overload_lines(closed: Turns, opened: Turns) -> str:
-    """For each contender: what it answers at the highest rate offered, by the most that it did in a closed loop."""
+    """For each contender: its rate at the highest offered load, as a share of its peak in the closed loop."""
     highest = max(offered for _, offered in opened)
     lines = []
     for name in dict.fromkeys(name for name, _ in opened):
-        peak = max(median(turns, lambda turn: turn.rate) or 0.0 for (who, _), turns in closed.items() if who == name)
+        peak = max(
+            median(turns, lambda turn: turn.rate) or 0.0
+            for (contender, _), turns in closed.items()
+            if contender == name
+        )
         rate = median(opened[name, highest], lambda turn: turn.rate) or 0.0
         share = rate / peak if peak else 0.0
         lines.append(f"{name}: at {highest:.0f}/s offered it answers {share:.0%} of its peak of {peak:.1f}/s.\n")
@@ -61,7 +70,7 @@ def overload_lines(closed: Turns, opened: Turns) -> str:
 
 
 def lone_line(turns: Turns) -> str:
-    """What a single client of the service waits beyond decoding and inference; empty if that was not measured."""
+    """How long a single client of the service waits beyond decoding and inference; empty if that was not measured."""
     if (LONE, 1) not in turns:
         return ""
     pairs = zip(turns[SERVICE, 1], turns[LONE, 1], strict=True)
@@ -73,7 +82,7 @@ def lone_line(turns: Turns) -> str:
 
 
 def failure_lines(turns: Turns) -> str:
-    """What the failures were, a line for each contender and load that has any."""
+    """The failures by outcome: one line for each contender and load that has any."""
     return "".join(
         f"{name} at {load:.0f}: {', '.join(f'{n} × {what}' for what, n in failed.most_common())}\n"
         for (name, load), own in turns.items()
@@ -82,7 +91,7 @@ def failure_lines(turns: Turns) -> str:
 
 
 def generator_line(turns: Turns) -> str:
-    """What the load itself takes of the cores."""
+    """How much processor time the load itself takes."""
     taken = median([turn for own in turns.values() for turn in own], lambda turn: turn.generator_cpu)
     return f"The clients, one process on the same cores, take {_ms(taken, 2)} ms of processor time an image.\n"
 

@@ -1,6 +1,6 @@
-"""The raw pipeline: decode, resize, run and result of the same images without HTTP. No server can be faster.
+"""The raw pipeline: the same images are decoded, resized and run without HTTP. No server can be faster.
 
-Several arrangements of processes, threads and batch are tried for a moment, and the best one is measured.
+Several arrangements of processes, threads and batch size are tried briefly, and the fastest is measured.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.load.pipeline import Found, detect
+from benchmarks.load.decode_and_detect import Found, detect
 from benchmarks.load.uploads import Upload
 from benchmarks.sessions import session_on
 from benchmarks.workers import Worker, peak_memory
@@ -30,8 +30,10 @@ PATIENCE = 120.0  # seconds beyond the measurement itself, loading included, aft
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Threads in each of some processes, each thread running `batch` images at once with a session of one thread;
-    session_threads: more than that within a run."""
+    """How the pipeline uses the cores: `threads` in each of `processes`, and each thread runs `batch` images at once.
+
+    session_threads: threads within a run.
+    """
 
     processes: int
     threads: int
@@ -45,7 +47,7 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class Done:
-    """latencies: seconds of each image's run, decoding included;  memory: the most bytes."""
+    """latencies: seconds of each batch, from decoding to result;  memory: the peak, in bytes."""
 
     images: int
     seconds: float
@@ -70,7 +72,7 @@ class Raw:
             )
         return Done(
             sum(part.images for part in parts),
-            # each process counts what it did in its own time, which begins a moment later in one than in another
+            # Each process measures its own time, and they do not all start at the same moment.
             sum(part.images for part in parts) / sum(part.images / part.seconds for part in parts),
             sum(part.cpu_seconds for part in parts),
             sum(part.memory for part in parts),
@@ -83,7 +85,7 @@ class Raw:
 
 
 def arrangements(cores: int, provider: str) -> list[Arrangement]:
-    """What may be the fastest: threads in one process or in several; batches on a GPU, where they pay."""
+    """The candidates for the fastest: threads in one process or in several, and batches on a GPU, where they help."""
     processes = min(cores, MOST_PROCESSES)
     tried = [Arrangement(1, cores), Arrangement(processes, math.ceil(cores / processes))]
     if provider == CUDA:
@@ -92,7 +94,7 @@ def arrangements(cores: int, provider: str) -> list[Arrangement]:
 
 
 def lone(cores: int) -> Arrangement:
-    """One image after the other with every core in its run: the least that a single client could wait."""
+    """One image after the other, with every core for each run: the shortest possible wait of a single client."""
     return Arrangement(1, 1, session_threads=cores)
 
 
@@ -108,16 +110,16 @@ def best(folder: Path, uploads: Sequence[Upload], seconds: float) -> Raw:
 
 
 def expected(folder: Path, uploads: Sequence[Upload]) -> list[Found]:
-    """What the right answer is for each upload."""
+    """The expected answer to each upload."""
     model = load_model(folder)
     session = session_on(pick_provider(), model.graph, session_options(usable_cores()))
     return [detect(session, model.card, [one.numbered(0)])[0] for one in uploads]
 
 
-def _build(folder: Path, pictures: Sequence[bytes], arrangement: Arrangement) -> Callable[[float], Done]:
+def _build(folder: Path, encoded: Sequence[bytes], arrangement: Arrangement) -> Callable[[float], Done]:
     model = load_model(folder)
     session = session_on(pick_provider(), model.graph, session_options(arrangement.session_threads))
-    batches = _batches(pictures, model.card.geometry, arrangement.batch)
+    batches = _batches(encoded, model.card.geometry, arrangement.batch)
     for batch in batches:
         detect(session, model.card, batch)
 
@@ -144,10 +146,10 @@ def _build(folder: Path, pictures: Sequence[bytes], arrangement: Arrangement) ->
     return measure
 
 
-def _batches(pictures: Sequence[bytes], geometry: Geometry, batch: int) -> list[list[bytes]]:
-    """Batches that each have one canvas, in which every image occurs as often as every other."""
+def _batches(encoded: Sequence[bytes], geometry: Geometry, batch: int) -> list[list[bytes]]:
+    """Batches of images that share a canvas, such that every image occurs equally often."""
     groups: dict[tuple[int, int], list[bytes]] = defaultdict(list)
-    for image in pictures:
+    for image in encoded:
         groups[decode(image, geometry).size].append(image)
     return [
         [group[(first * batch + n) % len(group)] for n in range(batch)]
@@ -157,5 +159,5 @@ def _batches(pictures: Sequence[bytes], geometry: Geometry, batch: int) -> list[
 
 
 def _spread(length: int, threads: int) -> Iterable[int]:
-    """Where each thread starts in the images."""
+    """The index of the batch that each thread starts with."""
     return [thread * length // threads for thread in range(threads)]

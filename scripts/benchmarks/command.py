@@ -1,0 +1,185 @@
+"""Measures a graph, by itself or against torchvision's own code, or the service under load.
+
+    faster-rcnn benchmark graph model_store/shapes/1
+    faster-rcnn benchmark graph --torchvision fasterrcnn_mobilenet_v3_large_320_fpn --batches 1 8 --out measured
+    faster-rcnn benchmark graph --torchvision fasterrcnn_resnet50_fpn_v2 --checkpoint mine.pth --device cuda \\
+        --precision fp16 --size 800 1333
+    faster-rcnn benchmark service                       about eight minutes; starts and stops its own servers
+    faster-rcnn benchmark service --folder photographs --out measured
+    faster-rcnn benchmark service --url http://127.0.0.1:8000
+    faster-rcnn benchmark service --soak 60             one hour of random sizes; memory must not grow
+
+Machines are noisy: every comparison is made inside one run, its parts take turns, and the results are ratios. Only
+--torchvision needs torch, so a published model can be measured by the same installation that serves it.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.load import measure_service as load
+from benchmarks.load.soak import soak
+from benchmarks.measure_graph import Options, measure_graph
+from benchmarks.workers import Failed
+from faster_rcnn.commands.command_line import Parser, above_zero, positive, run_command
+from service.engine.cores import usable_cores
+from service.engine.model import ModelRefusedError
+from service.engine.providers import CPU, CUDA, ProviderUnavailableError, pick_provider
+
+ROOT = Path(__file__).resolve().parents[2]
+EMBEDDED = ROOT / "model_store/shapes/1"
+_EXAMPLE = EMBEDDED / "example.jpg"
+PROVIDERS = {"cpu": CPU, "cuda": CUDA}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`faster-rcnn benchmark`. Returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = Parser("benchmark", "graph|service [MODEL_DIR] [OPTION ...]", __doc__)
+    parser.add_argument("what", choices=("graph", "service"), help="graph --help, service --help: their options")
+    what: str = parser.parse_args(words[:1]).what
+    measure, build = (measure_a_graph, graph_parser) if what == "graph" else (measure_a_service, service_parser)
+    arguments = build().parse_args(words[1:])
+    interrupted = "interrupted; what was measured is lost"
+    return run_command(
+        f"faster-rcnn benchmark {what}", lambda: _measure(measure, arguments), arguments.out, interrupted
+    )
+
+
+def _measure(measure: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
+    """Raises ValueError if the measurement could not be made, or needs a package that is not installed."""
+    if arguments.model is not None:
+        arguments.model = arguments.model.resolve()
+    try:
+        measure(arguments)
+    except (ModelRefusedError, ProviderUnavailableError, Failed) as error:
+        raise ValueError(str(error)) from error
+    except ImportError as error:
+        installed = "scripts/bootstrap dev installs what --torchvision and --out need"
+        raise ValueError(f"{error.name} is not installed; {installed}") from error
+
+
+def measure_a_graph(arguments: argparse.Namespace) -> None:
+    folder = arguments.model
+    if arguments.torchvision is None:
+        for option in ("weights", "checkpoint", "size"):
+            if getattr(arguments, option) is not None:
+                raise Failed(f"--{option} is for --torchvision; leave it out")
+        folder = folder or EMBEDDED
+    if folder is not None and arguments.precision is not None:
+        raise Failed("--precision is for a graph that is exported here; leave it out, or leave out MODEL_DIR")
+    example = folder / "example.jpg" if folder else EMBEDDED / "example.jpg"
+    measure_graph(
+        Options(
+            folder=folder,
+            builder=arguments.torchvision,
+            weights=arguments.weights,
+            checkpoint=arguments.checkpoint,
+            precision=arguments.precision or "fp32",
+            image=arguments.image or (example if example.exists() else EMBEDDED / "example.jpg"),
+            size=tuple(arguments.size) if arguments.size else None,
+            provider=_provider(arguments.device),
+            batches=tuple(sorted(set(arguments.batches))),
+            threads=arguments.threads or usable_cores(),
+            seconds=arguments.seconds,
+            out=arguments.out,
+        )
+    )
+
+
+def measure_a_service(arguments: argparse.Namespace) -> None:
+    folder = arguments.model or EMBEDDED
+    image = arguments.image or (example if (example := folder / "example.jpg").exists() else _EXAMPLE)
+    # A service elsewhere answers with its default model unless one is named.
+    path = f"/detect?model={folder.parent.name}&version={folder.name}" if arguments.model else "/detect"
+    if arguments.soak is not None:
+        soak(folder, image, arguments.url, path, arguments.soak, arguments.seed)
+        return
+    load.measure_service(
+        load.Options(
+            folder=folder,
+            image=image,
+            images=arguments.folder,
+            url=arguments.url,
+            path=path,
+            clients=tuple(sorted(set(arguments.clients))),
+            seconds=arguments.seconds,
+            rounds=arguments.rounds,
+            seed=arguments.seed,
+            out=arguments.out,
+        )
+    )
+
+
+def _provider(wanted: str | None) -> str:
+    best = pick_provider()
+    if wanted == "cuda" and best != CUDA:
+        raise Failed("CUDA cannot be used on this machine; take --device cpu, or see whether nvidia-smi shows a GPU")
+    return best if wanted is None else PROVIDERS[wanted]
+
+
+def graph_parser() -> Parser:
+    about = "Images per second, latency, memory and stages by batch size, of one model or against torchvision."
+    parser = Parser("benchmark graph", "[MODEL_DIR] [OPTION ...]", about)
+    _add_model(parser)
+    parser.add_argument(
+        "--torchvision", metavar="BUILDER", help="export this torchvision detector, and measure it against torchvision"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--weights", choices=("COCO_V1",), help="torchvision's pretrained weights (default: random weights, seeded)"
+    )
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a state dict of the builder's model")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), help="of the exported graph (default: fp32)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where it runs (default: cuda if usable)")
+    parser.add_argument("--provider", choices=("cpu", "cuda"), dest="device", help=argparse.SUPPRESS)  # former name
+    parser.add_argument(
+        "--batches", type=positive, nargs="+", default=(1, 2, 4, 8), metavar="N", help="sizes (default: 1 2 4 8)"
+    )
+    parser.add_argument(
+        "--size",
+        type=positive,
+        nargs=2,
+        metavar=("H", "W"),
+        help="size of the image that the network sees (default: the model's own rule, applied to the image)",
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="of every contender on a CPU (default: the usable cores)"
+    )
+    parser.add_argument(
+        "--seconds", type=above_zero, default=0.5, help="of each turn; a row has five turns (default: 0.5)"
+    )
+    _add_out(parser)
+    return parser
+
+
+def service_parser() -> Parser:
+    about = "Throughput, latency, processor time and memory of the service under load, against a plain server."
+    parser = Parser("benchmark service", "[MODEL_DIR] [OPTION ...]", about)
+    _add_model(parser)
+    parser.add_argument("--url", help="a service that is already running (default: start one, beside a plain server)")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="send the JPEGs in this folder (default: --image at six sizes)"
+    )
+    parser.add_argument(
+        "--clients", type=positive, nargs="+", default=load.CLIENTS, metavar="N", help="default: 1 4 16 64"
+    )
+    parser.add_argument("--seconds", type=above_zero, default=4.0, help="of each turn (default: 4)")
+    parser.add_argument(
+        "--rounds", type=positive, default=3, metavar="N", help="turns of each contender at each load (default: 3)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for everything that is drawn at random (default: 0)")
+    parser.add_argument("--soak", type=above_zero, metavar="MINUTES", help="one load of random sizes instead")
+    _add_out(parser)
+    return parser
+
+
+def _add_model(parser: Parser) -> None:
+    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL_DIR", help="default: model_store/shapes/1")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="default: example.jpg of the model")
+    parser.add_argument("--picture", type=Path, dest="image", help=argparse.SUPPRESS)  # its former name
+
+
+def _add_out(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for benchmark.md and benchmark.png")

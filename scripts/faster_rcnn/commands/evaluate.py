@@ -1,0 +1,175 @@
+"""Measures a training run in PyTorch, a published model through the service's own code, or sources of proposals.
+
+faster-rcnn evaluate runs/mine --split test
+faster-rcnn evaluate model_store/shapes/1 --data shapes --split test
+faster-rcnn evaluate runs/fast --proposals selective-search         (instead of the proposals it was trained on)
+faster-rcnn evaluate --proposals sliding-window --proposals rpn:runs/mine --data voc:DIR
+
+Writes a folder with metrics.json, tables, plots, images and mistakes; its index.html shows them all.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from faster_rcnn.commands.command_line import (
+    Parser,
+    add_data,
+    add_device,
+    add_limit_images,
+    add_seed,
+    add_skip_bad_boxes,
+    add_workers,
+    check_writable,
+    data_source,
+    device_of,
+    run_command,
+)
+from faster_rcnn.data.class_numbers import renumber
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.decode_check import open_checked
+from faster_rcnn.data.sources import check_labels
+from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
+from faster_rcnn.evaluation import Predictor, collect, fast_rcnn_predictor, torch_predictor
+from faster_rcnn.evaluation.report import compare_sources, write_report
+from faster_rcnn.graph.onnx_predictor import onnx_predictor
+from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
+from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
+from faster_rcnn.training.run import RunRecord, find_record, proposals_of_step
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`faster-rcnn evaluate`. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command("faster-rcnn evaluate", lambda: evaluate(arguments), arguments.out)
+
+
+def build_parser() -> Parser:
+    parser = Parser("evaluate", "[RUN | MODEL_DIR] [OPTION ...]", __doc__)
+    parser.add_argument(
+        "target", type=Path, nargs="?", metavar="RUN | MODEL_DIR", help="folder of a run or of a published version"
+    )
+    add_data(parser, " (default: the data of RUN)")
+    parser.add_argument("--split", help="default: the split that RUN was validated on, or val")
+    add_limit_images(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: evaluation-SPLIT in RUN, or in this folder)"
+    )
+    add_device(parser)
+    more = parser.add_argument_group("less often needed")
+    more.add_argument("--checkpoint", choices=("best", "last"), help="of RUN (default: best, if there is one)")
+    more.add_argument(
+        "--proposals",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help=f"{SOURCES}. Without RUN: sources to measure, may be repeated. With RUN: the proposals for its head",
+    )
+    more.add_argument("--show", type=int, default=50, metavar="N", help="images drawn in the report (default: 50)")
+    add_skip_bad_boxes(more, " (default: as in RUN)")
+    add_seed(more)
+    add_workers(more, os.cpu_count() or 1)
+    return parser
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measures what the options name, and writes a report of it."""
+    target: Path | None = arguments.target
+    if target is None and not arguments.proposals:
+        raise ValueError("nothing to measure; name a RUN or MODEL_DIR, or a source by --proposals")
+    record = None if target is None else find_record(check_version_named(target))
+    data = data_source(arguments.data, record.data if record else None)
+    record = record or RunRecord()  # without a run: the split val, all boxes
+    split = arguments.split or record.val_split
+    out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
+    check_writable(out)
+    skip = arguments.skip_bad_boxes or record.skip_bad_boxes
+    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
+    if arguments.limit_images is not None:
+        dataset = FirstImages(dataset, arguments.limit_images)
+    about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}
+    if target is None:
+        print(measure_sources(dataset, arguments, about, out))
+    else:
+        dataset, predict, details = open_target(target, dataset, record, arguments)
+        about |= details
+        truths, predictions = collect(dataset, predict)
+        print(json.dumps(write_report(out, dataset, truths, predictions, about, arguments.show), indent=1))
+    print(f"wrote {out / 'index.html'}")
+
+
+def check_version_named(target: Path) -> Path:
+    """`target`. Raises ValueError if it is the folder of a model, of which only the versions can be measured."""
+    if versions := sorted(file.parent.name for file in target.glob("*/model.onnx")):
+        raise ValueError(f"{target} holds the versions {', '.join(versions)}; name one, as {target / versions[-1]}")
+    return target
+
+
+def place_for_reports(target: Path | None) -> Path:
+    """The folder of a run; else the current one, since a published version must stay as it was published."""
+    if target is None or (target / "model.onnx").is_file():
+        return Path()
+    return target.parent if target.is_file() else target
+
+
+def measure_sources(dataset: Dataset, arguments: argparse.Namespace, about: dict[str, Any], out: Path) -> str:
+    """The recall of each source, as a table."""
+    tables = {source: propose(dataset, source, LIMIT, arguments) for source in dict.fromkeys(arguments.proposals)}
+    return compare_sources(out, dataset, tables, about | {"target": ", ".join(tables)}, arguments.show)
+
+
+def open_target(
+    target: Path, dataset: Dataset, record: RunRecord, arguments: argparse.Namespace
+) -> tuple[Dataset, Predictor, dict[str, Any]]:
+    """What is to be measured.
+
+    Returns the data set, with proposals if the detector takes any; the predictor; and for the report, which checkpoint
+    and which proposals these are.
+    """
+    if (target / "model.onnx").is_file():
+        if arguments.proposals:
+            raise ValueError(f"{target} makes its own proposals; leave out --proposals, or name a run")
+        labels = tuple(json.loads((target / "model.json").read_text())["labels"])
+        return renumber(dataset, labels, str(target)), onnx_predictor(target), {}
+    which = arguments.checkpoint or best_or_last(target)
+    state = read_checkpoint(target, which)
+    detector = build_detector(state).to(device_of(arguments)).eval()
+    check_labels(dataset, detector.config.labels, str(target))
+    objective = state.get("objective", "joint")  # older checkpoints, which are all joint, do not say
+    if objective == "rpn":
+        raise ValueError(f"{target} has trained only an RPN; measure it by --proposals rpn:{target} without RUN")
+    sources = sources_for(target, record, arguments)
+    if not sources and objective == "fast-rcnn":
+        raise ValueError(f"{target} makes no proposals of its own; name their source by --proposals")
+    details = {"checkpoint": which, "iteration": state["iteration"]}
+    if not sources:
+        return dataset, torch_predictor(detector), details
+    limit = record.proposal_limit or (detector.config.proposals.after_nms if proposals_of_step(target) else LIMIT)
+    table = propose(dataset, sources[0], limit, arguments)
+    return WithProposals(dataset, table, limit), fast_rcnn_predictor(detector), details | {"proposals_from": sources[0]}
+
+
+def sources_for(target: Path, record: RunRecord, arguments: argparse.Namespace) -> list[str]:
+    """The source of the proposals for a run's head; empty if the run makes its own."""
+    if len(arguments.proposals) > 1:
+        raise ValueError(f"{target} takes the proposals of one source; give --proposals once")
+    if arguments.proposals:
+        return list(arguments.proposals)
+    if (given := proposals_of_step(target)) is None:
+        return [] if record.proposals is None else [record.proposals]
+    before, table = given
+    own = arguments.data in (None, record.data) and arguments.split in (None, record.val_split)
+    if not own or arguments.seed or not table.is_file():
+        raise ValueError(
+            f"{target} makes no proposals of its own, and {before} kept some only for its validation split; "
+            f"name their source, as --proposals rpn:{before}"
+        )
+    return [str(table)]
+
+
+def propose(dataset: Dataset, source: str, limit: int, arguments: argparse.Namespace) -> ProposalTable:
+    return propose_for(dataset, source, limit, workers=arguments.workers, device=str(device_of(arguments)))

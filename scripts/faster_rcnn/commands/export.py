@@ -1,0 +1,214 @@
+"""Publishes a trained detector as a model that the service can load.
+
+faster-rcnn export runs/shapes --name shapes
+faster-rcnn export --torchvision fasterrcnn_resnet50_fpn_v2 --weights COCO_V1 --name coco
+faster-rcnn export --torchvision fasterrcnn_resnet50_fpn --checkpoint model_25.pth --labels labels.txt --name mine
+
+The graph is verified before it is published: ONNX Runtime against PyTorch, batches against single images, large
+canvases against tight ones. A graph that does not agree is not published.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from faster_rcnn.commands.command_line import (
+    Parser,
+    add_data,
+    add_limit_images,
+    add_seed,
+    add_skip_bad_boxes,
+    check_writable,
+    positive,
+    required,
+    run_command,
+)
+from faster_rcnn.data.class_numbers import renumber
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.decode_check import open_checked
+from faster_rcnn.data.label_names import read_labels
+from faster_rcnn.data.sources import check_labels, splits_of
+from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
+from faster_rcnn.graph.publish import next_version, publish
+from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
+from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
+from faster_rcnn.training.run import check_finished, read_record
+
+VERIFIED_IMAGES = 24
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`faster-rcnn export`. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command("faster-rcnn export", lambda: export(arguments), arguments.store)
+
+
+def build_parser() -> Parser:
+    parser = Parser("export", "RUN --name NAME [OPTION ...]", __doc__)
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="folder of the run; or give --torchvision")
+    parser.add_argument("--name", help="name of the model in the store")
+    parser.add_argument("--version", type=int, metavar="N", help="default: one more than the highest")
+    parser.add_argument(
+        "--store", type=Path, metavar="DIR", default=Path("model_store"), help="the model store (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="best|last|FILE",
+        help="of RUN: best or last (default: best, if there is one); with --torchvision: a file",
+    )
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the graph (default: fp32)")
+    parser.add_argument(
+        "--provider",
+        choices=("any", "cpu"),
+        default="any",
+        help="what the graph is made for; cpu: RoI max pooling as ONNX's own operator, which CUDA lacks and which "
+        "takes feature maps of any size (default: any)",
+    )
+    measured = parser.add_argument_group("what the published graph is measured on")
+    add_data(measured, " (default: the data of RUN; a torchvision model is then not measured)")
+    measured.add_argument("--split", help="default: test; where there is none, the run's validation split")
+    add_limit_images(measured)
+    add_skip_bad_boxes(measured, " (default: as in RUN)")
+    add_seed(measured)
+    measured.add_argument(
+        "--no-example",
+        action="store_true",
+        help="publish no example image with the model (you may not have the right to share it)",
+    )
+    theirs = parser.add_argument_group("a torchvision model")
+    theirs.add_argument("--torchvision", choices=BUILDERS, help="the function that built it")
+    theirs.add_argument("--weights", choices=WEIGHTS, help="torchvision's pretrained weights; instead of --checkpoint")
+    theirs.add_argument(
+        "--labels", type=Path, metavar="FILE", help="one label per line, without background; needed with --checkpoint"
+    )
+    theirs.add_argument(
+        "--num-classes", type=positive, metavar="N", help="classes with background; checked against the checkpoint"
+    )
+    theirs.add_argument(
+        "--batch-norm-epsilon",
+        type=float,
+        metavar="ε",
+        help="of frozen batch normalisation (default: 0 for fasterrcnn_resnet50_fpn, as in COCO_V1, else 1e-5)",
+    )
+    return parser
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Publishes the detector that the options name, and prints what the verification found."""
+    if (arguments.run is None) == (arguments.torchvision is None):
+        raise ValueError("name what is published: a RUN or --torchvision BUILDER, not both")
+    required(arguments.name, "--name", "choose the model's name in the store")
+    check_writable(arguments.store)
+    folder = publish_run(arguments) if arguments.run else publish_torchvision(arguments)
+    card = json.loads((folder / "model.json").read_text())
+    print(json.dumps({"verification": card["verification"], "metrics": card["metrics"]}, indent=1))
+    print(f"published {folder}, {card['bytes'] / 1e6:.1f} MB")
+
+
+def publish_run(arguments: argparse.Namespace) -> Path:
+    """A detector that was trained here."""
+    for option in ("weights", "labels", "num_classes", "batch_norm_epsilon"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} belongs to --torchvision; leave it out for a RUN")
+    if arguments.checkpoint not in (None, "best", "last"):
+        raise ValueError(f"--checkpoint of a RUN is best or last, not {arguments.checkpoint}")
+    check_finished(arguments.run)
+    state = read_checkpoint(arguments.run, arguments.checkpoint or best_or_last(arguments.run))
+    if (trained := state.get("objective", "joint")) != "joint":
+        raise ValueError(
+            f"{arguments.run} has trained only the {trained} part, which cannot detect by itself; "
+            "publish a run of --schedule joint or alternating"
+        )
+    detector = build_detector(state).eval()
+    record = read_record(arguments.run)
+    skip = arguments.skip_bad_boxes or record.skip_bad_boxes
+    test, measured_on = open_test(arguments, arguments.data or record.data, record.val_split, skip)
+    check_labels(test, detector.config.labels, str(arguments.run))
+    return publish(
+        detector,
+        arguments.store,
+        arguments.name,
+        version_of(arguments),
+        # model.json has the detector's own config
+        training=replace(record, config=None).to_json() | {"iteration": state["iteration"]},
+        measured_on=measured_on,
+        test=test,
+        images=first_images(test),
+        limit=arguments.limit_images,
+        example=not arguments.no_example,
+        precision=arguments.precision,
+        provider=arguments.provider,
+    )
+
+
+def publish_torchvision(arguments: argparse.Namespace) -> Path:
+    """A torchvision model, with torchvision's own weights or from a checkpoint."""
+    if not arguments.data and (arguments.split or arguments.limit_images or arguments.skip_bad_boxes):
+        raise ValueError("--split, --limit-images and --skip-bad-boxes need --data; name it, or leave them out")
+    trained = read_torchvision(arguments)
+    detector = TorchvisionDetector(trained.model)
+    labels = trained.labels if arguments.labels is None else read_labels(arguments.labels, detector.classes)
+    assert labels is not None
+    test, measured_on = None, ""
+    if arguments.data:
+        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes)
+        test = renumber(test, labels, arguments.torchvision)
+    if trained.remark:
+        print(trained.remark)
+    return publish(
+        detector,
+        arguments.store,
+        arguments.name,
+        version_of(arguments),
+        training=trained.origin,
+        measured_on=measured_on,
+        test=test,
+        images=first_images(test) if test else None,
+        limit=arguments.limit_images,
+        example=test is not None and not arguments.no_example,
+        labels=labels,
+        precision=arguments.precision,
+        provider=arguments.provider,
+    )
+
+
+def read_torchvision(arguments: argparse.Namespace) -> Trained:
+    """The model of --torchvision with --weights or --checkpoint."""
+    if (arguments.weights is None) == (arguments.checkpoint is None):
+        raise ValueError(f"{arguments.torchvision} needs either --weights COCO_V1 or --checkpoint FILE")
+    if arguments.weights:
+        if arguments.num_classes or arguments.batch_norm_epsilon is not None:
+            raise ValueError("--num-classes and --batch-norm-epsilon go with --checkpoint FILE; leave them out")
+        return published_model(arguments.torchvision, arguments.weights)
+    if arguments.labels is None:
+        raise ValueError(
+            "a checkpoint does not name its classes; give --labels FILE, one label per line, without background"
+        )
+    return checkpoint_model(
+        arguments.torchvision, Path(arguments.checkpoint), arguments.num_classes, arguments.batch_norm_epsilon
+    )
+
+
+def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool) -> tuple[Dataset, str]:
+    """The data that the graph is measured on, and its name in the card.
+
+    own: the split to take where there is no test split.
+    """
+    split = arguments.split or ("test" if "test" in splits_of(data) else own)
+    test = open_checked(data, split, arguments.seed, skip)
+    return test, f"{data}/{split}" + (f", seed {arguments.seed}" if arguments.seed else "")
+
+
+def first_images(test: Dataset) -> list[np.ndarray]:
+    """The images that the graph is verified on."""
+    return [test[index].image for index in range(min(VERIFIED_IMAGES, len(test)))]
+
+
+def version_of(arguments: argparse.Namespace) -> int:
+    if arguments.version is None:
+        return next_version(arguments.store, arguments.name)
+    return int(arguments.version)

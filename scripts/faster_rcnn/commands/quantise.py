@@ -1,0 +1,70 @@
+"""Publishes an int8 copy of a published model, for CPUs: half the time, a third of the file.
+
+faster-rcnn quantise model_store/shapes/1 --data shapes
+
+The ranges of the features are measured on the first training images, and both versions on the test split. Where AP
+falls by more than one point nothing is published.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from faster_rcnn.commands.command_line import (
+    Parser,
+    add_data,
+    add_limit_images,
+    add_seed,
+    add_skip_bad_boxes,
+    check_writable,
+    data_source,
+    run_command,
+)
+from faster_rcnn.data.decode_check import open_checked
+from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
+from faster_rcnn.graph.publish import next_version
+from faster_rcnn.graph.publish_int8 import publish_int8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`faster-rcnn quantise`. Returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command("faster-rcnn quantise", lambda: quantise(arguments), arguments.model.parent)
+
+
+def build_parser() -> Parser:
+    parser = Parser("quantise", "MODEL_DIR --data DATA [OPTION ...]", __doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="<store>/<name>/<version>, in float32")
+    add_data(parser, "; the data that the model was trained on")
+    parser.add_argument("--split", help="split that both versions are measured on (default: test, or else val)")
+    parser.add_argument("--version", type=int, metavar="N", help="default: one more than the highest")
+    add_limit_images(parser)
+    add_skip_bad_boxes(parser)
+    add_seed(parser)
+    return parser
+
+
+def quantise(arguments: argparse.Namespace) -> None:
+    """Publishes the int8 copy, and prints both versions' AP."""
+    logging.getLogger().setLevel(logging.ERROR)  # the quantiser's warnings address its caller, not the user
+    data = data_source(arguments.data)
+    source = arguments.model.absolute()
+    if not (source / "model.json").is_file():
+        raise ValueError(f"{arguments.model} is not a published model; name <store>/<name>/<version>")
+    check_writable(source.parent)
+    split = arguments.split or ("test" if "test" in splits_of(data) else "val")
+    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes)
+    check_labels(test, tuple(json.loads((source / "model.json").read_text())["labels"]), str(arguments.model))
+    folder = publish_int8(
+        source,
+        next_version(source.parent.parent, source.parent.name) if arguments.version is None else arguments.version,
+        open_dataset(data, "train", arguments.seed, arguments.skip_bad_boxes),
+        test,
+        f"{data}/{split}",
+        arguments.limit_images,
+    )
+    card = json.loads((folder / "model.json").read_text())
+    print(json.dumps({name: {"AP": one["AP"], "AP50": one["AP50"]} for name, one in card["metrics"].items()}, indent=1))
+    print(f"published {folder}, {card['bytes'] / 1e6:.1f} MB")

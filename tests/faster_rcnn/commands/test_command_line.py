@@ -1,0 +1,125 @@
+"""What the commands share: how they fail, the checks before any work, and the doors in scripts/."""
+
+import argparse
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from faster_rcnn.commands.command_line import Parser, check_writable, positive, run_command
+from tests.faster_rcnn.commands.conftest import Done
+
+ROOT = Path(__file__).resolve().parents[3]
+DOORS = {
+    "train.py": "train",
+    "check_data.py": "check",
+    "evaluate.py": "evaluate",
+    "export.py": "export",
+    "quantise.py": "quantise",
+    "propose.py": "propose",
+    "compare.py": "compare",
+    "benchmark.py": "benchmark",
+    "write_shapes.py": "shapes",
+}
+
+
+@pytest.mark.parametrize("command", [*DOORS.values(), "serve"])
+def test_help_shows_an_example(run: Callable[..., Done], command: str) -> None:
+    done = run(command, "--help")
+    assert done.code == 0
+    assert done.out.startswith(f"usage: faster-rcnn {command} ")
+    assert done.out.count(f"faster-rcnn {command} ") > 1  # the usage is one
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_each_script_is_a_door_to_its_command(door: str) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / door, "--help"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: faster-rcnn {DOORS[door]} ")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], error: Exception, out: Path | None = None) -> str:
+    """What `run_command` prints if a command raises `error`."""
+
+    def fail() -> None:
+        raise error
+
+    assert run_command("faster-rcnn x", fail, out) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_an_error_of_the_system_names_its_file_and_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert refusal(capsys, full, Path("runs/x")) == (
+        "faster-rcnn x: runs/x: No space left on device; free some space, or write to another disk"
+    )
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "a.json")
+    assert refusal(capsys, missing, Path("runs/x")) == (
+        "faster-rcnn x: a.json: No such file or directory; check the path"
+    )
+
+
+def test_an_error_of_the_project_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, ValueError("a; do b")) == "faster-rcnn x: a; do b"
+    assert refusal(capsys, FileNotFoundError("no.npz is not there")) == "faster-rcnn x: no.npz is not there"
+    assert refusal(capsys, KeyboardInterrupt()) == "faster-rcnn x: interrupted"  # type: ignore[arg-type]
+
+
+def test_of_a_workers_error_only_the_last_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    from_worker = ValueError("Traceback (most recent call last):\n  …\nValueError: a.jpg cannot be read")
+    assert refusal(capsys, from_worker) == "faster-rcnn x: a.jpg cannot be read"
+
+
+def test_a_device_without_memory_is_named_and_another_runtime_error_is_a_bug(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    assert "the device ran out of memory; lower --batch-size" in refusal(capsys, torch.OutOfMemoryError("CUDA"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        refusal(capsys, RuntimeError("shapes differ"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(OSError, match="file is a file; name a folder"):
+            check_writable(tmp_path / place)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux has a folder that even root cannot write")
+def test_a_folder_that_the_system_does_not_let_anyone_write_is_refused() -> None:
+    with pytest.raises(OSError, match=r"/proc/x cannot be written \(.+\); name another folder"):
+        check_writable(Path("/proc/x"))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--batchsize", "3"], "unknown option --batchsize; did you mean --batch-size?"),
+        (["--batchsize=3"], "unknown option --batchsize; did you mean --batch-size?"),
+        (["--batch", "3"], "unknown option --batch; did you mean --batch-size?"),  # options are not abbreviated
+        (["--zzz"], "unknown option --zzz; --help lists the options"),
+        (["--former-name-x", "3"], "unknown option --former-name-x; --help lists the options"),  # hidden ones stay so
+        (["stray"], "unexpected argument 'stray'; --help shows what the command takes"),
+        (["--batch-size", "many"], "argument --batch-size: 'many' is not a whole number"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
+) -> None:
+    parser = Parser("x", "[OPTION ...]", "An example.")
+    parser.add_argument("--batch-size", type=positive)
+    parser.add_argument("--former-name", help=argparse.SUPPRESS)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(words)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"faster-rcnn x: {complaint}\n"
