@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from faster_rcnn.commands.command_line import fail, positive, run_command
-from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.coverage import anchor_coverage
-from faster_rcnn.data.decode_check import Seen, check_images, summary
+from faster_rcnn.data.decode_check import FirstFiles, check_images, summary
 from faster_rcnn.data.faults import Fault, stopping
+from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.sources import open_folder, splits_of
 from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.detector import FasterRCNN
@@ -53,7 +53,7 @@ def main() -> None:
     splits = [arguments.split] if arguments.split else splits_of(arguments.data)
     if not splits:
         raise ValueError(f"--data {arguments.data}: no splits found; give a folder of annotations, see README.md")
-    seen: Seen = {}
+    seen: FirstFiles = {}
     told: set[str] = set()
     stop: list[Fault] = []
     for split in splits:
@@ -75,8 +75,8 @@ def main() -> None:
 
 
 def check_split(
-    source: str, split: str, skip_bad_boxes: bool, workers: int, seen: Seen
-) -> tuple[AnnotatedImages | None, list[Fault]]:
+    source: str, split: str, skip_bad_boxes: bool, workers: int, seen: FirstFiles
+) -> tuple[FolderDataset | None, list[Fault]]:
     """A split and all its faults; None if its annotations are no such thing at all."""
     try:
         dataset = open_folder(source, split, skip_bad_boxes)
@@ -86,7 +86,7 @@ def check_split(
     return dataset, dataset.faults + check_images(dataset, workers, seen)
 
 
-def describe(dataset: AnnotatedImages) -> str:
+def describe(dataset: FolderDataset) -> str:
     """Images, their sizes, and the objects of each class."""
     labels = [dataset.objects(index)[1] for index in range(len(dataset))]
     objects = np.bincount(np.concatenate(labels), minlength=len(dataset.labels))
@@ -103,7 +103,7 @@ def describe(dataset: AnnotatedImages) -> str:
     return "\n".join(lines)
 
 
-def coverage(dataset: AnnotatedImages, given: dict[str, Any], strides: Sequence[int]) -> str:
+def coverage(dataset: FolderDataset, given: dict[str, Any], strides: Sequence[int]) -> str:
     config = configure(given, given["backbone"], dataset.labels)
     resize, scales = config.resize, " ".join(f"{scale:g}" for scale in config.anchor_scales)
     ratios = " ".join(f"{ratio:g}" for ratio in config.anchor_ratios)

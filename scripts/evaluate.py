@@ -21,7 +21,7 @@ from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.evaluation import Predictor, collect, torch_predictor
 from faster_rcnn.evaluation.report import compare_sources, write_report
@@ -71,7 +71,7 @@ def main() -> None:
     skip = arguments.skip_bad_boxes or run.get("skip_bad_boxes", False)
     dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
     if arguments.images is not None:
-        dataset = FirstImages(dataset, arguments.images)
+        dataset = Subset(dataset, arguments.images)
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}
     if target is None:

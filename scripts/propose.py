@@ -16,7 +16,7 @@ import torch
 
 from faster_rcnn.commands.command_line import positive, run_command
 from faster_rcnn.data.decode_check import open_checked
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable
 
@@ -54,7 +54,7 @@ def main() -> None:
         raise ValueError(f"--out {out} does not end in .npz, by which it is known as a table; rename it")
     dataset = open_checked(arguments.data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers)
     if arguments.images is not None:
-        dataset = FirstImages(dataset, arguments.images)
+        dataset = Subset(dataset, arguments.images)
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     table = propose_for(

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Prediction, Sample
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.evaluation.coco import coco_ap
 from faster_rcnn.evaluation.recall import NUMBERS, proposal_recall
@@ -47,7 +47,7 @@ def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> t
 
     The samples have their objects and size but no pixels: thousands of images would fill the memory.
     """
-    pictures = dataset if limit is None else FirstImages(dataset, limit)
+    pictures = dataset if limit is None else Subset(dataset, limit)
     truths, predictions = [], []
     for index in tqdm(range(len(pictures)), desc="evaluating", unit="image", leave=False):
         sample = pictures[index]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.coverage import anchor_coverage
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import check_before_training, summary
+from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.sources import check_labels, open_dataset
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.detector.checkpoint import NAME, load_detector
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
@@ -102,13 +102,13 @@ def _checked(run: dict[str, Any]) -> tuple[Dataset, Dataset]:
     if rank() == 0 and not _objects(validation):
         print(f"warning: {run['data']}/{run['val_split']} has no object, so that nothing can be chosen by its metrics")
     if run["data"] == "shapes" and run["schedule"] != "joint":
-        training = FirstImages(training, SHAPES_WITH_PROPOSALS)
+        training = Subset(training, SHAPES_WITH_PROPOSALS)
     return training, validation
 
 
 def _digest(dataset: Dataset) -> str | None:
     """What tells a folder's images, sizes and objects from others; None for what is drawn as it is read."""
-    if not isinstance(dataset, AnnotatedImages):
+    if not isinstance(dataset, FolderDataset):
         return None
     digest = hashlib.sha256()
     for index in range(len(dataset)):
@@ -120,7 +120,7 @@ def _digest(dataset: Dataset) -> str | None:
 
 def _objects(dataset: Dataset) -> bool:
     """Whether there is any object; what is drawn as it is read has some."""
-    if not isinstance(dataset, AnnotatedImages):
+    if not isinstance(dataset, FolderDataset):
         return True
     return any(len(dataset.objects(index)[1]) for index in range(len(dataset)))
 

@@ -14,7 +14,7 @@ from PIL import Image
 from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.evaluation import collect, measure
 from faster_rcnn.evaluation.mistakes import KINDS, Mistake, find_mistakes
 from faster_rcnn.evaluation.page import gallery, page, section, table
@@ -177,7 +177,7 @@ def test_a_class_that_nothing_is_detected_of_has_its_panel(tmp_path: Path) -> No
 
 
 def test_sources_of_proposals_are_compared_side_by_side(tmp_path: Path) -> None:
-    dataset = FirstImages(Shapes("val"), 4)
+    dataset = Subset(Shapes("val"), 4)
     names = [dataset.name(index) for index in range(len(dataset))]
     exact = {
         name: Regions(dataset[i].boxes, np.ones(len(dataset[i].boxes), np.float32)) for i, name in enumerate(names)
@@ -194,18 +194,18 @@ def test_sources_of_proposals_are_compared_side_by_side(tmp_path: Path) -> None:
 
 def test_the_first_images_of_a_data_set_are_just_those() -> None:
     whole = Shapes("val")
-    first = FirstImages(whole, 3)
+    first = Subset(whole, 3)
     assert [first.name(index) for index in range(len(first))] == [whole.name(index) for index in range(3)]
     assert first.size(2) == whole.size(2)
     assert (first[1].image == whole[1].image).all()
     assert len(list(first)) == 3
-    assert len(FirstImages(whole, 10**9)) == len(whole)
+    assert len(Subset(whole, 10**9)) == len(whole)
 
 
 @pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder with bccd")
 def test_a_report_of_real_photographs(tmp_path: Path) -> None:
     dataset = open_dataset(f"voc:{os.environ['REAL_DATA_DIR']}/bccd", "val", skip_bad_boxes=True)
-    first = FirstImages(dataset, 4)
+    first = Subset(dataset, 4)
     truths, predictions = collect(first, lambda one: Prediction(one.boxes, np.ones(len(one.labels)), one.labels))
     record = write_report(tmp_path, first, truths, predictions, {"target": "truth"}, images=1)
     assert record["VOC_mAP"] == record["AP"] == 1.0
