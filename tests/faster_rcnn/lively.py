@@ -10,7 +10,7 @@ from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 
@@ -18,7 +18,7 @@ from faster_rcnn.detector.resize import ResizeRule, resize_image
 def lively(backbone: str, **changes: Any) -> FasterRCNN:
     """An untrained detector whose scores and boxes are spread out, so that a difference would show."""
     torch.manual_seed(1)
-    detector = FasterRCNN(replace(preset(backbone, Shapes.labels), **changes)).eval()
+    detector = FasterRCNN(replace(default_config(backbone, Shapes.labels), **changes)).eval()
     with torch.no_grad():
         for module in detector.backbone.modules():
             # without normalisations that know their data, what passes a MobileNet dies away and a ResNet's grows

@@ -103,7 +103,7 @@ def _read(file: Path) -> dict[str, JSONList]:
         document = decode_members(file.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
         raise ValueError(f"{file}: not JSON: {error}; export it again as COCO") from error
-    lists = {}
+    lists: dict[str, JSONList] = {}
     for name in ("images", "categories", "annotations"):
         if name not in document:
             raise ValueError(f"{file}: not in COCO's format: it has no list of {name}; export it again as COCO")

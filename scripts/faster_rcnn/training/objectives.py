@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from faster_rcnn.data.loader import Batch, GroundTruth
 from faster_rcnn.detector import losses
 from faster_rcnn.detector.anchors import inside_image
-from faster_rcnn.detector.backbones import autocast_dtype
 from faster_rcnn.detector.boxes import encode
 from faster_rcnn.detector.detector import FasterRCNN, RPNOutput
+from faster_rcnn.detector.mixed_precision import autocast_dtype
 from faster_rcnn.detector.sampling import POSITIVE, label_anchors, sample_anchors, sample_proposals
 
 Losses = dict[str, Tensor]

@@ -12,10 +12,10 @@ import torchvision
 
 from faster_rcnn.data.loader import Share
 from faster_rcnn.data.sources import open_dataset
-from faster_rcnn.detector.backbones.freezing import freeze_before
 from faster_rcnn.detector.checkpoint import NAME
-from faster_rcnn.detector.config import DetectorConfig, preset
+from faster_rcnn.detector.config import DetectorConfig, default_config
 from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.freezing import freeze_before
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.roi_head import TargetNormalisation
 from faster_rcnn.detector.weights import fetch_weights, load_backbone_weights
@@ -77,7 +77,7 @@ def default_options(backbone: str, weights: str, data: str, images: int) -> dict
 
 def configure(given: dict[str, Any], backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
     """The backbone's preset with what the command line changes of it."""
-    config = preset(backbone, labels)
+    config = default_config(backbone, labels)
     changes: dict[str, Any] = {name: tuple(given[name]) for name in ("anchor_scales", "anchor_ratios") if name in given}
     if "roi_pooling" in given:
         changes["roi_pooling"] = given["roi_pooling"]

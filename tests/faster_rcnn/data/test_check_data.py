@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from faster_rcnn.data.annotated import AnnotatedImages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from faster_rcnn.commands.command_line import run_command
-from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.decode_check import check_before_training, check_images, open_checked, summary
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset, open_folder

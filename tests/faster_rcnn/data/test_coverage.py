@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faster_rcnn.data.annotated import AnnotatedImages, Annotation, Image, Parsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from faster_rcnn.data.annotated import AnnotatedImages, Annotation, Image, Parsed
 from faster_rcnn.data.coverage import anchor_coverage, best_overlaps, inside_somewhere, suggest_scales
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.anchors import cell_anchors, grid_anchors, inside_image
-from faster_rcnn.detector.config import DetectorConfig, preset
+from faster_rcnn.detector.config import DetectorConfig, default_config
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.sampling import AnchorSampling
 
@@ -168,6 +168,6 @@ def test_images_without_objects_and_drawn_ones_are_counted_too() -> None:
     assert empty.share(0.5) == 0.0
     assert len(empty.report().splitlines()) == 1
     shapes = Shapes("val", length=10)
-    coverage = anchor_coverage(shapes, preset("compact", shapes.labels), (16,))
+    coverage = anchor_coverage(shapes, default_config("compact", shapes.labels), (16,))
     assert len(coverage.best) == sum(len(shapes[index].labels) for index in range(10))
     assert coverage.share(0.5) > 0.5

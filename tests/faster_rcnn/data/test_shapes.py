@@ -2,9 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faster_rcnn.data.annotated import AnnotatedImages
 
 from faster_rcnn.data import shapes
-from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.shapes import LABELS, Shapes, write_coco
 from faster_rcnn.data.sources import open_dataset
 

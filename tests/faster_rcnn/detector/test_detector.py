@@ -13,8 +13,8 @@ from torchvision.ops import box_iou
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.loader import Batch, collate
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector.config import PRESETS, DetectorConfig, canvases, preset
-from faster_rcnn.detector.detector import Answer, FasterRCNN, scales_of_maps
+from faster_rcnn.detector.config import DEFAULTS, DetectorConfig, canvases, default_config
+from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN, scales_of_maps
 from faster_rcnn.detector.losses import total
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 from faster_rcnn.training.objectives import joint_losses
@@ -30,7 +30,7 @@ def small_image(index: int) -> Sample:
     return Sample(image, sample.boxes * scale, sample.labels)
 
 
-def overlaps(answer: Answer, batch: Batch) -> torch.Tensor:
+def overlaps(answer: DetectorOutput, batch: Batch) -> torch.Tensor:
     """For each object of the first image the best IoU of a detection with its label."""
     real = int(answer.num_detections[0])
     iou = box_iou(batch.truth[0].boxes, answer.boxes[0, :real])
@@ -41,7 +41,7 @@ def overlaps(answer: Answer, batch: Batch) -> torch.Tensor:
 def test_ten_steps_on_one_image_reach_its_boxes() -> None:
     torch.manual_seed(0)
     picture = small_image(5)
-    detector = FasterRCNN(preset("compact", Shapes.labels)).train()
+    detector = FasterRCNN(default_config("compact", Shapes.labels)).train()
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0  # ten steps are too few for a running mean
@@ -62,7 +62,7 @@ def test_ten_steps_on_one_image_reach_its_boxes() -> None:
     assert overlaps(answer, batch).min() > 0.5
 
 
-@pytest.mark.parametrize("backbone", sorted(PRESETS))
+@pytest.mark.parametrize("backbone", sorted(DEFAULTS))
 def test_a_step_reaches_every_parameter(backbone: str) -> None:
     scales = {} if backbone.endswith("_fpn") else {"anchor_scales": (32.0, 64.0)}
     detector = lively(backbone, head_units=64, rpn_channels=64, **scales).train()
@@ -76,7 +76,7 @@ def test_a_step_reaches_every_parameter(backbone: str) -> None:
 
 def test_a_batch_of_images_without_objects_trains() -> None:
     torch.manual_seed(0)
-    detector = FasterRCNN(preset("compact", Shapes.labels)).train()
+    detector = FasterRCNN(default_config("compact", Shapes.labels)).train()
     empty = Sample(np.zeros((160, 200, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     batch = collate([empty, empty], detector.backbone.stride)
     losses = joint_losses(detector, batch, mixed_precision=False)
@@ -135,37 +135,37 @@ def test_boxes_lie_inside_their_image_best_first() -> None:
 
 
 def test_a_configuration_survives_json() -> None:
-    config = preset("compact", Shapes.labels)
+    config = default_config("compact", Shapes.labels)
     assert DetectorConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("backbone", sorted(PRESETS))
+@pytest.mark.parametrize("backbone", sorted(DEFAULTS))
 @pytest.mark.parametrize("ratio", [0.05, 0.4, 0.5, 0.75, 1.0, 1.2, 1.5, 1.777, 2.0, 3.0, 30.0])
 def test_every_image_has_a_canvas(backbone: str, ratio: float) -> None:
-    rule = preset(backbone, Shapes.labels).resize
+    rule = default_config(backbone, Shapes.labels).resize
     height, width = rule(round(3000 * ratio) or 1, 3000)
     assert any(h >= height and w >= width for h, w in canvases(rule, 16))
     assert all(h % 16 == 0 and w % 16 == 0 for h, w in canvases(rule, 16))
 
 
 def test_a_map_too_large_for_roi_max_pooling_on_a_gpu_is_refused() -> None:
-    config = replace(preset("vgg16", Shapes.labels), resize=ResizeRule(600, 1800), head_units=8)
+    config = replace(default_config("vgg16", Shapes.labels), resize=ResizeRule(600, 1800), head_units=8)
     with pytest.raises(ValueError, match="maps of up to 105 cells a side, the resize rule asks for 113"):
         FasterRCNN(config).check_map_size()
 
 
 def test_a_pyramids_finest_map_is_the_one_that_must_not_be_too_large() -> None:
-    config = replace(preset("resnet50_fpn", Shapes.labels), roi_pooling="max", resize=ResizeRule(320, 480))
+    config = replace(default_config("resnet50_fpn", Shapes.labels), roi_pooling="max", resize=ResizeRule(320, 480))
     with pytest.raises(ValueError, match="maps of up to 105 cells a side, the resize rule asks for 120"):  # 480 / 4
         FasterRCNN(config).check_map_size()
 
 
 def test_anchor_scales_are_dealt_to_the_maps() -> None:
-    assert scales_of_maps(preset("resnet50", ("a",)), 1) == [(32, 64, 128, 256, 512)]
-    assert scales_of_maps(preset("resnet50_fpn", ("a",)), 5) == [(32,), (64,), (128,), (256,), (512,)]
-    assert scales_of_maps(preset("mobilenet_v3_large_fpn", ("a",)), 3)[1] == (91, 128, 181)
+    assert scales_of_maps(default_config("resnet50", ("a",)), 1) == [(32, 64, 128, 256, 512)]
+    assert scales_of_maps(default_config("resnet50_fpn", ("a",)), 5) == [(32,), (64,), (128,), (256,), (512,)]
+    assert scales_of_maps(default_config("mobilenet_v3_large_fpn", ("a",)), 3)[1] == (91, 128, 181)
     with pytest.raises(ValueError, match="resnet50_fpn has 5 feature maps and 3 anchor scales to deal to them"):
-        FasterRCNN(replace(preset("resnet50_fpn", ("a",)), anchor_scales=(32.0, 64.0, 128.0)))
+        FasterRCNN(replace(default_config("resnet50_fpn", ("a",)), anchor_scales=(32.0, 64.0, 128.0)))
 
 
 def test_a_pyramids_anchors_stand_on_the_map_of_their_scale() -> None:
@@ -183,7 +183,7 @@ def test_a_pyramids_anchors_stand_on_the_map_of_their_scale() -> None:
 
 
 def test_one_class_is_enough() -> None:
-    detector = FasterRCNN(replace(preset("compact", ("thing",)), head_units=8)).eval()
+    detector = FasterRCNN(replace(default_config("compact", ("thing",)), head_units=8)).eval()
     with torch.no_grad():
         answer = detector(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.tensor([[32, 32]]))
     assert answer.labels.eq(0).all()
@@ -193,4 +193,4 @@ def test_an_unknown_backbone_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"unknown backbone 'alexnet'; there are: compact, mobilenet_v3_large, .*vgg16"
     ):
-        preset("alexnet", ("a",))
+        default_config("alexnet", ("a",))

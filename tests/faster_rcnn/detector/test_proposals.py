@@ -4,7 +4,7 @@ from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetw
 
 from faster_rcnn.detector.anchors import cell_anchors, grid_anchors
 from faster_rcnn.detector.boxes import decode
-from faster_rcnn.detector.operators import LAST, top_k
+from faster_rcnn.detector.operators import PADDING, top_k
 from faster_rcnn.detector.proposals import ProposalLimits, propose
 
 
@@ -77,7 +77,7 @@ def test_equal_scores_keep_the_order_of_their_place() -> None:
 
 def test_too_few_candidates_are_filled_up() -> None:
     values, places = top_k(torch.tensor([[0.5, 0.9]]), 4)
-    torch.testing.assert_close(values, torch.tensor([[0.9, 0.5, LAST, LAST]]))
+    torch.testing.assert_close(values, torch.tensor([[0.9, 0.5, PADDING, PADDING]]))
     assert places.tolist() == [[1, 0, 0, 0]]
 
 

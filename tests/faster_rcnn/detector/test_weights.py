@@ -13,10 +13,10 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, fasterrcnn_resnet50_fpn
 
 from faster_rcnn.detector import weights
-from faster_rcnn.detector.backbones import freeze_before
 from faster_rcnn.detector.checkpoint import save_state
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.freezing import freeze_before
 from faster_rcnn.detector.weights import CLASSIFIERS, fetch_weights, load_backbone_weights
 from tests.faster_rcnn.lively import lively
 
@@ -52,7 +52,7 @@ def test_vgg16s_classifier_brings_fc6_and_fc7_to_a_head_of_its_width(tmp_path: P
     fetched = fetch_weights("vgg16", saved(tmp_path, theirs))
     assert fetched is not None
     with torch.device("meta"):
-        detector = FasterRCNN(preset("vgg16", ("a",)))
+        detector = FasterRCNN(default_config("vgg16", ("a",)))
     detector.backbone.to_empty(device="cpu")
     detector.head.to_empty(device="cpu")
     load_backbone_weights(detector, fetched)
@@ -100,7 +100,7 @@ def test_a_run_of_this_project_gives_its_backbone(backbone: str, tmp_path: Path)
     fetched = fetch_weights(backbone, str(tmp_path))
     assert fetched is not None
     torch.manual_seed(99)
-    second = FasterRCNN(preset(backbone, ("a", "b")))
+    second = FasterRCNN(default_config(backbone, ("a", "b")))
     load_backbone_weights(second, fetched)
     for (name, one), other in zip(
         first.backbone.state_dict().items(), second.backbone.state_dict().values(), strict=True
@@ -187,7 +187,7 @@ def test_a_file_that_was_downloaded_before_is_taken(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("backbone", sorted(CLASSIFIERS))
 def test_imagenet_weights_are_those_that_the_presets_normalisation_belongs_to(backbone: str) -> None:
     transforms = torchvision.models.get_model_weights(CLASSIFIERS[backbone]).IMAGENET1K_V1.transforms()
-    config = preset(backbone, ("a",))
+    config = default_config(backbone, ("a",))
     assert (list(config.mean), list(config.std)) == (transforms.mean, transforms.std)
 
 

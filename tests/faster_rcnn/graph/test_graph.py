@@ -11,7 +11,7 @@ import pytest
 
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.config import canvases
-from faster_rcnn.detector.detector import Answer, FasterRCNN
+from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.graph.export import Provider, export_onnx
 from faster_rcnn.graph.placement import Misplaced
@@ -243,6 +243,6 @@ def test_a_version_is_published_whole_or_not_at_all(
 
 
 def test_answers_are_named_as_the_outputs() -> None:
-    assert Answer._fields == (
+    assert DetectorOutput._fields == (
         "num_detections", "boxes", "scores", "labels", "num_proposals", "proposals", "objectness"
     )  # fmt: skip

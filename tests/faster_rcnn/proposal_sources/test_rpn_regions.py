@@ -7,7 +7,7 @@ import torch
 
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
@@ -78,7 +78,7 @@ def test_without_a_cut_the_suppression_is_the_detectors_own() -> None:
 
 def test_of_a_pyramids_maps_the_best_12000_enter_the_suppression() -> None:
     with torch.device("meta"):
-        detector = FasterRCNN(preset("resnet50_fpn", ("thing",)))
+        detector = FasterRCNN(default_config("resnet50_fpn", ("thing",)))
     limits = uncut_limits(detector, 500)
     assert (limits.before_nms, limits.after_nms, limits.nms_threshold) == (12000, 500, 0.7)
 

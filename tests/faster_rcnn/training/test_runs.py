@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from faster_rcnn.detector.checkpoint import NAME, save_state
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.training.alternating import STEPS
 from faster_rcnn.training.runs import check_finished, proposals_of_step, record_of
@@ -16,7 +16,7 @@ from faster_rcnn.training.runs import check_finished, proposals_of_step, record_
 @pytest.fixture(scope="module")
 def detector() -> FasterRCNN:
     torch.manual_seed(0)
-    return FasterRCNN(preset("compact", ("thing",)))
+    return FasterRCNN(default_config("compact", ("thing",)))
 
 
 def begin(folder: Path, schedule: str) -> Path:
