@@ -192,16 +192,6 @@ def test_sources_of_proposals_are_compared_side_by_side(tmp_path: Path) -> None:
     assert "proposal_recall.png" in (tmp_path / "index.html").read_text()
 
 
-def test_the_first_images_of_a_data_set_are_just_those() -> None:
-    whole = Shapes("val")
-    first = Subset(whole, 3)
-    assert [first.name(index) for index in range(len(first))] == [whole.name(index) for index in range(3)]
-    assert first.size(2) == whole.size(2)
-    assert (first[1].image == whole[1].image).all()
-    assert len(list(first)) == 3
-    assert len(Subset(whole, 10**9)) == len(whole)
-
-
 @pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder with bccd")
 def test_a_report_of_real_photographs(tmp_path: Path) -> None:
     dataset = open_dataset(f"voc:{os.environ['REAL_DATA_DIR']}/bccd", "val", skip_bad_boxes=True)
