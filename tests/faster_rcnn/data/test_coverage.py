@@ -143,8 +143,8 @@ def test_scales_are_suggested_for_a_poorly_covered_class_and_cover_it_as_predict
 
 
 def test_larger_images_are_suggested_if_the_map_is_too_coarse() -> None:
-    # With stride 32 the centres are 16, 48, 80 …  An object of 8 pixels around 40 does not overlap an anchor of 8 around
-    # 48. Enlarged 1.5 times it has 12 pixels around 60: no overlap either. Doubled it is 16 around 80, like the anchor.
+    # With stride 32 the centres are 16, 48, 80 …  An object of 8 pixels around 40 does not overlap an anchor of 8
+    # around 48. Enlarged 1.5 times it has 12 pixels around 60: no overlap. Doubled it is 16 around 80, like the anchor.
     coverage = anchor_coverage(folder((36, 36, 44, 44)), config((64.0,)), (32,))
     assert coverage.best[0] == pytest.approx(8**2 / 64**2)
     assert coverage.suggestion is not None

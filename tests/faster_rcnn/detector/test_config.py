@@ -6,7 +6,9 @@ import pytest
 import torchvision
 
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.config import DEFAULTS, DetectorConfig, canvases, default_config
+from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.weights import CLASSIFIERS
 
 

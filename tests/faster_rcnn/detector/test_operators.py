@@ -1,8 +1,9 @@
 """The operators that mean the same in PyTorch and in ONNX."""
 
 import torch
+import torchvision
 
-from faster_rcnn.detector.operators import PADDING, top_k
+from faster_rcnn.detector.operators import EXCLUDED, PADDING, nms, quotient, take_rows, top_k
 
 
 def test_equal_scores_keep_their_order() -> None:

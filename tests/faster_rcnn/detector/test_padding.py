@@ -1,8 +1,10 @@
 """Features inside and outside an image on a canvas."""
 
+import pytest
 import torch
+import torch.nn.functional as F
 
-from faster_rcnn.detector.padding import mean_inside
+from faster_rcnn.detector.padding import blank_outside, inside, mean_inside, outside_offset, relu_inside
 
 
 def test_a_mean_covers_the_image_alone() -> None:
