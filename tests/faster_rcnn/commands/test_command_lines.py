@@ -89,7 +89,7 @@ def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path)
         (("train.py", "--out", "nowhere", "--resume"), "there is nothing to resume; leave out --resume"),
         (
             ("train.py", "--out", "nowhere", "--data", "voc2012"),
-            "is of no known kind; there are: shapes, coco:DIR, voc:DIR",
+            "unknown kind; use shapes, coco:DIR or voc:DIR",
         ),
         (("evaluate.py", "nowhere"), "nowhere is not there; scripts/train.py --out nowhere writes it"),
         (("export.py", "nowhere", "--name", "x"), "nowhere is not there; scripts/train.py --out nowhere writes it"),

@@ -59,7 +59,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: object) -> 
         (("--torchvision", SMALL, "--checkpoint", "model.pth"), "does not know its labels; give --labels FILE"),
         (("--torchvision", SMALL, "--weights", "COCO_V1", "--split", "val"), "are of --data; name it"),
         (("--torchvision", SMALL, "--weights", "COCO_V1", "--pictures", "3"), "are of --data; name it"),
-        (("--torchvision", SMALL, "--checkpoint", "no.pth", "--labels", "l.txt"), "no.pth is not there"),
+        (("--torchvision", SMALL, "--checkpoint", "no.pth", "--labels", "l.txt"), "no.pth does not exist"),
     ],
 )
 def test_options_that_contradict_each_other_are_told(
@@ -74,7 +74,7 @@ def test_labels_must_be_as_many_as_the_checkpoints_classes(
     labels = tmp_path / "labels.txt"
     labels.write_text("cat\ndog\n")
     message = refused(monkeypatch, tmp_path, "--torchvision", SMALL, "--checkpoint", checkpoint, "--labels", labels)
-    assert message.endswith("has 2 labels, the detector 3 classes without background")
+    assert message.endswith("has 2 labels, but the detector has 3 classes (without background)")
 
 
 def test_data_with_a_class_that_the_checkpoint_does_not_know_is_refused(
@@ -86,7 +86,7 @@ def test_data_with_a_class_that_the_checkpoint_does_not_know_is_refused(
         monkeypatch, tmp_path,
         "--torchvision", SMALL, "--checkpoint", checkpoint, "--labels", labels, "--data", "shapes",
     )  # fmt: skip
-    assert f"classes that {SMALL} does not know: triangle, square, star, cross; take other data" in message
+    assert f"classes that {SMALL} does not know: triangle, square, star, cross; use other data" in message
 
 
 def test_a_model_that_gives_every_image_one_size_cannot_be_served(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_model_that_gives_every_image_one_size_cannot_be_served(tmp_path: Path
     [
         (None, "3 classes without background, labels are for none"),
         (["a"], "3 classes without background, labels are for 1"),
-        (["a", "b", "a"], "a stands on lines 1, 3"),
+        (["a", "b", "a"], "a appears on lines 1, 3"),
     ],
 )
 def test_a_model_is_published_with_the_names_of_its_classes(

@@ -100,7 +100,7 @@ def test_the_vgg16_graph_with_roi_max_pooling_keeps_its_promises(provider: Provi
 
 def test_roi_max_pooling_of_a_large_map_is_for_the_cpu(tmp_path: Path) -> None:
     detector = lively("vgg16", resize=ResizeRule(1200, 2000))  # 125 cells a side, 105 can be tabled
-    with pytest.raises(ValueError, match=r"up to 105 cells a side, the resize rule asks for 125; .*--provider cpu"):
+    with pytest.raises(ValueError, match=r"up to 105 cells per side, but the resize rule needs 125; .*--provider cpu"):
         export_onnx(detector, tmp_path / "model.onnx")
 
 
