@@ -1,4 +1,4 @@
-"""Untrained detectors that have something to say."""
+"""Untrained detectors that still find objects, so that tests can compare outputs."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 
@@ -18,10 +18,10 @@ from faster_rcnn.detector.resize import ResizeRule, resize_image
 def lively(backbone: str, **changes: Any) -> FasterRCNN:
     """An untrained detector whose scores and boxes are spread out, so that a difference would show."""
     torch.manual_seed(1)
-    detector = FasterRCNN(replace(preset(backbone, Shapes.labels), **changes)).eval()
+    detector = FasterRCNN(replace(default_config(backbone, Shapes.labels), **changes)).eval()
     with torch.no_grad():
         for module in detector.backbone.modules():
-            # without normalisations that know their data, what passes a MobileNet dies away and a ResNet's grows
+            # With untrained normalisations the features of a MobileNet vanish and those of a ResNet explode.
             if isinstance(module, Bottleneck):
                 module.bn3.weight.fill_(0.2)
             elif isinstance(module, InvertedResidual):
@@ -40,7 +40,7 @@ def lively(backbone: str, **changes: Any) -> FasterRCNN:
 
 @torch.no_grad()
 def lively_torchvision(model: TorchvisionFasterRCNN, seed: int = 1) -> TorchvisionFasterRCNN:
-    """`model`, untrained, with normalisations that know some images, scores spread out and boxes that move."""
+    """Gives the untrained `model` statistics of some images, scores that are spread out, and boxes that move."""
     torch.manual_seed(seed)
     images = [torch.from_numpy(resize_image(Shapes("test")[n].image, ResizeRule(128, 192))[0].copy()) for n in range(4)]
     batch = model.transform.batch_images([model.transform.normalize(one.permute(2, 0, 1) / 255) for one in images])
@@ -52,10 +52,10 @@ def lively_torchvision(model: TorchvisionFasterRCNN, seed: int = 1) -> Torchvisi
     model.eval()
     features = {"0": features} if isinstance(features, torch.Tensor) else features
     head = model.rpn.head
-    for place, (layer, most) in enumerate(((head.cls_logits, 8.0), (head.bbox_pred, 1.0))):
+    for output, (layer, most) in enumerate(((head.cls_logits, 8.0), (head.bbox_pred, 1.0))):
         nn.init.normal_(layer.weight)
         nn.init.normal_(layer.bias, std=most / 8)
-        layer.weight *= most / torch.cat([one.flatten() for one in head(list(features.values()))[place]]).abs().max()
+        layer.weight *= most / torch.cat([one.flatten() for one in head(list(features.values()))[output]]).abs().max()
     channels = next(iter(features.values())).shape[1]
     regions = torch.randn(32, channels, *model.roi_heads.box_roi_pool.output_size).relu() * features["0"].std()
     hidden = model.roi_heads.box_head(regions)

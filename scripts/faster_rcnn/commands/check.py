@@ -27,10 +27,10 @@ from faster_rcnn.commands.command_line import (
     positive,
     run_command,
 )
-from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.coverage import anchor_coverage
-from faster_rcnn.data.decode_check import Seen, check_images, summary
+from faster_rcnn.data.decode_check import FirstFiles, check_images, summary
 from faster_rcnn.data.faults import Fault, stopping
+from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.sources import open_folder, splits_of
 from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.detector import FasterRCNN
@@ -82,7 +82,7 @@ def check(arguments: argparse.Namespace) -> None:
     splits = [arguments.split] if arguments.split else splits_of(data)
     if not splits:
         raise ValueError(f"--data {data}: no split found; {_where_splits_are(data)}")
-    seen: Seen = {}
+    seen: FirstFiles = {}
     printed: set[str] = set()
     stop: list[Fault] = []
     for split in splits:
@@ -110,8 +110,8 @@ def _where_splits_are(data: str) -> str:
 
 
 def check_split(
-    source: str, split: str, skip_bad_boxes: bool, workers: int, seen: Seen
-) -> tuple[AnnotatedImages | None, list[Fault]]:
+    source: str, split: str, skip_bad_boxes: bool, workers: int, seen: FirstFiles
+) -> tuple[FolderDataset | None, list[Fault]]:
     """A split and all its faults; None if its annotations cannot be read."""
     try:
         dataset = open_folder(source, split, skip_bad_boxes)
@@ -121,7 +121,7 @@ def check_split(
     return dataset, dataset.faults + check_images(dataset, workers, seen)
 
 
-def describe(dataset: AnnotatedImages) -> str:
+def describe(dataset: FolderDataset) -> str:
     """Images, their sizes, and the objects of each class."""
     labels = [dataset.objects(index)[1] for index in range(len(dataset))]
     objects = np.bincount(np.concatenate(labels), minlength=len(dataset.labels))
@@ -138,7 +138,7 @@ def describe(dataset: AnnotatedImages) -> str:
     return "\n".join(lines)
 
 
-def coverage(dataset: AnnotatedImages, given: dict[str, Any], strides: Sequence[int]) -> str:
+def coverage(dataset: FolderDataset, given: dict[str, Any], strides: Sequence[int]) -> str:
     """The anchors of the detector, and how well they cover the objects."""
     config = configure(given, given["backbone"], dataset.labels)
     resize, scales = config.resize, " ".join(f"{scale:g}" for scale in config.anchor_scales)

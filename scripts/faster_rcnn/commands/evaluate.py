@@ -32,7 +32,7 @@ from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.evaluation import Predictor, collect, fast_rcnn_predictor, torch_predictor
 from faster_rcnn.evaluation.report import compare_sources, write_report
@@ -90,7 +90,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
     dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
     if arguments.limit_images is not None:
-        dataset = FirstImages(dataset, arguments.limit_images)
+        dataset = Subset(dataset, arguments.limit_images)
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}
     if target is None:
         print(measure_sources(dataset, arguments, about, out))

@@ -30,7 +30,7 @@ from faster_rcnn.commands.command_line import (
     run_command,
 )
 from faster_rcnn.data.decode_check import open_checked
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.proposal_sources.sources import SOURCES, check_source, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable
 
@@ -71,7 +71,7 @@ def propose(arguments: argparse.Namespace) -> None:
     check_writable(out.parent)
     dataset = open_checked(data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers)
     if arguments.limit_images is not None:
-        dataset = FirstImages(dataset, arguments.limit_images)
+        dataset = Subset(dataset, arguments.limit_images)
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     table = propose_for(dataset, source, arguments.limit, arguments.cache, arguments.workers, str(device_of(arguments)))

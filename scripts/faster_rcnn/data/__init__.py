@@ -1,1 +1,1 @@
-"""Data sets: images with boxes and labels, from a generator or from disk."""
+"""Data sets: images with boxes and labels, generated or read from a folder."""

@@ -1,7 +1,7 @@
-"""Augmentation: what may be changed of a training image without changing what is in it.
+"""Augmentation: random changes of a training image that keep its objects recognisable.
 
-Flips, crops and colours are torchvision's v2 transforms, which take the boxes along. The scale is changed by resizing
-the original once, as the service resizes: two resamplings in a row would blur what the detector is served sharp.
+Flips, crops and colours are torchvision's v2 transforms, which also transform the boxes. The scale is changed by
+resizing the original once, as the service does: resampling twice would blur images that the detector is served sharp.
 """
 
 from dataclasses import replace
@@ -15,18 +15,18 @@ from faster_rcnn.data.dataset import Sample
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 
 AUGMENTATIONS = ("flip", "vertical-flip", "scale-jitter", "photometric")
-SCALES = (0.75, 1.35)  # of the sides, evenly; wider needs longer training to pay
-VISIBLE = 0.3  # an object of which a crop leaves less of its area is no longer one to be found
+SCALES = (0.75, 1.35)  # factors on the sides, drawn evenly; a wider range only pays with longer training
+VISIBLE = 0.3  # share of its area that a crop must leave of an object; with less it cannot be recognised
 FLIPS = {"flip": v2.RandomHorizontalFlip(), "vertical-flip": v2.RandomVerticalFlip()}
-# Moderate: hue by a hundredth of the circle more or less, since the colour tells some classes apart.
+# Moderate: the hue changes by at most 0.03 of the circle, because some classes differ in colour.
 COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
 
 
 def prepare(sample: Sample, rule: ResizeRule, augmentations: tuple[str, ...], seed: int) -> Sample:
-    """The sample resized by `rule` and changed by those of AUGMENTATIONS that are named, a function of `seed` alone.
+    """The sample resized by `rule` and changed by the given AUGMENTATIONS; all random choices follow from `seed`.
 
-    An image that a larger scale lets grow is cropped to the size that the rule gives it; boxes and proposals are cut
-    to the crop, and those of which too little is left are dropped.
+    An image enlarged by the scale is cropped to the size that the rule gives. Boxes and proposals are clipped to the
+    crop, and dropped if too little of them is left.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,18 +55,18 @@ def _transformed(sample: Sample, transform: v2.Compose) -> Sample:
             )
     outputs = transform(inputs)
     image = np.ascontiguousarray(outputs["image"].permute(1, 2, 0).numpy())
-    boxes, visible = _cut(outputs["boxes"].numpy(), image.shape[:2])
+    boxes, visible = _clip(outputs["boxes"].numpy(), image.shape[:2])
     proposals = None
     if "proposals" in outputs:
-        cut, kept = _cut(outputs["proposals"].numpy(), image.shape[:2])
-        proposals = cut[kept]
+        clipped, kept = _clip(outputs["proposals"].numpy(), image.shape[:2])
+        proposals = clipped[kept]
     return Sample(image, boxes[visible], sample.labels[visible], proposals=proposals)
 
 
-def _cut(boxes: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes cut to an image, and of which enough is left: at least VISIBLE of the area, and a pixel a side."""
+def _clip(boxes: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes clipped to an image, and a mask of those with enough left: VISIBLE of the area, and a pixel per side."""
     height, width = size
-    cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
-    sides, whole = cut[:, 2:] - cut[:, :2], boxes[:, 2:] - boxes[:, :2]
-    untouched = (sides == whole).all(axis=1)  # small as it may be, an object that nothing was cut off stays
-    return cut, untouched | ((sides.prod(axis=1) >= VISIBLE * whole.prod(axis=1)) & (sides >= 1).all(axis=1))
+    clipped = np.clip(boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
+    sides, whole = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
+    untouched = (sides == whole).all(axis=1)  # an object that was not clipped stays, however small it is
+    return clipped, untouched | ((sides.prod(axis=1) >= VISIBLE * whole.prod(axis=1)) & (sides >= 1).all(axis=1))

@@ -1,7 +1,7 @@
-"""How many objects of a data set have an anchor that fits: what the RPN can learn depends on it.
+"""How well the anchors of a configuration cover the objects of a data set, which limits what the RPN can learn.
 
-An object whose best anchor has an IoU above 0.7 gives all such anchors to learn from; one without has its best one
-alone (Ren et al. 2015, section 3.1.2), which must be moved far.
+All anchors whose IoU with an object is above 0.7 are positive. An object without such an anchor has only its best one
+(Ren et al. 2015, section 3.1.2), which the RPN must move far.
 T  objects;  k  anchor shapes.  Boxes are x1, y1, x2, y2 in pixels of the resized image.
 """
 
@@ -12,25 +12,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.detector.anchors import cell_anchors
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import scales_of_maps
 from faster_rcnn.detector.resize import ResizeRule
 
-SAMPLES = 200  # of a data set whose objects cannot be had without drawing the image
-ENOUGH = 0.9  # of a class's objects with an anchor above 0.5; with fewer, other scales are suggested
-ENLARGEMENTS = (1.0, 1.5, 2.0)  # of the images, that are tried with other scales; the cost grows with the square
-OCTAVES = 2.0 ** np.arange(3, 11)  # borders of the classes of size, 8 to 1024 pixels
+SAMPLES = 200  # images of a generated data set, whose objects are known only once the image is drawn
+ENOUGH = 0.9  # share of a class's objects with an IoU above 0.5; below it other scales are suggested
+ENLARGEMENTS = (1.0, 1.5, 2.0)  # image sizes tried with other scales; the cost of a run grows with the square
+OCTAVES = 2.0 ** np.arange(3, 11)  # borders between the size groups of a report, 8 to 1024 pixels
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """best: float [T], IoU of an object with the anchor that fits it best;  classes: int64 [T];  sides: float [T],
-    square roots of the objects' areas, resized;  never_inside: anchor shapes that are wholly inside no image;
-    suggestion: with scales, and perhaps larger images, that cover more, where few objects of some class are covered;
-    suggested: the shares above 0.5 that it would give, of all objects and of the class with the fewest.
+    """How well the anchors of `config` cover the objects of a data set.
+
+    best: float [T], IoU of each object with its best anchor;  classes: int64 [T];  sides: float [T], square roots of
+    the objects' areas in the resized image;  never_inside: anchor shapes that do not fit into any image;
+    suggestion: a configuration with other scales, and perhaps larger images, if too few objects of some class are
+    covered and it covers more;  suggested: the shares above 0.5 that it would give, of all objects and of the class
+    that is covered worst.
     """
 
     config: DetectorConfig
@@ -42,18 +45,18 @@ class Coverage:
     suggested: tuple[float, float] = (0.0, 0.0)
 
     def share(self, iou: float, where: np.ndarray | None = None) -> float:
-        """The share of the objects, of those chosen by a mask, whose best anchor is above `iou`."""
+        """The share of objects whose best anchor is above `iou`.  where: bool [T], the objects that count."""
         best = self.best if where is None else self.best[where]
         return float((best > iou).mean()) if len(best) else 0.0
 
     def worst_class(self) -> tuple[float, str]:
-        """The share above 0.5 of the class that has the fewest, and its name; classes without objects do not count."""
+        """The smallest share above 0.5 of a class, and its name; classes without objects are ignored."""
         shares = [(self.share(0.5, self.classes == label), label) for label in np.unique(self.classes).tolist()]
         share, label = min(shares, default=(0.0, 0))
         return share, self.config.labels[label]
 
     def report(self) -> str:
-        """A table for a person, and what to do where it is poor."""
+        """A table for a person, with advice where the coverage is poor."""
         rows = [("all", np.ones(len(self.best), bool)), *self._by_class(), *self._by_size()]
         width = max(len(name) for name, _ in rows)
         lines = [
@@ -78,12 +81,12 @@ class Coverage:
         if self.never_inside:
             shapes = f"{len(self.never_inside)} of {len(_shape_names(self.config))} ({', '.join(self.never_inside)})"
             effect = (
-                "they are trained on as they cross the border"
+                "they are trained although they cross the border"
                 if self.config.anchor_sampling.keep_crossing
                 else "warning: anchors that cross the border are dropped, so these are never trained; "
                 "keep them with --crossing-anchors keep, or choose smaller --anchor-scales"
             )
-            yield f"anchor shapes that are wholly inside no image: {shapes}; {effect}"
+            yield f"anchor shapes that do not fit into any image: {shapes}; {effect}"
         if self.suggestion:
             scales = " ".join(f"{scale:g}" for scale in self.suggestion.anchor_scales)
             resize = self.suggestion.resize
@@ -91,21 +94,21 @@ class Coverage:
             share, name = self.worst_class()
             all_objects, worst = self.suggested
             yield (
-                f"warning: of {name} only {share:.1%} have an anchor above 0.5; "
+                f"warning: only {share:.1%} of {name} have an anchor with IoU above 0.5; "
                 f"--anchor-scales {scales}{sizes if resize != self.config.resize else ''} "
                 f"would give {worst:.1%} of each class, {all_objects:.1%} of all"
             )
 
 
 def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[int]) -> Coverage:
-    """The coverage of a data set's objects by the anchors that `config` would train on.
+    """How well the anchors of `config` cover a data set's objects, and a suggestion if that is poor.
 
-    strides: of the backbone's feature maps, which share the scales evenly, the finest taking the first.
+    strides: those of the backbone's feature maps, finest first; each map gets an equal number of scales, in order.
     """
     objects = _objects(dataset)
     coverage = _coverage(objects, config, strides)
     best = coverage
-    # Objects that are small against the stride fall between the anchors whatever the scales; then larger images help.
+    # Objects much smaller than the stride fall between the anchors whatever the scales are. Larger images help then.
     for enlargement in ENLARGEMENTS:
         if len(coverage.best) == 0 or best.worst_class()[0] >= ENOUGH:
             break
@@ -113,7 +116,7 @@ def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[
         count = None if len(strides) == 1 else len(config.anchor_scales)
         scales = suggest_scales(coverage.sides * enlargement, coverage.classes, count)
         other = _coverage(objects, replace(config, anchor_scales=scales, resize=resize), strides)
-        best = max(best, other, key=lambda one: one.worst_class()[0])
+        best = max(best, other, key=lambda coverage: coverage.worst_class()[0])
     if best is coverage:
         return coverage
     return replace(coverage, suggestion=best.config, suggested=(best.share(0.5), best.worst_class()[0]))
@@ -121,9 +124,9 @@ def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[
 
 def _coverage(objects: "_Objects", config: DetectorConfig, strides: Sequence[int]) -> Coverage:
     new_sizes = np.array([config.resize(*size) for size in objects.sizes.tolist()]).reshape(-1, 2)
-    factors = (new_sizes / objects.sizes)[objects.owner]
+    factors = (new_sizes / objects.sizes)[objects.image]
     boxes = objects.boxes * factors[:, [1, 0, 1, 0]]
-    best = best_overlaps(boxes, new_sizes[objects.owner], config, strides)
+    best = best_overlaps(boxes, new_sizes[objects.image], config, strides)
     inside = inside_somewhere(new_sizes, config, strides)
     never = tuple(name for name, there in zip(_shape_names(config), inside, strict=True) if not there)
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
@@ -131,10 +134,11 @@ def _coverage(objects: "_Objects", config: DetectorConfig, strides: Sequence[int
 
 
 def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) -> tuple[float, ...]:
-    """`count` scales, None: at most an octave apart, from the smallest to the largest objects but for a twentieth of a
-    class at each end.
+    """Anchor scales from the smallest to the largest objects, ignoring a twentieth of each class at both ends.
 
-    An anchor of half or twice the area of an object, and otherwise alike, has an IoU of 0.5 with it.
+    sides: float [T], square roots of the objects' areas;  classes: int64 [T];  count: number of scales; None: as many
+    as make them at most an octave apart. An octave suffices: an anchor of the same shape and centre as an object, but
+    half or twice its area, has an IoU of 0.5 with it.
     """
     ends = [np.quantile(sides[classes == label], [0.05, 0.95]) for label in np.unique(classes)]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
@@ -143,28 +147,30 @@ def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) ->
 
 
 class _Objects(NamedTuple):
-    """boxes [T, 4] in the pixels of images as they are, classes [T], image [T];  sizes: [N, 2], height, width."""
+    """boxes [T, 4] in pixels of the original images;  classes [T];  image [T], the index of each object's image;
+    sizes [N, 2], height and width of each image.
+    """
 
     boxes: np.ndarray
     classes: np.ndarray
-    owner: np.ndarray
+    image: np.ndarray
     sizes: np.ndarray
 
 
 def _objects(dataset: Dataset) -> _Objects:
-    count = len(dataset) if isinstance(dataset, AnnotatedImages) else min(len(dataset), SAMPLES)
-    boxes, classes, owner = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    count = len(dataset) if isinstance(dataset, FolderDataset) else min(len(dataset), SAMPLES)
+    boxes, classes, image = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for index in range(count):
-        if isinstance(dataset, AnnotatedImages):
+        if isinstance(dataset, FolderDataset):
             found, labels = dataset.objects(index)
         else:
             sample = dataset[index].objects()
             found, labels = sample.boxes, sample.labels
         boxes.append(found)
         classes.append(labels)
-        owner.append(np.full(len(labels), index))
+        image.append(np.full(len(labels), index))
     sizes = np.array([dataset.size(index) for index in range(count)]).reshape(-1, 2)
-    return _Objects(np.concatenate(boxes), np.concatenate(classes), np.concatenate(owner), sizes)
+    return _Objects(np.concatenate(boxes), np.concatenate(classes), np.concatenate(image), sizes)
 
 
 def _shape_names(config: DetectorConfig) -> list[str]:
@@ -172,22 +178,22 @@ def _shape_names(config: DetectorConfig) -> list[str]:
 
 
 def _shapes(config: DetectorConfig, strides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Width and height [k, 2] of every anchor shape, and the stride [k] of the map that it stands on.
+    """Width and height [k, 2] of every anchor shape, and the stride [k] of its feature map.
 
-    Raises ValueError if the scales cannot be dealt evenly to the maps.
+    Raises ValueError if the scales cannot be divided evenly among the maps.
     """
     corners = cell_anchors(config.anchor_scales, config.anchor_ratios).numpy().astype(np.float64)
-    dealt = scales_of_maps(config, len(strides))
-    of_scales = np.repeat(np.array(strides, np.float64), [len(scales) for scales in dealt])
-    return corners[:, 2:] - corners[:, :2], np.tile(of_scales, len(config.anchor_ratios))
+    scales_per_map = [len(scales) for scales in scales_of_maps(config, len(strides))]
+    stride_of_scale = np.repeat(np.array(strides, np.float64), scales_per_map)
+    return corners[:, 2:] - corners[:, :2], np.tile(stride_of_scale, len(config.anchor_ratios))
 
 
 def _cells(
     length: np.ndarray, extent: np.ndarray, strides: np.ndarray, keep_crossing: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First and last cell [T, k], along one side of images of `length` [T], whose anchors of `extent` [k] are used.
+    """First and last cell [T, k], along one side of images, whose anchors are used.
 
-    The last is before the first where there is none.
+    length: [T], the images' sides;  extent: [k], the anchors' sides.  The last is before the first if no cell is used.
     """
     last = np.ceil(length[:, None] / strides) - 1
     if keep_crossing:
@@ -199,32 +205,32 @@ def _cells(
 
 
 def inside_somewhere(sizes: np.ndarray, config: DetectorConfig, strides: Sequence[int]) -> np.ndarray:
-    """Which anchor shapes are wholly inside at least one image.  sizes: [N, 2].  Returns bool [k]."""
-    shapes, of_shapes = _shapes(config, strides)
+    """Which anchor shapes fit into at least one image.  sizes: [N, 2], height and width.  Returns bool [k]."""
+    shapes, shape_strides = _shapes(config, strides)
     unique = np.unique(sizes, axis=0).astype(np.float64)
     inside = np.ones((len(unique), len(shapes)), bool)
     for axis in (0, 1):
-        first, last = _cells(unique[:, 1 - axis], shapes[:, axis], of_shapes, keep_crossing=False)
+        first, last = _cells(unique[:, 1 - axis], shapes[:, axis], shape_strides, keep_crossing=False)
         inside &= first <= last
     return np.asarray(inside.any(axis=0))
 
 
 def best_overlaps(boxes: np.ndarray, sizes: np.ndarray, config: DetectorConfig, strides: Sequence[int]) -> np.ndarray:
-    """IoU of each box with the anchor that fits it best, of those that `config` trains on.
+    """IoU of each box with the best of the anchors that `config` trains.
 
     boxes: [T, 4];  sizes: [T, 2], height and width of their images.  Returns [T]; 0 where no anchor is used.
 
-    Of all anchors of one shape, that with its centre nearest along x and along y overlaps a box most, because an
-    overlap never grows as centres move apart; so k anchors are compared with a box and not those of all locations.
+    Among the anchors of one shape, the one whose centre is nearest along both axes overlaps a box most, because an
+    overlap never grows as the centres move apart. So each box is compared with k anchors instead of all locations'.
     """
-    shapes, of_shapes = _shapes(config, strides)
+    shapes, shape_strides = _shapes(config, strides)
     overlap = np.ones((len(boxes), len(shapes)))
     for axis in (0, 1):
         low, high, extent = boxes[:, None, axis], boxes[:, None, axis + 2], shapes[:, axis]
         length = sizes[:, 1 - axis].astype(np.float64)
-        first, last = _cells(length, extent, of_shapes, config.anchor_sampling.keep_crossing)
-        cell = np.clip(np.round((low + high) / 2 / of_shapes - 0.5), first, last)
-        centre = (cell + 0.5) * of_shapes
+        first, last = _cells(length, extent, shape_strides, config.anchor_sampling.keep_crossing)
+        cell = np.clip(np.round((low + high) / 2 / shape_strides - 0.5), first, last)
+        centre = (cell + 0.5) * shape_strides
         shared = np.minimum(high, centre + extent / 2) - np.maximum(low, centre - extent / 2)
         overlap *= np.where(first <= last, shared.clip(0), 0)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -1,4 +1,7 @@
-"""What a data set is to the training and the evaluation."""
+"""The interface of data sets, and the records that training and evaluation exchange with them.
+
+G  objects;  D  detections;  P  proposals.  Boxes are x1, y1, x2, y2 in pixels of the upright image.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,12 +13,14 @@ import numpy as np
 class Sample:
     """One image and its objects.
 
-    image: uint8 [H, W, 3], RGB, upright;  boxes: float32 [G, 4] as x1, y1, x2, y2 in its pixels;
-    labels: int64 [G], indices into the data set's `labels`, from 0.
-    crowd: bool [G], True where a box stands for many objects (COCO): not trained on, and what is detected in it is
-    neither right nor wrong; None: no crowds.  areas: float [G], of the objects' outlines; None: of the boxes.
-    difficult: bool [G], True where a person would hardly find the object (VOC): neither right nor wrong to detect;
-    None: no such objects.  proposals: float32 [P, 4], regions given for this image, best first; None: none given.
+    image: uint8 [H, W, 3], RGB, upright;  boxes: float32 [G, 4];  labels: int64 [G], indices into the data set's
+    `labels`, from 0.
+    crowd: bool [G], True where a box stands for many objects (COCO): it is not trained on, and detections in it count
+    neither as right nor as wrong; None: no crowds.
+    areas: float [G], areas of the objects' outlines; None: use the boxes' areas.
+    difficult: bool [G], True where even a person has difficulty seeing the object (VOC): detecting it counts neither as
+    right nor as wrong; None: no such objects.
+    proposals: float32 [P, 4], proposals that come with the data set, best first; None: it has none.
     """
 
     image: np.ndarray
@@ -27,7 +32,7 @@ class Sample:
     proposals: np.ndarray | None = None
 
     def counted(self, with_difficult: bool = False) -> np.ndarray:
-        """bool [G]: which objects are to be found; not the crowds and, unless wanted, not the difficult ones."""
+        """bool [G]: the objects that a detector should find: all but crowds and, by default, difficult objects."""
         counted = np.ones(len(self.labels), bool)
         if self.crowd is not None:
             counted &= ~self.crowd
@@ -36,16 +41,16 @@ class Sample:
         return counted
 
     def objects(self, with_difficult: bool = False) -> "Sample":
-        """The sample with what is trained on: without its crowds and, unless wanted, its difficult objects."""
+        """The sample with the objects to train on only: without crowds and, by default, without difficult objects."""
         wanted = self.counted(with_difficult)
         return Sample(self.image, self.boxes[wanted], self.labels[wanted], proposals=self.proposals)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says of a sample.  boxes: float32 [D, 4];  scores: float32 [D];  labels: int64 [D], from 0.
+    """The detections in one image.  boxes: float32 [D, 4];  scores: float32 [D];  labels: int64 [D], from 0.
 
-    proposals: float32 [P, 4], the regions that its head saw, best first; None where nobody asked for them.
+    proposals: float32 [P, 4], the proposals that the RoI head classified, best first; None if they were not requested.
     """
 
     boxes: np.ndarray
@@ -55,7 +60,7 @@ class Prediction:
 
 
 class Dataset(Protocol):
-    """A list of samples whose sizes are known without reading them."""
+    """A sequence of samples. Their sizes and names are known without reading the images."""
 
     labels: tuple[str, ...]
 
@@ -64,9 +69,9 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image."""
+        """Height and width of the upright image."""
         ...
 
     def name(self, index: int) -> str:
-        """What tells an image from all others of the data set, the same in every run: its file's name, if any."""
+        """A name that is unique in the data set and the same in every run: the file's name, if there is a file."""
         ...

@@ -1,17 +1,17 @@
-"""What can be wrong with annotated images: each fault says where it is, what was found and what to do about it."""
+"""Faults of annotated images: each says where it is, what was found and what to do about it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHOWN = 3  # faults that a refusal names; it stays one line that can be read
+SHOWN = 3  # faults that a refusal lists, so that it stays one readable line
 
 
 @dataclass(frozen=True)
 class Fault:
-    """kind: a few words, the same for all faults alike;  where: file, and line where there is one.
+    """One fault.  kind: a few words that group like faults;  where: the file, with its line if it has lines.
 
-    An error keeps training from starting; a warning is only reported. What is `skippable` can be left out of the data
-    (a box, an image); what is not concerns the whole (two classes of one name).
+    An error keeps training from starting; a warning is only reported. A skippable fault concerns a box or an image that
+    can be left out; any other concerns the whole data set, as two classes of one name do.
     """
 
     kind: str
@@ -26,21 +26,21 @@ class Fault:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, whatever a file had in it: line breaks and broken characters as escapes."""
+    """`text` on one line: line breaks and characters that cannot be printed become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def stopping(faults: Sequence[Fault], skip_bad_boxes: bool) -> list[Fault]:
-    """The errors among the faults, less those that can be skipped if they are to be."""
+    """The errors among the faults; with `skip_bad_boxes` only those that cannot be skipped."""
     return [fault for fault in faults if not fault.warning and not (skip_bad_boxes and fault.skippable)]
 
 
 def refuse(faults: Sequence[Fault], source: str, skip_bad_boxes: bool) -> None:
-    """Raises ValueError if training cannot start with these faults, naming the first few of them in one line."""
+    """Raises ValueError if training cannot start with these faults; its one line lists the first few."""
     serious = stopping(faults, skip_bad_boxes)
     if not serious:
         return
     more = f" · and {len(serious) - SHOWN} more" if len(serious) > SHOWN else ""
     first = " · ".join(map(str, serious[:SHOWN]))
-    skip = "; --skip-bad-boxes leaves out what is faulty" if all(fault.skippable for fault in serious) else ""
-    raise ValueError(f"{first}{more} · scripts/check_data.py --data {source} shows all{skip}")
+    skip = "; --skip-bad-boxes leaves the faulty ones out" if all(fault.skippable for fault in serious) else ""
+    raise ValueError(f"{first}{more} · faster-rcnn check --data {source} lists all{skip}")

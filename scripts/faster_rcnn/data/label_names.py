@@ -1,44 +1,48 @@
-"""Names of a detector's classes from a file, one a line, without background: index in the graph = torchvision's - 1."""
+"""Class names of a detector from a text file with one name per line, without the background.
+
+The index in the graph is torchvision's minus 1, because torchvision counts the background as class 0.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-NOT_AVAILABLE = "N/A"  # what torchvision calls the numbers that COCO skips
-BACKGROUND = ("background", "__background__")  # as people and torchvision write it
+NOT_AVAILABLE = "N/A"  # torchvision's name for the category numbers that COCO does not use
+BACKGROUND = ("background", "__background__")  # the usual spelling, and torchvision's
 
 
 def read_labels(file: Path, classes: int) -> tuple[str, ...]:
-    """The names in a file, which must be `classes` in number and differ.
+    """The `classes` names in a file.
 
-    Raises ValueError that names the lines at fault, FileNotFoundError if there is no such file.
+    Raises ValueError that names the faulty lines, also for another number of names or a name that occurs twice;
+    FileNotFoundError if the file does not exist.
     """
     if file.is_dir():
-        raise ValueError(f"{file} is a folder; name a file in it that holds one label a line, without background")
+        raise ValueError(f"{file} is a folder; give a text file with one label per line, without the background")
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; write one label a line into it, without background")
+        raise FileNotFoundError(f"{file} does not exist; create it with one label per line, without the background")
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text file in UTF-8; write one label a line") from error
+        raise ValueError(f"{file} is not a text file in UTF-8; write one label per line") from error
     while names and not names[-1]:
         names.pop()
     if "" in names:
-        raise ValueError(f"{file}: line {names.index('') + 1} is empty; write one label a line, without gaps")
+        raise ValueError(f"{file}: line {names.index('') + 1} is empty; write one label per line, without gaps")
     if names and names[0].lower() in BACKGROUND:
-        raise ValueError(f"{file}: line 1 is {names[0]}, which is no object; take it out")
+        raise ValueError(f"{file}: line 1 is {names[0]}, which is the background; remove that line")
     if len(names) != classes:
-        raise ValueError(f"{file} has {len(names)} labels, the detector {classes} classes without background")
+        raise ValueError(f"{file} has {len(names)} labels, but the detector has {classes} classes (without background)")
     return distinct(names, str(file))
 
 
 def distinct(names: Sequence[str], source: str) -> tuple[str, ...]:
-    """The names, each `N/A` with torchvision's number behind it: a service tells classes apart by name.
+    """The names, each `N/A` followed by torchvision's number, because the service identifies classes by name.
 
     Raises ValueError if another name occurs twice.
     """
-    told_apart = [f"{name} {place}" if name == NOT_AVAILABLE else name for place, name in enumerate(names, start=1)]
-    for name in told_apart:
-        lines = [str(place) for place, other in enumerate(told_apart, start=1) if other == name]
+    unique = [f"{name} {place}" if name == NOT_AVAILABLE else name for place, name in enumerate(names, start=1)]
+    for name in unique:
+        lines = [str(place) for place, other in enumerate(unique, start=1) if other == name]
         if len(lines) > 1:
-            raise ValueError(f"{source}: {name} stands on lines {', '.join(lines)}; give each class a name of its own")
-    return tuple(told_apart)
+            raise ValueError(f"{source}: {name} appears on lines {', '.join(lines)}; class names must be unique")
+    return tuple(unique)

@@ -1,7 +1,8 @@
 """Training batches: images of about the same aspect ratio, resized, augmented and padded onto one canvas.
 
-N  images;  H, W  canvas.  The order of the images and what is done to each are a function of the seed and the number
-of the batch alone, so that a run can go on from any batch, and several processes can share one.
+N  images;  H, W  canvas;  G  objects;  P  proposals.
+The order of the images and the augmentation of each depend only on the run's seed and the number of the batch, so that
+a training run can continue from any batch and several processes can share one.
 """
 
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from faster_rcnn.data.augmentation import prepare
 from faster_rcnn.data.dataset import Dataset, Sample
 from faster_rcnn.detector.resize import ResizeRule
 
-# Batches whose images are sorted by aspect ratio together: enough for a batch to hold like with like, few enough that
-# the order stays random.
+# Number of batches whose images are sorted by aspect ratio together: enough that the images of a batch are alike, few
+# enough that the order stays random.
 WINDOW = 16
 
 
@@ -33,10 +34,11 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 [N, H, W, 3];  sizes: int64 [N, 2], height and width;  truth: the objects of each image.
+    """Images on one canvas and their objects.
 
-    seeds: one an image, for what is drawn at random of it;  proposals: float [P, 4] for each image, in canvas pixels,
-    where the data set brings them.
+    images: uint8 [N, H, W, 3];  sizes: int64 [N, 2], height and width;  truth: the objects of each image;
+    seeds: one for each image, for its random choices in the training step;
+    proposals: float [P, 4] for each image, in canvas pixels; None if the data set has none.
     """
 
     images: Tensor
@@ -46,27 +48,29 @@ class Batch:
     proposals: list[Tensor] | None = None
 
     def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on `device`."""
         truth = [GroundTruth(one.boxes.to(device), one.labels.to(device)) for one in self.truth]
         proposals = None if self.proposals is None else [boxes.to(device) for boxes in self.proposals]
         return Batch(self.images.to(device), self.sizes.to(device), truth, self.seeds, proposals)
 
 
-Item = tuple[int, int]  # index in the data set, seed of what is done to the image
+Item = tuple[int, int]  # an image's index in the data set, the seed of its random choices
 
 
 def batch_order(dataset: Dataset, batch_size: int, seed: int, start: int = 0) -> Iterator[list[Item]]:
-    """The endless sequence of batches from number `start` on, an image at most once an epoch.
+    """The endless sequence of batches from number `start` on.
 
-    What is left over when an epoch's images do not fill a last batch waits for another epoch.
+    An epoch has each image at most once. The images that do not fill a last batch are dropped; which ones differs from
+    epoch to epoch.
 
-    Raises ValueError if the data set has not enough images for one batch.
+    Raises ValueError if the data set has fewer images than one batch.
     """
     if len(dataset) < batch_size:
-        raise ValueError(f"the data set has {len(dataset)} images, a batch takes {batch_size}; lower --batch-size")
-    batches_an_epoch = len(dataset) // batch_size
+        raise ValueError(f"the data set has {len(dataset)} images, but a batch takes {batch_size}; lower --batch-size")
+    batches_per_epoch = len(dataset) // batch_size
     number = start
-    for epoch in count(start // batches_an_epoch):
-        skip = number - epoch * batches_an_epoch
+    for epoch in count(start // batches_per_epoch):
+        skip = number - epoch * batches_per_epoch
         for indices in islice(_epoch(dataset, batch_size, [seed, epoch]), skip, None):
             seeds = np.random.SeedSequence([seed, number]).generate_state(batch_size).tolist()
             yield list(zip(indices, seeds, strict=True))
@@ -74,7 +78,7 @@ def batch_order(dataset: Dataset, batch_size: int, seed: int, start: int = 0) ->
 
 
 def _epoch(dataset: Dataset, batch_size: int, seed: list[int]) -> Iterator[list[int]]:
-    """The batches of one epoch: random, but like with like."""
+    """The batches of one epoch as indices: random, but each of images with similar aspect ratios."""
     batches = len(dataset) // batch_size
     order = np.random.default_rng(seed).permutation(len(dataset))
     for window in range(-(-batches // WINDOW)):
@@ -82,38 +86,38 @@ def _epoch(dataset: Dataset, batch_size: int, seed: list[int]) -> Iterator[list[
         indices = order[window * WINDOW * batch_size : end].tolist()
         ratios = {index: height / width for index in indices for height, width in [dataset.size(index)]}
         by_ratio = sorted(indices, key=lambda index: (ratios[index], index))
-        groups = [by_ratio[place : place + batch_size] for place in range(0, len(by_ratio), batch_size)]
+        groups = [by_ratio[first : first + batch_size] for first in range(0, len(by_ratio), batch_size)]
         for group in np.random.default_rng([*seed, window]).permutation(len(groups)):
             yield groups[group]
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of each batch a process takes, and in how many steps: process `rank` of `processes`, in `parts`."""
+    """The share of each batch that process `rank` of `processes` takes, split into `micro_batches`."""
 
     rank: int = 0
     processes: int = 1
-    parts: int = 1
+    micro_batches: int = 1
 
     def check(self, batch_size: int) -> None:
-        """Raises ValueError if a batch cannot be dealt out evenly, as the mean over its images asks for."""
-        if batch_size % (self.processes * self.parts):
+        """Raises ValueError unless all micro-batches are of one size, which the mean over a batch relies on."""
+        if batch_size % (self.processes * self.micro_batches):
             raise ValueError(
-                f"a batch of {batch_size} images is not dealt out evenly to {self.processes} processes × "
-                f"{self.parts} parts; choose another --batch-size or --accumulate"
+                f"a batch of {batch_size} images cannot be divided evenly among {self.processes} processes × "
+                f"{self.micro_batches} micro-batches; choose another --batch-size or --accumulate"
             )
 
     def of(self, batches: Iterator[list[Item]]) -> Iterator[list[Item]]:
-        """The micro-batches of this process, `parts` for each batch."""
+        """The micro-batches of this process, `micro_batches` for each batch."""
         for batch in batches:
-            size = len(batch) // (self.processes * self.parts)
-            first = self.rank * self.parts * size
-            for part in range(self.parts):
-                yield batch[first + part * size : first + (part + 1) * size]
+            size = len(batch) // (self.processes * self.micro_batches)
+            first = self.rank * self.micro_batches * size
+            for number in range(self.micro_batches):
+                yield batch[first + number * size : first + (number + 1) * size]
 
 
 class _Items(torch.utils.data.Dataset[tuple[Sample, int]]):
-    """The data set behind a DataLoader: one resized, augmented sample for each item."""
+    """The data set in the form that a DataLoader reads: a resized, augmented sample for each item."""
 
     def __init__(
         self, dataset: Dataset, rule: ResizeRule, augmentations: tuple[str, ...], with_difficult: bool
@@ -130,20 +134,23 @@ class _Items(torch.utils.data.Dataset[tuple[Sample, int]]):
 
 
 def collate(samples: list[Sample], stride: int, seeds: list[int] | None = None) -> Batch:
-    """Puts samples onto the smallest canvas that holds them all, its sides multiples of `stride`."""
+    """Puts samples onto the smallest canvas that holds them all and has multiples of `stride` as its sides.
+
+    seeds: one for each sample; default: 0, 1, 2 …
+    """
     sizes = np.array([sample.image.shape[:2] for sample in samples], np.int64)
     height, width = (-(-sizes.max(axis=0) // stride) * stride).tolist()
     images = np.zeros((len(samples), height, width, 3), np.uint8)
-    for place, (sample, (h, w)) in enumerate(zip(samples, sizes.tolist(), strict=True)):
-        images[place, :h, :w] = sample.image
+    for number, (sample, (h, w)) in enumerate(zip(samples, sizes.tolist(), strict=True)):
+        images[number, :h, :w] = sample.image
     truth = [GroundTruth(torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels)) for sample in samples]
-    given = [torch.from_numpy(sample.proposals) for sample in samples if sample.proposals is not None]
+    proposals = [torch.from_numpy(sample.proposals) for sample in samples if sample.proposals is not None]
     return Batch(
         torch.from_numpy(images),
         torch.from_numpy(sizes),
         truth,
         seeds if seeds is not None else list(range(len(samples))),
-        given if len(given) == len(samples) else None,
+        proposals if len(proposals) == len(samples) else None,
     )
 
 
@@ -153,8 +160,11 @@ def _collate_items(items: list[tuple[Sample, int]], stride: int) -> Batch:
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches are made.  batch_size: images a batch, over all processes and parts;  workers: processes that
-    prepare images, 0: this one;  with_difficult: whether VOC's difficult objects are trained on."""
+    """How batches are made.
+
+    batch_size: images in a batch, over all processes and micro-batches;  workers: processes that prepare images, 0
+    prepares them in this process;  with_difficult: whether VOC's difficult objects are trained on.
+    """
 
     batch_size: int
     seed: int
@@ -166,7 +176,7 @@ class Loading:
 def training_batches(
     dataset: Dataset, rule: ResizeRule, stride: int, loading: Loading, start: int = 0, share: Share | None = None
 ) -> Iterator[Batch]:
-    """The endless batches of a run from number `start` on, or a process's share of them."""
+    """The endless batches of a run from number `start` on, or the share of them that one process takes."""
     share = share or Share()
     share.check(loading.batch_size)
     loader = DataLoader(
@@ -175,6 +185,6 @@ def training_batches(
         num_workers=loading.workers,
         collate_fn=partial(_collate_items, stride=stride),
         prefetch_factor=4 if loading.workers else None,
-        generator=torch.Generator(),  # the global one would lose a number to each start
+        generator=torch.Generator(),  # the default would draw a number from the global generator at each start
     )
     return iter(loader)

@@ -1,10 +1,10 @@
-"""`shapes`: images of six kinds of shapes, drawn from a seed, with exact boxes.
+"""`shapes`: generated images of six classes of shapes, with exact boxes.
 
-Worth learning from: 200 to 1000 pixels a side, from 1:2 to 2:1, objects from a twelfth of the shorter side to the whole
-image, rotated, stretched, cut by the border, overlapping (an object shows at least MIN_VISIBLE of itself), filled
-with colours, gradients and stripes, on smooth, striped, chequered and noisy backgrounds with lines and scraps that
-belong to no class; some images are empty. Image `index` of a split is a function of seed, split and index alone,
-so a data set needs no files, and a training run no end of it.
+The images have 200 to 1000 pixels per side and aspect ratios from 1:2 to 2:1. Objects are a twelfth of the shorter side
+to the whole image in size, rotated, stretched, cut by the border, and overlapping, but at least MIN_VISIBLE of each is
+visible. They are filled with colours, gradients or stripes. Backgrounds are smooth, striped, chequered or noisy, with
+lines and scraps that belong to no class. Some images are empty. Image `index` of a split depends on seed, split and
+index alone, so the data set needs no files and a training run never runs out of images.
 """
 
 import json
@@ -21,22 +21,25 @@ LABELS = ("circle", "ring", "triangle", "square", "star", "cross")
 SPLITS = {"train": 0, "val": 1, "test": 2}
 LENGTHS = {"train": 1_000_000, "val": 500, "test": 500}
 
-MIN_VISIBLE = 0.65  # of an object's own area, after cuts and overlaps; less is a riddle, not an object
-MIN_SIDE = 1 / 12  # of the image's shorter side
-EMPTY_SHARE = 0.08
+MIN_VISIBLE = 0.65  # share of an object's area left after cuts and overlaps; with less it may be unrecognisable
+MIN_SIDE = 1 / 12  # of an object, as a share of the image's shorter side
+EMPTY_SHARE = 0.08  # images without objects
 FILLING_SHARE = 0.1  # images whose first object is nearly as large as the image
-MIN_CONTRAST = 90.0  # between an object's mean colour and what it covers, summed over the channels
-SUPERSAMPLING = 2  # edges are drawn twice as fine and averaged
+MIN_CONTRAST = 90.0  # between an object's colour and the mean colour it covers, summed over the channels
+SUPERSAMPLING = 2  # objects are drawn at twice the resolution and averaged down, for smooth edges
 
 
 class Shapes:
-    """A split of the data set: `Shapes("train")[17]`."""
+    """One split of the data set, for example `Shapes("train")[17]`.
+
+    Raises ValueError for an unknown split; reading raises IndexError outside 0 … length - 1.
+    """
 
     labels: tuple[str, ...] = LABELS
 
     def __init__(self, split: str, length: int | None = None, seed: int = 0) -> None:
         if split not in SPLITS:
-            raise ValueError(f"shapes has no split {split!r}; there are: {', '.join(SPLITS)}")
+            raise ValueError(f"shapes has no split {split!r}; choose from: {', '.join(SPLITS)}")
         self.split = split
         self.seed = seed
         self.length = LENGTHS[split] if length is None else length
@@ -45,19 +48,21 @@ class Shapes:
         return self.length
 
     def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, without drawing it."""
         return _draw_size(self._generator(index))
 
     def name(self, index: int) -> str:
+        """Split, seed and index, which determine the image."""
         return f"{self.split}/{self.seed}/{index}"
 
     def __getitem__(self, index: int) -> Sample:
         rng = self._generator(index)
         height, width = _draw_size(rng)
-        picture = _background(rng, height, width)
-        _draw_clutter(rng, picture)
-        canvas = np.asarray(picture).astype(np.float32)
-        boxes, labels = _draw_objects(rng, canvas)
-        return Sample(_photograph(rng, canvas), boxes, labels)
+        background = _background(rng, height, width)
+        _draw_clutter(rng, background)
+        pixels = np.asarray(background).astype(np.float32)
+        boxes, labels = _draw_objects(rng, pixels)
+        return Sample(_photograph(rng, pixels), boxes, labels)
 
     def _generator(self, index: int) -> np.random.Generator:
         if not 0 <= index < self.length:
@@ -67,15 +72,15 @@ class Shapes:
 
 def write_coco(dataset: Shapes, folder: Path) -> None:
     """Writes a split as `folder/<split>/*.png` and `folder/annotations/<split>.json` in COCO's format."""
-    pictures = folder / dataset.split
-    pictures.mkdir(parents=True, exist_ok=True)
+    image_folder = folder / dataset.split
+    image_folder.mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     for index in tqdm(range(len(dataset)), desc=f"writing {dataset.split}", unit="image"):
         sample = dataset[index]
         name = f"{index:06d}.png"
-        Image.fromarray(sample.image).save(pictures / name)
+        Image.fromarray(sample.image).save(image_folder / name)
         height, width = sample.image.shape[:2]
         images.append({"id": index + 1, "file_name": f"{dataset.split}/{name}", "height": height, "width": width})
         for (x1, y1, x2, y2), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
@@ -89,13 +94,13 @@ def write_coco(dataset: Shapes, folder: Path) -> None:
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": place + 1, "name": name} for place, name in enumerate(dataset.labels)]
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(dataset.labels)]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations" / f"{dataset.split}.json").write_text(json.dumps(document))
 
 
 def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Height and width: both 200 to 1000, the aspect ratio even in its logarithm from 1:2 to 2:1."""
+    """Height and width, 200 to 1000 each; the logarithm of the aspect ratio is uniform from 1:2 to 2:1."""
     half_log_ratio = rng.uniform(-0.5, 0.5) * math.log(2)
     low, high = 200 * math.exp(abs(half_log_ratio)), 1000 * math.exp(-abs(half_log_ratio))
     mean_side = math.exp(rng.uniform(math.log(low), math.log(high)))
@@ -122,7 +127,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Image.Imag
 
 
 def _stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A wave in 0..1 across a field [H, W]: sharp or soft stripes at any angle."""
+    """A wave [H, W] between 0 and 1: sharp or soft stripes at any angle."""
     angle = rng.uniform(0, math.pi)
     period = rng.uniform(8, 80)
     y = np.arange(height, dtype=np.float32)[:, None] * math.sin(angle)
@@ -131,10 +136,10 @@ def _stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return wave.clip(-1, 1) * 0.5 + 0.5
 
 
-def _draw_clutter(rng: np.random.Generator, picture: Image.Image) -> None:
-    """Lines, open curves and thin scraps: what a detector must learn to pass over."""
-    draw = ImageDraw.Draw(picture)
-    width, height = picture.size
+def _draw_clutter(rng: np.random.Generator, background: Image.Image) -> None:
+    """Lines, open curves and thin scraps: which a detector must learn to ignore."""
+    draw = ImageDraw.Draw(background)
+    width, height = background.size
     for _ in range(rng.integers(0, 9)):
         colour = tuple(rng.integers(0, 256, 3).tolist())
         x, y = rng.uniform(0, width), rng.uniform(0, height)
@@ -152,9 +157,9 @@ def _draw_clutter(rng: np.random.Generator, picture: Image.Image) -> None:
             draw.polygon(corners, fill=colour)
 
 
-def _draw_objects(rng: np.random.Generator, canvas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the objects into `canvas`.  Returns boxes float32 [G, 4] and labels int64 [G]."""
-    height, width = canvas.shape[:2]
+def _draw_objects(rng: np.random.Generator, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draws objects into `pixels`, float32 [H, W, 3].  Returns boxes float32 [G, 4] and labels int64 [G]."""
+    height, width = pixels.shape[:2]
     owner = np.full((height, width), -1, np.int16)
     boxes: list[list[float]] = []
     labels: list[int] = []
@@ -178,8 +183,8 @@ def _draw_objects(rng: np.random.Generator, canvas: np.ndarray) -> tuple[np.ndar
             left_over = np.array(visible, np.int64) - hidden
             if area < MIN_VISIBLE * whole or (left_over < MIN_VISIBLE * np.array(wholes)).any():
                 continue
-            fill = _fill(rng, canvas[window], cover)
-            canvas[window] += (fill - canvas[window]) * cover[..., None]
+            fill = _fill(rng, pixels[window], cover)
+            pixels[window] += (fill - pixels[window]) * cover[..., None]
             owner[window][solid] = len(labels)
             boxes.append(_bounds(outline, top, left, solid, height, width))
             labels.append(label)
@@ -190,7 +195,7 @@ def _draw_objects(rng: np.random.Generator, canvas: np.ndarray) -> tuple[np.ndar
 
 
 def _bounds(outline: np.ndarray, top: int, left: int, solid: np.ndarray, height: int, width: int) -> list[float]:
-    """The box of an object: of its corners, or of its pixels where the border cuts it."""
+    """The box x1, y1, x2, y2 of an object: around its corners, or around its pixels if the border cuts it."""
     (x1, y1), (x2, y2) = outline.min(axis=0), outline.max(axis=0)
     if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height:
         return [x1, y1, x2, y2]
@@ -201,7 +206,7 @@ def _bounds(outline: np.ndarray, top: int, left: int, solid: np.ndarray, height:
 def _outline(
     rng: np.random.Generator, label: int, height: int, width: int, filling: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corners [V, 2] as x, y of an object in the image's pixels, and those of its hole (none: [0, 2])."""
+    """Corners [V, 2] of an object as x, y in pixels, and those of its hole, [0, 2] if it has none."""
     shorter = min(height, width)
     points = _unit_outline(LABELS[label])
     angle = rng.uniform(0, 2 * math.pi)
@@ -254,7 +259,10 @@ def _polygon_area(points: np.ndarray) -> float:
 
 
 def _rasterise(outline: np.ndarray, hole: np.ndarray, height: int, width: int) -> tuple[int, int, np.ndarray] | None:
-    """The part of an object inside the image: top, left and how much of each pixel it covers, in 0..1."""
+    """The part of an object inside the image: top, left, and the share of each pixel that it covers.
+
+    None if less than 2 pixels per side are inside.
+    """
     left, top = np.floor(outline.min(axis=0)).astype(int).clip(0)
     right, bottom = np.ceil(outline.max(axis=0)).astype(int).clip(None, [width, height])
     if right - left < 2 or bottom - top < 2:
@@ -268,7 +276,7 @@ def _rasterise(outline: np.ndarray, hole: np.ndarray, height: int, width: int) -
 
 
 def _fill(rng: np.random.Generator, beneath: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """What an object is made of: colour, gradient or stripes [H, W, 3], set off from what lies beneath."""
+    """An object's fill [H, W, 3], a colour, a gradient or stripes, in contrast to the pixels that it covers."""
     height, width = cover.shape
     under = beneath[cover > 0.5].mean(axis=0)
     while True:
@@ -287,15 +295,15 @@ def _fill(rng: np.random.Generator, beneath: np.ndarray, cover: np.ndarray) -> n
     return colour + (other - colour) * _stripes(rng, height, width)[..., None]
 
 
-def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Blur and sensor noise.  Returns uint8 [H, W, 3]."""
-    height, width = canvas.shape[:2]
+def _photograph(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """Adds blur and sensor noise.  Returns uint8 [H, W, 3]."""
+    height, width = pixels.shape[:2]
     if rng.random() < 0.3:
-        picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
-        canvas = np.asarray(picture.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.5)))).astype(np.float32)
+        sharp = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        pixels = np.asarray(sharp.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.5)))).astype(np.float32)
     if rng.random() < 0.7:
         strength = rng.uniform(2, 16)
-        # a tile of noise repeated: nobody sees it, and drawing 3 million Gaussians takes longer than all the rest
+        # One tile of noise is repeated, which does not show; 3 million Gaussians would take longer than the rest.
         tile = rng.standard_normal((128, 128, 3), dtype=np.float32) * strength
-        canvas = canvas + np.tile(tile, (height // 128 + 1, width // 128 + 1, 1))[:height, :width]
-    return canvas.clip(0, 255).astype(np.uint8)
+        pixels = pixels + np.tile(tile, (height // 128 + 1, width // 128 + 1, 1))[:height, :width]
+    return pixels.clip(0, 255).astype(np.uint8)

@@ -1,11 +1,11 @@
-"""Data sets by the name that the command lines take."""
+"""Opens a data set by the value of `--data`: `shapes`, `coco:DIR` or `voc:DIR`."""
 
 from pathlib import Path
 
-from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.coco import coco_splits, read_coco
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.faults import refuse
+from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.shapes import SPLITS, Shapes
 from faster_rcnn.data.voc import read_voc, voc_splits
 
@@ -13,39 +13,44 @@ READERS = {"coco": (read_coco, coco_splits), "voc": (read_voc, voc_splits)}
 
 
 def check_labels(dataset: Dataset, labels: tuple[str, ...], detector: str) -> None:
-    """Raises ValueError if a data set numbers its classes otherwise than a detector does."""
+    """Raises ValueError unless a data set has the detector's classes in the same order.
+
+    detector: its name in the message.
+    """
     if dataset.labels != labels:
         raise ValueError(
-            f"{detector} knows the classes {', '.join(labels)}; the data has {', '.join(dataset.labels)}; "
-            "take data with the same classes in the same order"
+            f"{detector} has the classes {', '.join(labels)}, but the data has {', '.join(dataset.labels)}; "
+            "use data with the same classes in the same order"
         )
 
 
 def open_dataset(source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False) -> Dataset:
-    """`shapes` is drawn from `seed` as it is read; `coco:DIR` is a folder with `annotations/<split>.json`, `voc:DIR`
-    one with `Annotations`, `JPEGImages` and `ImageSets/Main/<split>.txt`.
+    """Opens a split of a data set.
 
-    Raises ValueError for a source of another kind, or one line that names the first faults of the annotations unless
-    `skip_bad_boxes` leaves them out; FileNotFoundError where files are missing.
+    source: `shapes` (generated from `seed` as it is read), `coco:DIR` (a folder with `annotations/<split>.json`) or
+    `voc:DIR` (a folder with `Annotations`, `JPEGImages` and `ImageSets/Main/<split>.txt`).
+
+    Raises ValueError for an unknown kind of source, and for faulty annotations: one line names the first faults. With
+    `skip_bad_boxes` faulty boxes and images are left out instead. Raises FileNotFoundError if files are missing.
     """
     if source == "shapes":
         return Shapes(split, seed=seed)
     dataset = open_folder(source, split, skip_bad_boxes)
     refuse(dataset.faults, source, skip_bad_boxes)
     if not len(dataset):
-        raise ValueError(f"{source}: split {split} has no image that can be used; add some")
+        raise ValueError(f"{source}: split {split} has no image that can be used; add images")
     return dataset
 
 
-def open_folder(source: str, split: str, skip_bad_boxes: bool = False) -> AnnotatedImages:
-    """A split of a folder whatever its faults, which it keeps; what is faulty is not among its images and boxes."""
+def open_folder(source: str, split: str, skip_bad_boxes: bool = False) -> FolderDataset:
+    """Opens a split of a folder whatever its faults: they are in `faults`, and faulty images and boxes are left out."""
     kind, folder = _folder(source)
     read, _ = READERS[kind]
-    return AnnotatedImages(read(folder, split), skip_bad_boxes)
+    return FolderDataset(read(folder, split), skip_bad_boxes)
 
 
 def splits_of(source: str) -> list[str]:
-    """The splits that a source has.  Raises ValueError for a source of no known kind."""
+    """The splits that a source has.  Raises ValueError for an unknown kind of source."""
     if source == "shapes":
         return list(SPLITS)
     kind, folder = _folder(source)
@@ -56,5 +61,5 @@ def splits_of(source: str) -> list[str]:
 def _folder(source: str) -> tuple[str, Path]:
     kind, _, folder = source.partition(":")
     if kind not in READERS or not folder:
-        raise ValueError(f"--data {source!r} is of no known kind; there are: shapes, coco:DIR, voc:DIR")
+        raise ValueError(f"--data {source!r}: unknown kind; use shapes, coco:DIR or voc:DIR")
     return kind, Path(folder)

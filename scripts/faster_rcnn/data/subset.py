@@ -1,10 +1,10 @@
-"""The beginning of a data set, where all of it would take too long."""
+"""The first images of a data set, for when all of it would take too long."""
 
 from faster_rcnn.data.dataset import Dataset, Sample
 
 
-class FirstImages:
-    """At most the first `number` images of a data set."""
+class Subset:
+    """The first `number` images of a data set, or all of them if it has fewer."""
 
     def __init__(self, dataset: Dataset, number: int) -> None:
         self.labels = dataset.labels

@@ -1,1 +1,1 @@
-"""The detector of the papers: its layers, targets and losses, its configuration and its checkpoints."""
+"""The detector of the papers: layers, targets, losses, configuration and checkpoints."""

@@ -1,6 +1,6 @@
 """Anchors: the k reference boxes at every location of a feature map (Ren et al. 2015, section 3.1.1).
 
-H, W  feature map size;  k  anchors a location;  boxes are x1, y1, x2, y2 in canvas pixels.
+H, W  feature map size;  k  anchors per location;  boxes are x1, y1, x2, y2 in canvas pixels.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ def cell_anchors(scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
 def grid_anchors(cell: Tensor, height: int, width: int, stride: int) -> Tensor:
     """The anchors of all locations of a feature map.
 
-    cell: [k, 4] from `cell_anchors`.  A location's anchors are centred on the middle of the `stride` x `stride` pixels
-    that it stands for, as in the reference code.
+    cell: [k, 4] from `cell_anchors`.  A location covers `stride` × `stride` pixels; its anchors are centred on the
+    middle of them, as in the reference code.
     Returns [H * W * k, 4]: rows first, then columns, then the k anchors.
     """
     centre_y = (torch.arange(height, device=cell.device) * stride).to(torch.float32) + stride / 2
@@ -38,7 +38,7 @@ def grid_anchors(cell: Tensor, height: int, width: int, stride: int) -> Tensor:
 
 
 def inside_image(anchors: Tensor, size: Tensor) -> Tensor:
-    """Which anchors lie wholly inside an image: only these take part in training (section 3.3).
+    """Which anchors lie entirely inside an image; only these are used in training (section 3.3).
 
     anchors: [A, 4];  size: [2] as height, width.  Returns bool [A].
     """

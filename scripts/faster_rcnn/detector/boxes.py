@@ -1,8 +1,8 @@
 """Boxes and their deltas (Girshick et al. 2014, appendix C; Ren et al. 2015, eq. 2).
 
-R  number of boxes.  Boxes are x1, y1, x2, y2 in canvas pixels, without the "+1" of the Caffe code.
+R  boxes.  Boxes are x1, y1, x2, y2 in canvas pixels, without the "+1" of the Caffe code.
 Deltas are dx, dy, dw, dh: the shift of the centre in units of the reference box, the log of the change of its sides.
-Every function takes any number of leading dimensions.
+Unless stated otherwise, a function takes any number of leading dimensions.
 """
 
 import math
@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-# A side may grow at most to this multiple in one step, so that exp() of an untrained delta stays finite: torchvision's
-# bound, the longest image side over the stride.
+# A side grows at most to this multiple, so that exp() of an untrained delta stays finite. This is torchvision's bound:
+# the longest image side divided by the stride.
 MAX_LOG_GROWTH = math.log(1000.0 / 16)
 
 
@@ -35,7 +35,7 @@ def encode(boxes: Tensor, references: Tensor) -> Tensor:
 
 
 def decode(deltas: Tensor, references: Tensor) -> Tensor:
-    """Boxes that `deltas` make of `references`: the inverse of `encode`.
+    """The boxes that `deltas` turn `references` into: the inverse of `encode`.
 
     deltas, references: [..., 4].  Returns [..., 4].
     """
@@ -48,7 +48,7 @@ def decode(deltas: Tensor, references: Tensor) -> Tensor:
 
 
 def clip_to_sizes(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes cut to their own image: torchvision's `clip_boxes_to_image` for a batch of different sizes.
+    """Boxes clipped to their own image: torchvision's `clip_boxes_to_image` for a batch of different sizes.
 
     boxes: [N, R, 4];  sizes: [N, 2] as height, width.  Returns [N, R, 4].
     """

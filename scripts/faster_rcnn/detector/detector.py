@@ -1,8 +1,8 @@
 """The full detector: normalise → backbone → RPN → proposals → RoI pooling → head → detections.
 
-N  images;  H, W  canvas, multiples of the backbone's stride;  A  anchors;  P  proposals;  D  detections an image.
+N  images;  H, W  canvas, multiples of the backbone's stride;  A  anchors;  P  proposals;  D  detections per image.
 Images are uint8 [N, H, W, 3], RGB, each at the top left of its canvas; sizes are int64 [N, 2], height and width.
-An image's answer depends on that image alone: not on its canvas, its neighbours or the bytes outside its size.
+The output for an image depends on that image alone: not on the canvas, the other images or the bytes outside its size.
 """
 
 from typing import NamedTuple
@@ -24,12 +24,12 @@ from faster_rcnn.detector.rpn import RPNHead, foreground_margin
 
 
 def dtype_of(layers: nn.Module) -> torch.dtype:
-    """The type that `layers` compute in: their parameters'."""
+    """The type that `layers` compute in, which is that of their parameters."""
     return next((parameter.dtype for parameter in layers.parameters()), torch.float32)
 
 
-class Answer(NamedTuple):
-    """What the detector says of N images; rows past a count are zero. Labels are numbered from 0, without background.
+class DetectorOutput(NamedTuple):
+    """Detections and proposals of N images; rows past a count are zero. Labels start at 0, without background.
 
     num_detections int64 [N], boxes [N, D, 4], scores [N, D], labels int64 [N, D];
     num_proposals int64 [N], proposals [N, P, 4], objectness [N, P]. Boxes are in canvas pixels, best score first.
@@ -45,9 +45,11 @@ class Answer(NamedTuple):
 
 
 class RPNOutput(NamedTuple):
-    """class scores [N, A, 2], deltas [N, A, 4], anchors [A, 4], valid bool [N, A]: not of the padding.
+    """The RPN's output for every anchor.
 
-    levels: how many of the anchors are of each feature map, finest first, which is their order.
+    scores: [N, A, 2], background and foreground;  deltas: [N, A, 4];  anchors: [A, 4];
+    valid: bool [N, A], False where the anchor's location lies in the padding;
+    levels: number of anchors of each feature map, finest first, which is the order of the anchors.
     """
 
     scores: Tensor
@@ -58,30 +60,32 @@ class RPNOutput(NamedTuple):
 
 
 def scales_of_maps(config: DetectorConfig, maps: int) -> list[tuple[float, ...]]:
-    """The anchor scales dealt to the feature maps, finest first, as many to each.
+    """The anchor scales of each feature map, finest map first; every map has the same number.
 
-    On one map all of them stand at every location (Ren et al. 2015, section 3.1.1); on a pyramid of five each of five
-    has a map of its own (Lin et al. 2017, section 4.1).
-    Raises ValueError if they cannot be dealt evenly.
+    A single map has all scales (Ren et al. 2015, section 3.1.1). In a pyramid of five maps each has one of five scales
+    (Lin et al. 2017, section 4.1).
+    Raises ValueError if the scales cannot be divided evenly among the maps.
     """
-    scales, each = config.anchor_scales, len(config.anchor_scales) // maps
-    if each * maps != len(scales) or not scales:
+    scales, per_map = config.anchor_scales, len(config.anchor_scales) // maps
+    if per_map * maps != len(scales) or not scales:
         raise ValueError(
-            f"{config.backbone} has {maps} feature maps and {len(scales)} anchor scales to deal to them; "
-            f"give {maps}, or a multiple of it"
+            f"{config.backbone} has {maps} feature maps, but {len(scales)} anchor scales are given; "
+            f"give {maps} or a multiple of {maps}"
         )
-    return [scales[place * each : (place + 1) * each] for place in range(maps)]
+    return [scales[number * per_map : (number + 1) * per_map] for number in range(maps)]
 
 
 class FasterRCNN(nn.Module):
-    """Faster R-CNN. `forward` is what is exported; `training/` trains its parts.
+    """Faster R-CNN. `forward` is what a graph computes; the package `training` trains the parts.
 
-    One feature map, as in the paper, or those of a pyramid: then the RPN's head slides over each of them.
-    stride: what the sides of a canvas are multiples of;  classes: without background;  score_floor: what a detection
-    must pass.
+    The backbone has one feature map, as in the paper, or a pyramid's maps; the RPN's head is applied to each of them.
+    stride: the sides of a canvas are multiples of it;  classes: number of classes without background;
+    score_floor: the lowest score of a detection;
+    portable_max_pooling: whether a graph gets the form of RoI max pooling that runs on every provider, instead of the
+    operator that ONNX Runtime lacks for CUDA.
     """
 
-    cells: Tensor
+    location_anchors: Tensor  # [maps, k, 4], the anchors of one location of each map, around the origin
     mean: Tensor
     std: Tensor
 
@@ -97,36 +101,38 @@ class FasterRCNN(nn.Module):
         scales = scales_of_maps(config, len(self.backbone.strides))
         self.rpn = RPNHead(channels, config.rpn_channels, len(scales[0]) * len(config.anchor_ratios))
         self.head = RoIHead(channels, config.roi_size, config.head_units, len(config.labels), config.head_dropout)
-        # of a graph: RoI max pooling in the form that runs on every provider, or as the operator that CUDA lacks
-        self.tabled = True
-        cells = torch.stack([cell_anchors(of_map, config.anchor_ratios) for of_map in scales])  # [maps, k, 4]
-        self.register_buffer("cells", cells, persistent=False)
+        self.portable_max_pooling = True
+        location_anchors = torch.stack([cell_anchors(map_scales, config.anchor_ratios) for map_scales in scales])
+        self.register_buffer("location_anchors", location_anchors, persistent=False)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1) * 255, persistent=False)
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Answer:
+    def forward(self, images: Tensor, sizes: Tensor) -> DetectorOutput:
         """Detections and proposals of a batch."""
         features = self.features(images, sizes)
         proposals = self.select(self.regions(features, sizes), sizes, self.config.proposals)
         found = self.detect_in(features, proposals.boxes, proposals.number, sizes)
-        return Answer(*found, *proposals)
+        return DetectorOutput(*found, *proposals)
 
     @torch.no_grad()
-    def alone(self, image: np.ndarray) -> Answer:
-        """The answer for one image, uint8 [H, W, 3], not resized, on the tightest canvas; without the batch
-        dimension, as arrays."""
+    def alone(self, image: np.ndarray) -> DetectorOutput:
+        """Detections and proposals of one image, uint8 [H, W, 3], as arrays without the batch dimension.
+
+        The image is not resized: apply `resize_image` with the detector's `resize` first. The boxes are in pixels of
+        the image given.
+        """
         height, width = image.shape[:2]
         canvas = np.zeros((1, *(-(-side // self.stride) * self.stride for side in (height, width)), 3), np.uint8)
         canvas[0, :height, :width] = image
         answer = self(torch.from_numpy(canvas), torch.tensor([[height, width]]))
-        return Answer(*(values[0].numpy() for values in answer))
+        return DetectorOutput(*(values[0].numpy() for values in answer))
 
     def propose(self, images: Tensor, sizes: Tensor, limits: ProposalLimits) -> Proposals:
-        """The region proposal network alone."""
+        """Runs the region proposal network alone."""
         return self.select(self.regions(self.features(images, sizes), sizes), sizes, limits)
 
     def detect_given(self, images: Tensor, sizes: Tensor, boxes: Tensor, count: Tensor) -> Detections:
-        """Fast R-CNN alone, on given regions: boxes [N, P, 4] in canvas pixels, of which the first `count` are real."""
+        """Runs Fast R-CNN alone, on proposals [N, P, 4] in canvas pixels, of which the first `count` [N] are real."""
         return self.detect_in(self.features(images, sizes), boxes, count, sizes)
 
     def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
@@ -136,14 +142,14 @@ class FasterRCNN(nn.Module):
 
     @property
     def feature_layers(self) -> list[nn.Module]:
-        """The layers that a graph of lower precision has in float16."""
+        """The layers that are float16 in a graph of that precision."""
         return [self.backbone, self.rpn, self.head.fc6, self.head.fc7]
 
     def regions(self, features: list[Tensor], sizes: Tensor) -> RPNOutput:
-        """What the RPN says of every anchor."""
+        """Runs the RPN's head on every map."""
         maps = [
             self._regions_of_map(one, cell, sizes, stride)
-            for one, cell, stride in zip(features, self.cells, self.backbone.strides, strict=True)
+            for one, cell, stride in zip(features, self.location_anchors, self.backbone.strides, strict=True)
         ]
         if len(maps) == 1:
             return maps[0]
@@ -160,49 +166,53 @@ class FasterRCNN(nn.Module):
         return RPNOutput(scores.float(), deltas.float(), anchors, valid, (h * w * self.rpn.k,))
 
     def select(self, rpn: RPNOutput, sizes: Tensor, limits: ProposalLimits) -> Proposals:
-        """The proposals among the anchors."""
+        """Turns the RPN's output into proposals."""
         return propose(foreground_margin(rpn.scores), rpn.deltas, rpn.anchors, rpn.valid, sizes, limits, rpn.levels)
 
     def classify(self, features: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head says of regions [N, P, 4]: class scores [N, P, C + 1] and normalised deltas [N, P, C, 4]."""
+        """Runs the head on regions [N, P, 4].
+
+        Returns class scores [N, P, C + 1] and normalised deltas [N, P, C, 4], C being the number of classes.
+        """
         return self.head(self._pool(features, boxes))
 
     def _pool(self, features: list[Tensor], boxes: Tensor) -> Tensor:
         pooled, strides, pooling = features[: self.backbone.pooled], self.backbone.strides, self.config.roi_pooling
         if pooling == "max" and self.backbone.signed:
-            pooled = [F.relu(one) for one in pooled]  # outside the image is zero, which must not win over what is in it
-        if pooling == "max" and self.tabled and torch.compiler.is_exporting():
-            pooling = "tabled max"
+            # Cells outside the image are zero, which must not win over negative cells inside it.
+            pooled = [F.relu(features) for features in pooled]
+        if pooling == "max" and self.portable_max_pooling and torch.compiler.is_exporting():
+            pooling = "portable max"
         return pool_regions(pooled, strides, boxes, self.config.roi_size, pooling)
 
     def check_map_size(self) -> None:
-        """Raises ValueError if a canvas is too large for a graph whose RoI max pooling runs on every provider."""
+        """Raises ValueError if a canvas is too large for the portable form of RoI max pooling."""
         largest = max(max(canvas) for canvas in canvases(self.resize, self.stride)) // self.backbone.strides[0]
-        allowed = (LONGEST_BIN - 1) * self.config.roi_size  # a bin's ends are rounded outwards
+        allowed = (LONGEST_BIN - 1) * self.config.roi_size  # because a bin's ends are rounded outwards
         if self.config.roi_pooling == "max" and largest > allowed:
             raise ValueError(
-                f"RoI max pooling that a GPU can run takes maps of up to {allowed} cells a side, the resize rule asks "
-                f"for {largest}; export with --provider cpu, lower max_size, or use roi_pooling 'align'"
+                f"RoI max pooling on a GPU allows maps of up to {allowed} cells per side, but the resize rule needs "
+                f"{largest}; export with --provider cpu, lower max_size, or use roi_pooling 'align'"
             )
 
     def detect_in(self, features: list[Tensor], boxes: Tensor, count: Tensor, sizes: Tensor) -> Detections:
-        """The detections in the first `count` [N] of regions [N, P, 4]."""
+        """The detections among regions [N, P, 4], of which the first `count` [N] are real."""
         config = self.config
         N, P = boxes.shape[:2]
-        rows, back = real_rows(count, P)
+        rows, positions = real_rows(count, P)
         pooled = self._pool(features, boxes)
-        if self.backbone.pooled == 1:  # there the channels come last, before they are moved for the layers' sake
+        if self.backbone.pooled == 1:  # these pooled features are channels-last in memory
             channels_last = pooled.permute(0, 1, 3, 4, 2).flatten(0, 1)
             scores, deltas = self.head.of_channels_last(torch.index_select(channels_last, 0, rows))
         else:
             scores, deltas = self.head(torch.index_select(pooled.flatten(0, 1), 0, rows))
-        back = back.reshape(-1)
-        scores = torch.index_select(scores, 0, back).reshape(N, P, -1)
-        deltas = torch.index_select(deltas, 0, back).reshape(N, P, self.classes, 4)
+        positions = positions.reshape(-1)
+        scores = torch.index_select(scores, 0, positions).reshape(N, P, -1)
+        deltas = torch.index_select(deltas, 0, positions).reshape(N, P, self.classes, 4)
         return detect(scores, deltas, boxes, count, sizes, config.detections, config.target_normalisation)
 
     def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] to float [N, 3, H, W], zero outside the sizes whatever the bytes are there."""
+        """Normalises uint8 [N, H, W, 3] to float [N, 3, H, W], zero outside the sizes whatever the bytes there are."""
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
         mask = inside(sizes, 1, pixels.shape[2], pixels.shape[3])
         return torch.where(mask[:, None], pixels, torch.zeros_like(pixels[:, :, :1, :1]))

@@ -1,6 +1,6 @@
-"""The losses, one function an equation.
+"""The losses, one function per equation.
 
-A  anchors;  R  regions;  C  classes without background.  Everything here is for one image; a batch takes the mean.
+A  anchors;  R  regions;  C  classes without background.  All functions are for one image; a batch takes the mean.
 """
 
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from torch import Tensor
 class LossRule:
     """The constants of the losses. The defaults are what the papers print.
 
-    rpn_normaliser is what the box term is divided by. Ren et al. print N_reg = 2400, the number of anchor *locations*,
-    in eq. 1; read as the number of *anchors* it is nine times that. The reference code divides by the 256 *sampled*
-    anchors and has no λ: with rpn_lambda 1 that is the same weight, 1 / 256 against 10 / 2400.
+    The RPN's box term is divided by the number that rpn_normaliser names. Eq. 1 of Ren et al. has N_reg = 2400, the
+    number of anchor *locations*; read as the number of *anchors* it is nine times that. The reference code divides by
+    the 256 *sampled* anchors and has no λ. With rpn_lambda 1 that is nearly the paper's weight: 1 / 256 and 10 / 2400.
     """
 
     rpn_lambda: float = 10.0  # section 3.1.2: "λ = 10, and thus both terms are roughly equally weighted"
     rpn_normaliser: Literal["locations", "anchors", "sampled"] = "locations"
-    # Where the quadratic part of smooth L1 ends: 1 as both papers print it; the reference code has 1 / 9 in the RPN,
-    # torchvision in both stages.
+    # Where the quadratic part of smooth L1 ends: 1 in both papers; 1 / 9 in the reference code's RPN and in both stages
+    # of torchvision.
     rpn_beta: float = 1.0
     head_beta: float = 1.0
     head_lambda: float = 1.0  # Girshick 2015, section 2.3: "all experiments use λ = 1"
 
 
 def log_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """-log of the softmax probability of the true class, for each row.
+    """Negative logarithm of the softmax probability of the true class, for each row.
 
     scores: [R, classes];  labels: int64 [R].  Returns [R].
     """

@@ -1,31 +1,31 @@
-"""Operators with the same meaning in PyTorch and in ONNX: a stable top-k, a batched NMS, a plain integer division.
+"""Operators that mean the same in PyTorch and in ONNX: stable top-k, batched NMS, plain integer division.
 
-The first two have outputs of a fixed rank and a size known beforehand, which is what makes one graph serve any batch
-size: nothing in the graph depends on how many boxes survive. The ONNX translations are in `graph/translations.py`.
+The outputs of the first two have shapes that do not depend on how many boxes survive, so that one graph serves any
+batch size. The ONNX translations are in `graph/translations.py`.
 
-N  images;  n  candidates an image.  A candidate that is out of the running has the score -1.
+N  images;  n  candidates per image.  An excluded candidate has the score -1.
 """
 
 import torch
 import torchvision
 from torch import Tensor
 
-OUT = -1.0
-LAST = -3.0e38  # below any score: what is there only to make up the number
+EXCLUDED = -1.0  # score of a candidate that takes no part
+PADDING = -3.0e38  # below any score; fills up a result with fewer candidates than asked for
 
 
 @torch.library.custom_op("faster_rcnn::top_k", mutates_args=())
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores of each row, best first; equal scores in the order of their place, as ONNX's TopK does it.
+    """The k highest scores of each row, best first; equal scores in their original order, as in ONNX's TopK.
 
-    scores: [N, n].  Returns values [N, k] and int64 places [N, k]. With n < k the rest is LAST at place 0.
-    `torch.topk` leaves the order of equal scores open; a blank image has thousands of them.
+    scores: [N, n].  Returns values [N, k] and int64 places [N, k]. If n < k, the last values are PADDING at place 0.
+    `torch.topk` does not define the order of equal scores, and a blank image has thousands of them.
     """
     n = scores.shape[1]
     values, places = torch.sort(scores, dim=1, descending=True, stable=True)
     values, places = values[:, :k], places[:, :k]
     if n < k:
-        values = torch.nn.functional.pad(values, (0, k - n), value=LAST)
+        values = torch.nn.functional.pad(values, (0, k - n), value=PADDING)
         places = torch.nn.functional.pad(places, (0, k - n), value=0)
     return values.contiguous(), places.contiguous()
 
@@ -38,12 +38,12 @@ def _(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("faster_rcnn::nms", mutates_args=())
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
-    """Greedy non-maximum suppression in each image by itself.
+    """Greedy non-maximum suppression, separately in each image.
 
     boxes: [N, n, 4];  scores: [N, n].  Candidates with a score <= 0 take no part.
-    Returns [N, n]: the score of each of the best `keep` survivors, -1 for all others.
+    Returns [N, n]: the scores of the best `keep` survivors, EXCLUDED for all others.
     """
-    survivors = torch.full_like(scores, OUT)
+    survivors = torch.full_like(scores, EXCLUDED)
     for image, (image_boxes, image_scores) in enumerate(zip(boxes, scores, strict=True)):
         candidates = (image_scores > 0).nonzero()[:, 0]
         kept = torchvision.ops.nms(image_boxes[candidates], image_scores[candidates], iou_threshold)
@@ -59,8 +59,11 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
 
 @torch.library.custom_op("faster_rcnn::quotient", mutates_args=())
 def quotient(numbers: Tensor, divisor: int) -> Tensor:
-    """`numbers` // `divisor` of int64, none of them negative: one integer division, where the exporter would write
-    seven operations to be right for negative numbers too."""
+    """`numbers` // `divisor` for int64 numbers that are not negative.
+
+    This is one integer division in the graph. The exporter's own translation of // has seven operations, because it is
+    right for negative numbers too.
+    """
     return numbers // divisor
 
 

@@ -1,6 +1,6 @@
-"""Only the real ones of padded regions, so that the head computes nothing for the rest.
+"""Drops padding rows before the head and puts the results back afterwards.
 
-N  images;  P  regions an image, padded;  M  real regions in all;  C, S, T  channels, height and width of a region.
+N  images;  P  rows per image, padded;  M  real rows in all;  C, S, T  channels, height and width of a region.
 """
 
 import torch
@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 
 def real_rows(count: Tensor, padded: int) -> tuple[Tensor, Tensor]:
-    """Where the real regions stand among N * P, and where each of N * P stands among the real ones.
+    """The indices of the real rows among all N * P, and the position of each of the N * P rows among the real ones.
 
-    count: int64 [N], the first of an image's P = `padded` regions that are real.
-    Returns int64 [M + 1] and int64 [N, P]. The one row more is the first region once again: where no image has any, a
-    layer of no rows would be left. Of a region that is not real the second names any row.
+    count: int64 [N], real rows of each image, which come first;  padded: P.
+    Returns int64 [M + 1] and int64 [N, P]. An extra row repeats row 0, so that the head never gets an empty batch.
+    Padding rows may point at any row.
     """
     real = torch.arange(padded, device=count.device) < count[:, None]
     rows = torch.nonzero(real.flatten())[:, 0]
     rows = torch.cat([rows, torch.zeros_like(count[:1])])
     before = torch.cumsum(count, dim=0) - count
-    back = before[:, None] + torch.arange(padded, device=count.device)
-    return rows, torch.where(real, back, torch.zeros_like(back))
+    positions = before[:, None] + torch.arange(padded, device=count.device)
+    return rows, torch.where(real, positions, torch.zeros_like(positions))
 
 
 def linear_of_channels_last(layer: nn.Linear, regions: Tensor) -> Tensor:
-    """What `layer`, whose inputs are regions of [C, S, T] laid out flat, makes of regions [M, S, T, C].
+    """Applies `layer`, which expects flattened [C, S, T], to regions [M, S, T, C].
 
-    Its weights are reordered, once when a graph is loaded, and not the many regions, every time.
+    This reorders the weights instead of the regions. In a graph the weights are reordered only once, when it is loaded.
     """
     S, T, C = regions.shape[1:]
     weight = layer.weight.unflatten(1, (C, S, T)).permute(0, 2, 3, 1).flatten(1)

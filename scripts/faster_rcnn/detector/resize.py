@@ -1,4 +1,4 @@
-"""How large an image enters the detector: a function of the image and the model alone."""
+"""The size at which an image enters the detector; it depends on the image and the model alone."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,16 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class ResizeRule:
-    """The shorter side becomes `min_size` pixels unless the longer would pass `max_size` (Ren et al., section 3.3)."""
+    """Resizes the shorter side to `min_size` pixels, or less if the longer side would exceed `max_size`.
+
+    Source: Ren et al. 2015, section 3.3.
+    """
 
     min_size: int
     max_size: int
 
     def __call__(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width, at least 1, that an image of the given size is resized to."""
+        """The new height and width, at least 1 each, of an image of the given size."""
         scale = min(self.min_size / min(height, width), self.max_size / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -22,7 +25,7 @@ class ResizeRule:
 def resize_image(image: np.ndarray, rule: ResizeRule) -> tuple[np.ndarray, float, float]:
     """An RGB image, uint8 [H, W, 3], resized by `rule` with Pillow's antialiased bilinear filter.
 
-    Returns the image and the factors that x and y coordinates take.
+    Returns the image and the factors for x and y coordinates.
     """
     height, width = image.shape[:2]
     new_height, new_width = rule(height, width)

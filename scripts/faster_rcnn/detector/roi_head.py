@@ -1,7 +1,7 @@
-"""The RoI head: region features to classes and class-wise boxes (Girshick 2015, section 2).
+"""The RoI head: from pooled regions to classes and a box for each class (Girshick 2015, section 2).
 
-N  images;  P  proposals an image;  C  classes without background;  D  detections an image;  K  candidates an image.
-Class 0 is background here; `detect` answers labels from 0 without it.
+N  images;  P  proposals per image;  C  classes without background;  D  detections per image;  K  candidates per image.
+In the head class 0 is the background; `detect` returns labels that start at 0 without it.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faster_rcnn.detector.boxes import clip_to_sizes, decode, sides_at_least
-from faster_rcnn.detector.operators import OUT, nms, quotient, take_rows, top_k
+from faster_rcnn.detector.operators import EXCLUDED, nms, quotient, take_rows, top_k
 from faster_rcnn.detector.padded_rows import linear_of_channels_last
 
 FourDeltas = tuple[float, float, float, float]  # dx, dy, dw, dh
@@ -21,21 +21,21 @@ FourDeltas = tuple[float, float, float, float]  # dx, dy, dw, dh
 
 @dataclass(frozen=True)
 class TargetNormalisation:
-    """How the head's regression targets are brought to "zero mean and unit variance" (Fast R-CNN, section 2.3).
+    """How the head's regression targets are normalised to "zero mean and unit variance" (Fast R-CNN, section 2.3).
 
     The defaults are the Faster R-CNN reference code's fixed estimates. Fast R-CNN measures both on the training set
-    (`measure_normalisation`), which only given proposals allow: those of an RPN in training change all the time.
+    (`measure_normalisation`), which is possible only with fixed proposals: those of an RPN in training keep changing.
     """
 
     means: FourDeltas = (0.0, 0.0, 0.0, 0.0)
     stds: FourDeltas = (0.1, 0.1, 0.2, 0.2)
 
     def apply(self, deltas: Tensor) -> Tensor:
-        """Deltas [..., 4] to what the head is to predict."""
+        """Normalises deltas [..., 4]: the targets of the head."""
         return (deltas - deltas.new_tensor(self.means)) / deltas.new_tensor(self.stds)
 
     def undo(self, predicted: Tensor) -> Tensor:
-        """What the head predicts [..., 4] to deltas."""
+        """Turns the head's predictions [..., 4] back into deltas."""
         return predicted * predicted.new_tensor(self.stds) + predicted.new_tensor(self.means)
 
 
@@ -59,7 +59,7 @@ class RoIHead(nn.Module):
         return self._after_fc6(self.fc6(regions.flatten(-3).to(self.fc6.weight.dtype)))
 
     def of_channels_last(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for regions [M, S, S, channels], which need not be reordered first."""
+        """`forward` for regions [M, S, S, channels], without reordering them first."""
         return self._after_fc6(linear_of_channels_last(self.fc6, regions.to(self.fc6.weight.dtype)))
 
     def _after_fc6(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,13 +73,13 @@ class DetectionLimits:
     """Which detections are kept."""
 
     detections: int = 100  # the COCO evaluation's bound
-    candidates: int = 400  # classes × proposals that enter the suppression, the best first
-    score_floor: float = 0.05  # below it nothing leaves the graph; torchvision's and the reference code's value
+    candidates: int = 400  # the best pairs of class and proposal; these enter the suppression
+    score_floor: float = 0.05  # lowest score that the graph returns; torchvision's and the reference code's value
     nms_threshold: float = 0.5  # torchvision's; the papers' VOC results used 0.3
 
 
 class Detections(NamedTuple):
-    """number: int64 [N], how many rows are real;  boxes [N, D, 4], scores [N, D], labels int64 [N, D], zero-padded."""
+    """number: int64 [N], detections per image;  boxes [N, D, 4], scores [N, D], labels int64 [N, D], zero-padded."""
 
     number: Tensor
     boxes: Tensor
@@ -96,27 +96,27 @@ def detect(
     limits: DetectionLimits,
     normalisation: TargetNormalisation,
 ) -> Detections:
-    """Softmax, the best candidates of all classes, their boxes, suppression within each class.
+    """Applies softmax, keeps the best candidates of all classes, decodes them and suppresses overlaps in each class.
 
-    class_scores: [N, P, C + 1];  deltas: [N, P, C, 4], normalised;  proposals: [N, P, 4] of which the first `count` [N]
-    are real;  sizes: int64 [N, 2] as height, width.
+    class_scores: [N, P, C + 1];  deltas: [N, P, C, 4], normalised;  proposals: [N, P, 4], zero-padded;
+    count: int64 [N], proposals of each image;  sizes: int64 [N, 2] as height, width.
 
-    Classes are kept apart by moving the boxes of each class to a place of their own, so that one suppression an image
-    does for all of them: on CUDA each call costs a launch and a synchronisation for every image and class. The places
-    lie on a square around the origin, because far from it float32 tells coordinates apart less finely.
+    The boxes of each class are moved to an area of their own, so that one call of the suppression serves all classes of
+    an image: on CUDA each call costs a kernel launch and a synchronisation. The areas lie on a square around the
+    origin, because float32 coordinates are coarser far from it.
     """
     N, P, C = deltas.shape[:3]
     probabilities = torch.softmax(class_scores, dim=2)[:, :, 1:]
     real = torch.arange(P, device=count.device)[None, :, None] < count[:, None, None]
-    running = real & (probabilities > limits.score_floor)
-    scores = torch.where(running, probabilities, torch.full_like(probabilities, OUT)).reshape(N, P * C)
+    eligible = real & (probabilities > limits.score_floor)
+    scores = torch.where(eligible, probabilities, torch.full_like(probabilities, EXCLUDED)).reshape(N, P * C)
     scores, places = top_k(scores, min(limits.candidates, P * C))
     region = quotient(places, C)
     labels = places - region * C
     chosen = normalisation.undo(take_rows(deltas.reshape(N, P * C, 4), places))
     boxes = clip_to_sizes(decode(chosen, take_rows(proposals, region)), sizes)
-    scores = torch.where(sides_at_least(boxes, 1e-2), scores, torch.full_like(scores, OUT))
-    survivors = nms(boxes + _places_of(labels, C, sizes), scores, limits.nms_threshold, limits.detections)
+    scores = torch.where(sides_at_least(boxes, 1e-2), scores, torch.full_like(scores, EXCLUDED))
+    survivors = nms(boxes + _class_offsets(labels, C, sizes), scores, limits.nms_threshold, limits.detections)
     scores, places = top_k(survivors, limits.detections)
     kept = scores > 0
     return Detections(
@@ -127,10 +127,10 @@ def detect(
     )
 
 
-def _places_of(labels: Tensor, classes: int, sizes: Tensor) -> Tensor:
-    """How far the boxes of each label [N, K] are moved, so that those of two labels never touch: [N, K, 4]."""
+def _class_offsets(labels: Tensor, classes: int, sizes: Tensor) -> Tensor:
+    """The shift [N, K, 4] of each candidate's box by its label [N, K]: boxes of two labels never touch."""
     columns = math.ceil(math.sqrt(classes))
     row = quotient(labels, columns)
     column = labels - row * columns
-    places = torch.stack([column, row], dim=2) - columns // 2
-    return (places * (sizes.amax(dim=1)[:, None, None] + 1)).repeat(1, 1, 2).to(torch.float32)
+    areas = torch.stack([column, row], dim=2) - columns // 2
+    return (areas * (sizes.amax(dim=1)[:, None, None] + 1)).repeat(1, 1, 2).to(torch.float32)

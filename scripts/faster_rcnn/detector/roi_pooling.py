@@ -1,8 +1,8 @@
 """Region features of a fixed size: RoI max pooling (Girshick 2015, section 2.1) and RoIAlign (He et al. 2017).
 
-N  images;  P  regions an image;  C, h, w  feature map;  S  output size.  Regions are x1, y1, x2, y2 in canvas pixels.
-Both take features that are zero outside the image, and give the same on every canvas. Of several maps, those of a
-feature pyramid, each region is pooled from one (Lin et al. 2017, section 4.2).
+N  images;  P  regions per image;  C, h, w  feature map;  S  output size.  Regions are x1, y1, x2, y2 in canvas pixels.
+Both expect features that are zero outside the image, and give the same result on every canvas. With a feature pyramid,
+each region is pooled from one of the maps (Lin et al. 2017, section 4.2).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-# Windows of RoI max pooling are tabled up to 2³ cells a side, and two of them cover a bin.
+# Portable RoI max pooling has tables of windows of 2⁰ to 2³ cells per side. Two windows cover the side of a bin.
 WINDOW_LEVELS = 4
 LONGEST_BIN = 2**WINDOW_LEVELS
 
@@ -21,10 +21,10 @@ def roi_align(features: Tensor, rois: Tensor, size: int, stride: int, samples: i
     """RoIAlign: the mean of `samples`² bilinear samples in each of S×S bins (half-pixel aligned).
 
     Sampling on a regular grid is separable: a bin's value is its row weights times the features times its column
-    weights. Written so, it is two batched matrix products, which run at the speed of a convolution on every device,
-    where the RoiAlign operator of ONNX Runtime takes twice as long on a CPU.
-    Equals `torchvision.ops.roi_align(aligned=True)` on features with one more row and column of zeros at their end:
-    what a larger canvas has there anyhow.
+    weights. So it can be written as two batched matrix products, which run at the speed of a convolution on every
+    device. On a CPU ONNX Runtime's RoiAlign operator takes twice as long.
+    Equals `torchvision.ops.roi_align(aligned=True)` on features with one more row and column of zeros at their end,
+    which a larger canvas has anyway.
 
     features: [N, C, h, w];  rois: [N, P, 4];  size: S.  Returns [N, P, C, S, S].
     """
@@ -39,7 +39,7 @@ def roi_align(features: Tensor, rois: Tensor, size: int, stride: int, samples: i
 
 
 def _sampling_weights(start: Tensor, end: Tensor, length: int, size: int, stride: int, samples: int) -> Tensor:
-    """How much each of `length` cells counts in each of `size` bins between `start` and `end`: [N, P, size, length]."""
+    """Weight of each of `length` cells in each of `size` bins between `start` and `end`: [N, P, size, length]."""
     first = start / stride - 0.5
     bin_width = (end - start) / stride / size
     offsets = (torch.arange(size * samples, device=start.device).to(start.dtype) + 0.5) / samples
@@ -50,9 +50,9 @@ def _sampling_weights(start: Tensor, end: Tensor, length: int, size: int, stride
 
 
 def roi_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
-    """RoI max pooling: the maximum of each of S×S bins, whose corners are rounded to whole cells.
+    """RoI max pooling: the maximum in each of S×S bins, whose corners are rounded to whole cells.
 
-    features: [N, C, h, w], not negative;  rois: [N, P, 4];  size: S.  Returns [N, P, C, S, S].
+    features: [N, C, h, w], non-negative;  rois: [N, P, 4];  size: S.  Returns [N, P, C, S, S].
     """
     N, C = features.shape[:2]
     P = rois.shape[1]
@@ -62,17 +62,17 @@ def roi_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tens
     return pooled.reshape(N, P, C, size, size)
 
 
-def tabled_roi_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
-    """`roi_max_pool` in the form that CUDA takes."""
+def portable_roi_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
+    """`roi_max_pool` in the form that runs on every provider of ONNX Runtime."""
     return range_max_pool(features, rois, size, stride).unflatten(0, rois.shape[:2])
 
 
 def range_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
     """RoI max pooling by range-maximum queries, equal to `torchvision.ops.roi_pool` bit for bit.
 
-    ONNX's MaxRoiPool has no CUDA kernel in ONNX Runtime: the feature map would travel to the host and back. Here the
-    maxima over all windows of 2^i × 2^j cells are tabled by max pooling, and a bin is the maximum of four overlapping
-    windows of the table. A bin may be up to LONGEST_BIN cells long; `FasterRCNN.check_map_size` sees to it.
+    ONNX Runtime has no CUDA kernel for ONNX's MaxRoiPool, so the feature map would be copied to the host and back. Here
+    max pooling first computes the maxima over all windows of 2^i × 2^j cells. Four overlapping windows cover a bin, and
+    its maximum is theirs. A bin may be up to LONGEST_BIN cells long; `FasterRCNN.check_map_size` makes sure of it.
 
     Shapes as in `roi_max_pool`; returns [N * P, C, S, S].
     """
@@ -105,7 +105,7 @@ def range_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Te
 
 
 def _window_max(features: Tensor, height: int, width: int) -> Tensor:
-    """At each cell the maximum of the `height` × `width` cells from there on; outside counts as less than anything."""
+    """For each cell the maximum of the `height` × `width` cells that begin there; cells outside the map never win."""
     if height == width == 1:
         return features
     padded = F.pad(features, (0, width - 1, 0, height - 1), value=-3e4)  # -3e4 also fits float16
@@ -113,7 +113,7 @@ def _window_max(features: Tensor, height: int, width: int) -> Tensor:
 
 
 def _bins(start: Tensor, end: Tensor, length: int, size: int, stride: int) -> tuple[Tensor, Tensor]:
-    """First cell and cell after the last of each bin, as whole floats [N, P, S]."""
+    """First cell of each bin and the cell after its last one, as whole floats [N, P, S]."""
     first, last = _round(start * (1 / stride))[..., None], _round(end * (1 / stride))[..., None]
     bin_width = (last - first + 1).clamp(min=1) / size
     steps = torch.arange(size, device=start.device).to(start.dtype)
@@ -124,55 +124,58 @@ def _bins(start: Tensor, end: Tensor, length: int, size: int, stride: int) -> tu
 
 
 def _round(values: Tensor) -> Tensor:
-    """To whole numbers, halves away from zero, as C's round does. Adding a half first would round 0.49999997 up."""
+    """Rounds halves away from zero, as C's round does. floor(x + 0.5) would be wrong: it rounds 0.49999997 up."""
     sizes = values.abs()
     whole = torch.floor(sizes)
     return torch.sign(values) * (whole + (sizes - whole >= 0.5).to(values.dtype))
 
 
 def _log2(lengths: Tensor, levels: int) -> Tensor:
-    """floor(log2) of whole lengths by comparison, because log2 of a power of two need not be exact."""
+    """floor(log2) of whole lengths, by comparisons, because a computed log2 of a power of two may be inexact."""
     powers = torch.tensor([2.0**level for level in range(1, levels)], device=lengths.device)
     return (lengths[..., None] >= powers).to(lengths.dtype).sum(dim=-1)
 
 
-POOLINGS = {"align": roi_align, "max": roi_max_pool, "tabled max": tabled_roi_max_pool}
+POOLINGS = ("align", "max")  # the choices of a configuration
+_POOLING_FUNCTIONS = {"align": roi_align, "max": roi_max_pool, "portable max": portable_roi_max_pool}
 
-# Lin et al. 2017, eq. 1: a region of ImageNet's 224² pixels belongs to the map of stride 16. torchvision lets a region
-# that misses a border by a millionth have it.
+# Lin et al. 2017, eq. 1: a region of 224² pixels, ImageNet's size, belongs to the map of stride 16. As in torchvision,
+# a region whose side is too small for a map by a factor of up to 2^-SLACK still belongs to it.
 CANONICAL_SIDE = 224.0
 CANONICAL_STRIDE = 16
 SLACK = 1e-6
 
 
 def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size: int, pooling: str) -> Tensor:
-    """The features of each region from the map that it belongs to.
+    """Pools each region from the map that it belongs to.
 
-    maps: [N, C, h, w] each, finest first, one or of strides that double;  strides: theirs, more are ignored;
-    rois: [N, P, 4];  size: S;  pooling: a key of POOLINGS.  Returns [N, P, C, S, S].
+    maps: one map, or several whose strides double, finest first, [N, C, h, w] each;
+    strides: the maps' strides, which may be followed by others;
+    rois: [N, P, 4];  size: S;  pooling: one of POOLINGS, or "portable max".  Returns [N, P, C, S, S].
     """
     if len(maps) == 1:
-        return POOLINGS[pooling](maps[0], rois, size, strides[0])
-    sheet, tops = atlas([one.to(rois.dtype) for one in maps])  # float16 could not tell the coordinates apart
+        return _POOLING_FUNCTIONS[pooling](maps[0], rois, size, strides[0])
+    # In float16 the coordinates on the atlas would be too coarse.
+    stacked, tops = atlas([features.to(rois.dtype) for features in maps])
     level = level_of(rois, strides[: len(maps)])
     scale = rois.new_tensor([1 / stride for stride in strides])[level]
-    top = torch.stack([(level == place).to(rois.dtype) * first for place, first in enumerate(tops)]).sum(dim=0)
+    top = torch.stack([(level == number).to(rois.dtype) * first for number, first in enumerate(tops)]).sum(dim=0)
     left = torch.ones_like(top)
     in_cells = rois * scale[..., None] + torch.stack([left, top, left, top], dim=2)
     if pooling != "align":
-        return POOLINGS[pooling](sheet, in_cells, size, 1)
+        return _POOLING_FUNCTIONS[pooling](stacked, in_cells, size, 1)
     N, P = rois.shape[:2]
     image = torch.arange(N, device=rois.device).to(rois.dtype)[:, None, None].expand(-1, P, 1)
     numbered = torch.cat([image, in_cells], dim=2).reshape(N * P, 5)
-    pooled = torchvision.ops.roi_align(sheet, numbered, size, 1.0, sampling_ratio=2, aligned=True)
-    return pooled.reshape(N, P, sheet.shape[1], size, size)
+    pooled = torchvision.ops.roi_align(stacked, numbered, size, 1.0, sampling_ratio=2, aligned=True)
+    return pooled.reshape(N, P, stacked.shape[1], size, size)
 
 
 def level_of(rois: Tensor, strides: Sequence[int]) -> Tensor:
-    """Which map each region belongs to: eq. 1, k = ⌊4 + log2(√(wh) / 224)⌋, held to the maps that there are.
+    """The map that each region belongs to: eq. 1, k = ⌊4 + log2(√(wh) / 224)⌋, clamped to the maps that exist.
 
-    rois: [N, P, 4];  strides: doubling.  Returns int64 [N, P], places in `strides`. Written as comparisons of areas,
-    which come out alike everywhere, where the last bit of a logarithm does not.
+    rois: [N, P, 4];  strides: each twice the one before.  Returns int64 [N, P], indices into `strides`.
+    Written as comparisons of areas, which every runtime computes alike. The last bit of a logarithm differs.
     """
     areas = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
     sides = [CANONICAL_SIDE * stride / CANONICAL_STRIDE for stride in strides[1:]]
@@ -181,18 +184,18 @@ def level_of(rois: Tensor, strides: Sequence[int]) -> Tensor:
 
 
 def atlas(maps: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """All maps below each other on one sheet, so that one pooling serves every region, whichever map it belongs to.
+    """Stacks all maps vertically into one, so that one pooling serves every region, whichever map it belongs to.
 
-    A map's first row and column stand twice, because RoIAlign holds on to them half a cell before the map begins; at
-    its end it has two of zeros, as on a larger canvas.
+    A map's first row and column are doubled, because RoIAlign repeats them for half a cell before the map begins. Two
+    rows and columns of zeros follow its end, as on a larger canvas.
     maps: [N, C, h, w] each, the widest first.  Returns [N, C, Σ(h + 3), w + 3] and the row where each map begins; all
     begin in column 1.
     """
     width = maps[0].shape[3] + 3
     framed, tops, row = [], [], 0
-    for one in maps:
-        h, w = one.shape[2:]
-        framed.append(F.pad(F.pad(one, (1, 0, 1, 0), mode="replicate"), (0, width - w - 1, 0, 2)))
+    for features in maps:
+        h, w = features.shape[2:]
+        framed.append(F.pad(F.pad(features, (1, 0, 1, 0), mode="replicate"), (0, width - w - 1, 0, 2)))
         tops.append(row + 1)
         row = row + h + 3
     return torch.cat(framed, dim=2), tops

@@ -1,6 +1,7 @@
 """The region proposal network's head (Ren et al. 2015, section 3.1).
 
-N  images;  h, w  feature map size;  k  anchors a location;  A = h * w * k anchors an image, in `grid_anchors`' order.
+N  images;  h, w  feature map size;  k  anchors per location;  A = h * w * k anchors per image, in the order of
+`grid_anchors`.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 
 class RPNHead(nn.Module):
-    """A 3×3 convolution and ReLU, then two 1×1 convolutions: 2k class scores and 4k deltas a location.
+    """A 3×3 convolution and ReLU, then two 1×1 convolutions: 2k class scores and 4k deltas per location.
 
     Channel order: the class scores are k background scores, then k foreground scores, as in the reference code; the
     deltas are dx, dy, dw, dh of the first anchor, then of the second, and so on.
@@ -36,11 +37,12 @@ class RPNHead(nn.Module):
 
 
 def foreground_margin(scores: Tensor) -> Tensor:
-    """By how much the foreground score of `scores` [..., 2] exceeds the background's; its sigmoid is their softmax.
+    """Foreground score minus background score of `scores` [..., 2]; its sigmoid is the foreground's probability.
 
-    Proposals are ranked by this and not by the probability: near 1 a float32 sigmoid merges what differs, and ONNX
-    Runtime's does not even rise everywhere. Rounded to 2⁻¹⁴ (at most 1.6e-5 of probability), because two runtimes
-    differ in the last bits, and these bits would rank the anchors of a blank image, where thousands are equal.
+    Proposals are ranked by this margin and not by the probability: near 1 a float32 sigmoid maps different margins to
+    the same value, and ONNX Runtime's is not monotonic everywhere. The margin is rounded to multiples of 2⁻¹⁴ (at most
+    1.6e-5 of probability), because two runtimes differ in the last bits. In a blank image thousands of anchors are
+    equal, and these bits would decide their order.
     """
     steps = 16384.0
     return torch.round((scores[..., 1] - scores[..., 0]) * steps) / steps

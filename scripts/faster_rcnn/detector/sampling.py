@@ -1,7 +1,7 @@
-"""Which anchors and which proposals take part in a training step.
+"""Chooses the anchors and the proposals of a training step.
 
 A  anchors;  G  ground-truth objects;  P  proposals;  R  sampled regions.  Boxes are x1, y1, x2, y2 in canvas pixels.
-Everything here is for one image. Random choices use the given generator, torch's global one if there is none.
+All functions are for one image. Random choices use the given generator, or torch's global one.
 """
 
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ class AnchorSampling:
 
     positive_iou: float = 0.7
     negative_iou: float = 0.3
-    batch: int = 256  # anchors an image
+    batch: int = 256  # anchors per image
     positive_share: float = 0.5  # "a ratio of up to 1:1"
-    # Section 3.3 leaves out anchors that cross the image's border, "1000 × 600: about 6000 of 20000 remain". On small
-    # canvases nearly every large anchor crosses it, so that the large objects would have no anchor to learn from.
+    # Section 3.3 ignores anchors that cross the image's border; of 20000 on a 1000 × 600 image about 6000 remain. In a
+    # small image nearly every large anchor crosses the border, so large objects would have no anchor to learn from.
     keep_crossing: bool = False
 
 
 @dataclass(frozen=True)
 class ProposalSampling:
-    """Section 2.3 of Girshick 2015; the background's lower bound is that of the Faster R-CNN reference code."""
+    """Section 2.3 of Girshick 2015; the lower bound of the background is the Faster R-CNN reference code's."""
 
     foreground_iou: float = 0.5
-    background_iou: tuple[float, float] = (0.0, 0.5)  # Fast R-CNN alone uses 0.1, mining among given proposals
-    batch: int = 128  # regions an image; Fast R-CNN takes 64 from each of two
+    background_iou: tuple[float, float] = (0.0, 0.5)  # Fast R-CNN uses 0.1, to mine hard examples
+    batch: int = 128  # regions per image; Fast R-CNN takes 64 from each of two images
     foreground_share: float = 0.25
 
 
@@ -45,8 +45,10 @@ class AnchorTargets(NamedTuple):
 
 
 def label_anchors(anchors: Tensor, usable: Tensor, boxes: Tensor, rule: AnchorSampling) -> AnchorTargets:
-    """Positive: IoU above 0.7 with an object, or the highest IoU that an object has (ties too). Negative: below 0.3
-    with all objects. The rest, and what is not `usable`, is ignored (section 3.1.2).
+    """Labels anchors as positive, negative or ignored (section 3.1.2).
+
+    Positive: IoU above 0.7 with an object, or the highest IoU with an object, ties included. Negative: IoU below 0.3
+    with all objects. All others are ignored, and so are those that are not `usable`.
 
     anchors: [A, 4];  usable: bool [A];  boxes: [G, 4], G may be 0.
     """
@@ -67,14 +69,17 @@ def label_anchors(anchors: Tensor, usable: Tensor, boxes: Tensor, rule: AnchorSa
 def sample_anchors(
     labels: Tensor, rule: AnchorSampling, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """At most 128 positives, and negatives to fill the 256 (section 3.1.3).  labels: [A].  Returns their places."""
+    """Samples at most 128 positives and fills up to 256 with negatives (section 3.1.3).
+
+    labels: [A].  Returns the indices of the positives and of the negatives.
+    """
     positive = _choose(labels == POSITIVE, int(rule.batch * rule.positive_share), generator)
     negative = _choose(labels == NEGATIVE, rule.batch - len(positive), generator)
     return positive, negative
 
 
 class SampledRegions(NamedTuple):
-    """boxes: [R, 4];  labels: int64 [R], 0 is background, -1 fills up to R;  targets: [R, 4], the matched objects."""
+    """boxes: [R, 4];  labels: int64 [R], 0 is background, -1 is padding;  targets: [R, 4], the matched objects."""
 
     boxes: Tensor
     labels: Tensor
@@ -84,9 +89,9 @@ class SampledRegions(NamedTuple):
 def sample_proposals(
     proposals: Tensor, boxes: Tensor, labels: Tensor, rule: ProposalSampling, generator: torch.Generator | None = None
 ) -> SampledRegions:
-    """Regions for the head: a quarter foreground, the rest background; the objects themselves are candidates too.
+    """Samples regions for the head: a quarter foreground, the others background.
 
-    proposals: [P, 4];  boxes: [G, 4];  labels: int64 [G] from 1.
+    proposals: [P, 4];  boxes: [G, 4], the objects, which are candidates too;  labels: int64 [G] from 1.
     """
     candidates = torch.cat([proposals, boxes])
     if len(boxes) == 0:
@@ -109,6 +114,6 @@ def sample_proposals(
 
 
 def _choose(mask: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """At most `count` of the places where `mask` is True, at random."""
-    places = mask.nonzero()[:, 0]
-    return places[torch.randperm(len(places), device=places.device, generator=generator)[:count]]
+    """At most `count` random indices at which `mask` is True."""
+    indices = mask.nonzero()[:, 0]
+    return indices[torch.randperm(len(indices), device=indices.device, generator=generator)[:count]]

@@ -1,6 +1,6 @@
-"""Weights that training starts from: torchvision's of ImageNet, or a file in torchvision's names or of this project.
+"""Initial weights for training: torchvision's ImageNet weights, or a file from torchvision or this project.
 
-Fetching and loading are two steps, so that what is not there or does not fit shows before any data is read.
+Fetching and loading are separate steps, so that missing or unsuitable weights are reported before any data is read.
 """
 
 import argparse
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -24,7 +23,7 @@ from faster_rcnn.detector.detector import FasterRCNN
 
 State = dict[str, Tensor]
 
-# Which of torchvision's classifiers a backbone is cut from.
+# The torchvision classifier that each backbone is a part of.
 CLASSIFIERS = {
     "mobilenet_v3_large": "mobilenet_v3_large",
     "mobilenet_v3_large_fpn": "mobilenet_v3_large",
@@ -32,55 +31,58 @@ CLASSIFIERS = {
     "resnet50_fpn": "resnet50",
     "vgg16": "vgg16",
 }
-# VGG-16's fully connected layers, which go into the head (Girshick 2015, section 2.1).
+# VGG-16's fully connected layers, which initialise the head (Girshick 2015, section 2.1).
 FC_LAYERS = {"classifier.0": "fc6", "classifier.3": "fc7"}
-WRAPPINGS = ("detector", "model", "state_dict", "model_state_dict")  # this project's, torchvision's, the customary ones
-PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel's, torch.compile's, the customary one
-TIMEOUT = 10.0  # seconds without an answer after which the network counts as absent
-SHOWN = 3  # names in a message
+# Keys under which checkpoints keep a state dict: this project's, torchvision's, and two other common ones.
+STATE_KEYS = ("detector", "model", "state_dict", "model_state_dict")
+# Prefixes of names: DistributedDataParallel's, torch.compile's, and another common one.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+TIMEOUT = 10.0  # seconds without an answer from the network before a download is given up
+SHOWN = 3  # tensor names listed in a message
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by the names of a backbone's state, and of a head's where the source has them."""
+    """Tensors for a backbone, and for a head if the source has them, under the names of their state dicts."""
 
     backbone: State
     head: State = field(default_factory=dict)
 
 
 def fetch_weights(backbone: str, source: str) -> Weights | None:
-    """What a backbone starts from; None for `none`.
+    """The initial weights of a backbone; None for the source "none".
 
     backbone: a key of BACKBONES;  source: "imagenet" (torchvision's IMAGENET1K_V1, from torch.hub's cache or the
-    network), "none", or a file: of torchvision's classifier or detector, or a checkpoint or run of this project.
-    Raises ConnectionError if the network does not give them, FileNotFoundError if there is no such file, ValueError if
-    the tensors are not this backbone's; each names the remedy.
+    network), "none", or the path of a torchvision classifier or detector, or of a checkpoint or run folder of this
+    project.
+    Raises ConnectionError if the download fails, FileNotFoundError if the file does not exist, ValueError if the
+    tensors do not fit this backbone; each message says what to do.
     """
     if source == "none":
         return None
     state = _imagenet(backbone) if source == "imagenet" else _read(Path(source))
-    return Weights(_of_backbone(state, backbone, source), _of_head(state, backbone))
+    return Weights(_backbone_tensors(state, backbone, source), _head_tensors(state, backbone))
 
 
 def load_backbone_weights(detector: FasterRCNN, weights: Weights) -> None:
-    """Puts fetched weights into a detector; fc6 and fc7 only where its head is as wide as theirs."""
-    detector.backbone.load_state_dict(weights.backbone, strict=False)  # `fetch_weights` has compared the names
+    """Loads fetched weights into a detector; fc6 and fc7 only if its head has the same width."""
+    detector.backbone.load_state_dict(weights.backbone, strict=False)  # `fetch_weights` has checked the names
     own = detector.head.state_dict()
     if all(own[name].shape == tensor.shape for name, tensor in weights.head.items()):
         detector.head.load_state_dict(weights.head, strict=False)
 
 
 def download(url: str, remedy: str) -> Path:
-    """A published file of weights, from torch.hub's cache or the network.
+    """The local file of published weights, downloaded unless it is in torch.hub's cache.
 
-    Raises ConnectionError if the network does not give it; the message ends with the remedy.
+    remedy: the end of the message of ConnectionError, which is raised if the download fails.
     """
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not file.is_file():
         start_of_hash = file.stem.split("-")[-1]
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with _impatient():
+            with _network_timeout():
                 torch.hub.download_url_to_file(url, str(file), start_of_hash, progress=sys.stderr.isatty())
         except (OSError, RuntimeError, HTTPException) as error:
             raise ConnectionError(f"{url} cannot be downloaded ({error}); {remedy}") from error
@@ -88,26 +90,16 @@ def download(url: str, remedy: str) -> Path:
 
 
 def read_tensors(file: Path) -> State:
-    """The tensors of a file by their names: a state dict, or one in a checkpoint, of a model in one process or several.
+    """The tensors in a file by name. The file holds a state dict, or a checkpoint with a state dict in it.
 
-    Raises FileNotFoundError, and ValueError for what is no such file; only tensors and plain values are unpickled.
+    Prefixes that wrappers such as DistributedDataParallel add to the names are removed. Only tensors and plain values
+    are unpickled.
+    Raises FileNotFoundError if the file does not exist, ValueError if it holds anything else.
     """
-    try:
-        # the reference training of torchvision keeps its command line beside the tensors
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{file} is not there") from error
-    except Exception as error:  # torch raises a dozen kinds for a file that is not its own
-        if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{file} holds a pickled {unsafe[1]}, which may run code when it is read; "
-                "save model.state_dict() alone, where the file was made"
-            ) from error
-        raise ValueError(f"{file} is not a file of weights that torch.save wrote, or a broken one") from error
-    for wrapping in WRAPPINGS:
-        if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
-            state = state[wrapping]
+    state = _load(file)
+    for key in STATE_KEYS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict):
         raise ValueError(f"{file} holds a {type(state).__name__} and not tensors by name; save a model's state_dict()")
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
@@ -117,17 +109,35 @@ def read_tensors(file: Path) -> State:
     return tensors
 
 
+def _load(file: Path) -> object:
+    """Whatever `torch.save` wrote into a file, as far as it is tensors and plain values."""
+    try:
+        # torchvision's reference training saves its command line with the tensors.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded: object = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file} does not exist") from error
+    except Exception as error:  # torch raises a dozen kinds for a file that is not its own
+        if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{file} contains a pickled {unsafe[1]}, which could run code when it is read; "
+                "save only model.state_dict() where the file was made"
+            ) from error
+        raise ValueError(f"{file} is broken or was not written by torch.save") from error
+    return loaded
+
+
 def _imagenet(backbone: str) -> State:
-    """The weights of torchvision's classifier, downloaded unless torch.hub has them."""
+    """The ImageNet weights of torchvision's classifier, downloaded unless they are in torch.hub's cache."""
     if backbone not in CLASSIFIERS:
-        raise ValueError(f"{backbone} has no imagenet weights; train it with --weights none")
+        raise ValueError(f"there are no ImageNet weights for {backbone}; train it with --weights none")
     url = torchvision.models.get_model_weights(CLASSIFIERS[backbone]).IMAGENET1K_V1.url
-    return _read(download(url, "download it elsewhere and give --weights FILE, or train with --weights none"))
+    return _read(download(url, "download it on another machine and pass --weights FILE, or train with --weights none"))
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Ends a connection that does not answer; by default it is waited for without an end."""
+def _network_timeout() -> Iterator[None]:
+    """Limits how long a connection may be silent; by default Python waits forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -137,41 +147,42 @@ def _impatient() -> Iterator[None]:
 
 
 def _read(path: Path) -> State:
-    """The tensors of a file or a run's folder by their names."""
+    """The tensors in a file, or in the last checkpoint of a run folder, by name."""
     file = path / NAME if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; --weights takes imagenet, none, or a file of weights")
+        raise FileNotFoundError(f"{file} does not exist; --weights takes imagenet, none, or a file of weights")
     return read_tensors(file)
 
 
-def _of_backbone(state: State, backbone: str, source: str) -> State:
-    """The tensors under the backbone's own names.
+def _backbone_tensors(state: State, backbone: str, source: str) -> State:
+    """The tensors of `state` that belong to the backbone, under the backbone's own names.
 
-    Raises ValueError if one is missing, has another shape, or belongs to no model that the backbone is cut from.
+    Raises ValueError if a tensor is missing or has another shape, or if `state` has tensors of an unknown model.
     """
     with torch.device("meta"):
         wanted = BACKBONES[backbone]().state_dict()
-        others = _classifier_names(backbone)
-    if any(name.startswith("backbone.") for name in state):
+        ignorable = _classifier_names(backbone)
+    if any(name.startswith("backbone.") for name in state):  # a detector, of which only the backbone is used
         state = {name.removeprefix("backbone."): one for name, one in state.items() if name.startswith("backbone.")}
-    given = {_own_name(name, backbone): tensor for name, tensor in state.items()}
-    if not any(name.startswith("fpn.") for name in given):
+    found = {_own_name(name, backbone): tensor for name, tensor in state.items()}
+    if not any(name.startswith("fpn.") for name in found):  # a pyramid's own layers may start from random values
         wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("fpn.")}
     elif not any(name.startswith("fpn.") for name in wanted):
-        given = {name: tensor for name, tensor in given.items() if not name.startswith("fpn.")}
-    counted = "num_batches_tracked"  # which frozen normalisations do not have
+        found = {name: tensor for name, tensor in found.items() if not name.startswith("fpn.")}
+    counter = "num_batches_tracked"  # missing in files with frozen normalisations
     faults = {
-        "missing": [name for name in wanted if name not in given and not name.endswith(counted)],
-        "unknown": [name for name in given if name not in wanted and name not in others],
-        "of another shape": [name for name in wanted if name in given and given[name].shape != wanted[name].shape],
+        "missing": [name for name in wanted if name not in found and not name.endswith(counter)],
+        "unknown": [name for name in found if name not in wanted and name not in ignorable],
+        "of another shape": [name for name in wanted if name in found and found[name].shape != wanted[name].shape],
     }
     if any(faults.values()):
-        told = "; ".join(f"{len(names)} {fault} ({_first(names)})" for fault, names in faults.items() if names)
-        raise ValueError(f"{source} does not hold the weights of {backbone}: {told}; choose the --backbone they are of")
-    return {name: given[name] for name in wanted if name in given}
+        counts = "; ".join(f"{len(names)} {fault} ({_first(names)})" for fault, names in faults.items() if names)
+        raise ValueError(f"{source} does not hold the weights of {backbone}: {counts}; choose the matching --backbone")
+    return {name: found[name] for name in wanted if name in found}
 
 
-def _of_head(state: State, backbone: str) -> State:
+def _head_tensors(state: State, backbone: str) -> State:
+    """VGG-16's fully connected layers under the head's names; empty for other backbones."""
     if backbone != "vgg16":
         return {}
     return {
@@ -183,7 +194,7 @@ def _of_head(state: State, backbone: str) -> State:
 
 
 def _classifier_names(backbone: str) -> set[str]:
-    """All names of the classifier that a backbone is cut from, as the backbone would call them."""
+    """All tensor names of the classifier that the backbone is a part of, translated as by `_own_name`."""
     if backbone not in CLASSIFIERS:
         return set()
     classifier = torchvision.models.get_model(CLASSIFIERS[backbone], weights=None)
@@ -191,14 +202,15 @@ def _classifier_names(backbone: str) -> set[str]:
 
 
 def _own_name(name: str, backbone: str) -> str:
-    """A tensor's name in the backbone from its name in torchvision's classifier or in a detector's backbone."""
-    if name.startswith("fpn."):  # torchvision's published detectors have the names of before its version 0.13
+    """Translates a tensor's name in torchvision's classifier, or in a detector's backbone, to its name here."""
+    if name.startswith("fpn."):  # torchvision's published detectors still have the names from before version 0.13
         return re.sub(r"_blocks\.(\d+)\.(weight|bias)$", r"_blocks.\1.0.\2", name)
     inner = name.removeprefix("body.")
     if inner != name and inner[0].isdigit():
-        inner = f"features.{inner}"  # torchvision's MobileNet detectors have the blocks without the classifier's name
+        inner = f"features.{inner}"  # torchvision's MobileNet detectors omit the classifier's prefix
     return f"body.{inner}" if backbone.endswith("_fpn") else inner
 
 
 def _first(names: list[str]) -> str:
+    """The first names for a message."""
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

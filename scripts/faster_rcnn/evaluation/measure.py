@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Prediction, Sample
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.evaluation.coco import coco_ap
 from faster_rcnn.evaluation.predictors import Predictor
 from faster_rcnn.evaluation.recall import NUMBERS, proposal_recall
@@ -23,7 +23,7 @@ def evaluate(dataset: Dataset, predict: Predictor, limit: int | None = None) -> 
 
 def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> tuple[list[Sample], list[Prediction]]:
     """The first `limit` samples, as `without_pixels` returns them, and the prediction for each."""
-    first = dataset if limit is None else FirstImages(dataset, limit)
+    first = dataset if limit is None else Subset(dataset, limit)
     truths, predictions = [], []
     for index in tqdm(range(len(first)), desc="evaluating", unit="image", leave=False):
         sample = first[index]

@@ -12,13 +12,13 @@ import torch
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 
-from faster_rcnn.detector.detector import Answer, FasterRCNN
+from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN
 from faster_rcnn.graph.precision import Precision, with_precision
 from faster_rcnn.graph.translations import OPSET, TRANSLATIONS
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 
 INPUTS = ("images", "sizes")
-OUTPUTS = Answer._fields
+OUTPUTS = DetectorOutput._fields
 
 Provider = Literal["any", "cpu"]
 Exportable = FasterRCNN | TorchvisionDetector
@@ -47,8 +47,8 @@ def export_onnx(
     detector = with_precision(exportable(detector).eval().cpu(), precision)
     if isinstance(detector, FasterRCNN):
         detector = copy.copy(detector)
-        detector.tabled = provider == "any"
-        if detector.tabled:
+        detector.portable_max_pooling = provider == "any"
+        if detector.portable_max_pooling:
             detector.check_map_size()
     stride = detector.stride
     images = torch.randint(0, 256, (2, 10 * stride, 14 * stride, 3), dtype=torch.uint8)

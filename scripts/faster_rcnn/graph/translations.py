@@ -10,7 +10,7 @@ import onnx
 import torch
 from onnxscript import opset18
 
-from faster_rcnn.detector.operators import LAST, OUT
+from faster_rcnn.detector.operators import EXCLUDED, PADDING
 
 OPSET = 18
 op: Any = opset18  # its type annotations are those of eager evaluation, not of tracing
@@ -18,7 +18,7 @@ op: Any = opset18  # its type annotations are those of eager evaluation, not of 
 
 def _top_k(scores: Any, k: int) -> tuple[Any, Any]:
     """TopK wants k candidates, so k more that come after all are appended. Ties go to the lower place."""
-    padded = op.Pad(scores, op.Constant(value_ints=[0, 0, 0, k]), op.Constant(value_float=LAST))
+    padded = op.Pad(scores, op.Constant(value_ints=[0, 0, 0, k]), op.Constant(value_float=PADDING))
     values, places = op.TopK(padded, op.Constant(value_ints=[k]))
     count = op.Shape(scores, start=1, end=2)
     return values, op.Where(op.Less(places, count), places, op.Constant(value_int=0))
@@ -34,7 +34,7 @@ def _nms(boxes: Any, scores: Any, iou_threshold: float, keep: int) -> Any:
         op.Constant(value_floats=[iou_threshold]),
         op.Constant(value_floats=[0.0]),
     )
-    nothing = op.ConstantOfShape(op.Shape(by_class), value=onnx.helper.make_tensor("out", 1, [1], [OUT]))
+    nothing = op.ConstantOfShape(op.Shape(by_class), value=onnx.helper.make_tensor("out", 1, [1], [EXCLUDED]))
     survivors = op.ScatterND(nothing, selected, op.GatherND(by_class, selected))
     return op.Squeeze(survivors, op.Constant(value_ints=[1]))
 

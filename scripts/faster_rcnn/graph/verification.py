@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
-from faster_rcnn.detector.detector import Answer, FasterRCNN
+from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN
 from faster_rcnn.detector.resize import resize_image
 from faster_rcnn.graph.export import INPUTS, OUTPUTS, Exportable, Provider
 from faster_rcnn.graph.placement import check_placement
@@ -266,11 +266,11 @@ def _in_onnx(
     pictures: Sequence[np.ndarray],
     canvas: tuple[int, int],
     rubbish: np.random.Generator | None,
-) -> list[Answer]:
+) -> list[DetectorOutput]:
     """The graph's answers, one for each image; arrays without the batch dimension."""
     feed = dict(zip(INPUTS, _pack(pictures, canvas, rubbish), strict=True))
     values = session.run(list(OUTPUTS), feed)
-    return [Answer(*(value[place] for value in values)) for place in range(len(pictures))]
+    return [DetectorOutput(*(value[place] for value in values)) for place in range(len(pictures))]
 
 
 def _pack(
@@ -283,7 +283,7 @@ def _pack(
     return images, np.array([image.shape[:2] for image in pictures], np.int64)
 
 
-def _boxes(answer: Answer, kind: str, cuts: dict[str, float]) -> Boxes:
+def _boxes(answer: DetectorOutput, kind: str, cuts: dict[str, float]) -> Boxes:
     if kind == "detections":
         count = int(answer.num_detections)
         boxes, scores, labels = np.asarray(answer.boxes), np.asarray(answer.scores), np.asarray(answer.labels)
@@ -296,7 +296,7 @@ def _boxes(answer: Answer, kind: str, cuts: dict[str, float]) -> Boxes:
     return Boxes(boxes[:count], scores[:count], labels[:count], cut)
 
 
-def _check_form(answer: Answer, size: tuple[int, ...], where: str) -> None:
+def _check_form(answer: DetectorOutput, size: tuple[int, ...], where: str) -> None:
     """Counts in range, rows best first, boxes inside the image, zeros past the count, no NaN."""
     height, width = size
     for kind, count, boxes, scores, others in (

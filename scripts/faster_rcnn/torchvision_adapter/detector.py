@@ -20,8 +20,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from faster_rcnn.detector.boxes import MAX_LOG_GROWTH, clip_to_sizes, decode, sides_at_least
-from faster_rcnn.detector.detector import Answer, dtype_of
-from faster_rcnn.detector.operators import LAST, OUT, nms, quotient, take_rows, top_k
+from faster_rcnn.detector.detector import DetectorOutput, dtype_of
+from faster_rcnn.detector.operators import EXCLUDED, PADDING, nms, quotient, take_rows, top_k
 from faster_rcnn.detector.padded_rows import linear_of_channels_last, real_rows
 from faster_rcnn.detector.padding import inside
 from faster_rcnn.detector.proposals import Proposals
@@ -70,7 +70,7 @@ class TorchvisionDetector(nn.Module):
         self.register_buffer("std", torch.tensor(transform.image_std).view(3, 1, 1) * 255, persistent=False)
         self._pooled, self.sampling, self.classes = self._probe()
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Answer:
+    def forward(self, images: Tensor, sizes: Tensor) -> DetectorOutput:
         """Detections and proposals of a batch."""
         levels = self._levels(images, sizes)
         proposals = self._propose(list(levels.values()), sizes)
@@ -80,7 +80,7 @@ class TorchvisionDetector(nn.Module):
             scores, deltas, proposals.boxes, proposals.number, sizes, self._limits(),
             TargetNormalisation(stds=(1 / wx, 1 / wy, 1 / ww, 1 / wh)),
         )  # fmt: skip
-        return Answer(*found, *proposals)
+        return DetectorOutput(*found, *proposals)
 
     def _levels(self, images: Tensor, sizes: Tensor) -> dict[str, Level]:
         """The backbone's feature maps by torchvision's names, finest first, with the RPN's outputs on each."""
@@ -109,9 +109,9 @@ class TorchvisionDetector(nn.Module):
         boxes, objectness, running = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
         # the candidates stand in the order of their logits, which their probabilities near 1 no longer tell apart
         ranks = torch.arange(K, 0, -1, device=boxes.device).to(boxes.dtype)
-        ranks = torch.where(running, ranks, torch.full_like(objectness, OUT))
+        ranks = torch.where(running, ranks, torch.full_like(objectness, EXCLUDED))
         left = nms(boxes.flatten(0, 1), ranks.flatten(0, 1), rpn.nms_thresh, P).reshape(boxes.shape[0], -1)
-        scores = torch.where(left > 0, objectness.flatten(1), torch.full_like(left, OUT))
+        scores = torch.where(left > 0, objectness.flatten(1), torch.full_like(left, EXCLUDED))
         scores, places = top_k(scores, P)
         kept = scores >= 0
         best = take_rows(boxes.flatten(1, 2), places)
@@ -127,12 +127,12 @@ class TorchvisionDetector(nn.Module):
         N, k = level.logits.shape[:2]
         logits = _to_18_bits(level.logits.permute(0, 2, 3, 1).reshape(N, -1).to(torch.float32))
         here = level.extent.inside[:, 0, :, :, None].expand(-1, -1, -1, k).flatten(1)
-        logits, places = top_k(torch.where(here, logits, torch.full_like(logits, LAST)), count)
+        logits, places = top_k(torch.where(here, logits, torch.full_like(logits, PADDING)), count)
         deltas = level.deltas.unflatten(1, (k, 4)).permute(0, 3, 4, 1, 2).reshape(N, -1, 4)
         deltas = take_rows(deltas, places).to(torch.float32) / deltas.new_tensor(rpn.box_coder.weights).float()
         boxes = clip_to_sizes(decode(deltas, self._anchors(number, level, places)), sizes)
         objectness = torch.sigmoid(logits)
-        running = (logits > LAST) & sides_at_least(boxes, rpn.min_size) & (objectness >= rpn.score_thresh)
+        running = (logits > PADDING) & sides_at_least(boxes, rpn.min_size) & (objectness >= rpn.score_thresh)
         return boxes, objectness, running
 
     def _anchors(self, number: int, level: Level, places: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ class TorchvisionDetector(nn.Module):
         return names, sampling, scores.shape[1] - 1
 
     @torch.no_grad()
-    def alone(self, image: np.ndarray) -> Answer:
+    def alone(self, image: np.ndarray) -> DetectorOutput:
         """torchvision's own answer for one image, uint8 [H, W, 3], not resized; arrays without the batch dimension.
 
         Labels are numbered from 0 without background and rows are zero-padded, as in the graph.
@@ -275,7 +275,7 @@ class TorchvisionDetector(nn.Module):
             np.int64(len(proposals[0])),
             *(_rows(values, P) for values in (proposals[0], scores[0])),
         ]
-        return Answer(*arrays)
+        return DetectorOutput(*arrays)
 
 
 def _rows(values: Tensor, count: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
 from faster_rcnn.detector.operators import quotient
-from faster_rcnn.detector.padding import banishment
+from faster_rcnn.detector.padding import outside_offset
 
 Pair = tuple[int, int]
 
@@ -70,7 +70,7 @@ class Extent:
     def banishment(self, channels: int, dtype: torch.dtype) -> Tensor:
         """What blanks features of so many channels when it is added before an activation, see `padding.py`."""
         if (channels, dtype) not in self._banishments:
-            self._banishments[channels, dtype] = banishment(self.inside, channels, dtype)
+            self._banishments[channels, dtype] = outside_offset(self.inside, channels, dtype)
         return self._banishments[channels, dtype]
 
     def after(self, reach: Pair, step: Pair) -> Extent:

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.loader import Batch, Loading, Share, training_batches
-from faster_rcnn.detector.backbones.freezing import freeze_before
 from faster_rcnn.detector.checkpoint import BEST, NAME, read_checkpoint, save_state
 from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.freezing import freeze_before
 from faster_rcnn.detector.losses import total
 from faster_rcnn.training.divergence import DivergenceWatch
 from faster_rcnn.training.log import RunLog

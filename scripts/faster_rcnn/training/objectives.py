@@ -16,9 +16,9 @@ from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.data.loader import Batch, GroundTruth
 from faster_rcnn.detector import losses
 from faster_rcnn.detector.anchors import inside_image
-from faster_rcnn.detector.backbones import autocast_dtype
 from faster_rcnn.detector.boxes import encode
 from faster_rcnn.detector.detector import FasterRCNN, RPNOutput
+from faster_rcnn.detector.mixed_precision import autocast_dtype
 from faster_rcnn.detector.sampling import POSITIVE, label_anchors, sample_anchors, sample_proposals
 from faster_rcnn.evaluation.measure import measure
 from faster_rcnn.evaluation.predictors import Predictor, fast_rcnn_predictor, rpn_predictor, torch_predictor

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from faster_rcnn.detector.config import DetectorConfig, preset
+from faster_rcnn.detector.config import DetectorConfig, default_config
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.roi_head import TargetNormalisation
 
@@ -112,7 +112,7 @@ def short_warm_up(warm_up: int, iterations: int) -> int:
 
 def configure(user_options: Mapping[str, Any], backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
     """The backbone's preset, changed by the options that the user named."""
-    named, config = user_options, preset(backbone, labels)
+    named, config = user_options, default_config(backbone, labels)
     changes: dict[str, Any] = {name: tuple(named[name]) for name in ("anchor_scales", "anchor_ratios") if name in named}
     if "roi_pooling" in named:
         changes["roi_pooling"] = named["roi_pooling"]

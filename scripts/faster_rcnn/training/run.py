@@ -16,10 +16,10 @@ import torchvision
 
 from faster_rcnn.data.loader import Share
 from faster_rcnn.data.sources import open_dataset
-from faster_rcnn.detector.backbones.freezing import freeze_before
 from faster_rcnn.detector.checkpoint import NAME, read_checkpoint
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.freezing import freeze_before
 from faster_rcnn.detector.weights import fetch_weights
 from faster_rcnn.proposal_sources.sources import check_source
 from faster_rcnn.proposal_sources.table import LIMIT

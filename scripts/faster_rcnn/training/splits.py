@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from faster_rcnn.data.annotated import AnnotatedImages
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import check_before_training, summary
+from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.sources import check_labels, open_dataset
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.training.processes import rank
 from faster_rcnn.training.run import RunRecord
 
@@ -44,13 +44,13 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
     if rank() == 0 and not _has_objects(validation):
         print(f"warning: {record.data}/{record.val_split} has no object, so no best checkpoint can be chosen")
     if record.data == "shapes" and record.schedule != "joint":
-        training = FirstImages(training, SHAPES_WITH_PROPOSALS)
+        training = Subset(training, SHAPES_WITH_PROPOSALS)
     return training, validation, replace(record, annotations_sha256=digests)
 
 
 def _digest(dataset: Dataset) -> str | None:
     """A digest of the names, sizes and objects of annotated images; None for generated images."""
-    if not isinstance(dataset, AnnotatedImages):
+    if not isinstance(dataset, FolderDataset):
         return None
     digest = hashlib.sha256()
     for index in range(len(dataset)):
@@ -62,6 +62,6 @@ def _digest(dataset: Dataset) -> str | None:
 
 def _has_objects(dataset: Dataset) -> bool:
     """Whether any image has an object. Generated images always do."""
-    if not isinstance(dataset, AnnotatedImages):
+    if not isinstance(dataset, FolderDataset):
         return True
     return any(len(dataset.objects(index)[1]) for index in range(len(dataset)))

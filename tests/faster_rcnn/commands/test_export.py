@@ -58,7 +58,7 @@ def refused(tmp_path: Path, run: Callable[..., Done]) -> Callable[..., str]:
         (("--torchvision", SMALL, "--checkpoint", "model.pth"), "does not name its classes; give --labels FILE"),
         (("--torchvision", SMALL, "--weights", "COCO_V1", "--split", "val"), "need --data; name it"),
         (("--torchvision", SMALL, "--weights", "COCO_V1", "--limit-images", "3"), "need --data; name it"),
-        (("--torchvision", SMALL, "--checkpoint", "no.pth", "--labels", "l.txt"), "no.pth is not there"),
+        (("--torchvision", SMALL, "--checkpoint", "no.pth", "--labels", "l.txt"), "no.pth does not exist"),
         (("nowhere",), "nowhere is not there; scripts/train.py --out nowhere writes it"),
         (("runs/x", "--presicion", "fp16"), "unknown option --presicion; did you mean --precision?"),
     ],
@@ -79,7 +79,7 @@ def test_there_must_be_one_label_for_each_class_of_the_checkpoint(
     labels = tmp_path / "labels.txt"
     labels.write_text("cat\ndog\n")
     message = refused("--torchvision", SMALL, "--checkpoint", checkpoint, "--labels", labels)
-    assert message.endswith("has 2 labels, the detector 3 classes without background")
+    assert message.endswith("has 2 labels, but the detector has 3 classes (without background)")
 
 
 def test_data_with_a_class_that_the_checkpoint_does_not_know_is_refused(
@@ -90,7 +90,7 @@ def test_data_with_a_class_that_the_checkpoint_does_not_know_is_refused(
     message = refused(
         "--torchvision", SMALL, "--checkpoint", checkpoint, "--labels", labels, "--data", "shapes",
     )  # fmt: skip
-    assert f"classes that {SMALL} does not know: triangle, square, star, cross; take other data" in message
+    assert f"classes that {SMALL} does not know: triangle, square, star, cross; use other data" in message
 
 
 def test_a_model_that_resizes_every_image_to_one_size_is_refused(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_model_that_resizes_every_image_to_one_size_is_refused(tmp_path: Path)
     [
         (None, "3 classes without background, labels are for none"),
         (["a"], "3 classes without background, labels are for 1"),
-        (["a", "b", "a"], "a stands on lines 1, 3"),
+        (["a", "b", "a"], "a appears on lines 1, 3"),
     ],
 )
 def test_publishing_needs_one_distinct_label_for_each_class(

@@ -150,7 +150,7 @@ def test_options_that_cannot_be_used_are_refused_before_anything_is_written(
     ("options", "complaint"),
     [
         (("--out", "nowhere", "--resume"), "there is nothing to resume; leave out --resume"),
-        (("--out", "nowhere", "--data", "voc2012"), "there are: shapes, coco:DIR, voc:DIR"),
+        (("--out", "nowhere", "--data", "voc2012"), "unknown kind; use shapes, coco:DIR or voc:DIR"),
         (("--out", "nowhere"), "--data is missing; name the images: voc:DIR, coco:DIR, or shapes"),
         (("--data", "shapes"), "--out is missing; name the folder of the run"),
         (("--data", "shapes", "--out", "nowhere", "--epochs", "3"), "has no epochs; give --iterations"),

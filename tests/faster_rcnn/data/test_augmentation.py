@@ -1,4 +1,4 @@
-"""Augmentation: boxes go where their pixels go, and everything follows from the seed."""
+"""Augmentation: boxes move with their pixels, and all random choices follow from the seed."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ RULE = ResizeRule(96, 192)
 
 
 def painted(height: int, width: int, boxes: list[list[float]]) -> Sample:
-    """A black image with a rectangle at each box, each of a brightness of its own."""
+    """A black image with a rectangle at each box, each with a different brightness."""
     image = np.zeros((height, width, 3), np.uint8)
     for number, (x1, y1, x2, y2) in enumerate(boxes):
         image[int(y1) : int(y2), int(x1) : int(x2)] = 255 - 60 * number
@@ -23,7 +23,7 @@ def painted(height: int, width: int, boxes: list[list[float]]) -> Sample:
 
 
 def bright(image: np.ndarray) -> list[int]:
-    """The box of what is not black."""
+    """The box around all pixels that are not black."""
     rows, columns = np.nonzero(image[..., 0] > 100)
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
@@ -37,7 +37,7 @@ def test_without_augmentation_an_image_is_only_resized() -> None:
 
 
 @pytest.mark.parametrize("name", ["flip", "vertical-flip"])
-def test_half_of_the_images_are_flipped_with_their_boxes(name: str) -> None:
+def test_half_of_the_images_are_flipped_together_with_their_boxes(name: str) -> None:
     sample = painted(96, 144, [[10, 20, 40, 50]])
     axis = 1 if name == "flip" else 0
     mirrored = [134 - 30, 20, 134, 50] if name == "flip" else [10, 46, 40, 76]  # 144 - 40 … 144 - 10; 96 - 50 … 96 - 20
@@ -56,7 +56,7 @@ def test_half_of_the_images_are_flipped_with_their_boxes(name: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), names=st.sets(st.sampled_from(AUGMENTATIONS)))
-def test_a_box_stays_on_its_object_whatever_is_done(seed: int, names: set[str]) -> None:
+def test_a_box_stays_on_its_object_with_any_augmentations(seed: int, names: set[str]) -> None:
     sample = painted(200, 300, [[120, 80, 190, 130]])
     done = prepare(sample, RULE, tuple(names), seed)
     height, width = done.image.shape[:2]
@@ -69,7 +69,7 @@ def test_a_box_stays_on_its_object_whatever_is_done(seed: int, names: set[str]) 
         assert box[3] <= height
 
 
-def test_images_grow_and_shrink_but_not_beyond_what_the_rule_gives() -> None:
+def test_images_shrink_but_never_exceed_the_size_of_the_rule() -> None:
     sample = painted(96, 144, [[40, 30, 100, 70]])
     sizes = {prepare(sample, RULE, ("scale-jitter",), seed).image.shape[:2] for seed in range(50)}
     assert max(sizes) == (96, 144)
@@ -79,8 +79,8 @@ def test_images_grow_and_shrink_but_not_beyond_what_the_rule_gives() -> None:
     assert min(widths) < 0.85 * 60
 
 
-def test_an_object_of_which_a_crop_leaves_a_sliver_is_no_object() -> None:
-    """It would be learned as an object that cannot be seen; one that is cut by half still is one."""
+def test_an_object_is_dropped_if_a_crop_leaves_too_little_of_it() -> None:
+    """The detector would learn an object that cannot be recognised. An object that is cut in half is kept."""
     sample = painted(96, 96, [[0, 0, 8, 96], [30, 30, 60, 60]])
     lost = 0
     for seed in range(80):
@@ -93,7 +93,7 @@ def test_an_object_of_which_a_crop_leaves_a_sliver_is_no_object() -> None:
     assert lost > 0
 
 
-def test_the_seed_decides_everything_and_nothing_else_is_touched() -> None:
+def test_the_result_depends_on_the_seed_alone_and_the_sample_is_unchanged() -> None:
     sample = Shapes("train")[11]
     before = sample.image.copy()
     one, same, other = (prepare(sample, RULE, AUGMENTATIONS, seed) for seed in (7, 7, 8))

@@ -1,4 +1,4 @@
-"""COCO's format: what is read, and what is refused by name."""
+"""COCO's format: what is read, and which faults are reported."""
 
 import json
 import os
@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
 from faster_rcnn.data.dataset import Prediction
-from faster_rcnn.data.sources import check_labels, open_dataset, open_folder
+from faster_rcnn.data.decode_check import check_before_training
+from faster_rcnn.data.folder import FolderDataset
+from faster_rcnn.data.sources import open_dataset, open_folder
 from faster_rcnn.evaluation import coco_ap
+from tests.faster_rcnn.data.coco_folder import annotation_entry, image_entry, write_image
 
 CATEGORIES = [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}]
 
@@ -28,7 +33,7 @@ def write(folder: Path, annotations: list[dict[str, Any]], **image: Any) -> Path
 
 
 def pretty(document: dict[str, list[Any]]) -> str:
-    """A line an element: with one image and the two classes, the first annotation is on line 7."""
+    """One element per line: with one image and the two classes, the first annotation is on line 7."""
     lists = []
     for name, values in document.items():
         elements = ",\n ".join(json.dumps(value) for value in values)
@@ -52,7 +57,7 @@ def test_boxes_classes_areas_and_crowds_are_read(tmp_path: Path) -> None:
     assert sample.objects().boxes.tolist() == [[10, 20, 40, 40]]
 
 
-def test_what_many_tools_leave_out_is_not_missed(tmp_path: Path) -> None:
+def test_optional_keys_may_be_missing_or_null(tmp_path: Path) -> None:
     bare = {"image_id": 1, "category_id": 7, "bbox": [10.5, 20, 30, 20.25]}
     nulls = annotation(bbox=[0, 0, 100, 60], area=None, iscrowd=None, segmentation=None, score=1)
     sample = open_dataset(f"coco:{write(tmp_path, [bare, nulls])}", "val")[0]
@@ -63,12 +68,12 @@ def test_what_many_tools_leave_out_is_not_missed(tmp_path: Path) -> None:
     assert not sample.crowd.any()
 
 
-def test_a_box_a_rounding_over_the_border_is_cut_there(tmp_path: Path) -> None:
+def test_a_box_slightly_over_the_border_is_clipped(tmp_path: Path) -> None:
     sample = open_dataset(f"coco:{write(tmp_path, [annotation(bbox=[-0.7, 20, 102.1, 41.5])])}", "val")[0]
     assert sample.boxes.tolist() == [[0, 20, 100, 60]]
 
 
-def test_ids_are_names_whatever_their_order_and_images_lie_in_folders_of_their_own(tmp_path: Path) -> None:
+def test_ids_may_be_numbers_or_strings_in_any_order_and_images_may_be_in_subfolders(tmp_path: Path) -> None:
     categories = [{"id": 90, "name": "zebra"}, {"id": 3, "name": "yak"}, {"id": 17, "name": "ant"}]
     images = {
         "farm/a.png": tmp_path / "farm" / "a.png",
@@ -83,7 +88,7 @@ def test_ids_are_names_whatever_their_order_and_images_lie_in_folders_of_their_o
     listed = [
         {"id": one, "file_name": name, "height": 60.0, "width": 100} for one, name in zip(ids, images, strict=True)
     ]
-    listed[0]["file_name"] = "farm\\a.png"  # as on Windows
+    listed[0]["file_name"] = "farm\\a.png"  # as tools on Windows write it
     objects = [annotation(image_id="seven", category_id=17), annotation(image_id=2**70, category_id=90, id="x")]
     (tmp_path / "annotations").mkdir()
     document = {"annotations": objects, "categories": categories, "images": listed, "info": {"lists": [[1], [2]]}}
@@ -96,7 +101,7 @@ def test_ids_are_names_whatever_their_order_and_images_lie_in_folders_of_their_o
 
 
 @pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real images")
-def test_photographs_of_coco_are_read_as_its_own_tools_do(tmp_path: Path) -> None:
+def test_photographs_of_coco_are_read_as_pycocotools_reads_them(tmp_path: Path) -> None:
     source = Path(os.environ["REAL_DATA_DIR"]) / "coco_cc"
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "val.json").symlink_to(source / "instances.json")
@@ -112,7 +117,7 @@ def test_photographs_of_coco_are_read_as_its_own_tools_do(tmp_path: Path) -> Non
         sample = dataset[index]
         expected = official.loadAnns(official.getAnnIds(by_name[dataset.name(index)]["id"]))
         corners = [(x, y, x + width, y + height) for x, y, width, height in (one["bbox"] for one in expected)]
-        np.testing.assert_allclose(sample.boxes, np.array(corners).reshape(-1, 4), atol=0.5)  # cut at the border
+        np.testing.assert_allclose(sample.boxes, np.array(corners).reshape(-1, 4), atol=0.5)  # clipped at the border
         assert [names[label] for label in sample.labels] == [
             official.loadCats(one["category_id"])[0]["name"] for one in expected
         ]
@@ -120,7 +125,7 @@ def test_photographs_of_coco_are_read_as_its_own_tools_do(tmp_path: Path) -> Non
         assert sample.crowd.tolist() == [bool(one["iscrowd"]) for one in expected]
 
 
-def test_detections_inside_a_crowd_are_neither_right_nor_wrong(tmp_path: Path) -> None:
+def test_detections_inside_a_crowd_count_neither_as_right_nor_as_wrong(tmp_path: Path) -> None:
     crowd = annotation(id=6, iscrowd=1, bbox=[50, 0, 50, 60])
     sample = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")[0]
     boxes = np.array([[10, 20, 40, 40], [60, 10, 80, 40], [55, 5, 90, 50]], np.float32)
@@ -151,7 +156,7 @@ def test_a_rotated_photograph_is_read_upright(tmp_path: Path) -> None:
         ({"bbox": [12, 20, 0, 20]}, r"annotation 5: its box \[12, 20, 0, 20\] in a.png has no area; correct or remove"),
         ({"bbox": [12, 20, -3, 20]}, r"its box \[12, 20, -3, 20\] in a.png has no area"),
         ({"bbox": [100, 20, 30, 20]}, "lies outside a.png, which is 100×60; correct or remove it"),
-        ({"bbox": [10, 20, 93, 20]}, "reaches out of a.png, which is 100×60; correct or remove it"),
+        ({"bbox": [10, 20, 93, 20]}, "extends beyond the border of a.png, which is 100×60; correct or remove it"),
         (
             {"bbox": ["10", 20, 30, 20]},
             r"annotation 5: its bbox is \['10', 20, 30, 20\]: input should be a valid n",
@@ -168,34 +173,95 @@ def test_a_rotated_photograph_is_read_upright(tmp_path: Path) -> None:
         ({"category_id": True}, "its category_id is True"),
     ],
 )
-def test_a_faulty_annotation_is_named(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+def test_a_faulty_annotation_is_reported_with_its_line(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         open_dataset(f"coco:{write(tmp_path, [annotation(**change)])}", "val")
 
 
-def test_faulty_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="of no known kind"):
+def test_faulty_files_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown kind"):
         open_dataset("imagenet", "val")
     with pytest.raises(FileNotFoundError, match=r"splits found: none"):
         open_dataset(f"coco:{tmp_path}", "val")
     write(tmp_path, [])
     with pytest.raises(FileNotFoundError, match=r"splits found: val"):
         open_dataset(f"coco:{tmp_path}", "test")
-    with pytest.raises(ValueError, match=r"a.png is 100×60 upright, listed as 100×61; correct the list"):
+    with pytest.raises(ValueError, match=r"a.png is 100×60 upright, listed as 100×61; correct the listed size"):
         open_dataset(f"coco:{write(tmp_path, [], height=61)}", "val")[0]
-    with pytest.raises(ValueError, match=r"val.json:2:2: names missing.png, which is none of"):
+    with pytest.raises(ValueError, match=r"val.json:2:2: image file missing.png not found; looked for"):
         open_dataset(f"coco:{write(tmp_path, [], file_name='missing.png')}", "val")
     write(tmp_path, [])
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(ValueError, match=r"a.png cannot be read"):
         open_dataset(f"coco:{tmp_path}", "val")[0]
     (tmp_path / "annotations" / "val.json").write_text("{}")
-    with pytest.raises(ValueError, match="not COCO's format"):
+    with pytest.raises(ValueError, match="not in COCO's format"):
         open_dataset(f"coco:{tmp_path}", "val")
 
 
-def test_other_classes_than_the_detectors_are_refused(tmp_path: Path) -> None:
-    dataset = open_dataset(f"coco:{write(tmp_path, [])}", "val")
-    check_labels(dataset, ("cat", "dog"), "runs/x")
-    with pytest.raises(ValueError, match="runs/x knows the classes dog, cat; the data has cat, dog"):
-        check_labels(dataset, ("dog", "cat"), "runs/x")
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"", "not JSON"),
+        (b'{"images": [', "not JSON: .* line 1 column"),
+        (b"\xff\xfe\x00", "not JSON: 'utf-8' codec"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"a": ' * 100_000, "not JSON"),
+        (b"[]", "it has no list of images"),
+        (b"null", "it has no list of images"),
+        (b'{"images": {}, "categories": [], "annotations": []}', "its images are {}, not a list"),
+        (b'{"images": [], "categories": [], "annotations": []}', "its list of images is empty"),
+        (b'{"images": [1], "categories": [], "annotations": []}', "its list of categories is empty"),
+        (b'{"images": [1], "categories": [1], "annotations": null}', "its annotations are None, not a list"),
+        (b'{"images": [[[1]]], "categories": [2], "annotations": []}', r"this image is \[\[1\]\], not an object"),
+        (b'{"images": [' + b"1" * 5000 + b"]}", "not JSON: Exceeds the limit"),
+    ],
+)
+def test_a_document_that_is_not_coco_is_refused_in_one_line(tmp_path: Path, text: bytes, complaint: str) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.json").write_bytes(text)
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        open_dataset(f"coco:{tmp_path}", "train")
+    assert "train.json" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+COCO_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "file_name", "width", "height", "name")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_document_is_either_refused_or_gives_valid_boxes(tmp_path: Path, data: st.DataObject) -> None:
+    write_image(tmp_path / "a.jpg")
+    document: dict[str, Any] = {
+        "images": [image_entry(1, "a.jpg"), image_entry(2, "a.jpg")],
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+        "annotations": [annotation_entry(1, 1), annotation_entry(2, 1, (40, 20, 30, 20))],
+    }
+    for _ in range(data.draw(st.integers(1, 3))):
+        element = data.draw(st.sampled_from([one for values in document.values() for one in values]))
+        element[data.draw(st.sampled_from(COCO_KEYS))] = data.draw(json_values)
+    (tmp_path / "annotations").mkdir(exist_ok=True)
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(document))
+    refusal = ""
+    try:
+        dataset = open_dataset(f"coco:{tmp_path}", "train", skip_bad_boxes=True)
+        check_before_training([dataset], workers=1)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert "train.json" in refusal or "has no image that can be" in refusal
+        return
+    assert isinstance(dataset, FolderDataset)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        height, width = sample.image.shape[:2]
+        assert (sample.boxes[:, :2] >= 0).all()
+        assert (sample.boxes[:, 2:] <= [width, height]).all()
+        assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+        assert set(sample.labels.tolist()) <= set(range(len(dataset.labels)))

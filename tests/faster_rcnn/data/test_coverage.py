@@ -1,4 +1,4 @@
-"""How many objects have an anchor that fits, against all anchors of all locations."""
+"""Anchor coverage, compared with all anchors of all locations."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from faster_rcnn.data.annotated import AnnotatedImages, Annotation, Image, Parsed
+from faster_rcnn.data.annotations import AnnotatedImage, Annotation, ParsedSplit
 from faster_rcnn.data.coverage import anchor_coverage, best_overlaps, inside_somewhere, suggest_scales
+from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.anchors import cell_anchors, grid_anchors, inside_image
-from faster_rcnn.detector.config import DetectorConfig, preset
+from faster_rcnn.detector.config import DetectorConfig, default_config
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.sampling import AnchorSampling
 
-UNCHANGED = ResizeRule(100, 200)  # images here are 100 × 200, so they enter as they are
+UNCHANGED = ResizeRule(100, 200)  # the images here are 100 × 200, so they are not resized
 
 
 def config(scales: tuple[float, ...], ratios: tuple[float, ...] = (1.0,), keep_crossing: bool = True) -> DetectorConfig:
@@ -27,15 +28,15 @@ def config(scales: tuple[float, ...], ratios: tuple[float, ...] = (1.0,), keep_c
                           anchor_sampling=sampling)  # fmt: skip
 
 
-def folder(*boxes: tuple[float, float, float, float], labels: tuple[int, ...] = ()) -> AnnotatedImages:
-    """One image of 100 × 200 with these boxes, each an ant unless `labels` tells otherwise."""
+def folder(*boxes: tuple[float, float, float, float], labels: tuple[int, ...] = ()) -> FolderDataset:
+    """One image of 100 × 200 with these boxes, all of class ant unless `labels` is given."""
     pairs = zip(boxes, labels or (0,) * len(boxes), strict=True)
     objects = [Annotation("here", "object", "", box, label) for box, label in pairs]
-    image = Image("a.jpg", Path("a.jpg"), 100, 200, "here", objects)
-    return AnnotatedImages(Parsed("voc:.", "train", ("ant", "bee"), [image], []))
+    image = AnnotatedImage("a.jpg", Path("a.jpg"), 100, 200, "here", objects)
+    return FolderDataset(ParsedSplit("voc:.", "train", ("ant", "bee"), [image], []))
 
 
-def test_an_object_that_is_an_anchor_is_covered_wholly_and_one_of_half_the_area_by_half() -> None:
+def test_an_object_equal_to_an_anchor_has_iou_1_and_one_of_half_its_area_0_5() -> None:
     # Stride 16: the third cell's centre is 2.5 * 16 = 40, so the anchor of scale 32 there spans 24 to 56.
     # 32 × 16 pixels of it lie in the second box: 512 / 1024 = 0.5, which is not above 0.5.
     coverage = anchor_coverage(folder((24, 24, 56, 56), (24, 32, 56, 48)), config((32.0,)), (16,))
@@ -50,17 +51,17 @@ def test_boxes_are_compared_after_the_images_are_resized() -> None:
     assert anchor_coverage(folder((12, 12, 28, 28)), twice, (16,)).best.tolist() == [1.0]  # 24 to 56 when resized
 
 
-def test_an_anchor_over_the_border_counts_only_if_it_is_trained_on() -> None:
-    corner = folder((0, 0, 24, 24))  # of the anchor -8 to 24, whose cell has its centre at 8, it is 24² / 32² = 0.5625
+def test_an_anchor_that_crosses_the_border_counts_only_if_it_is_trained() -> None:
+    corner = folder((0, 0, 24, 24))  # the anchor around 8 spans -8 to 24, so the IoU is 24² / 32² = 0.5625
     assert anchor_coverage(corner, config((32.0,)), (16,)).best[0] == pytest.approx(24**2 / 32**2)
-    # The first anchor inside spans 8 to 40: shared 16², union 24² + 32² - 16² = 1344.
+    # The first anchor inside spans 8 to 40: intersection 16², union 24² + 32² - 16² = 1344.
     dropped = anchor_coverage(corner, config((32.0,), keep_crossing=False), (16,))
     assert dropped.best[0] == pytest.approx(256 / 1344)
 
 
-def test_shapes_that_are_inside_no_image_are_named() -> None:
-    # 100 × 200 pixels: of scale 128, only the wide one (181 × 90.5) fits; its centre must be at y 45.25 to 54.75, and
-    # there is one at 3.5 * 16 = 56, just beyond, but with stride 4 there are some.
+def test_anchor_shapes_that_fit_into_no_image_are_reported() -> None:
+    # Of scale 128 only the wide shape (181 × 90.5) fits into 100 × 200 pixels. Its centre must be at y 45.25 to 54.75.
+    # With stride 16 the nearest centre is 3.5 * 16 = 56, just outside; with stride 4 some are inside.
     shapes = (0.5, 1.0, 2.0)
     fine = anchor_coverage(folder((0, 0, 50, 50)), config((128.0,), shapes, keep_crossing=False), (4,))
     assert fine.never_inside == ("128 at ratio 1", "128 at ratio 2")
@@ -71,7 +72,7 @@ def test_shapes_that_are_inside_no_image_are_named() -> None:
     assert len(coarse.never_inside) == 3
     assert coarse.best.tolist() == [0.0]
     kept = anchor_coverage(folder((0, 0, 50, 50)), config((128.0,), shapes), (16,))
-    assert "they are trained on as they cross the border" in kept.report()
+    assert "they are trained although they cross the border" in kept.report()
 
 
 side = st.floats(8, 150)
@@ -92,14 +93,14 @@ def test_the_best_overlap_is_the_best_of_all_anchors(
 ) -> None:
     size = torch.tensor([100, 200])
     rule = config(tuple(scales), (0.5, 1.0, 2.0), keep)
-    each = len(scales) // len(strides)
+    per_map = len(scales) // len(strides)
     anchors = torch.cat(
         [
             grid_anchors(
-                cell_anchors(scales[place * each : (place + 1) * each], rule.anchor_ratios),
+                cell_anchors(scales[number * per_map : (number + 1) * per_map], rule.anchor_ratios),
                 -(-100 // stride), -(-200 // stride), stride,
             )
-            for place, stride in enumerate(strides)
+            for number, stride in enumerate(strides)
         ]
     )  # fmt: skip
     used = anchors[inside_image(anchors, size)] if not keep else anchors
@@ -110,8 +111,8 @@ def test_the_best_overlap_is_the_best_of_all_anchors(
     assert inside_somewhere(np.array([[100, 200]]), rule, strides).any() == bool(inside_image(anchors, size).any())
 
 
-def test_the_report_tells_classes_and_sizes_apart() -> None:
-    # The bee is 8 pixels wide: of an anchor of 32, at most 64 / 1024.
+def test_the_report_has_a_row_for_each_class_and_size() -> None:
+    # The bee is 8 × 8: its IoU with an anchor of 32 × 32 is at most 64 / 1024.
     dataset = folder((24, 24, 56, 56), (58, 58, 66, 66), labels=(0, 1))
     report = anchor_coverage(dataset, config((32.0,)), (4,)).report().splitlines()
     assert [line.split() for line in report[:6]] == [
@@ -124,10 +125,10 @@ def test_the_report_tells_classes_and_sizes_apart() -> None:
     ]
 
 
-def test_scales_are_suggested_where_a_class_is_poorly_covered_and_do_what_they_promise() -> None:
+def test_scales_are_suggested_for_a_poorly_covered_class_and_cover_it_as_predicted() -> None:
     dataset = folder((24, 24, 56, 56), (58, 58, 66, 66), labels=(0, 1))
     coverage = anchor_coverage(dataset, config((32.0,)), (4,))
-    # From 8 to 32 are two octaves, so two scales, half an octave from each end: 8 * √2 and 16 * √2.
+    # 8 to 32 is two octaves, so there are two scales, half an octave from the ends: 8 * √2 and 16 * √2.
     assert coverage.suggestion is not None
     assert coverage.suggestion.anchor_scales == (11.0, 23.0)
     assert coverage.suggestion.resize == UNCHANGED
@@ -135,15 +136,15 @@ def test_scales_are_suggested_where_a_class_is_poorly_covered_and_do_what_they_p
     assert coverage.suggested == (again.share(0.5), again.worst_class()[0]) == (1.0, 1.0)
     assert coverage.worst_class() == (0.0, "bee")
     assert (
-        "of bee only 0.0% have an anchor above 0.5; --anchor-scales 11 23 would give 100.0% of each class"
+        "only 0.0% of bee have an anchor with IoU above 0.5; --anchor-scales 11 23 would give 100.0% of each class"
         in coverage.report()
     )
     assert anchor_coverage(folder((24, 24, 56, 56)), config((32.0,)), (16,)).suggestion is None
 
 
-def test_larger_images_are_suggested_where_the_map_is_too_coarse() -> None:
-    # With stride 32 the centres are 16, 48, 80 …  An object of 8 pixels around 40 shares nothing with the anchor of 8
-    # around 48, nor at 1.5 times, 12 pixels around 60, with that of 12; twice as large it is 16 around 80: the anchor.
+def test_larger_images_are_suggested_if_the_map_is_too_coarse() -> None:
+    # With stride 32 the centres are 16, 48, 80 …  An object of 8 pixels around 40 does not overlap an anchor of 8
+    # around 48. Enlarged 1.5 times it has 12 pixels around 60: no overlap. Doubled it is 16 around 80, like the anchor.
     coverage = anchor_coverage(folder((36, 36, 44, 44)), config((64.0,)), (32,))
     assert coverage.best[0] == pytest.approx(8**2 / 64**2)
     assert coverage.suggestion is not None
@@ -163,11 +164,11 @@ def test_scales_are_at_most_an_octave_apart_and_reach_both_ends() -> None:
     assert suggest_scales(np.array([40.0]), np.array([0]), None) == (40.0,)
 
 
-def test_images_without_objects_and_drawn_ones_are_counted_too() -> None:
+def test_empty_and_generated_images_have_a_coverage_too() -> None:
     empty = anchor_coverage(folder(), config((32.0,)), (16,))
     assert empty.share(0.5) == 0.0
     assert len(empty.report().splitlines()) == 1
     shapes = Shapes("val", length=10)
-    coverage = anchor_coverage(shapes, preset("compact", shapes.labels), (16,))
+    coverage = anchor_coverage(shapes, default_config("compact", shapes.labels), (16,))
     assert len(coverage.best) == sum(len(shapes[index].labels) for index in range(10))
     assert coverage.share(0.5) > 0.5

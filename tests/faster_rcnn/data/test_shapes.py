@@ -1,10 +1,12 @@
+"""The generated data set `shapes`."""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from faster_rcnn.data import shapes
-from faster_rcnn.data.annotated import AnnotatedImages
+from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.shapes import LABELS, Shapes, write_coco
 from faster_rcnn.data.sources import open_dataset
 
@@ -17,7 +19,7 @@ def images() -> list:
     return [dataset[index] for index in range(IMAGES)]
 
 
-def test_an_image_is_a_function_of_seed_split_and_index() -> None:
+def test_an_image_depends_on_seed_split_and_index_alone() -> None:
     first, again = Shapes("train")[11], Shapes("train", length=20)[11]
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.boxes, again.boxes)
@@ -25,7 +27,7 @@ def test_an_image_is_a_function_of_seed_split_and_index() -> None:
         assert not (first.image.shape == other.image.shape and np.array_equal(first.image, other.image))
 
 
-def test_sizes_and_aspect_ratios_are_as_promised(images: list) -> None:
+def test_sizes_and_aspect_ratios_are_as_documented(images: list) -> None:
     dataset = Shapes("val")
     for index, sample in enumerate(images):
         height, width = sample.image.shape[:2]
@@ -59,7 +61,7 @@ def test_objects_come_in_all_classes_and_sizes_and_some_images_are_empty(images:
 
 
 def test_a_box_encloses_its_object_tightly() -> None:
-    """Against the pixels: an object drawn over a flat background, without blur and noise, ends where its box does."""
+    """An object drawn over a flat background, without blur and noise, ends where its box ends."""
     rng = np.random.default_rng(3)
     checked = 0
     for _ in range(60):
@@ -77,7 +79,7 @@ def test_a_box_encloses_its_object_tightly() -> None:
 def test_an_index_outside_the_split_is_refused() -> None:
     with pytest.raises(IndexError, match=r"images 0..4, not 5"):
         Shapes("test", length=5)[5]
-    with pytest.raises(ValueError, match="no split 'dev'; there are: train, val, test"):
+    with pytest.raises(ValueError, match="no split 'dev'; choose from: train, val, test"):
         Shapes("dev")
 
 
@@ -85,7 +87,7 @@ def test_a_split_written_as_coco_reads_back_the_same(tmp_path: Path) -> None:
     dataset = Shapes("val", length=4)
     write_coco(dataset, tmp_path)
     again = open_dataset(f"coco:{tmp_path}", "val")
-    assert isinstance(again, AnnotatedImages)
+    assert isinstance(again, FolderDataset)
     assert again.labels == dataset.labels
     assert len(again) == 4
     for index in range(4):

@@ -1,4 +1,4 @@
-"""Pascal VOC's format: what is read, and what is refused by name."""
+"""Pascal VOC's format: what is read, and which faults are reported."""
 
 import os
 import re
@@ -33,19 +33,19 @@ def document(*objects: str, filename: str = "a.jpg", size: str = "<width>100</wi
 
 
 def write(folder: Path, documents: dict[str, str], images: tuple[str, ...] = (), **splits: str) -> str:
-    """A folder of documents, each with its image unless others are named; the split train has them all."""
+    """Writes a folder of documents, each with an image unless `images` names others; the split train lists them all."""
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for stem, text in documents.items():
         (folder / "Annotations" / f"{stem}.xml").write_text(text)
-    for place, picture in enumerate(images or [f"{stem}.jpg" for stem in documents]):
-        Image.new("RGB", (100, 60), (place, 0, 0)).save(folder / "JPEGImages" / picture, "JPEG")
+    for number, image in enumerate(images or [f"{stem}.jpg" for stem in documents]):
+        Image.new("RGB", (100, 60), (number, 0, 0)).save(folder / "JPEGImages" / image, "JPEG")
     for split, names in ({"train": "\n".join(documents)} | splits).items():
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(names)
     return f"voc:{folder}"
 
 
-def test_corners_count_from_one_and_belong_to_the_box(tmp_path: Path) -> None:
+def test_corners_are_counted_from_one_and_belong_to_the_box(tmp_path: Path) -> None:
     whole, dog = voc_object(corners=(1, 1, 100, 60)), voc_object("cat", (11, 21, 40, 40), difficult="1")
     dataset = open_dataset(write(tmp_path, {"a": document(whole, dog)}), "train")
     assert dataset.labels == ("cat", "dog")
@@ -72,10 +72,10 @@ def test_all_splits_number_the_classes_alike(tmp_path: Path) -> None:
     assert open_dataset(source, "test")[0].boxes.shape == (0, 4)
 
 
-def test_files_of_one_class_are_no_splits(tmp_path: Path) -> None:
+def test_lists_of_one_class_are_not_splits(tmp_path: Path) -> None:
     source = write(tmp_path, {"a": document(voc_object())}, train="a", dog_train="a  1\n", cat_train="a -1\n", best="a")
     assert splits_of(source) == ["best", "train"]
-    with pytest.raises(FileNotFoundError, match=r"val.txt is not there; .* \(splits found: best, train\)"):
+    with pytest.raises(FileNotFoundError, match=r"val.txt does not exist; .* \(splits found: best, train\)"):
         open_dataset(source, "val")
     with pytest.raises(FileNotFoundError, match=r"splits found: none"):
         open_dataset(f"voc:{tmp_path / 'JPEGImages'}", "train")
@@ -88,24 +88,24 @@ def test_lists_may_have_a_second_column_an_extension_or_spaces_in_their_names(tm
     assert [dataset.name(index) for index in range(len(dataset))] == ["a.jpg", "b.1.jpg", "my dog 1.jpg"]
 
 
-def test_an_image_is_found_by_its_stem_whatever_its_extension_then_by_its_file_name(tmp_path: Path) -> None:
+def test_an_image_is_found_by_the_annotation_files_name_or_else_by_its_filename_element(tmp_path: Path) -> None:
     documents = {"a": document(voc_object(), filename="nonsense.png"), "b": document(filename="C:\\photos\\other.JPG")}
     dataset = open_dataset(write(tmp_path, documents, images=("a.JPG", "other.JPG")), "train")
     assert [dataset.name(index) for index in range(len(dataset))] == ["a.JPG", "other.JPG"]
 
 
-def test_a_size_that_is_not_told_is_the_images(tmp_path: Path) -> None:
+def test_a_missing_size_is_read_from_the_image(tmp_path: Path) -> None:
     documents = {
         "a": document(voc_object(), size="<width>0</width><height>0</height>"),
         "b": document(size="<width>wide</width>"),
     }
     dataset = open_folder(write(tmp_path, documents), "train")
     assert [dataset.size(0), dataset.size(1)] == [(60, 100), (60, 100)]
-    assert [fault.kind for fault in dataset.faults] == ["size not told"] * 2
+    assert [fault.kind for fault in dataset.faults] == ["missing size"] * 2
     assert all(fault.warning for fault in dataset.faults)
 
 
-def test_parts_of_an_object_are_not_taken_for_it(tmp_path: Path) -> None:
+def test_parts_of_an_object_are_ignored(tmp_path: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></part>"
     whole = voc_object("dog").replace("<object>", f"<object>{part}")
     dataset = open_dataset(write(tmp_path, {"a": document(whole)}), "train")
@@ -119,21 +119,21 @@ def test_parts_of_an_object_are_not_taken_for_it(tmp_path: Path) -> None:
         (voc_object(corners=(12, 21, 12, 40)), r"a.xml:3: object 2 \(dog\): its box xmin 12, .* in a.jpg has no area"),
         (voc_object(corners=(40, 21, 12, 40)), "has no area"),
         (voc_object(corners=(101, 21, 120, 40)), "lies outside a.jpg, which is 100×60"),
-        (voc_object(corners=(11, 21, 103, 40)), "reaches out of a.jpg"),
-        (voc_object(corners=("nan", 21, 103, 40)), "<xmin> of its <bndbox> is 'nan', no number"),
-        (voc_object(corners=(1, "inf", 103, 40)), "<ymin> of its <bndbox> is 'inf', no number"),
-        (voc_object(corners=(1, 1, "ten", 40)), "<xmax> of its <bndbox> is 'ten', no number"),
+        (voc_object(corners=(11, 21, 103, 40)), "extends beyond the border of a.jpg"),
+        (voc_object(corners=("nan", 21, 103, 40)), "<xmin> of its <bndbox> is 'nan', not a number"),
+        (voc_object(corners=(1, "inf", 103, 40)), "<ymin> of its <bndbox> is 'inf', not a number"),
+        (voc_object(corners=(1, 1, "ten", 40)), "<xmax> of its <bndbox> is 'ten', not a number"),
         (voc_object(corners=(1, 1, 10, "")), "<ymax> of its <bndbox> is missing"),
         ("\n<object><name>dog</name></object>", r"a.xml:3: object 2 \(dog\): <xmin> of its <bndbox> is missing"),
         (voc_object(name=" "), r"object 2 \(without name\) has no class name"),
         (voc_object(difficult="maybe"), "<difficult> is 'maybe', neither 0 nor 1"),
         (
             voc_object(corners=(51, 21, 60, 40)) * 2,
-            r"object 3 .* is the box of object 2 \(dog\) \(.*a.xml:3\)",
+            r"object 3 .* equals the box of object 2 \(dog\) \(.*a.xml:3\)",
         ),
     ],
 )
-def test_a_faulty_object_is_named_and_can_be_skipped(tmp_path: Path, faulty: str, complaint: str) -> None:
+def test_a_faulty_object_is_reported_and_can_be_skipped(tmp_path: Path, faulty: str, complaint: str) -> None:
     source = write(tmp_path, {"a": document(voc_object(), faulty)})
     with pytest.raises(ValueError, match=complaint) as refusal:
         open_dataset(source, "train")
@@ -155,7 +155,7 @@ def test_a_faulty_object_is_named_and_can_be_skipped(tmp_path: Path, faulty: str
         ("<annotation>\x00</annotation>", "not XML"),
     ],
 )
-def test_a_faulty_file_is_named_and_can_be_skipped(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_faulty_file_is_reported_and_can_be_skipped(tmp_path: Path, text: str, complaint: str) -> None:
     source = write(tmp_path, {"a": document(voc_object()), "b": text})
     with pytest.raises(ValueError, match=complaint):
         open_dataset(source, "train")
@@ -175,16 +175,16 @@ def test_entities_are_not_resolved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("listed", "complaint"),
     [
-        ("a\nmissing", "missing.xml: the file is not there; add it"),
+        ("a\nmissing", "missing.xml: the file does not exist; add it"),
         ("a\nno image", r"no image no image.\* in .*JPEGImages, nor 'a.jpg_'; add it"),
-        ("a\na", r"train.txt:2: a is listed already at .*train.txt:1; remove one of the two"),
+        ("a\na", r"train.txt:2: a is already listed at .*train.txt:1; remove one of the two"),
         ("a\n../Annotations/a", "train.txt:2: '../Annotations/a' leads out of the folder"),
         ("a\n/etc/passwd", "train.txt:2: '/etc/passwd' leads out of the folder"),
         ("a\nC:\\a", "leads out of the folder"),
-        ("a\n" + "x" * 5000, "the file is not there"),
+        ("a\n" + "x" * 5000, "the file does not exist"),
     ],
 )
-def test_a_faulty_list_is_named_and_can_be_skipped(tmp_path: Path, listed: str, complaint: str) -> None:
+def test_a_faulty_list_is_reported_and_can_be_skipped(tmp_path: Path, listed: str, complaint: str) -> None:
     documents = {"a": document(voc_object()), "no image": document(filename="a.jpg_")}
     source = write(tmp_path, documents, images=("a.jpg",), train=listed)
     with pytest.raises(ValueError, match=complaint):
@@ -192,7 +192,7 @@ def test_a_faulty_list_is_named_and_can_be_skipped(tmp_path: Path, listed: str, 
     assert len(open_dataset(source, "train", skip_bad_boxes=True)) == 1
 
 
-def test_folders_with_nothing_to_learn_are_refused(tmp_path: Path) -> None:
+def test_a_folder_without_classes_or_images_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path, {"a": document()})
     with pytest.raises(ValueError, match="no object of any split has a class name"):
         open_dataset(source, "train")
@@ -206,13 +206,13 @@ def test_folders_with_nothing_to_learn_are_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_whatever_is_written_in_a_file_is_a_fault_or_can_be_trained_on(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_file_is_either_a_fault_or_gives_valid_boxes(tmp_path: Path, data: st.DataObject) -> None:
     text = document(voc_object(), voc_object("cat", (50, 1, 80, 30)))
-    if data.draw(st.booleans()):  # another value, or none
+    if data.draw(st.booleans()):  # another value, or no value
         tag = data.draw(st.sampled_from(["name", "difficult", "xmin", "ymax", "width", "height", "filename", "bndbox"]))
         value = data.draw(st.sampled_from(["", "-1", "1e400", "1e300", "nan", "٣", "0x10", "<a/>", "&e;", "]]>"]))
         text = re.sub(f"<{tag}>.*?</{tag}>", f"<{tag}>{value}</{tag}>", text, count=1)
-    else:  # a piece missing, or said twice
+    else:  # a piece missing, or repeated
         start, end = sorted(data.draw(st.tuples(st.integers(0, len(text)), st.integers(0, len(text)))))
         text = text[:start] + text[start:end] * data.draw(st.sampled_from([0, 2])) + text[end:]
     source = write(tmp_path, {"a": text, "b": document(voc_object())})
@@ -226,7 +226,7 @@ def test_whatever_is_written_in_a_file_is_a_fault_or_can_be_trained_on(tmp_path:
     assert "b.jpg" in [dataset.name(index) for index in range(len(dataset))]
 
 
-def test_an_image_that_its_exif_turns_is_told_from_one_of_another_size(tmp_path: Path) -> None:
+def test_an_exif_rotation_is_reported_as_the_cause_of_a_wrong_size(tmp_path: Path) -> None:
     source = write(tmp_path, {"a": document(voc_object())})
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -236,8 +236,8 @@ def test_an_image_that_its_exif_turns_is_told_from_one_of_another_size(tmp_path:
 
 
 @real
-def test_blood_cells_are_read_and_their_known_faults_named() -> None:
-    """PROBLEMS.csv tells of ten faults, one of them (BloodImage_00284) in the split that is kept apart."""
+def test_blood_cells_are_read_and_their_known_faults_reported() -> None:
+    """PROBLEMS.csv lists ten faults, one of them (BloodImage_00284) in the split that is not checked here."""
     source = f"voc:{BCCD}"
     with pytest.raises(ValueError, match=r"BloodImage_00343.xml:50: .* has no area"):
         open_dataset(source, "train")
@@ -249,7 +249,7 @@ def test_blood_cells_are_read_and_their_known_faults_named() -> None:
     with_all = open_folder(source, "train")
     assert with_all.labels == ("Platelets", "RBC", "WBC")
     counts = np.bincount(np.concatenate([with_all.objects(index)[1] for index in range(len(with_all))]))
-    assert counts.tolist() == [209, 2382 - 1, 214]  # as published, less the box without area
+    assert counts.tolist() == [209, 2382 - 1, 214]  # as published, minus the box without area
     skipped = open_folder(source, "train", skip_bad_boxes=True)
     assert sum(len(skipped.objects(index)[1]) for index in range(205)) == sum(counts) - 5  # near duplicates
 

@@ -1,3 +1,5 @@
+"""Anchors: number, shapes and positions."""
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ SCALES, RATIOS = (128.0, 256.0, 512.0), (0.5, 1.0, 2.0)
 @pytest.mark.parametrize(
     ("height", "width", "count"),
     [
-        (32, 32, 9216),  # a 512 × 512 image at stride 16: 1024 locations, 9 anchors each
+        (32, 32, 9216),  # 512 × 512 pixels at stride 16: 1024 locations with 9 anchors each
         (40, 40, 14400),  # 640 × 640
         (37, 62, 20646),  # 600 × 1000, the paper's "about 20000"
     ],
@@ -38,6 +40,6 @@ def test_anchors_that_cross_the_border_are_not_inside() -> None:
 
 
 def test_no_512_anchor_is_inside_a_512_image() -> None:
-    """Why small images need `keep_crossing`: the square one would have to be centred on a cell's corner."""
+    """This is why small images need `keep_crossing`: the square anchor would have to be centred on a cell's corner."""
     anchors = grid_anchors(cell_anchors([512], RATIOS), 32, 32, 16)
     assert not inside_image(anchors, torch.tensor([512, 512])).any()

@@ -1,3 +1,5 @@
+"""Backbones, compared with torchvision's models."""
+
 import pytest
 import torch
 import torchvision
@@ -5,18 +7,17 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 
 from faster_rcnn.detector.backbones import BACKBONES, VGG16, Backbone, Compact, MobileNetV3Large, ResNet50
-from faster_rcnn.detector.padding import mean_inside
 
 
 def seeded(name: str) -> Backbone:
-    """A backbone in evaluation mode whose normalisations have statistics of their own, as after training."""
+    """A backbone in evaluation mode whose normalisations have random statistics, as after training."""
     torch.manual_seed(0)
     backbone = BACKBONES[name]().eval()
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.8, 1.2)
-            module.bias.data.normal_(std=0.1)  # so that zeros do not stay zeros
+            module.bias.data.normal_(std=0.1)  # so that zeros become non-zero
     return backbone
 
 
@@ -47,13 +48,13 @@ def test_resnet50_is_torchvisions_up_to_layer3() -> None:
     assert all(name.startswith(("layer4.", "fc.")) for name in missing.missing_keys)
     image = torch.randn(1, 3, 64, 96)
     (features,) = on_a_tight_canvas(backbone, image)
-    whole = nn.Sequential(*list(theirs.children())[:-3])  # all but layer4, the mean and fc
+    whole = nn.Sequential(*list(theirs.children())[:-3])  # all but layer4, the pooling and fc
     with torch.no_grad():
         torch.testing.assert_close(features, whole(image))
     assert features.shape == (1, 1024, 4, 6)
 
 
-def test_mobilenet_is_torchvisions_dilated_one_up_to_block_15() -> None:
+def test_mobilenet_is_torchvisions_dilated_variant_up_to_block_15() -> None:
     backbone = seeded("mobilenet_v3_large")
     assert isinstance(backbone, MobileNetV3Large)
     theirs = torchvision.models.mobilenet_v3_large(weights=None, dilated=True).eval()
@@ -90,7 +91,7 @@ def test_the_mobilenet_pyramid_is_torchvisions() -> None:
     )
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-3  # the classifier's, which this way of building it forgets
+            module.eps = 1e-3  # the classifier's value, which mobilenet_backbone does not set with this norm_layer
     image = torch.randn(1, 3, 96, 64)
     found = on_a_tight_canvas(backbone, image)
     with torch.no_grad():
@@ -103,7 +104,7 @@ def test_the_mobilenet_pyramid_is_torchvisions() -> None:
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 @pytest.mark.parametrize("size", [(64, 96), (63, 81), (33, 50)])
 def test_features_depend_on_the_image_alone(name: str, size: tuple[int, int]) -> None:
-    """Alone on the tightest canvas, or in a batch on a larger one: the same numbers, and zero outside."""
+    """On the tightest canvas and in a batch on a larger one, features are equal inside the image and zero outside."""
     backbone = seeded(name)
     height, width = size
     canvas = [-(-side // backbone.stride) * backbone.stride for side in size]
@@ -129,13 +130,6 @@ def test_features_depend_on_the_image_alone(name: str, size: tuple[int, int]) ->
         assert backbone.signed or one.min() >= 0
 
 
-def test_a_mean_is_taken_over_the_image_alone() -> None:
-    features = torch.tensor([[[[1.0, 3.0, 50.0], [5.0, 7.0, 50.0]]]])
-    # 17 × 32 pixels at stride 16 are 2 × 2 cells: (1 + 3 + 5 + 7) / 4;  16 × 32 are 1 × 2: (1 + 3) / 2
-    for size, mean in (((17, 32), 4.0), ((16, 32), 2.0), ((0, 0), 0.0)):
-        assert mean_inside(features, torch.tensor([size]), 16).item() == mean
-
-
 STAGES = {
     "compact": ("conv1", "conv9", 9),
     "vgg16": ("conv1_1", "conv5_3", 13),
@@ -147,7 +141,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
-def test_stages_are_the_whole_backbone_but_for_a_pyramids_own_layers(name: str) -> None:
+def test_the_stages_contain_the_whole_backbone_except_a_pyramids_own_layers(name: str) -> None:
     backbone = BACKBONES[name]()
     names = [stage for stage, _ in backbone.stages]
     assert (names[0], names[-1], len(names)) == STAGES[name]
@@ -156,9 +150,9 @@ def test_stages_are_the_whole_backbone_but_for_a_pyramids_own_layers(name: str) 
     assert sorted(staged) == sorted(own)
 
 
-def test_vgg16s_stages_are_the_papers_layers() -> None:
+def test_vgg16s_stages_have_the_papers_names() -> None:
     assert [stage for stage, _ in VGG16().stages][4:8] == ["conv3_1", "conv3_2", "conv3_3", "conv4_1"]
 
 
-def test_compact_stays_compact() -> None:
+def test_compact_has_less_than_a_million_parameters() -> None:
     assert sum(parameter.numel() for parameter in Compact().parameters()) < 1_000_000

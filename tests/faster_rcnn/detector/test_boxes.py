@@ -1,3 +1,5 @@
+"""Boxes and their deltas."""
+
 import math
 
 import pytest
@@ -30,7 +32,7 @@ def test_a_box_moved_by_half_its_height_has_dy_of_a_half() -> None:
 def test_decode_is_the_inverse_of_encode(pairs: list[tuple[list[float], list[float]]]) -> None:
     boxes = torch.tensor([one for one, _ in pairs])
     anchors = torch.tensor([other for _, other in pairs])
-    # growth is bounded at 1000 / 16, so only boxes that an anchor may become
+    # growth is limited to 1000 / 16, so only boxes within that limit can be restored
     growth = (boxes[:, 2:] - boxes[:, :2]) / (anchors[:, 2:] - anchors[:, :2])
     usable = (growth < 1000 / 16).all(dim=1)
     again = decode(encode(boxes, anchors), anchors)
@@ -47,18 +49,18 @@ def test_encode_and_decode_equal_torchvisions(pairs: list[tuple[list[float], lis
     torch.testing.assert_close(decode(deltas, anchors), theirs.decode_single(deltas, anchors), rtol=1e-4, atol=1e-2)
 
 
-def test_a_box_without_area_is_refused_by_its_row() -> None:
+def test_a_box_without_area_is_refused_with_its_row() -> None:
     boxes = torch.tensor([[0.0, 0, 5, 5], [3, 3, 3, 9]])
     with pytest.raises(ValueError, match="box 1 has no area"):
         encode(boxes, torch.tensor([[0.0, 0, 5, 5]]).expand(2, 4))
 
 
-def test_growth_is_bounded() -> None:
+def test_growth_is_limited() -> None:
     decoded = decode(torch.tensor([[0.0, 0.0, 50.0, 50.0]]), torch.tensor([[0.0, 0.0, 16.0, 16.0]]))
     torch.testing.assert_close(decoded[:, 2:] - decoded[:, :2], torch.tensor([[1000.0, 1000.0]]))
 
 
-def test_each_image_of_a_batch_clips_to_its_own_size() -> None:
+def test_boxes_are_clipped_to_the_size_of_their_own_image() -> None:
     boxes = torch.tensor([[-5.0, -5, 900, 900], [10, 20, 30, 40]]).repeat(2, 1, 1)
     sizes = torch.tensor([[100, 200], [25, 15]])
     clipped = clip_to_sizes(boxes, sizes)
@@ -66,6 +68,6 @@ def test_each_image_of_a_batch_clips_to_its_own_size() -> None:
         torch.testing.assert_close(clipped[image], clip_boxes_to_image(boxes[image], tuple(size)))
 
 
-def test_sides_at_least_counts_both_sides() -> None:
+def test_sides_at_least_checks_both_sides() -> None:
     boxes = torch.tensor([[0.0, 0, 16, 16], [0, 0, 15.9, 30], [0, 0, 30, 15.9]])
     assert sides_at_least(boxes, 16).tolist() == [True, False, False]

@@ -1,3 +1,5 @@
+"""The losses, against values worked out by hand."""
+
 import math
 
 import pytest
@@ -30,7 +32,7 @@ def test_rpn_classification_is_the_mean_over_the_mini_batch() -> None:
     assert losses.rpn_classification_loss(scores, torch.tensor([0, 1])).item() == pytest.approx(expected)
 
 
-def test_rpn_boxes_weigh_lambda_over_the_locations() -> None:
+def test_the_rpn_box_loss_is_weighted_by_lambda_over_the_locations() -> None:
     deltas = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 3.0, 0.0, 0.0]])
     # smooth L1: 0.5 and 2.5; λ = 10, N_reg = 2400 locations (section 3.1.2)
     loss = losses.rpn_box_loss(deltas, torch.zeros(2, 4), 2400, LossRule())
@@ -46,7 +48,7 @@ def test_the_reference_codes_weight_of_rpn_boxes_is_nearly_the_papers() -> None:
     assert sigma_3.item() == pytest.approx((1 - 1 / 18) / 256)
 
 
-def test_head_boxes_count_objects_only_and_divide_by_all_regions() -> None:
+def test_the_head_box_loss_sums_over_objects_and_divides_by_all_regions() -> None:
     deltas = torch.zeros(4, 2, 4)  # four regions, two classes
     deltas[0, 1] = torch.tensor([2.0, 0, 0, 0])  # true class 2: smooth L1 1.5
     deltas[0, 0] = 99.0  # another class's deltas do not count
@@ -61,7 +63,7 @@ def test_head_classification_is_the_mean_over_the_regions() -> None:
     assert losses.head_classification_loss(scores, torch.tensor([0, 1])).item() == pytest.approx(expected)
 
 
-def test_no_object_means_no_box_loss() -> None:
+def test_without_objects_the_box_loss_is_zero() -> None:
     assert losses.rpn_box_loss(torch.zeros(0, 4), torch.zeros(0, 4), 10, LossRule()).item() == 0
     background = torch.zeros(3, dtype=torch.int64)
     assert losses.head_box_loss(torch.ones(3, 2, 4), torch.zeros(3, 4), background, LossRule()).item() == 0

@@ -1,10 +1,11 @@
+"""The proposal layer, compared with torchvision's."""
+
 import pytest
 import torch
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead
 
 from faster_rcnn.detector.anchors import cell_anchors, grid_anchors
 from faster_rcnn.detector.boxes import decode
-from faster_rcnn.detector.operators import LAST, top_k
 from faster_rcnn.detector.proposals import ProposalLimits, propose
 
 
@@ -23,7 +24,7 @@ def test_proposals_equal_torchvisions(n: int) -> None:
         pre_nms_top_n={"training": 1000, "testing": 1000}, post_nms_top_n={"training": 100, "testing": 100},
         nms_thresh=0.7,
     ).eval()  # fmt: skip
-    theirs.min_size = 1e-3  # they drop the small after the top 1000, we before: let no box be small
+    theirs.min_size = 1e-3  # torchvision drops small boxes after the top 1000, we do before, so no box may be small
     boxes = decode(deltas, anchors)
     expected_boxes, expected_scores = theirs.filter_proposals(
         boxes, logits.reshape(-1, 1), [tuple(size) for size in sizes.tolist()], [len(anchors)]
@@ -39,7 +40,7 @@ def test_proposals_equal_torchvisions(n: int) -> None:
         assert found.objectness[image, count:].eq(0).all()
 
 
-def test_small_and_invalid_anchors_are_dropped_before_the_best_are_taken() -> None:
+def test_small_and_invalid_anchors_are_dropped_before_the_best_are_chosen() -> None:
     anchors = torch.tensor([[0.0, 0, 100, 100], [200, 200, 204, 204], [300, 0, 400, 100], [0, 300, 100, 400]])
     margins = torch.tensor([[0.2, 0.9, 0.8, 0.7]]).logit()
     valid = torch.tensor([[True, True, False, True]])
@@ -57,11 +58,11 @@ def test_an_overlap_above_the_threshold_is_suppressed() -> None:
         margins, torch.zeros(1, 3, 4), anchors, torch.ones(1, 3, dtype=torch.bool), torch.tensor([[500, 500]]),
         ProposalLimits(100, 100),
     )  # fmt: skip
-    # the second goes; the third's IoU with the second is 0.97, but what is suppressed suppresses nothing
+    # The second is suppressed. The third's IoU with it is 0.97, but a suppressed box suppresses no other.
     torch.testing.assert_close(found.objectness[0, :3], torch.tensor([0.9, 0.7, 0.0]))
 
 
-def test_an_image_without_proposals_leaves_the_others_alone() -> None:
+def test_an_image_without_proposals_does_not_affect_the_others() -> None:
     logits, deltas, anchors = random_rpn_output(2)
     valid = torch.ones(2, len(anchors), dtype=torch.bool)
     valid[0] = False
@@ -69,19 +70,7 @@ def test_an_image_without_proposals_leaves_the_others_alone() -> None:
     assert found.number.tolist() == [0, 50]
 
 
-def test_equal_scores_keep_the_order_of_their_place() -> None:
-    values, places = top_k(torch.tensor([[0.5, 0.9, 0.5, 0.9, 0.5]]), 4)
-    torch.testing.assert_close(values, torch.tensor([[0.9, 0.9, 0.5, 0.5]]))
-    assert places.tolist() == [[1, 3, 0, 2]]
-
-
-def test_too_few_candidates_are_filled_up() -> None:
-    values, places = top_k(torch.tensor([[0.5, 0.9]]), 4)
-    torch.testing.assert_close(values, torch.tensor([[0.9, 0.5, LAST, LAST]]))
-    assert places.tolist() == [[1, 0, 0, 0]]
-
-
-def test_margins_are_ranked_where_their_sigmoids_are_equal() -> None:
+def test_margins_are_ranked_even_if_their_sigmoids_are_equal() -> None:
     """sigmoid(18) and sigmoid(19) are both 1 in float32; the better anchor still suppresses the other."""
     anchors = torch.tensor([[0.0, 0, 100, 100], [0, 0, 100, 99]])
     margins = torch.tensor([[18.0, 19.0]])
@@ -102,7 +91,7 @@ def test_the_least_likely_anchor_is_still_a_candidate() -> None:
 
 
 def test_proposals_of_a_pyramid_equal_torchvisions() -> None:
-    """The best of each map, suppressed there, then the best of all; maps with fewer anchors than the limit included."""
+    """Each map keeps its best and suppresses overlaps; some maps have fewer anchors than the limit."""
     torch.manual_seed(4)
     sizes = torch.tensor([[256, 320], [200, 310]])
     maps = [(32.0, 64, 80, 4), (64.0, 32, 40, 8), (128.0, 16, 20, 16), (256.0, 4, 5, 64)]
@@ -135,5 +124,5 @@ def test_boxes_of_different_maps_do_not_suppress_each_other() -> None:
     )  # fmt: skip
     assert propose(*arguments).number.tolist() == [1]
     assert propose(*arguments, levels=(1, 2)).number.tolist() == [2]
-    # the best of each map alone enters: the third anchor is second on its map
+    # with one candidate per map, the third anchor is dropped: it is the second of its map
     assert propose(*arguments[:5], ProposalLimits(1, 100, nms_threshold=1.0), (1, 2)).number.tolist() == [2]

@@ -1,9 +1,11 @@
+"""The RoI head's detections and its target normalisation."""
+
 import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from faster_rcnn.detector.roi_head import DetectionLimits, TargetNormalisation, detect
 
-# torchvision multiplies by these where the normalisation divides by standard deviations: 1 / 0.1 and 1 / 0.2
+# torchvision multiplies by weights where our normalisation divides by standard deviations: 1 / 0.1 and 1 / 0.2
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
@@ -36,7 +38,7 @@ def test_detections_equal_torchvisions() -> None:
         assert kept == len(boxes)
         torch.testing.assert_close(found.boxes[image, :kept], boxes, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(found.scores[image, :kept], expected_scores)
-        assert (found.labels[image, :kept] + 1).tolist() == labels.tolist()  # theirs count background
+        assert (found.labels[image, :kept] + 1).tolist() == labels.tolist()  # torchvision counts the background as 0
         assert found.boxes[image, kept:].eq(0).all()
 
 
@@ -52,7 +54,7 @@ def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
 
 def test_normalised_targets_have_zero_mean_and_unit_variance() -> None:
     deltas = torch.tensor([[0.1, 0.0, 0.5, 1.0], [0.3, 0.4, 0.1, 0.0]])
-    # means 0.2, 0.2, 0.3, 0.5; each value is one standard deviation off
+    # means 0.2, 0.2, 0.3, 0.5; each value is one standard deviation away
     rule = TargetNormalisation((0.2, 0.2, 0.3, 0.5), (0.1, 0.2, 0.2, 0.5))
     torch.testing.assert_close(rule.apply(deltas), torch.tensor([[-1.0, -1, 1, 1], [1, 1, -1, -1]]))
     torch.testing.assert_close(rule.undo(rule.apply(deltas)), deltas)

@@ -1,3 +1,5 @@
+"""RoI pooling, compared with torchvision's operators."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ STRIDE = 16
 
 
 def features_and_rois(n: int, h: int, w: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features like a ReLU's, and regions of all sizes, some of them on the border and some a single pixel."""
+    """Non-negative features, and regions of all sizes; some touch the border and one is a single pixel."""
     torch.manual_seed(h * w)
     features = torch.randn(n, 12, h, w).relu()
     limit = torch.tensor([w, h]).float() * STRIDE
@@ -20,7 +22,7 @@ def features_and_rois(n: int, h: int, w: int, count: int) -> tuple[torch.Tensor,
     rois = torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=2)
     rois[:, 0] = torch.tensor([0.0, 0.0, w * STRIDE, h * STRIDE])
     rois[:, 1] = torch.tensor([w * STRIDE - 1.0, h * STRIDE - 1.0, w * STRIDE, h * STRIDE])
-    rois[:, 2] = torch.tensor([8.0, 24.0, 40.0, 56.0])  # halves of a cell: where rounding shows
+    rois[:, 2] = torch.tensor([8.0, 24.0, 40.0, 56.0])  # halves of a cell, where rounding matters
     return features, rois
 
 
@@ -59,7 +61,7 @@ def test_a_larger_canvas_changes_nothing(pool: object) -> None:
 
 
 @pytest.mark.parametrize("pool", [roi_align, roi_max_pool])
-def test_features_learn_through_the_pooling(pool: object) -> None:
+def test_gradients_pass_through_the_pooling(pool: object) -> None:
     assert callable(pool)
     features, rois = features_and_rois(1, 9, 12, 20)
     features.requires_grad_()
@@ -73,7 +75,7 @@ side = st.floats(1, 2000, width=32)
 
 
 @given(st.lists(st.tuples(side, side), min_size=1, max_size=30))
-def test_regions_go_to_the_maps_that_torchvision_sends_them_to(sides: list[tuple[float, float]]) -> None:
+def test_regions_are_assigned_to_the_same_maps_as_in_torchvision(sides: list[tuple[float, float]]) -> None:
     rois = torch.tensor([[10.0, 20.0, 10 + width, 20 + height] for width, height in sides])
     areas = (rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])
     clear = torch.stack([(areas / border**2 - 1).abs() for border in (112, 224, 448)]).amin(dim=0) > 1e-4
@@ -82,7 +84,7 @@ def test_regions_go_to_the_maps_that_torchvision_sends_them_to(sides: list[tuple
 
 
 def test_a_region_of_224_pixels_belongs_to_stride_16() -> None:
-    """Eq. 1 of Lin et al. 2017: k0 = 4 for 224, one less for half the side, held to P2 … P5."""
+    """Eq. 1 of Lin et al. 2017: k0 = 4 for 224, one less for half the side, clamped to P2 … P5."""
     rois = torch.tensor([[0.0, 0, s, s] for s in (20.0, 111.9, 112, 223.9, 224, 447.9, 448, 2000)])
     assert level_of(rois[None], STRIDES)[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     wide = torch.tensor([[[0.0, 0, 448, 112]]])  # √(448 · 112) = 224
@@ -90,7 +92,7 @@ def test_a_region_of_224_pixels_belongs_to_stride_16() -> None:
 
 
 def pyramid_and_rois() -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Signed maps of a 256 × 352 canvas, and regions of every level in both images, on the borders too."""
+    """Signed maps of a 256 × 352 canvas, and regions of several levels in both images, some at the borders."""
     torch.manual_seed(5)
     maps = [torch.randn(2, 6, 256 // stride, 352 // stride) for stride in STRIDES]
     limit = torch.tensor([352.0, 256.0])
@@ -105,22 +107,22 @@ def pyramid_and_rois() -> tuple[list[torch.Tensor], torch.Tensor]:
 
 
 @pytest.mark.parametrize("pooling", ["align", "max"])
-def test_each_region_is_pooled_from_its_map_as_if_there_were_no_other(pooling: str) -> None:
+def test_each_region_is_pooled_from_its_own_map(pooling: str) -> None:
     maps, rois = pyramid_and_rois()
     if pooling == "max":
         maps = [one.relu() for one in maps]
     found = pool_regions(maps, STRIDES, rois, 7, pooling)
     level = level_of(rois, STRIDES)
-    for place, (one, stride) in enumerate(zip(maps, STRIDES, strict=True)):
+    for number, (one, stride) in enumerate(zip(maps, STRIDES, strict=True)):
         if pooling == "max":
             expected = torchvision.ops.roi_pool(one, list(rois), 7, 1 / stride)
-        else:  # with what a larger canvas has at the map's end
+        else:  # with the zeros that a larger canvas has at the map's end
             expected = torchvision.ops.roi_align(F.pad(one, (0, 1, 0, 1)), list(rois), 7, 1 / stride, 2, aligned=True)
-        chosen = level == place
+        chosen = level == number
         torch.testing.assert_close(found[chosen], expected.unflatten(0, (2, -1))[chosen], rtol=1e-4, atol=1e-4)
 
 
-def test_one_map_is_pooled_as_ever() -> None:
+def test_a_single_map_is_pooled_directly() -> None:
     features, rois = features_and_rois(2, 9, 12, 30)
     assert torch.equal(pool_regions([features], (16, 32), rois, 7, "align"), roi_align(features, rois, 7, 16))
     assert torch.equal(pool_regions([features], (16,), rois, 7, "max"), roi_max_pool(features, rois, 7, 16))
@@ -135,11 +137,11 @@ def test_a_larger_canvas_changes_nothing_for_a_pyramid(pooling: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_an_atlas_holds_every_map_where_it_says() -> None:
+def test_an_atlas_has_every_map_at_the_row_returned() -> None:
     maps = [torch.arange(1.0, 7.0).reshape(1, 1, 2, 3), torch.tensor([[[[9.0]]]])]
-    sheet, tops = atlas(maps)
+    stacked, tops = atlas(maps)
     assert tops == [1, 6]  # a doubled row, two rows of the first map, two of zeros, a doubled row
-    assert sheet[0, 0].tolist() == [
+    assert stacked[0, 0].tolist() == [
         [1, 1, 2, 3, 0, 0], [1, 1, 2, 3, 0, 0], [4, 4, 5, 6, 0, 0], [0] * 6, [0] * 6,
         [9, 9, 0, 0, 0, 0], [9, 9, 0, 0, 0, 0], [0] * 6, [0] * 6,
     ]  # fmt: skip

@@ -1,3 +1,5 @@
+"""The RPN's head."""
+
 import torch
 import torch.nn.functional as F
 
@@ -11,19 +13,19 @@ def test_the_margins_sigmoid_is_the_softmaxs_foreground_probability() -> None:
 
 
 def test_the_output_per_location_is_that_of_the_paper() -> None:
-    """2k scores and 4k deltas: (4 + 2) × 9 = 54 outputs a location (section 3.1.1)."""
+    """2k scores and 4k deltas: (4 + 2) × 9 = 54 outputs per location (section 3.1.1)."""
     head = RPNHead(512, 512, 9)
     assert head.cls_score.out_channels + head.bbox_pred.out_channels == 54
     assert head.conv.kernel_size == (3, 3)
 
 
-def test_channels_are_read_in_the_reference_codes_order() -> None:
+def test_channels_are_in_the_order_of_the_reference_code() -> None:
     head = RPNHead(4, 8, 9)
     features = torch.randn(2, 4, 5, 6)
     scores, deltas = head(features)
     hidden = F.relu(head.conv(features))
     raw_scores, raw_deltas = head.cls_score(hidden), head.bbox_pred(hidden)
     image, y, x, anchor = 1, 3, 2, 7
-    row = (y * 6 + x) * 9 + anchor  # rows first, then columns, then anchors: as `grid_anchors`
+    row = (y * 6 + x) * 9 + anchor  # rows first, then columns, then anchors, as in `grid_anchors`
     torch.testing.assert_close(scores[image, row], raw_scores[image, [anchor, 9 + anchor], y, x])
     torch.testing.assert_close(deltas[image, row], raw_deltas[image, 4 * anchor : 4 * anchor + 4, y, x])

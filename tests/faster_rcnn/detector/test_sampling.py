@@ -1,3 +1,5 @@
+"""Labels and samples of anchors and proposals."""
+
 import pytest
 import torch
 
@@ -30,12 +32,12 @@ def test_anchors_are_labelled_by_overlap() -> None:
     assert label_anchors(anchors, everywhere(anchors), object_box, RULE).labels.tolist() == [1, -1, 0, 0]
 
 
-def test_the_best_anchors_of_an_object_are_positive_however_low_their_overlap() -> None:
+def test_the_best_anchors_of_an_object_are_positive_even_if_the_overlap_is_low() -> None:
     objects = torch.tensor([[0.0, 0.0, 100.0, 100.0], [500.0, 500.0, 600.0, 600.0]])
     anchors = torch.tensor(
         [
-            [0.0, 0.0, 100.0, 20.0],  # IoU 0.2 with the first object, which has no better
-            [0.0, 80.0, 100.0, 100.0],  # IoU 0.2 too: ties are all positive
+            [0.0, 0.0, 100.0, 20.0],  # IoU 0.2 with the first object, its highest
+            [0.0, 80.0, 100.0, 100.0],  # also IoU 0.2: all ties are positive
             [0.0, 0.0, 100.0, 10.0],  # IoU 0.1: negative
             [500.0, 500.0, 600.0, 590.0],  # IoU 0.9 with the second
         ]
@@ -45,19 +47,19 @@ def test_the_best_anchors_of_an_object_are_positive_however_low_their_overlap() 
     assert targets.objects.tolist() == [0, 0, 0, 1]
 
 
-def test_unusable_anchors_are_ignored_even_if_they_are_the_best() -> None:
+def test_unusable_anchors_are_ignored_even_if_they_overlap_most() -> None:
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]])
     targets = label_anchors(anchors, torch.tensor([False, True]), anchors[:1], RULE)
     assert targets.labels.tolist() == [-1, 1]
 
 
-def test_an_object_that_no_anchor_touches_makes_none_positive() -> None:
+def test_an_object_that_no_anchor_touches_has_no_positive_anchor() -> None:
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     targets = label_anchors(anchors, everywhere(anchors), torch.tensor([[50.0, 50.0, 60.0, 60.0]]), RULE)
     assert targets.labels.tolist() == [0]
 
 
-def test_an_empty_image_has_negatives_only() -> None:
+def test_an_image_without_objects_has_only_negative_anchors() -> None:
     anchors = grid_anchors(cell_anchors([32], [1.0]), 20, 20, 16)
     targets = label_anchors(anchors, everywhere(anchors), torch.zeros(0, 4), RULE)
     positive, negative = sample_anchors(targets.labels, RULE)
@@ -95,15 +97,15 @@ def test_a_quarter_of_the_regions_is_foreground() -> None:
     torch.testing.assert_close(regions.targets[:32], objects.expand(32, 4))
 
 
-def test_the_objects_themselves_are_candidates() -> None:
+def test_the_objects_themselves_are_candidates_for_regions() -> None:
     objects = torch.tensor([[100.0, 100.0, 200.0, 200.0]])
     regions = sample_proposals(torch.tensor([[0.0, 0.0, 5.0, 5.0]]), objects, torch.tensor([1]), ProposalSampling())
     torch.testing.assert_close(regions.boxes[0], objects[0])
     assert regions.labels[:2].tolist() == [1, 0]
-    assert regions.labels[2:].eq(-1).all()  # nothing more to choose from
+    assert regions.labels[2:].eq(-1).all()  # there are no more candidates
 
 
-def test_regions_of_an_empty_image_are_background() -> None:
+def test_regions_of_an_image_without_objects_are_background() -> None:
     proposals = torch.rand(200, 2).repeat(1, 2) + torch.tensor([0.0, 0.0, 9.0, 9.0])
     regions = sample_proposals(proposals, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), ProposalSampling())
     assert regions.labels.eq(0).all()

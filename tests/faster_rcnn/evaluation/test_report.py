@@ -13,7 +13,7 @@ from PIL import Image
 from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.evaluation.measure import collect, measure
 from faster_rcnn.evaluation.mistakes import KINDS
 from faster_rcnn.evaluation.report import compare_sources, write_report
@@ -84,7 +84,7 @@ def test_the_page_shows_every_image_of_the_report_and_no_other(report: Path) -> 
 
 
 def test_sources_of_proposals_are_compared_side_by_side(tmp_path: Path) -> None:
-    dataset = FirstImages(Shapes("val"), 4)
+    dataset = Subset(Shapes("val"), 4)
     names = [dataset.name(index) for index in range(len(dataset))]
     exact = {
         name: Regions(dataset[i].boxes, np.ones(len(dataset[i].boxes), np.float32)) for i, name in enumerate(names)
@@ -102,7 +102,7 @@ def test_sources_of_proposals_are_compared_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder with bccd")
 def test_a_perfect_detector_on_real_photographs_has_no_mistakes(tmp_path: Path) -> None:
     dataset = open_dataset(f"voc:{os.environ['REAL_DATA_DIR']}/bccd", "val", skip_bad_boxes=True)
-    first = FirstImages(dataset, 4)
+    first = Subset(dataset, 4)
     truths, predictions = collect(first, lambda one: Prediction(one.boxes, np.ones(len(one.labels)), one.labels))
     record = write_report(tmp_path, first, truths, predictions, {"target": "truth"}, images=1)
     assert record["VOC_mAP"] == record["AP"] == 1.0

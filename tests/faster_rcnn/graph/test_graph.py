@@ -11,7 +11,7 @@ import pytest
 
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.config import canvases
-from faster_rcnn.detector.detector import Answer, FasterRCNN
+from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.graph.export import Provider, export_onnx
 from faster_rcnn.graph.placement import Misplaced
@@ -100,7 +100,7 @@ def test_the_vgg16_graph_with_roi_max_pooling_keeps_its_promises(provider: Provi
 
 def test_roi_max_pooling_of_a_large_map_is_for_the_cpu(tmp_path: Path) -> None:
     detector = lively("vgg16", resize=ResizeRule(1200, 2000))  # 125 cells a side, 105 can be tabled
-    with pytest.raises(ValueError, match=r"up to 105 cells a side, the resize rule asks for 125; .*--provider cpu"):
+    with pytest.raises(ValueError, match=r"up to 105 cells per side, but the resize rule needs 125; .*--provider cpu"):
         export_onnx(detector, tmp_path / "model.onnx")
 
 
@@ -243,6 +243,6 @@ def test_a_version_is_published_whole_or_not_at_all(
 
 
 def test_answers_are_named_as_the_outputs() -> None:
-    assert Answer._fields == (
+    assert DetectorOutput._fields == (
         "num_detections", "boxes", "scores", "labels", "num_proposals", "proposals", "objectness"
     )  # fmt: skip

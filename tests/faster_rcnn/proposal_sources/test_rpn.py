@@ -9,7 +9,7 @@ import torch
 
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
@@ -80,7 +80,7 @@ def test_without_a_limit_nms_keeps_the_detectors_own_threshold() -> None:
 
 def test_the_best_12000_anchors_of_each_pyramid_map_enter_nms() -> None:
     with torch.device("meta"):
-        detector = FasterRCNN(preset("resnet50_fpn", ("thing",)))
+        detector = FasterRCNN(default_config("resnet50_fpn", ("thing",)))
     limits = uncut_limits(detector, 500)
     assert (limits.before_nms, limits.after_nms, limits.nms_threshold) == (12000, 500, 0.7)
 

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.proposal_sources import selective_search as module
 from faster_rcnn.proposal_sources.selective_search import (
     AREA,
@@ -223,7 +223,7 @@ def test_a_killed_search_continues_where_it_stopped(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(module, "selective_search", counted)
     images = len(done) + 3
-    table = selective_search_table(FirstImages(Cuts(300), images), cache=tmp_path)
+    table = selective_search_table(Subset(Cuts(300), images), cache=tmp_path)
     fresh = selective_search_table(Cuts(3), cache=tmp_path / "fresh")
     assert len(table) == images
     # the workers may have been at most one image apart

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.data.subset import FirstImages
+from faster_rcnn.data.subset import Subset
 from faster_rcnn.detector.checkpoint import BEST, NAME, save_state
 from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
@@ -24,7 +24,7 @@ def test_a_file_is_a_source_of_the_proposals_in_it(tmp_path: Path) -> None:
     table = propose_for(dataset, "sliding-window", limit=100)
     file = tmp_path / "windows.npz"
     table.save(file)
-    again = propose_for(FirstImages(dataset, 2), str(file), limit=7)
+    again = propose_for(Subset(dataset, 2), str(file), limit=7)
     assert list(again) == ["val/0/0", "val/0/1"]
     np.testing.assert_array_equal(again["val/0/1"].boxes, table["val/0/1"].boxes[:7])
     assert again.made == f"{table.made}; limit 7"

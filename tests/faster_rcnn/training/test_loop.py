@@ -14,7 +14,7 @@ from torch import Tensor
 from faster_rcnn.data.loader import Batch
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.checkpoint import load_detector, read_checkpoint
-from faster_rcnn.detector.config import DetectorConfig, preset
+from faster_rcnn.detector.config import DetectorConfig, default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
@@ -32,7 +32,7 @@ OPTIONS = TrainingOptions(
 
 def small_config() -> DetectorConfig:
     return replace(
-        preset("compact", Shapes.labels),
+        default_config("compact", Shapes.labels),
         rpn_channels=16,
         head_units=16,
         head_dropout=0.2,  # a resumed run must draw the same random numbers again

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from faster_rcnn.data.loader import Batch, GroundTruth, Loading, training_batches
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.losses import LossRule, total
 from faster_rcnn.detector.proposals import ProposalLimits
@@ -20,7 +20,7 @@ from faster_rcnn.training.objectives import fast_rcnn_losses, joint_losses, rpn_
 def detector(**changes: object) -> FasterRCNN:
     torch.manual_seed(3)
     config = replace(
-        preset("compact", Shapes.labels),
+        default_config("compact", Shapes.labels),
         rpn_channels=16,
         head_units=16,
         resize=ResizeRule(96, 192),
@@ -123,7 +123,7 @@ def test_depthwise_convolutions_keep_full_precision_on_a_cpu(
 ) -> None:
     monkeypatch.setattr(objectives, "autocast_dtype", lambda _: torch.bfloat16)
     with torch.device("meta"):
-        here = FasterRCNN(preset(backbone, Shapes.labels))
+        here = FasterRCNN(default_config(backbone, Shapes.labels))
     with objectives._precision(here, torch.zeros(1), True):
         assert torch.is_autocast_enabled("cpu") == reduced
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.training.optimiser import build_optimiser, learning_rate, set_rate
 from faster_rcnn.training.options import TrainingOptions
@@ -28,7 +28,7 @@ def test_a_step_cuts_the_rate_to_a_tenth_after_three_quarters() -> None:
 
 def test_sgd_trains_biases_at_twice_the_rate_and_without_weight_decay() -> None:
     with torch.device("meta"):
-        detector = FasterRCNN(preset("compact", ("thing",)))
+        detector = FasterRCNN(default_config("compact", ("thing",)))
     detector.backbone.requires_grad_(False)
     optimiser = build_optimiser(detector, TrainingOptions(iterations=1, batch_size=1, learning_rate=0.001, warm_up=1))
     weights, others = optimiser.param_groups

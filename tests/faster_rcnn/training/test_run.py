@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from faster_rcnn.detector.checkpoint import NAME, save_state
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.training.run import (
     STEPS,
@@ -35,7 +35,7 @@ SHAPES = {"data": "shapes", "iterations": 8, "batch_size": 2}
 @pytest.fixture(scope="module")
 def detector() -> FasterRCNN:
     torch.manual_seed(0)
-    return FasterRCNN(preset("compact", ("thing",)))
+    return FasterRCNN(default_config("compact", ("thing",)))
 
 
 def begin(folder: Path, **options: object) -> RunRecord:
@@ -127,7 +127,7 @@ def test_iterations_are_divided_as_in_the_reference_code() -> None:
         ({"target_normalisation": "measured"}, "needs proposals that do not change during training"),
         ({"trainable_from": "conv9_9"}, "has no stage 'conv9_9'"),
         ({"batch_size": 3, "accumulate": 2}, "choose another --batch-size or --accumulate"),
-        ({"data": "voc2012"}, "is of no known kind|is not a"),
+        ({"data": "voc2012"}, "unknown kind; use shapes"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, object], complaint: str, tmp_path: Path) -> None:

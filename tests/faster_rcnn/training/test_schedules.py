@@ -16,7 +16,7 @@ from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.loader import Batch
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.checkpoint import NAME, load_detector, read_checkpoint
-from faster_rcnn.detector.config import preset
+from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
@@ -41,7 +41,7 @@ def build() -> FasterRCNN:
     torch.manual_seed(5)
     return FasterRCNN(
         replace(
-            preset("compact", Shapes.labels),
+            default_config("compact", Shapes.labels),
             rpn_channels=16,
             head_units=16,
             resize=ResizeRule(96, 192),

@@ -1,4 +1,4 @@
-"""What a backbone is to the detector.
+"""The interface of backbones.
 
 N  images;  H, W  canvas;  h, w = ceil(H / stride), ceil(W / stride) of each map;  C  channels.
 """
@@ -11,22 +11,22 @@ Stages = list[tuple[str, list[nn.Module]]]
 
 
 class Backbone(nn.Module, ABC):
-    """Images to the feature maps that the RPN and the head share.
+    """Computes the feature maps that the RPN and the head share.
 
-    Takes normalised images [N, 3, H, W] that are zero outside `sizes`, and gives its maps, finest first, each
-    [N, C, h, w], zero outside `sizes` too and dependent on nothing that lies there (see `padding.py`).
+    Takes normalised images [N, 3, H, W] that are zero outside `sizes`. Returns its maps, finest first, each
+    [N, C, h, w]. They are zero outside `sizes` too, and do not depend on anything there (see `padding.py`).
     """
 
-    stride: int  # what the sides of a canvas are multiples of
-    strides: tuple[int, ...]  # of each map
-    pooled: int = 1  # of how many maps, counted from the finest, the head's regions are pooled
-    out_channels: int  # of every map
-    signed: bool = False  # a map may be negative, as nothing rectifies it
+    stride: int  # the sides of a canvas must be multiples of it
+    strides: tuple[int, ...]  # the stride of each map
+    pooled: int = 1  # number of maps, from the finest on, from which regions are pooled for the head
+    out_channels: int  # channels of every map
+    signed: bool = False  # whether a map may be negative, because its last layer has no activation
 
     @property
     @abstractmethod
     def stages(self) -> Stages:
-        """The layers as users name them, from the input on; fine-tuning starts at one of them."""
+        """Groups of layers under the names that --trainable-from accepts, from the input on."""
 
     @abstractmethod
     def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]: ...

@@ -1,4 +1,4 @@
-"""A small net for the embedded model."""
+"""The small network of the model in the repository, `shapes`."""
 
 from torch import Tensor, nn
 
@@ -9,8 +9,8 @@ from faster_rcnn.detector.padding import relu_inside
 class Compact(Backbone):
     """Nine 3×3 convolutions with batch normalisation, stride 16.
 
-    Widths grow as the map shrinks so that no stage dominates the time; the strides sit in the convolutions because
-    max pooling costs more than it brings at this size.
+    The number of channels grows as the map shrinks, so that no stage dominates the time. The convolutions have strides,
+    because max pooling costs more than it gains at this size.
     """
 
     stride = 16

@@ -11,17 +11,18 @@ from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 from faster_rcnn.detector.backbones.base import Backbone, Stages
 from faster_rcnn.detector.padding import blank_outside, mean_inside
 
-# Torchvision's 0.01 is for training on ImageNet: the running statistics follow over hundreds of batches, and a detector
-# that learns from scratch answers with those of its past.
+# torchvision's 0.01 is for training on ImageNet: its running statistics average over hundreds of batches. A detector
+# trained from scratch would be evaluated with outdated statistics.
 MOMENTUM = 0.1
 
 
 class MobileNetV3Large(Backbone):
-    """The blocks 0 … 15 of torchvision's `features`, the last three dilated and not strided: stride 16, 160 channels.
+    """Blocks 0 … 15 of torchvision's `features`: stride 16, 160 channels; the last three are dilated, not strided.
 
-    At stride 32 a map has a quarter of the anchors' places and an object of 32 pixels is one cell; without the last
-    three blocks it would lose most of what pretraining has learnt. Dilation keeps both, with the same weights (Howard
-    et al., section 6.4, do so for segmentation). Block 16 only widens 160 to 960 channels, and fc6 with them six times.
+    At stride 32 a map would have a quarter of the anchor locations, and an object of 32 pixels would be one cell.
+    Without the last three blocks most of the pretrained weights would be lost. Dilation avoids both with the same
+    weights (Howard et al., section 6.4, use it for segmentation). Block 16 is left out: it only widens 160 to 960
+    channels, and would make fc6 six times as large.
     """
 
     out_channels = 160
@@ -38,11 +39,11 @@ class MobileNetV3Large(Backbone):
 
     @property
     def stages(self) -> Stages:
-        """The blocks by their number."""
+        """The blocks, named by their number."""
         return [(str(number), [block]) for number, block in enumerate(self.features)]
 
     def maps(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """The output of each block; what it holds outside the image means nothing."""
+        """The output of each block; values outside the image are undefined."""
         found: list[Tensor] = []
         features, stride = images, 1
         for block in self.features:
@@ -58,7 +59,7 @@ class MobileNetV3Large(Backbone):
 
 
 def inverted_residual(block: InvertedResidual, features: Tensor, sizes: Tensor, stride: int) -> tuple[Tensor, int]:
-    """A block's output and its stride from its input [N, C, h, w] of `stride`."""
+    """Applies a block to features [N, C, h, w] of `stride`.  Returns its output and the output's stride."""
     hidden = features
     for layer in block.block:
         if isinstance(layer, SqueezeExcitation):
@@ -69,7 +70,7 @@ def inverted_residual(block: InvertedResidual, features: Tensor, sizes: Tensor, 
 
 
 def convolve(layer: Conv2dNormActivation, features: Tensor, sizes: Tensor, stride: int) -> tuple[Tensor, int]:
-    """A convolution with its normalisation and activation, and the stride after it."""
+    """Applies a convolution with its normalisation and activation.  Returns its output and the output's stride."""
     convolution = layer[0]
     if convolution.kernel_size[0] > 1:
         features = blank_outside(features, sizes, stride)
@@ -77,6 +78,6 @@ def convolve(layer: Conv2dNormActivation, features: Tensor, sizes: Tensor, strid
 
 
 def squeeze_and_excite(layer: SqueezeExcitation, features: Tensor, sizes: Tensor, stride: int) -> Tensor:
-    """Squeeze-and-excitation whose mean is over the image and not over its canvas."""
+    """Squeeze-and-excitation with the mean over the image instead of its canvas."""
     squeezed = mean_inside(features, sizes, stride)[:, :, None, None]
     return features * layer.scale_activation(layer.fc2(layer.activation(layer.fc1(squeezed))))

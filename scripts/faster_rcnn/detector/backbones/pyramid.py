@@ -16,39 +16,41 @@ Ints = tuple[int, ...]
 
 
 class FeaturePyramid(Backbone):
-    """A body's maps merged from the coarsest down (section 3), and every second cell of the coarsest as one map more,
-    for the RPN alone: its largest anchors (section 4.1).
+    """Merges a body's maps from the coarsest to the finest (section 3).
+
+    Every second cell of the coarsest map forms one more map. Only the RPN uses it, for its largest anchors
+    (section 4.1).
     """
 
     out_channels = 256  # section 3
     signed = True
 
     def __init__(self, body: ResNet50 | MobileNetV3Large, taps: Ints, channels: Ints, strides: Ints) -> None:
-        """taps: which of the body's maps;  channels, strides: theirs."""
+        """taps: indices of the body's maps that are merged;  channels, strides: of these maps."""
         super().__init__()
         self.body = body
         self.taps = taps
         self.fpn = FeaturePyramidNetwork(list(channels), self.out_channels)
         self.stride = strides[-1]
         self.strides = (*strides, 2 * strides[-1])
-        # By eq. 1 a region's map follows from its stride, so that of maps of one stride only the first is ever taken.
+        # By eq. 1 a region's map follows from the strides, so of maps with the same stride only the first is ever used.
         self.pooled = len(set(strides))
 
     @property
     def stages(self) -> Stages:
-        """The body's: the pyramid's own layers always learn."""
+        """The body's stages; the pyramid's own layers are always trained."""
         return self.body.stages
 
     def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
         maps = self.body.maps(images, sizes)
         found: list[Tensor] = []
         merged: Tensor | None = None
-        for place in reversed(range(len(self.taps))):
-            lateral = self.fpn.inner_blocks[place](maps[self.taps[place]])
+        for number in reversed(range(len(self.taps))):
+            lateral = self.fpn.inner_blocks[number](maps[self.taps[number]])
             if merged is not None:
                 lateral = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
-            merged = blank_outside(lateral, sizes, self.strides[place])
-            found.insert(0, blank_outside(self.fpn.layer_blocks[place](merged), sizes, self.strides[place]))
+            merged = blank_outside(lateral, sizes, self.strides[number])
+            found.insert(0, blank_outside(self.fpn.layer_blocks[number](merged), sizes, self.strides[number]))
         return [*found, F.max_pool2d(found[-1], 1, stride=2)]
 
 
@@ -58,5 +60,5 @@ def resnet50_fpn() -> FeaturePyramid:
 
 
 def mobilenet_v3_large_fpn() -> FeaturePyramid:
-    """On the blocks 13 and 16 of MobileNetV3-Large, both of stride 32, which are torchvision's choice."""
+    """A pyramid on blocks 13 and 16 of MobileNetV3-Large, torchvision's choice; both have stride 32."""
     return FeaturePyramid(MobileNetV3Large(dilated=False, blocks=17), (13, 16), (160, 960), (32, 32))

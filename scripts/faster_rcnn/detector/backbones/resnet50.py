@@ -15,10 +15,10 @@ from faster_rcnn.detector.padding import blank_outside, relu_inside
 
 
 class ResNet50(Backbone):
-    """The first `layers` of ResNet-50's four layers; three end in C4 with stride 16 and 1024 channels.
+    """The first `layers` of ResNet-50's four layers. Three end in C4, with stride 16 and 1024 channels.
 
-    He et al. put layer4 behind the RoI pooling, as the head; here the head is the papers' fc6 and fc7, which every
-    backbone shares, and layer4 is left out.
+    He et al. use layer4 as the head, after RoI pooling. Here every backbone shares the papers' fc6 and fc7 as the head,
+    so layer4 is left out.
     """
 
     out_channels = 1024
@@ -39,7 +39,7 @@ class ResNet50(Backbone):
         return [("conv1", [self.conv1, self.bn1]), *((name, [self.get_submodule(name)]) for name in self.layer_names)]
 
     def maps(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """C2, C3 …, of strides 4, 8 …; what they hold outside the image means nothing."""
+        """C2, C3 …, with strides 4, 8 …; values outside the image are undefined."""
         features = self.maxpool(relu_inside(self.bn1(self.conv1(images)), sizes, 2, images.shape[2:]))
         found, stride = [], 4
         for name in self.layer_names:
@@ -54,9 +54,9 @@ class ResNet50(Backbone):
 
 
 def bottleneck(block: Bottleneck, features: Tensor, sizes: Tensor, stride: int, canvas: Sequence[int]) -> Tensor:
-    """A block's output from its input [N, C, h, w] of `stride` on a canvas H, W.
+    """Applies a block to features [N, C, h, w] of `stride`.  canvas: H, W.
 
-    Only its second convolution is wider than 1×1.
+    Only its second convolution is wider than 1×1, so only that one needs zeros outside the image.
     """
     shortcut = features if block.downsample is None else block.downsample(features)
     hidden = relu_inside(block.bn1(block.conv1(features)), sizes, stride, canvas)

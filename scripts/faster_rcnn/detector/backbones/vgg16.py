@@ -10,8 +10,8 @@ from faster_rcnn.detector.padding import relu_inside
 class VGG16(Backbone):
     """VGG-16 up to conv5_3: the first 30 layers of torchvision's `features`, stride 16, 512 channels.
 
-    The fifth max pooling is left out, as in the paper; layers keep torchvision's names (`features.0` …), so that its
-    weights load as they are.
+    The fifth max pooling is left out, as in the paper. The layers keep torchvision's names (`features.0` …), so that
+    its weights can be loaded unchanged.
     """
 
     stride = 16

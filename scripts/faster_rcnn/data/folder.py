@@ -1,0 +1,159 @@
+"""A data set in a folder: annotated images that are checked when it is opened and decoded when they are read.
+
+G  objects of an image.  A reader (`coco.py`, `voc.py`) turns files into a `ParsedSplit`; this module checks it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from faster_rcnn.data.annotations import AnnotatedImage, ParsedSplit
+from faster_rcnn.data.box_checks import CheckedObject, check_boxes
+from faster_rcnn.data.dataset import Sample
+from faster_rcnn.data.faults import Fault
+from service.images.decode import ImageError, upright
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image of the data set.  The arrays are as in `Sample`."""
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+    where: str
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    areas: np.ndarray
+
+
+class FolderDataset:
+    """One split of a folder, without its faulty images and objects; `faults` lists what was found.
+
+    Objects without area, outside their image, or annotated twice are left out. A box that crosses the border is
+    clipped. Near duplicates are left out only with `skip_bad_boxes`. The caller decides whether the faults are grave
+    enough to stop (`faults.refuse`).
+
+    The service's own code decodes the images, so that a detector is trained on the same pixels as it will be served:
+    EXIF orientation, transparency and 16-bit samples included.
+    """
+
+    def __init__(self, parsed: ParsedSplit, skip_bad_boxes: bool = False) -> None:
+        self.source = parsed.source
+        self.split = parsed.split
+        self.labels = parsed.labels
+        self.skip_bad_boxes = skip_bad_boxes
+        self.faults = [*parsed.faults, *class_name_faults(parsed)]
+        self._entries: list[_Entry] = []
+        self._add(parsed.images)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the upright image."""
+        return self._entries[index].size
+
+    def name(self, index: int) -> str:
+        """The image's file name as the annotations give it."""
+        return self._entries[index].name
+
+    def path(self, index: int) -> Path:
+        """The image's file."""
+        return self._entries[index].path
+
+    def where(self, index: int) -> str:
+        """File and line of the image in the annotations."""
+        return self._entries[index].where
+
+    def objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The objects to train on, without reading the image.  Returns boxes float32 [G, 4] and labels int64 [G]."""
+        entry = self._entries[index]
+        wanted = ~entry.crowd & ~entry.difficult
+        return entry.boxes[wanted], entry.labels[wanted]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises ValueError that names the image if it cannot be decoded or has another size than annotated."""
+        entry = self._entries[index]
+        pixels = self.decode(index, entry.path.read_bytes())
+        if isinstance(pixels, Fault):
+            raise ValueError(str(pixels))
+        return Sample(
+            pixels,
+            entry.boxes.copy(),
+            entry.labels.copy(),
+            crowd=entry.crowd.copy(),
+            areas=entry.areas.copy(),
+            difficult=entry.difficult.copy(),
+        )
+
+    def decode(self, index: int, data: bytes) -> np.ndarray | Fault:
+        """Decodes the bytes of image `index` to uint8 [H, W, 3], or returns why they are not the annotated image."""
+        entry = self._entries[index]
+        try:
+            pixels = np.asarray(upright(data))
+        except ImageError as error:
+            what = f"{entry.name} cannot be read: {error.fault}"
+            return Fault("unreadable image", entry.where, what, "replace it or remove it from the list")
+        if pixels.shape[:2] != entry.size:
+            (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
+            what = f"{entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}"
+            remedy = "correct the listed size, and the boxes if they were drawn at that size"
+            if (height, width) == (listed_width, listed_height):
+                remedy = (
+                    "its EXIF orientation turns it: save it without one, or swap the listed sides and turn the boxes"
+                )
+            return Fault("image of another size", entry.where, what, remedy)
+        return pixels
+
+    def remove(self, indices: Iterable[int]) -> None:
+        """Removes images; the indices of the images behind them change."""
+        removed = set(indices)
+        self._entries = [entry for index, entry in enumerate(self._entries) if index not in removed]
+
+    def _add(self, images: list[AnnotatedImage]) -> None:
+        first_where: dict[Path, str] = {}
+        for image in images:
+            if (first := first_where.setdefault(image.path, image.where)) != image.where:
+                what = f"{image.name} is already listed at {first}"
+                self.faults.append(Fault("image listed twice", image.where, what, "remove one of the two"))
+                continue
+            kept, faults = check_boxes(image, self.skip_bad_boxes)
+            self.faults += faults
+            self._entries.append(_entry(image, kept))
+
+
+def _entry(image: AnnotatedImage, objects: list[CheckedObject]) -> _Entry:
+    annotations = [annotation for annotation, _ in objects]
+    boxes = np.array([box for _, box in objects], np.float32).reshape(-1, 4)
+    box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    outline_areas = np.array([np.nan if one.area is None else one.area for one in annotations], np.float64)
+    return _Entry(
+        image.name,
+        image.path,
+        (image.height, image.width),
+        image.where,
+        boxes,
+        labels=np.array([one.label for one in annotations], np.int64),
+        crowd=np.array([one.crowd for one in annotations], bool),
+        difficult=np.array([one.difficult for one in annotations], bool),
+        areas=np.where(np.isnan(outline_areas), box_areas, outline_areas),
+    )
+
+
+def class_name_faults(parsed: ParsedSplit) -> list[Fault]:
+    """Warnings about classes whose names differ only in case or spaces."""
+    faults = []
+    first_with: dict[str, str] = {}
+    for name in parsed.labels:
+        plain = " ".join(name.split()).casefold()
+        other = first_with.setdefault(plain, name)
+        if other is not name:
+            what = f"the classes {other!r} and {name!r} differ only in case or spaces, and count as two"
+            remedy = "rename one if they mean the same"
+            faults.append(Fault("alike class names", parsed.source, what, remedy, warning=True))
+    return faults

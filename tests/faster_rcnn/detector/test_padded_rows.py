@@ -1,0 +1,31 @@
+"""Dropping padding rows and putting the results back."""
+
+import torch
+from torch import nn
+
+from faster_rcnn.detector.padded_rows import linear_of_channels_last, real_rows
+
+
+def test_real_rows_are_taken_out_and_put_back() -> None:
+    # 2, 0 and 3 real rows of 3 each: rows 0, 1 and 6, 7, 8 of 9, then row 0 once more
+    rows, positions = real_rows(torch.tensor([2, 0, 3]), 3)
+    assert rows.tolist() == [0, 1, 6, 7, 8, 0]
+    assert positions[0, :2].tolist() == [0, 1]
+    assert positions[2].tolist() == [2, 3, 4]
+    values = torch.arange(9)
+    back = values[rows][positions]
+    assert back[0, :2].tolist() == [0, 1]
+    assert back[2].tolist() == [6, 7, 8]
+
+
+def test_one_row_remains_if_no_row_is_real() -> None:
+    rows, positions = real_rows(torch.tensor([0, 0]), 4)
+    assert rows.tolist() == [0]
+    assert positions.eq(0).all()
+
+
+def test_a_linear_layer_gives_the_same_for_channels_last() -> None:
+    torch.manual_seed(0)
+    layer, regions = nn.Linear(5 * 2 * 3, 7), torch.randn(4, 5, 2, 3)
+    found = linear_of_channels_last(layer, regions.permute(0, 2, 3, 1))
+    torch.testing.assert_close(found, layer(regions.flatten(1)))

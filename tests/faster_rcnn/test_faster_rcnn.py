@@ -1,0 +1,46 @@
+"""The names that `import faster_rcnn` offers."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import faster_rcnn
+from faster_rcnn.detector.checkpoint import NAME, save_state
+from tests.faster_rcnn.lively import lively
+
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in faster_rcnn.__all__:
+        assert getattr(faster_rcnn, name) is not None
+        assert name in dir(faster_rcnn)
+    assert faster_rcnn.__version__ == version("faster-rcnn-service")
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'faster_rcnn' has no attribute 'YOLO'"):
+        faster_rcnn.YOLO  # noqa: B018
+
+
+def test_importing_the_package_does_not_load_torch() -> None:
+    code = "import sys, faster_rcnn; sys.exit('torch' in sys.modules)"
+    environment = {"PYTHONPATH": str(Path(faster_rcnn.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False).returncode == 0
+
+
+def test_the_three_lines_of_the_docstring_detect_objects(tmp_path: Path) -> None:
+    save_state(tmp_path / NAME, lively("compact"), "joint", 1)
+    rgb = np.random.default_rng(0).integers(0, 256, (144, 200, 3), np.uint8)
+    detector = faster_rcnn.load_detector(tmp_path, "last")
+    resized, scale_x, scale_y = faster_rcnn.resize_image(rgb, detector.resize)
+    output = detector.alone(resized)
+    # the shorter side becomes 288, so 144 × 200 becomes 288 × 400: twice the size
+    assert resized.shape == (288, 400, 3)
+    assert (scale_x, scale_y) == (2.0, 2.0)
+    boxes = output.boxes[: output.num_detections]
+    assert len(boxes) > 0
+    assert (boxes / [scale_x, scale_y, scale_x, scale_y]).max() <= 200
+    assert boxes.max() > 200  # in pixels of the resized image
