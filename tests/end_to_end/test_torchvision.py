@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 
-from faster_rcnn.graph.verification import Boxes, Tolerance, compare
+from faster_rcnn.graph.comparison import Boxes, Tolerance, compare
 from tests.end_to_end.conftest import ROOT, answer, encoded, scene
 
 BUILDER = "fasterrcnn_mobilenet_v3_large_320_fpn"

@@ -21,9 +21,9 @@ from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.evaluation import torch_predictor
+from faster_rcnn.graph.comparison import Boxes, Tolerance, compare
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
-from faster_rcnn.graph.publish import publish
-from faster_rcnn.graph.verification import Boxes, Tolerance, compare
+from faster_rcnn.graph.publish import Measurement, publish
 from faster_rcnn.training.loop import train
 from faster_rcnn.training.objectives import joint_losses
 from faster_rcnn.training.options import TrainingOptions, build_optimiser, learning_rate
@@ -203,7 +203,13 @@ def test_both_predictors_answer_in_the_pixels_of_the_original(tmp_path: Path) ->
     detector = lively("compact")
     pictures = [Shapes("test")[index].image for index in range(4)]
     folder = publish(
-        detector, tmp_path, "toy", 1, training={}, measured_on="shapes/test", test=Shapes("test", 2), pictures=pictures
+        detector,
+        tmp_path,
+        "toy",
+        1,
+        training={},
+        images=pictures,
+        measurement=Measurement(Shapes("test", 2), "shapes/test"),
     )
     in_pytorch, in_onnx = torch_predictor(detector), onnx_predictor(folder)
     for height, width in ((301, 517), (200, 100), (1000, 640)):
