@@ -92,7 +92,10 @@ class Extent:
         return self._after[reach, step]
 
     def magnified(self, factor: Pair, canvas: tuple[Any, ...]) -> Extent:
-        """The extent where each cell has become `factor` cells, on a map of `canvas` cells."""
+        """The extent where each cell has become `factor` cells, on a map of `canvas` cells.
+
+        factor: divides the stride.
+        """
         stride = (self.stride[0] // factor[0], self.stride[1] // factor[1])
         cells = self.cells * self.cells.new_tensor(factor)
         return Extent(cells, canvas, stride, self.whole(), self.divisor, self.of_image)

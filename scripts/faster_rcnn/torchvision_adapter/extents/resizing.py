@@ -30,7 +30,8 @@ def interpolate(
     extent = alone.extent_of_size(out.shape[2], out.shape[3])
     if extent is None and scale_factor is not None and all(float(one).is_integer() for one in flat((scale_factor,))):
         factor = pair(int(scale_factor) if isinstance(scale_factor, float) else scale_factor)
-        extent = tag.extent.magnified(factor, (out.shape[2], out.shape[3]))
+        if all(stride % times == 0 for stride, times in zip(tag.extent.stride, factor, strict=True)):
+            extent = tag.extent.magnified(factor, (out.shape[2], out.shape[3]))
     if extent is None or mode != "nearest" or not _nearest_cell_is_fixed(tag.extent, extent):
         raise Unsupported(
             f"the network resizes a feature map by {mode!r} interpolation to a size that depends on the canvas; only "
