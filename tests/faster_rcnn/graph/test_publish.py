@@ -165,7 +165,7 @@ def test_the_options_reach_the_graph_and_the_card(small: FasterRCNN, tmp_path: P
 
 @pytest.mark.parametrize(
     ("name", "version", "complaint"),
-    [("-toy", 1, "no model '-toy' of version 1"), ("a/b", 1, "no model 'a/b'"), ("toy", -1, "of version -1")],
+    [("-toy", 1, "no model '-toy' of version 1"), ("a/b", 1, "no model 'a/b'"), ("toy", -1, "no model 'toy' of version -1")],
 )
 def test_a_name_that_the_service_would_not_load_is_refused(
     small: FasterRCNN, tmp_path: Path, name: str, version: int, complaint: str

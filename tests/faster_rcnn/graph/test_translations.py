@@ -5,7 +5,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor, nn
@@ -63,6 +63,7 @@ half_cell = st.integers(0, LONGEST_MAP).map(lambda cells: cells * STRIDE + STRID
 boxes = st.lists(st.tuples(*[corner | half_cell] * 4), min_size=1, max_size=8)
 
 
+@settings(deadline=None)  # no bound on time
 @given(boxes, st.integers(1, LONGEST_MAP), st.integers(1, LONGEST_MAP))
 @example([(0, 0, LONGEST_MAP * STRIDE, LONGEST_MAP * STRIDE)], LONGEST_MAP, LONGEST_MAP)  # the longest bins
 @example([(8, 24, 40, 56), (0, 0, 0, 0), (31, 31, 32, 32)], 5, 5)  # halves round up; a box without area takes one cell
