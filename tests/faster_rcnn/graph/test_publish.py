@@ -1,6 +1,5 @@
 """A version is published whole or not at all; a custom torchvision Faster R-CNN is published from Python."""
 
-import copy
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ from faster_rcnn.detector.resize import ResizeRule, resize_image
 from faster_rcnn.graph.comparison import Boxes, Disagreement, Tolerance, compare
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.graph.publish import GraphOptions, Measurement, next_version, publish
+from tests.faster_rcnn.lively import lively
 
 IMAGES = [Shapes("test")[index].image for index in range(6)]
 LABELS = ("hat", *reversed(Shapes.labels))  # more than the data has, and in another order
@@ -114,11 +114,9 @@ def test_a_custom_model_answers_as_torchvision_on_images_of_its_own_size(
 
 
 @pytest.fixture
-def small(compact: tuple[FasterRCNN, Path]) -> FasterRCNN:
-    """The compact detector, for small images."""
-    detector = copy.copy(compact[0])
-    detector.resize = ResizeRule(96, 192)
-    return detector
+def small() -> FasterRCNN:
+    """A detector for small images."""
+    return lively("compact", resize=ResizeRule(96, 192))
 
 
 def test_a_version_is_published_whole_or_not_at_all(
@@ -165,7 +163,11 @@ def test_the_options_reach_the_graph_and_the_card(small: FasterRCNN, tmp_path: P
 
 @pytest.mark.parametrize(
     ("name", "version", "complaint"),
-    [("-toy", 1, "no model '-toy' of version 1"), ("a/b", 1, "no model 'a/b'"), ("toy", -1, "no model 'toy' of version -1")],
+    [
+        ("-toy", 1, "no model '-toy' of version 1"),
+        ("a/b", 1, "no model 'a/b'"),
+        ("toy", -1, "no model 'toy' of version -1"),
+    ],
 )
 def test_a_name_that_the_service_would_not_load_is_refused(
     small: FasterRCNN, tmp_path: Path, name: str, version: int, complaint: str
