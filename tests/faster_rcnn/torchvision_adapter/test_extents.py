@@ -1,8 +1,8 @@
 """Every operation with a rule gives each image on a padded canvas the result that the image has alone.
 
 Each case runs twice. *Alone*: plain PyTorch on one image at a time, without padding. *Together*: all images in one
-batch on a canvas, with noise around them and the calls watched. A convolution follows in both. It looks beyond an
-image's last cell and so shows whether the padding was blanked.
+batch on a canvas, with noise around them and the calls watched. A convolution and a maximum follow in both. They
+look beyond an image's last cell and so show whether the padding was blanked.
 """
 
 from collections.abc import Callable
@@ -145,8 +145,12 @@ def photo(size: tuple[int, int]) -> Tensor:
 
 
 def beyond(maps: Tensor) -> Tensor:
-    """A convolution, which in an image's last cells sees the cells beyond."""
-    return F.conv2d(maps, weights(2, maps.shape[1], 3, 3).to(maps.dtype), None, 1, 1)
+    """A convolution and a maximum, which in an image's last cells see the cells beyond.
+
+    The convolution relies on which maps are known to be blank, the maximum on which are known not to be negative.
+    """
+    sums = F.conv2d(maps, weights(2, maps.shape[1], 3, 3).to(maps.dtype), None, 1, 1)
+    return torch.cat((sums, F.max_pool2d(maps, 3, 1, 1)), 1)
 
 
 def assert_as_alone(network: Callable[[Tensor], Tensor], place: Canvas) -> None:
@@ -170,7 +174,7 @@ def assert_as_alone(network: Callable[[Tensor], Tensor], place: Canvas) -> None:
             if tracked:
                 assert behind is not None
                 assert tuple(alone.extent_of(found).cells[number].tolist()) == tuple(expected.shape[2:])
-                assert_equal(behind[number], beyond(expected)[0], f"{kind}, then a convolution")
+                assert_equal(behind[number], beyond(expected)[0], f"{kind}, then beyond the last cells")
         if tracked:
             assert tuple(alone.extent_of(found).canvas) == tuple(found.shape[2:])
 
