@@ -1,4 +1,4 @@
-"""A checkpoint of torchvision's, as somebody's training saves it, to answers over HTTP: those of torchvision itself."""
+"""A user's torchvision checkpoint, exported and served, gives torchvision's own answers over HTTP."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from PIL import Image
 from torch import nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 
-from faster_rcnn.graph.verification import Boxes, Tolerance, compare
+from faster_rcnn.graph.comparison import Boxes, Tolerance, compare
 from tests.end_to_end.conftest import ROOT, answer, encoded, scene
 
 BUILDER = "fasterrcnn_mobilenet_v3_large_320_fpn"
 LABELS = ["red cell", "white cell", "platelet"]
-FLOOR = 0.05  # torchvision's box_score_thresh, below which neither answers
+FLOOR = 0.05  # torchvision's box_score_thresh; neither returns a detection below it
 MOST = 100  # torchvision's box_detections_per_img
 
-# An image of the model's own size is not resized, and both see the same bytes: what is left is float32.
+# An image of the model's own size is not resized, so both see the same bytes and differ only by float32 rounding.
 SAME_PIXELS = Tolerance(box=0.01, score=1e-4)
-# The service rounds what it has resized to bytes, torchvision goes on with float32: half a value in 255, which moves
-# boxes and scores a little. A box's corner is further apart in the pixels of an original larger than the model sees.
+# The service rounds the resized image to bytes, and torchvision computes with float32. They differ by up to half a
+# value in 255, which moves boxes and scores a little. In the pixels of a larger original, corners lie further apart.
 ROUNDED_PIXELS = Tolerance(box=0.3, score=1e-3)
 
 
 def talkative() -> torchvision.models.detection.FasterRCNN:
-    """Untrained, but with scores and boxes that are spread out."""
+    """An untrained model whose scores and boxes are spread out."""
     torch.manual_seed(6)
     model = torchvision.models.get_model(BUILDER, weights=None, weights_backbone=None, num_classes=1 + len(LABELS))
     predictor = model.roi_heads.box_predictor
@@ -39,7 +39,7 @@ def talkative() -> torchvision.models.detection.FasterRCNN:
         for module in model.backbone.modules():
             if isinstance(module, InvertedResidual):
                 for normalisation in (one for one in module.modules() if isinstance(one, nn.BatchNorm2d)):
-                    normalisation.weight.fill_(2.0)  # else what passes an untrained MobileNet dies away
+                    normalisation.weight.fill_(2.0)  # otherwise an untrained MobileNet's features vanish
                     normalisation.bias.normal_(std=0.1)
         for layer, factor in (
             (model.rpn.head.cls_logits, 100.0),
@@ -64,7 +64,7 @@ def boxes(corners: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Boxes:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    """The model, and the store that scripts/export.py has put it into."""
+    """The model, and the store into which it was exported."""
     folder = tmp_path_factory.mktemp("torchvision")
     model = talkative()
     torch.save({"model": model.state_dict(), "epoch": 25}, folder / "model_25.pth")
@@ -87,9 +87,9 @@ def test_the_service_answers_as_torchvision_does(published, start):
     for (width, height), tolerance in (
         ((427, 320), SAME_PIXELS),
         ((320, 640), SAME_PIXELS),
-        ((803, 611), ROUNDED_PIXELS),  # smaller in the model
-        ((150, 201), ROUNDED_PIXELS),  # larger
-        ((1200, 300), ROUNDED_PIXELS),  # where the longer side rules
+        ((803, 611), ROUNDED_PIXELS),  # made smaller for the model
+        ((150, 201), ROUNDED_PIXELS),  # made larger
+        ((1200, 300), ROUNDED_PIXELS),  # limited by its longer side
     ):
         image = scene(width, height, seed=width)
         found = answer(

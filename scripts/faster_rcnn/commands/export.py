@@ -33,7 +33,7 @@ from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.label_names import read_labels
 from faster_rcnn.data.sources import check_labels, splits_of
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
-from faster_rcnn.graph.publish import next_version, publish
+from faster_rcnn.graph.publish import GraphOptions, Measurement, next_version, publish
 from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 from faster_rcnn.training.run import check_finished, read_record
@@ -135,13 +135,9 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         version_of(arguments),
         # model.json has the detector's own config
         training=replace(record, config=None).to_json() | {"iteration": state["iteration"]},
-        measured_on=measured_on,
-        test=test,
         images=first_images(test),
-        limit=arguments.limit_images,
-        example=not arguments.no_example,
-        precision=arguments.precision,
-        provider=arguments.provider,
+        measurement=Measurement(test, measured_on, arguments.limit_images, example=not arguments.no_example),
+        options=GraphOptions(arguments.precision, arguments.provider),
     )
 
 
@@ -153,10 +149,11 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
     detector = TorchvisionDetector(trained.model)
     labels = trained.labels if arguments.labels is None else read_labels(arguments.labels, detector.classes)
     assert labels is not None
-    test, measured_on = None, ""
+    measurement = None
     if arguments.data:
         test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes)
         test = renumber(test, labels, arguments.torchvision)
+        measurement = Measurement(test, measured_on, arguments.limit_images, example=not arguments.no_example)
     if trained.remark:
         print(trained.remark)
     return publish(
@@ -165,14 +162,10 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
         arguments.name,
         version_of(arguments),
         training=trained.origin,
-        measured_on=measured_on,
-        test=test,
-        images=first_images(test) if test else None,
-        limit=arguments.limit_images,
-        example=test is not None and not arguments.no_example,
         labels=labels,
-        precision=arguments.precision,
-        provider=arguments.provider,
+        images=first_images(measurement.data) if measurement else None,
+        measurement=measurement,
+        options=GraphOptions(arguments.precision, arguments.provider),
     )
 
 

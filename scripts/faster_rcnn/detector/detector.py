@@ -5,7 +5,8 @@ Images are uint8 [N, H, W, 3], RGB, each at the top left of its canvas; sizes ar
 The output for an image depends on that image alone: not on the canvas, the other images or the bytes outside its size.
 """
 
-from typing import NamedTuple
+import copy
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +86,8 @@ class FasterRCNN(nn.Module):
     operator that ONNX Runtime lacks for CUDA.
     """
 
+    antialias = True  # as its images are resized, in training and by the service
+    stable_ranking = True  # by rounded margins, in which runtimes agree (`foreground_margin`)
     location_anchors: Tensor  # [maps, k, 4], the anchors of one location of each map, around the origin
     mean: Tensor
     std: Tensor
@@ -95,6 +98,7 @@ class FasterRCNN(nn.Module):
         self.backbone = BACKBONES[config.backbone]()
         self.stride = self.backbone.stride
         self.resize = config.resize
+        self.labels = config.labels
         self.classes = len(config.labels)
         self.score_floor = config.detections.score_floor
         channels = self.backbone.out_channels
@@ -144,6 +148,22 @@ class FasterRCNN(nn.Module):
     def feature_layers(self) -> list[nn.Module]:
         """The layers that are float16 in a graph of that precision."""
         return [self.backbone, self.rpn, self.head.fc6, self.head.fc7]
+
+    def for_export(self, cpu_only: bool) -> "FasterRCNN":
+        """A copy, with the same parameters, whose RoI max pooling suits the graph's provider.
+
+        cpu_only: as ONNX's own operator, which has no CUDA kernel; otherwise in a form that every provider computes.
+        Raises ValueError if the maps are too large for that form.
+        """
+        detector = copy.copy(self)
+        detector.portable_max_pooling = not cpu_only
+        if detector.portable_max_pooling:
+            detector.check_map_size()
+        return detector
+
+    def describe(self) -> dict[str, Any]:
+        """Its configuration, for `model.json`."""
+        return self.config.to_dict()
 
     def regions(self, features: list[Tensor], sizes: Tensor) -> RPNOutput:
         """Runs the RPN's head on every map."""

@@ -1,12 +1,16 @@
-"""Which operators ONNX Runtime's CUDA provider computes: its own list of kernels, kept as `cuda_kernels.json`.
+"""The kernels of ONNX Runtime's CUDA provider, kept as `cuda_kernels.json`.
 
-The provider gives its list only where it finds a GPU; the file lets graphs be checked anywhere. To write it again for
-another release, on a machine with a GPU:
+The provider lists its kernels only on a machine with a GPU. With the file, graphs can be checked on any machine. The
+list belongs to one release of ONNX Runtime. After an upgrade, write it again on a machine with a GPU:
 
     python -m faster_rcnn.graph.cuda_kernels
+
+`onnxruntime.capi._pybind_state` is private to ONNX Runtime; it is used here alone.
 """
 
+import functools
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,24 +18,25 @@ from typing import NamedTuple
 
 import onnxruntime
 
+log = logging.getLogger(__name__)
+
 FILE = Path(__file__).with_name("cuda_kernels.json")
+COMMAND = "python -m faster_rcnn.graph.cuda_kernels"
 PROVIDER = "CUDAExecutionProvider"
 
 
 class Kernel(NamedTuple):
-    """The versions of its operator that a kernel is for, and the element types that it takes.
-
-    types: by the name of a parameter, or of a type of the operator's definition;  without an entry, any.
-    """
+    """first, last: the versions of the operator that the kernel is for;  types: the element types that it takes, by the
+    name of a parameter or of a type of the operator's definition. A name without an entry takes any type."""
 
     first: int
     last: int
     types: dict[str, list[str]]
 
     def serves(self, version: int) -> bool:
-        """Whether it is for the operator's definition of `version`.
+        """Whether the kernel is for the operator's definition of `version`.
 
-        A kernel without a last version is for its first alone: what a later definition changes, it has not seen.
+        A kernel without a last version is for its first one only: it was written before any later definition.
         """
         return self.first == version or (self.first < version <= self.last < UNBOUNDED)
 
@@ -39,14 +44,30 @@ class Kernel(NamedTuple):
 UNBOUNDED = 2**31 - 1
 
 
+@functools.cache
 def known_kernels() -> dict[str, list[Kernel]]:
-    """Kernels by the operator's name, of ONNX's own operators."""
-    listed = json.loads(FILE.read_text())["kernels"]
-    return {operator: [Kernel(*kernel) for kernel in kernels] for operator, kernels in listed.items()}
+    """The kernels in the file, for ONNX's own operators, by the operator's name.
+
+    Logs a warning, once in a process, if another version of ONNX Runtime is installed than the list was written for.
+    """
+    document = json.loads(FILE.read_text())
+    if fault := outdated(document["onnxruntime"], onnxruntime.__version__):
+        log.warning("%s", fault)
+    return {name: [Kernel(*kernel) for kernel in kernels] for name, kernels in document["kernels"].items()}
+
+
+def outdated(listed: str, installed: str) -> str:
+    """What is wrong if the list was written for another version, and what to do; empty if it is the same version."""
+    if listed == installed:
+        return ""
+    return (
+        f"{FILE.name} lists the CUDA kernels of ONNX Runtime {listed}, and {installed} is installed, so the check for "
+        f"nodes that CUDA lacks may be wrong; write the list again on a machine with a GPU: {COMMAND}"
+    )
 
 
 def registered_kernels() -> dict[str, list[Kernel]]:
-    """The same from the provider itself. Raises RuntimeError where there is no GPU or no CUDA provider."""
+    """The kernels that the provider itself lists. Raises RuntimeError without a GPU or without a CUDA provider."""
     from onnxruntime.capi import _pybind_state as runtime
 
     onnxruntime.preload_dlls()
@@ -67,7 +88,7 @@ def _element(kind: str) -> str:
 
 
 def _merged(kernels: Sequence[Kernel]) -> list[Kernel]:
-    """As few, sorted: kernels for the same versions that differ in the types of one parameter are one."""
+    """As few as possible, sorted: kernels for the same versions that differ in one parameter's types become one."""
     merged: list[Kernel] = []
     for kernel in sorted(kernels, key=lambda one: (one.first, one.last)):
         for other in merged:

@@ -1,4 +1,4 @@
-"""A published model as a predictor, through the online half's own code: its decoding, its resizing, its engine."""
+"""Predicts with a published model through the service's own code: its decoding, its resizing and its engine."""
 
 import io
 from pathlib import Path
@@ -17,9 +17,9 @@ from service.images.fit import Canvas, Geometry
 
 
 def onnx_predictor(folder: Path) -> Predictor:
-    """What the service would answer, at the graph's own score floor.
+    """A function that returns what the service would answer for an image, down to the graph's own score floor.
 
-    folder: `<store>/<name>/<version>`.  Raises ValueError if the service would refuse it.
+    folder: `<store>/<name>/<version>`.  Raises ValueError if the service would refuse the version.
     """
     try:
         engine = Engine(load_model(folder), pick_provider(), usable_cores())
@@ -33,8 +33,8 @@ def onnx_predictor(folder: Path) -> Predictor:
     return predict
 
 
-def decoded(picture: np.ndarray, geometry: Geometry) -> Canvas:
-    """An image, uint8 [H, W, 3], as the service has it after an upload without loss."""
+def decoded(image: np.ndarray, geometry: Geometry) -> Canvas:
+    """An image, uint8 [H, W, 3], as the service decodes and resizes it after a lossless upload."""
     upload = io.BytesIO()
-    Image.fromarray(picture).save(upload, "PNG", compress_level=1)
+    Image.fromarray(image).save(upload, "PNG", compress_level=1)
     return decode(upload.getvalue(), geometry)

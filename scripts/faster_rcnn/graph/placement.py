@@ -1,8 +1,8 @@
-"""What of a written graph would run on the CPU beside a GPU, whose features would travel to the host and back for it.
+"""Finds the nodes of an exported graph that would fall back to the CPU under CUDA.
 
-With a GPU, ONNX Runtime's own session says where each node goes. Without one, a node stays on the CPU if the CUDA
-provider has no kernel for its operator, version and types. Integers of shapes may always stay: ONNX Runtime keeps
-them on the host of its own accord.
+For each of them, features would be copied to the host and back. With a GPU, a session of ONNX Runtime says where it
+places each node. Without one, a node falls back if the CUDA provider has no kernel for its operator, version and types.
+Arithmetic on shapes may run on the CPU: ONNX Runtime keeps such integers on the host on purpose.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from faster_rcnn.graph.cuda_kernels import Kernel, known_kernels
 from service.engine.providers import CUDA, open_session, pick_provider, session_options
 
 SHAPE_TYPES = {"int32", "int64", "bool"}
-FOLDED = {"Constant"}  # becomes a weight when the graph is loaded
+FOLDED = {"Constant"}  # a Constant becomes a weight when the graph is loaded
 
 
 class CpuNode(NamedTuple):
-    """A node that would run on the CPU;  heavy: it is more than arithmetic on scalars and shapes."""
+    """A node that would run on the CPU;  heavy: whether it does more than arithmetic on scalars and shapes."""
 
     name: str
     operator: str
@@ -37,21 +37,21 @@ UNKNOWN = Tensor("undefined", None)
 
 
 class Misplaced(ValueError):  # noqa: N818  the word for it
-    """A graph that would compute on the CPU although there is a GPU; the message names the nodes."""
+    """Under CUDA, the graph would still compute features on the CPU; the message names the nodes."""
 
 
 def check_placement(path: Path) -> None:
-    """Raises Misplaced if the graph would leave more than shape arithmetic to the CPU."""
+    """Raises Misplaced if under CUDA more than arithmetic on shapes would run on the CPU."""
     if heavy := [node for node in cpu_nodes(path) if node.heavy]:
         named = ", ".join(f"{node.operator} {node.name!r}" for node in heavy[:5])
         more = f" and {len(heavy) - 5} more" if len(heavy) > 5 else ""
         raise Misplaced(
-            f"{path.name}: CUDA has no kernel for {named}{more}; use operators, types or an opset that it has"
+            f"{path.name}: CUDA has no kernel for {named}{more}; use operators, types or an opset for which it has one"
         )
 
 
 def cpu_nodes(path: Path) -> list[CpuNode]:
-    """The nodes of a graph's top level that would run on the CPU beside a GPU."""
+    """The nodes of a graph's top level that under CUDA would run on the CPU."""
     model = onnx.shape_inference.infer_shapes(_without_weights(onnx.load(path)))
     tensors = _tensors(model.graph)
     if pick_provider() == CUDA:
@@ -60,9 +60,10 @@ def cpu_nodes(path: Path) -> list[CpuNode]:
 
 
 def assigned(path: Path, provider: str, heavy: Mapping[str, bool]) -> list[CpuNode]:
-    """What a session opened on `provider` leaves to others.
+    """The nodes that a session opened on `provider` gives to other providers.
 
-    heavy: of the file's nodes, by name.  One that the optimiser has made is not among them, and taken for heavy.
+    heavy: whether each node of the file is, by name. A node that the optimiser has made is not among them and counts as
+    heavy.
     """
     options = session_options(threads=1)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -76,7 +77,7 @@ def assigned(path: Path, provider: str, heavy: Mapping[str, bool]) -> list[CpuNo
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Shapes follow from short integers alone; half a gigabyte of weights would be copied several times."""
+    """Drops the weights, on which no shape depends; half a gigabyte of them would be copied several times."""
     for weight in model.graph.initializer:
         if weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
             weight.ClearField("raw_data")
@@ -101,7 +102,7 @@ def _has_kernel(
     found = {}
     for names, parameters in ((node.input, schema.inputs), (node.output, schema.outputs)):
         for place, name in enumerate(names):
-            parameter = parameters[min(place, len(parameters) - 1)]  # the last may stand for many
+            parameter = parameters[min(place, len(parameters) - 1)]  # the last may be variadic
             if name:
                 found[parameter.name] = found[parameter.type_str] = tensors.get(name, UNKNOWN).type
     return any(
@@ -112,7 +113,7 @@ def _has_kernel(
 
 
 def _is_heavy(node: onnx.NodeProto, tensors: Mapping[str, Tensor]) -> bool:
-    """Light are scalars and lists of integers. Shape only looks at what it is given, however large that is."""
+    """Whether a node touches more than scalars and lists of integers. `Shape` does not read its input's values."""
     names = node.output if node.op_type == "Shape" else [*node.input, *node.output]
     known = [tensors.get(name, UNKNOWN) for name in names if name]
     return not all(one.rank == 0 or (one.rank == 1 and one.type in SHAPE_TYPES) for one in known)

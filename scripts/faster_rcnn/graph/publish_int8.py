@@ -1,4 +1,4 @@
-"""A published model once more in int8, for a CPU: a version of its own, measured against the one that it comes from."""
+"""Publishes an int8 copy of a published model for the CPU: a new version, measured against its float32 source."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ LARGEST_LOSS = 0.01  # of AP@[.5:.95]
 
 
 class TooCoarse(ValueError):  # noqa: N818  the word for it
-    """The model finds less in int8; the message says how much."""
+    """The int8 model loses more AP than LARGEST_LOSS; the message says how much."""
 
 
 def publish_int8(
@@ -25,14 +25,15 @@ def publish_int8(
 ) -> Path:
     """Writes version `version` of the model beside `source` and returns its folder.
 
-    source: `<store>/<name>/<version>`, in float32;  calibration: its first images give the ranges of the features;
-    measured_on: the name of `test`, on whose first `limit` images both are measured.
-    Raises FileExistsError if the version is there, TooCoarse if AP falls by more than a point, ValueError if the
-    service refuses either.
+    source: `<store>/<name>/<version>`, in float32;
+    calibration: the ranges of the features are measured on its first CALIBRATION_IMAGES images;
+    measured_on: the name of `test`, on whose first `limit` images both versions are measured.
+    Raises FileExistsError if the version exists, TooCoarse if AP falls by more than a point, ValueError if the service
+    would refuse either version.
     """
     final = source.parent / str(version)
     if final.exists():
-        raise FileExistsError(f"{final} is there already; choose another --version")
+        raise FileExistsError(f"{final} already exists; choose another --version")
     before = evaluate(test, onnx_predictor(source), limit)
     model = load_model(source)
     with tempfile.TemporaryDirectory(dir=source.parent.parent, prefix=".publishing-") as aside:
@@ -48,7 +49,7 @@ def publish_int8(
             "sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
             "bytes": (folder / "model.onnx").stat().st_size,
         }
-        card.pop("verification", None)  # of the float32 graph
+        card.pop("verification", None)  # it was made of the float32 graph
         write_card(folder, card)
         after = evaluate(test, onnx_predictor(folder), limit)
         if after["AP"] < before["AP"] - LARGEST_LOSS:

@@ -1,9 +1,9 @@
-"""A written graph in int8 for a CPU: half the time, a third of the file, a little less precise (scripts/RESULTS.md).
+"""Quantises an exported graph to int8 for a CPU: half the time, a third of the file, slightly less precise.
 
-Convolutions, rectifiers and the head's products compute in eight bits. Their scales are measured once, on images,
-and fixed in the file: scales taken from each batch would let an image's neighbours change its answer. Coordinates,
-suppression, scores and deltas stay float32. For a CPU with 8-bit products that do not saturate (VNNI, since 2019; Arm's
-dot products); on a GPU ONNX Runtime has next to no int8.
+Convolutions, ReLUs and the head's matrix products compute in eight bits. Their scales are measured once, on images, and
+stored in the file. Scales measured on each batch would let an image's neighbours change its answer. Coordinates,
+suppression, scores and deltas stay float32. It needs a CPU whose 8-bit products do not saturate (VNNI, since 2019, or
+Arm's dot products). On a GPU ONNX Runtime has almost no int8 kernels. Figures are in scripts/RESULTS.md.
 """
 
 import tempfile
@@ -17,20 +17,20 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from service.images.fit import Canvas
 
-FORMING = {"Cast", "Flatten", "Reshape", "Slice", "Softmax", "Transpose"}
-RECTIFIERS = {"Relu"}  # between two quantised layers; else each of them would go to float32 and back
+FORMATTING = {"Cast", "Flatten", "Reshape", "Slice", "Softmax", "Transpose"}
+RECTIFIERS = {"Relu"}  # quantised too: between two quantised layers each would convert to float32 and back
 
 
 def quantise(graph: Path, out: Path, canvases: Iterable[Canvas]) -> None:
     """Writes `graph` in int8 to `out`.
 
-    canvases: some dozens of images like those that will be asked about, on which the ranges of the features are
-    measured; one image a run, so that they may differ in size.
-    Raises ValueError if the graph has no convolution, or is in int8 already.
+    canvases: a few dozen typical images, on which the ranges of the features are measured. Each is run by itself, so
+    they may differ in size.
+    Raises ValueError if the graph has no convolution or is already in int8.
     """
     model = onnx.load(graph)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        raise ValueError(f"{graph} is in int8 already; start from the float32 graph")
+        raise ValueError(f"{graph} is already in int8; start from the float32 graph")
     with tempfile.TemporaryDirectory() as aside:
         named = Path(aside) / "model.onnx"
         onnx.save(model, named)
@@ -48,10 +48,13 @@ def quantise(graph: Path, out: Path, canvases: Iterable[Canvas]) -> None:
 
 
 def _layers(graph: onnx.GraphProto) -> list[str]:
-    """The hidden layers, but for the first convolution: its three channels leave int8 nothing to gain, and to quantise
-    the image costs more than that. Layers that give scores and deltas take no time and want all their digits.
-    Products of two features, RoIAlign's, are not layers, nor is what blanks the features outside an image
-    (`padding.py`), a convolution of one channel by ones."""
+    """The names of the layers to quantise: the hidden ones and their ReLUs.
+
+    Not the first convolution: it has only three input channels, and quantising the image costs more than int8 gains.
+    Not the layers that compute scores and deltas: they take little time and need full precision.
+    A matrix product of two features belongs to RoIAlign and is not a layer. A convolution by ones blanks the features
+    outside an image (`detector/padding.py`) and is not a layer either.
+    """
     weights = {one.name: one for one in graph.initializer}
     convolutions = [
         node
@@ -70,16 +73,16 @@ def _layers(graph: onnx.GraphProto) -> list[str]:
 
 
 def _gives_answers(layer: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
-    """Whether nothing computes with its features: after its bias they are only brought into another form."""
+    """Whether nothing computes with its result: after the bias it is only brought into another form."""
     readers = [node for node in graph.node if layer.output[0] in node.input]
     if all(node.op_type == "Add" for node in readers):
         biased = {node.output[0] for node in readers}
         readers = [node for node in graph.node if biased.intersection(node.input)]
-    return all(node.op_type in FORMING for node in readers)
+    return all(node.op_type in FORMATTING for node in readers)
 
 
 class _Canvases(CalibrationDataReader):
-    """Feeds one image after another, as ONNX Runtime's calibration asks for them."""
+    """Feeds ONNX Runtime's calibration one image after another."""
 
     def __init__(self, canvases: Iterable[Canvas]) -> None:
         self._feeds = _feeds(canvases)

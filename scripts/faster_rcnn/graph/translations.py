@@ -1,6 +1,6 @@
-"""ONNX translations of the operators in `operators.py`.
+"""How the operators of `detector/operators.py`, and torchvision's RoI max pooling, are written in ONNX.
 
-Opset 18: from 22 on ONNX Runtime 1.31 has no CUDA kernel for MaxPool.
+Opset 18, because ONNX Runtime 1.31 has no CUDA kernel for the MaxPool of opset 22 and later.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from onnxscript import opset18
 from faster_rcnn.detector.operators import EXCLUDED, PADDING
 
 OPSET = 18
-op: Any = opset18  # its type annotations are those of eager evaluation, not of tracing
+op: Any = opset18  # typed for eager evaluation, but called while tracing
 
 
 def _top_k(scores: Any, k: int) -> tuple[Any, Any]:
-    """TopK wants k candidates, so k more that come after all are appended. Ties go to the lower place."""
+    """TopK needs at least k candidates, so k that rank last are appended. Of equal scores the first one wins."""
     padded = op.Pad(scores, op.Constant(value_ints=[0, 0, 0, k]), op.Constant(value_float=PADDING))
     values, places = op.TopK(padded, op.Constant(value_ints=[k]))
     count = op.Shape(scores, start=1, end=2)
@@ -25,7 +25,7 @@ def _top_k(scores: Any, k: int) -> tuple[Any, Any]:
 
 
 def _nms(boxes: Any, scores: Any, iou_threshold: float, keep: int) -> Any:
-    """NonMaxSuppression answers rows of (image, class, box), which index scores of one class [N, 1, n] as they are."""
+    """NonMaxSuppression returns rows of (image, class, box), which directly index scores of one class [N, 1, n]."""
     by_class = op.Unsqueeze(scores, op.Constant(value_ints=[1]))
     selected = op.NonMaxSuppression(
         boxes,
@@ -40,7 +40,7 @@ def _nms(boxes: Any, scores: Any, iou_threshold: float, keep: int) -> Any:
 
 
 def _roi_pool(features: Any, rois: Any, spatial_scale: float, height: int, width: int) -> tuple[Any, Any]:
-    """torchvision's operator answers where each maximum was found too, which nothing here asks for."""
+    """torchvision's operator also returns where each maximum was found, which nothing here uses."""
     pooled = op.MaxRoiPool(features, rois, pooled_shape=[height, width], spatial_scale=spatial_scale)
     return pooled, pooled
 

@@ -1,7 +1,8 @@
-"""torchvision's Faster R-CNNs with trained weights: its own of COCO, or a checkpoint of somebody's training.
+"""torchvision's Faster R-CNN models with trained weights: torchvision's own, of COCO, or a user's checkpoint.
 
-A checkpoint holds tensors alone, so what is not a tensor must come from elsewhere: the builder from the user, the
-number of classes from the predictor's shape, whether normalisations are frozen from what only the others count.
+A checkpoint holds only tensors, so everything else comes from elsewhere. The user names the builder. The predictor's
+shape gives the number of classes. Only normalisations that are not frozen count batches (`num_batches_tracked`), so a
+checkpoint without these counts had frozen ones.
 """
 
 import hashlib
@@ -28,19 +29,19 @@ BUILDERS = (
     "fasterrcnn_mobilenet_v3_large_320_fpn",
 )
 WEIGHTS = ("COCO_V1",)
-# The ResNet-50 of COCO_V1 was trained when FrozenBatchNorm2d added nothing to the variance, and torchvision sets its
-# layers back to that after loading it; whoever fine-tunes it trains with 0 as well, and no file tells.
+# When the ResNet-50 of COCO_V1 was trained, FrozenBatchNorm2d added nothing to the variance. torchvision restores that
+# when it loads these weights, so a fine-tuned model has epsilon 0 too, and its checkpoint does not say so.
 EPSILON_OF_COCO = {"fasterrcnn_resnet50_fpn": 0.0}
 PREDICTOR = "roi_heads.box_predictor.cls_score.weight"
-SHOWN = 3  # names in a message
+SHOWN = 3  # names of tensors in a message
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in eval mode;  origin: how it came about, for model.json;  labels: of its classes, where its source knows
-    them;  remark: what the user should know, if anything."""
+    """model: in eval mode;  origin: where its weights come from, for `model.json`;  labels: of its classes, where the
+    source has them;  remark: what the user should know, or empty."""
 
     model: FasterRCNN
     origin: dict[str, Any]
@@ -51,7 +52,7 @@ class Trained:
 def published_model(builder: str, weights: str) -> Trained:
     """torchvision's own weights, from torch.hub's cache or the network.
 
-    Raises ConnectionError if the network does not give them, ValueError if the file in the cache is broken.
+    Raises ConnectionError if they cannot be downloaded, ValueError if the file in the cache is broken.
     """
     entry = torchvision.models.get_model_weights(builder)[weights]
     file = download(entry.url, f"download it elsewhere and put it into {Path(torch.hub.get_dir(), 'checkpoints')}")
@@ -64,24 +65,28 @@ def published_model(builder: str, weights: str) -> Trained:
 
 
 def checkpoint_model(builder: str, file: Path, num_classes: int | None = None, epsilon: float | None = None) -> Trained:
-    """The model of one of BUILDERS that a checkpoint was saved from.
+    """A checkpoint's model, built by one of BUILDERS.
 
     file: a state dict, or a dict that holds one under "model", "state_dict" or "model_state_dict";  num_classes: with
-    background, as torchvision counts;  epsilon: what its FrozenBatchNorm2d layers add to the variance.
-    Raises FileNotFoundError, or ValueError if the file is no such checkpoint or does not agree with the arguments.
+    background, as torchvision counts;  epsilon: what the FrozenBatchNorm2d layers add to the variance.
+    Raises FileNotFoundError, or ValueError if the file is not such a checkpoint or disagrees with the arguments.
     """
     state = read_tensors(file)
     if PREDICTOR not in state:
-        raise ValueError(f"{file} has no {PREDICTOR} and so is no Faster R-CNN of torchvision; {_advice(())}")
+        raise ValueError(f"{file} has no {PREDICTOR}, so it is not a torchvision Faster R-CNN; {_advice(())}")
     if state[PREDICTOR].ndim != 2 or len(state[PREDICTOR]) < 2:
-        raise ValueError(f"{file}: {PREDICTOR} has shape {list(state[PREDICTOR].shape)}, which tells no classes apart")
+        raise ValueError(
+            f"{file}: {PREDICTOR} has shape {list(state[PREDICTOR].shape)}, which does not say how many classes there "
+            "are"
+        )
     found = len(state[PREDICTOR])
     if num_classes not in (None, found):
-        raise ValueError(f"{file} knows {found} classes with background, not {num_classes}; leave out --num-classes")
+        raise ValueError(f"{file} has {found} classes with background, not {num_classes}; leave out --num-classes")
     if fault := _misfit(state, builder, found):
-        raise ValueError(f"{file} is not of {builder}: {fault}; {_advice(_builders_that_fit(state, found))}")
+        raise ValueError(f"{file} does not fit {builder}: {fault}; {_advice(_builders_that_fit(state, found))}")
     model = _build(builder, found)
-    # v2 normalises by batches even from trained weights; the others then freeze, and only who counts batches is not
+    # v2 always has BatchNorm2d. The others have FrozenBatchNorm2d if built from weights, and num_batches_tracked in a
+    # checkpoint shows that they were not.
     frozen = builder != "fasterrcnn_resnet50_fpn_v2" and not any("num_batches_tracked" in name for name in state)
     if frozen:
         assumed = EPSILON_OF_COCO.get(builder, 1e-5) if epsilon is None else epsilon
@@ -92,8 +97,8 @@ def checkpoint_model(builder: str, file: Path, num_classes: int | None = None, e
     remark = ""
     if frozen and epsilon is None and builder in EPSILON_OF_COCO:
         remark = (
-            f"{file} is taken as fine-tuned from COCO_V1, whose frozen normalisations have epsilon 0; "
-            "if it was trained from ImageNet's weights alone, give --batch-norm-epsilon 1e-5"
+            f"{file} is assumed to be fine-tuned from COCO_V1, whose frozen normalisations have epsilon 0; "
+            "if its training began with ImageNet weights, give --batch-norm-epsilon 1e-5"
         )
     origin = {
         "torchvision": builder,
@@ -104,35 +109,13 @@ def checkpoint_model(builder: str, file: Path, num_classes: int | None = None, e
     return Trained(model.eval(), origin, remark=remark)
 
 
-def describe(model: FasterRCNN) -> dict[str, Any]:
-    """What decides a model's answers beside its weights, by the names of torchvision's arguments, for model.json."""
-    rpn, heads, transform = model.rpn.eval(), model.roi_heads, model.transform
-    anchors = rpn.anchor_generator
-    return {
-        "min_size": transform.min_size[-1],
-        "max_size": transform.max_size,
-        "image_mean": list(transform.image_mean),
-        "image_std": list(transform.image_std),
-        "anchor_sizes": [list(sizes) for sizes in anchors.sizes],
-        "aspect_ratios": [list(ratios) for ratios in anchors.aspect_ratios],
-        "rpn_pre_nms_top_n": rpn.pre_nms_top_n(),
-        "rpn_post_nms_top_n": rpn.post_nms_top_n(),
-        "rpn_nms_thresh": rpn.nms_thresh,
-        "rpn_score_thresh": rpn.score_thresh,
-        "box_score_thresh": heads.score_thresh,
-        "box_nms_thresh": heads.nms_thresh,
-        "box_detections_per_img": heads.detections_per_img,
-        "bbox_reg_weights": list(heads.box_coder.weights),
-    }
-
-
 def _build(builder: str, classes: int) -> FasterRCNN:
-    """An untrained model; its backbone's weights are not asked for, since they are in the checkpoint."""
+    """An untrained model, without downloading backbone weights: the checkpoint has them."""
     return torchvision.models.get_model(builder, weights=None, weights_backbone=None, num_classes=classes)
 
 
 def _freeze_normalisations(module: nn.Module, epsilon: float) -> None:
-    """Puts FrozenBatchNorm2d where the builders have BatchNorm2d for want of trained weights."""
+    """Replaces BatchNorm2d by FrozenBatchNorm2d, as the builders do when they are given trained weights."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, FrozenBatchNorm2d(child.num_features, epsilon))
@@ -146,16 +129,16 @@ def _epsilon_of(model: FasterRCNN) -> float:
 
 
 def _misfit(state: State, builder: str, classes: int) -> str:
-    """Why the tensors are not those of a builder's model; empty if they are. Costs no memory."""
+    """How the tensors differ from those of a builder's model; empty if they fit. Allocates no memory."""
     with torch.device("meta"):
         model = _build(builder, classes)
     own = model.state_dict()
     misshaped = [name for name, tensor in state.items() if name in own and own[name].shape != tensor.shape]
     fitting = {name: tensor for name, tensor in state.items() if name not in misshaped}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nothing is copied to where there is no memory
+        warnings.simplefilter("ignore")  # that copying to the meta device has no effect
         try:
-            # torchvision's layers take their names of before version 0.13 here, whatever `own` calls them
+            # loading also accepts the names from before torchvision 0.13, which `own` does not have
             missing, unexpected = model.load_state_dict(fitting, strict=False)
         except RuntimeError as error:
             missing, unexpected = [], []
@@ -172,7 +155,7 @@ def _builders_that_fit(state: State, classes: int) -> tuple[str, ...]:
 def _advice(fitting: tuple[str, ...]) -> str:
     if fitting:
         return f"give --torchvision {' or '.join(fitting)}"
-    return "it fits none of torchvision's builders: build the model in Python and give it to faster_rcnn.graph.publish"
+    return "it fits none of torchvision's builders: build the model in Python and pass it to faster_rcnn.graph.publish"
 
 
 def _first(names: list[str]) -> str:

@@ -1,7 +1,9 @@
-"""Any `torchvision.models.detection.FasterRCNN` on a canvas, as if each image were alone: torchvision's own layers and
-parameters, and its answer for that image by itself, at any batch size and on any canvas.
+"""Runs any `torchvision.models.detection.FasterRCNN` on batches of canvases.
 
-N  images;  H, W  canvas;  C  classes without background;  K  candidates;  P  proposals;  M  regions in all.
+It uses torchvision's own layers and parameters. Its answer for an image is torchvision's answer for that image alone,
+at any batch size and on any canvas.
+
+N  images;  H, W  canvas;  C  classes without background;  K  candidates per map;  P  proposals;  M  regions in all.
 Images are uint8 [N, H, W, 3], RGB, each at the top left of its canvas; sizes are int64 [N, 2], height and width.
 """
 
@@ -15,9 +17,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import initLevelMapper
 
 from faster_rcnn.detector.boxes import MAX_LOG_GROWTH, clip_to_sizes, decode, sides_at_least
 from faster_rcnn.detector.detector import DetectorOutput, dtype_of
@@ -28,18 +29,21 @@ from faster_rcnn.detector.proposals import Proposals
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.roi_head import DetectionLimits, TargetNormalisation, detect
 from faster_rcnn.torchvision_adapter.extents import AsIfAlone, Extent, Unsupported
+from faster_rcnn.torchvision_adapter.internals import concat_box_prediction_layers, fixed_scales
 from faster_rcnn.torchvision_adapter.multi_scale_roi_align import Sampling, align_on_all_maps, align_on_one_map
 
-# Class scores that enter the last suppression at most, the best first. torchvision has no such bound. Its own threshold
-# of 0.05 and 1000 proposals stay below it; with lower ones it matters where a hundred survivors hide all the others.
+# At most this many class scores enter the last suppression, the best first. torchvision has no such bound. With its own
+# threshold of 0.05 and 1000 proposals there are never more. With a lower threshold the bound matters only where the
+# best hundred boxes suppress all the others.
 CANDIDATES = 20_000
-# A map of at most so many cells is pooled from by matrix products; beyond, ONNX's operator is faster on a CPU.
+# Regions are pooled by matrix products from maps of up to this many cells; from larger maps ONNX's operator is faster
+# on a CPU.
 SMALL_MAP = 1024
-PROBE = 256  # pixels a side of the canvas on which the strides of the maps are read off
+PROBE = 256  # side in pixels of the canvas on which the strides of the maps are measured
 
 
 class Level(NamedTuple):
-    """A feature map [N, C', h, w] and what the RPN says of it: logits [N, k, h, w], deltas [N, 4k, h, w]."""
+    """A feature map [N, C', h, w] and the RPN's outputs for it: logits [N, k, h, w], deltas [N, 4k, h, w]."""
 
     features: Tensor
     extent: Extent
@@ -48,13 +52,16 @@ class Level(NamedTuple):
 
 
 class TorchvisionDetector(nn.Module):
-    """`forward` is what is exported. The model is put into eval mode.
+    """A torchvision model whose `forward` can be exported. The model is put into eval mode.
 
-    Raises Unsupported for a model that cannot be told for an image alone.
-
-    stride: what the sides of a canvas are multiples of;  classes: without background.
+    stride: the sides of a canvas are multiples of it, in pixels;  classes: without background;  score_floor: the score
+    that a detection must pass;  candidates, proposals: at most K per map before the RPN's suppression, P after it.
+    Raises Unsupported if the model's answer for an image would depend on the rest of its batch or canvas.
     """
 
+    labels = None  # torchvision's models number their classes
+    antialias = False  # as torchvision resizes
+    stable_ranking = False  # equal scores are ranked by the last bits, which differ between runtimes
     mean: Tensor
     std: Tensor
 
@@ -66,6 +73,8 @@ class TorchvisionDetector(nn.Module):
         self.stride: int = transform.size_divisible
         self.resize = ResizeRule(transform.min_size[-1], transform.max_size)
         self.score_floor: float = model.roi_heads.score_thresh
+        self.candidates: int = model.rpn.pre_nms_top_n()  # in eval mode: of inference
+        self.proposals: int = model.rpn.post_nms_top_n()
         self.register_buffer("mean", torch.tensor(transform.image_mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(transform.image_std).view(3, 1, 1) * 255, persistent=False)
         self._pooled, self.sampling, self.classes = self._probe()
@@ -91,9 +100,7 @@ class TorchvisionDetector(nn.Module):
         extent = Extent(tight, (pixels.shape[2], pixels.shape[3]), (1, 1), True, self.stride)
         with AsIfAlone() as alone:
             pixels = pixels.to(dtype_of(self.model.backbone))
-            features = self.model.backbone(alone.track(pixels, extent, blank=True))
-            if isinstance(features, Tensor):
-                features = {"0": features}
+            features = _named(self.model.backbone(alone.track(pixels, extent, blank=True)))
             logits, deltas = self.model.rpn.head(list(features.values()))
             return {
                 name: Level(one, alone.extent_of(one), logits[place], deltas[place])
@@ -101,13 +108,15 @@ class TorchvisionDetector(nn.Module):
             }
 
     def _propose(self, levels: list[Level], sizes: Tensor) -> Proposals:
-        """torchvision's filter_proposals: the best of each map, decoded, clipped, suppressed on each map by itself,
-        and the best of what is left."""
+        """As torchvision's `filter_proposals`.
+
+        Decodes and clips the best candidates of each map, suppresses on each map separately, keeps the best.
+        """
         rpn = self.model.rpn
-        K, P = rpn._pre_nms_top_n["testing"], rpn._post_nms_top_n["testing"]
+        K, P = self.candidates, self.proposals
         found = [self._candidates(number, level, sizes, K) for number, level in enumerate(levels)]
         boxes, objectness, running = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
-        # the candidates stand in the order of their logits, which their probabilities near 1 no longer tell apart
+        # ranked by place: candidates are in the order of their logits, and near 1 their probabilities are equal
         ranks = torch.arange(K, 0, -1, device=boxes.device).to(boxes.dtype)
         ranks = torch.where(running, ranks, torch.full_like(objectness, EXCLUDED))
         left = nms(boxes.flatten(0, 1), ranks.flatten(0, 1), rpn.nms_thresh, P).reshape(boxes.shape[0], -1)
@@ -122,7 +131,7 @@ class TorchvisionDetector(nn.Module):
         )
 
     def _candidates(self, number: int, level: Level, sizes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best `count` anchors of a map: boxes [N, K, 4], objectness [N, K], and which are in the running."""
+        """The best `count` anchors of a map: boxes [N, K, 4], objectness [N, K], and which may become proposals."""
         rpn = self.model.rpn
         N, k = level.logits.shape[:2]
         logits = _to_18_bits(level.logits.permute(0, 2, 3, 1).reshape(N, -1).to(torch.float32))
@@ -136,8 +145,10 @@ class TorchvisionDetector(nn.Module):
         return boxes, objectness, running
 
     def _anchors(self, number: int, level: Level, places: Tensor) -> Tensor:
-        """The anchors [N, K, 4] at `places` [N, K]: torchvision sets them off by whole pixels from a cell's corner, by
-        as many as an image's height and width on its tight canvas hold cells of the map."""
+        """The anchors [N, K, 4] at `places` [N, K].
+
+        torchvision spaces them by whole pixels: the tight canvas's side divided by the map's cells, rounded down.
+        """
         cell = self.model.rpn.anchor_generator.cell_anchors[number].to(places.device, torch.float32)
         k, w = level.logits.shape[1], level.logits.shape[3]
         location = quotient(places, k)
@@ -161,7 +172,7 @@ class TorchvisionDetector(nn.Module):
             scores, deltas = self._head(torch.index_select(on_map.flatten(0, 1), 0, rows), channels_last=True)
         else:
             regions = align_on_all_maps(
-                [one.features.to(torch.float32) for one in maps],  # coordinates are as exact as what they point into
+                [one.features.to(torch.float32) for one in maps],  # RoIAlign computes coordinates in the maps' type
                 [one.extent.cells for one in maps],
                 torch.index_select(proposals.boxes.reshape(N * P, 4), 0, rows),
                 quotient(rows, P),
@@ -190,6 +201,31 @@ class TorchvisionDetector(nn.Module):
         """The layers that a graph of lower precision has in float16."""
         return [self.model.backbone, self.model.rpn.head, self.model.roi_heads.box_head]
 
+    def for_export(self, cpu_only: bool) -> "TorchvisionDetector":
+        """Itself: RoIAlign is exported in the same form for every provider."""
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """What decides its answers besides its weights, by the names of torchvision's arguments, for `model.json`."""
+        rpn, heads, transform = self.model.rpn, self.model.roi_heads, self.model.transform
+        anchors = rpn.anchor_generator
+        return {
+            "min_size": transform.min_size[-1],
+            "max_size": transform.max_size,
+            "image_mean": list(transform.image_mean),
+            "image_std": list(transform.image_std),
+            "anchor_sizes": [list(sizes) for sizes in anchors.sizes],
+            "aspect_ratios": [list(ratios) for ratios in anchors.aspect_ratios],
+            "rpn_pre_nms_top_n": self.candidates,
+            "rpn_post_nms_top_n": self.proposals,
+            "rpn_nms_thresh": rpn.nms_thresh,
+            "rpn_score_thresh": rpn.score_thresh,
+            "box_score_thresh": heads.score_thresh,
+            "box_nms_thresh": heads.nms_thresh,
+            "box_detections_per_img": heads.detections_per_img,
+            "bbox_reg_weights": list(heads.box_coder.weights),
+        }
+
     @property
     def _small(self) -> bool:
         """Whether the map that regions are pooled from is small on every canvas."""
@@ -198,15 +234,15 @@ class TorchvisionDetector(nn.Module):
 
     def _limits(self) -> DetectionLimits:
         heads = self.model.roi_heads
-        P = self.model.rpn._post_nms_top_n["testing"]
         candidates = CANDIDATES
-        if heads.score_thresh > 0:  # a region's probabilities sum to 1: so many classes at most pass the threshold
-            candidates = min(candidates, P * (math.ceil(1 / heads.score_thresh) - 1))
+        if heads.score_thresh > 0:  # a region's probabilities sum to 1, which limits how many can pass the threshold
+            candidates = min(candidates, self.proposals * (math.ceil(1 / heads.score_thresh) - 1))
         return DetectionLimits(heads.detections_per_img, max(1, candidates), heads.score_thresh, heads.nms_thresh)
 
     @torch.no_grad()
     def _probe(self) -> tuple[list[str], Sampling, int]:
-        """Runs the layers once: the names of the maps that are pooled from, how, and the number of classes."""
+        """Runs the layers once; returns the names of the maps that regions are pooled from, how, and the number of
+        classes."""
         side = math.ceil(PROBE / self.stride) * self.stride
         device = next(self.model.parameters()).device
         images = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device)
@@ -214,13 +250,13 @@ class TorchvisionDetector(nn.Module):
         pool = self.model.roi_heads.box_roi_pool
         names = [name for name in levels if name in pool.featmap_names]
         if not names:
-            raise Unsupported(f"box_roi_pool wants maps {pool.featmap_names}, the backbone has {list(levels)}")
+            raise Unsupported(f"box_roi_pool needs maps {pool.featmap_names}, the backbone has {list(levels)}")
         anchored = len(self.model.rpn.anchor_generator.sizes)
         if len(levels) != anchored:
             raise Unsupported(f"the backbone has {len(levels)} maps, the anchor generator has sizes for {anchored}")
-        # torchvision takes a map's scale for the nearest power of two
+        # torchvision rounds a map's scale to the nearest power of two
         strides = tuple(2 ** round(math.log2(side / levels[name].features.shape[2])) for name in names)
-        if pool.scales is not None:  # the model has run before, and keeps what it then took them for
+        if pool.scales is not None:  # the model has run before, and torchvision keeps its first strides
             strides = tuple(max(1, round(1 / scale)) for scale in pool.scales)
         if list(strides) != sorted(strides):
             raise Unsupported(f"box_roi_pool takes maps of strides {strides}; they must come finest first")
@@ -231,7 +267,7 @@ class TorchvisionDetector(nn.Module):
         if deltas.shape[1] != 4 * scores.shape[1]:
             raise Unsupported(f"box_predictor gives {deltas.shape[1]} deltas for {scores.shape[1]} classes, not 4 each")
         if scores.shape[1] < 2:
-            raise Unsupported("box_predictor knows background alone")
+            raise Unsupported("box_predictor has no class but the background")
         return names, sampling, scores.shape[1] - 1
 
     @torch.no_grad()
@@ -239,66 +275,75 @@ class TorchvisionDetector(nn.Module):
         """torchvision's own answer for one image, uint8 [H, W, 3], not resized; arrays without the batch dimension.
 
         Labels are numbered from 0 without background and rows are zero-padded, as in the graph.
+        Raises Unsupported if the RPN is a subclass that finds other proposals than torchvision's.
         """
-        model = self.model
-        pool, transform = model.roi_heads.box_roi_pool, model.transform
+        model, heads = self.model, self.model.roi_heads
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).to(torch.float32) / 255
-        batch = transform.batch_images([transform.normalize(pixels)], transform.size_divisible)
+        batch = model.transform.batch_images([model.transform.normalize(pixels)], model.transform.size_divisible)
         images = ImageList(batch, [(image.shape[0], image.shape[1])])
-        features = model.backbone(batch)
-        features = {"0": features} if isinstance(features, Tensor) else features
-        scores: list[Tensor] = []
-        choose = model.rpn.filter_proposals
-
-        def remember(*args: Any) -> Any:
-            boxes, of_boxes = choose(*args)
-            scores.extend(of_boxes)
-            return boxes, of_boxes
-
-        cached = pool.scales, pool.map_levels
-        # torchvision derives both from the first image it sees, and keeps them; a small one would spoil them
-        strides = self.sampling.strides
-        pool.scales = [1 / stride for stride in strides]
-        octaves = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
-        pool.map_levels = initLevelMapper(*octaves, pool.canonical_scale, pool.canonical_level)
-        model.rpn.filter_proposals = remember
-        try:
-            proposals, _ = model.rpn(images, features)
-            found = model.roi_heads(features, proposals, images.image_sizes)[0][0]
-        finally:
-            del model.rpn.filter_proposals
-            pool.scales, pool.map_levels = cached
-        D, P = model.roi_heads.detections_per_img, model.rpn._post_nms_top_n["testing"]
+        features = _named(model.backbone(batch))
+        proposals, objectness = self._proposals_of_torchvision(images, features)
+        with fixed_scales(heads.box_roi_pool, self.sampling.strides):
+            found = heads(features, [proposals], images.image_sizes)[0][0]
         arrays: list[Any] = [
             np.int64(len(found["boxes"])),
-            *(_rows(values, D) for values in (found["boxes"], found["scores"], found["labels"] - 1)),
-            np.int64(len(proposals[0])),
-            *(_rows(values, P) for values in (proposals[0], scores[0])),
+            *(_rows(found[name], heads.detections_per_img) for name in ("boxes", "scores")),
+            _rows(found["labels"] - 1, heads.detections_per_img),
+            np.int64(len(proposals)),
+            *(_rows(values, self.proposals) for values in (proposals, objectness)),
         ]
         return DetectorOutput(*arrays)
 
+    def _proposals_of_torchvision(self, images: ImageList, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Proposals [P, 4] of one image and their objectness [P], which the RPN itself does not return.
+
+        The steps are those of `RegionProposalNetwork.forward`, by its own methods.
+        """
+        rpn = self.model.rpn
+        logits, deltas = rpn.head(list(features.values()))
+        anchors = rpn.anchor_generator(images, list(features.values()))
+        counts = [math.prod(of_map.shape[1:]) for of_map in logits]
+        logits, deltas = concat_box_prediction_layers(logits, deltas)
+        boxes = rpn.box_coder.decode(deltas, anchors).view(1, -1, 4)
+        proposals, objectness = rpn.filter_proposals(boxes, logits, images.image_sizes, counts)
+        if type(rpn).forward is not RegionProposalNetwork.forward:
+            own, _ = rpn(images, features)
+            if not torch.equal(own[0], proposals[0]):
+                raise Unsupported(f"{type(rpn).__name__}.forward finds other proposals than torchvision's RPN")
+        return proposals[0], objectness[0]
+
+
+def _named(features: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """A backbone's feature maps by torchvision's names; a single map is "0"."""
+    return {"0": features} if isinstance(features, Tensor) else features
+
 
 def _rows(values: Tensor, count: int) -> np.ndarray:
-    """`values` zero-padded to `count` rows."""
+    """`values` zero-padded to `count` rows, as an array."""
     padded = values.new_zeros((count, *values.shape[1:]))
     padded[: len(values)] = values
     return padded.numpy()
 
 
 def _to_18_bits(logits: Tensor) -> Tensor:
-    """`logits` with 18 of their 24 significant bits.
+    """`logits` rounded to 18 of their 24 significant bits.
 
-    Two runtimes, and one on two canvases, differ in the last bits, and these bits would rank the anchors of a blank
-    image, where thousands are equal.
+    The last bits differ between runtimes, and between canvases in one runtime. In an image of one colour thousands of
+    anchors are equal, and those bits alone would rank them.
     """
-    spread = logits * 65  # 2⁶ + 1: what is added and taken away again pushes six bits out (Veltkamp's splitting)
+    spread = logits * 65  # 2⁶ + 1: adding and subtracting the product drops six bits (Veltkamp's splitting)
     return spread - (spread - logits)
 
 
 def _check(model: Any) -> None:
     if not isinstance(model, TorchvisionFasterRCNN):
-        raise Unsupported(f"{type(model).__name__} is no torchvision.models.detection.FasterRCNN")
+        raise Unsupported(f"{type(model).__name__} is not a torchvision.models.detection.FasterRCNN")
     heads, rpn = model.roi_heads, model.rpn
+    if (fixed := model.transform.fixed_size) is not None:
+        raise Unsupported(
+            f"the model's transform makes every image {fixed[0]}×{fixed[1]} whatever its shape, "
+            "and the service keeps shapes; build the model with min_size and max_size instead of fixed_size"
+        )
     if heads.has_mask() or heads.has_keypoint():
         raise Unsupported(f"{type(model).__name__} also finds masks or keypoints, for which the graph has no output")
     if type(heads.box_roi_pool) is not MultiScaleRoIAlign:

@@ -1,10 +1,10 @@
-"""torchvision's MultiScaleRoIAlign on a canvas, as if each image were alone on the tightest one.
+"""torchvision's MultiScaleRoIAlign on a canvas, as if each image were alone on its tight canvas.
 
-It samples half a cell off (`aligned=False`), gives a region at least one cell, and beyond the last cell of a map takes
-that cell's value for one cell more, then zero. All three concern the map's border, which on a canvas lies elsewhere for
-each image.
+Its samples lie half a cell off (`aligned=False`), and it widens every region to at least one cell. Up to one cell
+beyond the last cell of a map it samples that cell's value, and further out zero. So its result depends on where the map
+ends, which on a canvas differs from image to image.
 
-N  images;  P  regions an image;  M  regions in all;  C, h, w  feature map;  S  output rows, T  output columns.
+N  images;  P  regions per image;  M  regions in all;  C, h, w  feature map;  S  output rows, T  output columns.
 Regions are x1, y1, x2, y2 in canvas pixels. cells: int64 [N, 2], the rows and columns of each image on a map.
 """
 
@@ -16,13 +16,14 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-# A region's sampling grid may pass its image's last cell by one cell, where the value is still asked for.
+# Cells repeated beyond an image's last one: samples up to one cell beyond it count, and interpolate with the next cell.
 FRAME = 2
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """size: S, T;  ratio: samples along a bin's side, 0 for one every cell;  strides: the maps', in pixels."""
+    """size: S, T;  ratio: samples along a bin's side, 0 for one per cell;  strides: of the maps, finest first;
+    canonical_side: in pixels, of a region that belongs to the level canonical_level."""
 
     size: tuple[int, int]
     ratio: int
@@ -32,14 +33,15 @@ class Sampling:
 
     @property
     def maps(self) -> int:
-        """How many of the maps any region is pooled from: if the strides are all equal, torchvision takes the first."""
+        """How many of the maps are used: torchvision takes only the first if the strides are all equal."""
         return 1 if self.strides[0] == self.strides[-1] else len(self.strides)
 
 
 def align_on_one_map(features: Tensor, rois: Tensor, cells: Tensor, sampling: Sampling) -> Tensor:
-    """Regions [N, P, 4] of one small map as two matrix products, as `roi_pooling.roi_align` explains: [N, P, S, T, C].
+    """Pools regions [N, P, 4] from one small map by two matrix products: [N, P, S, T, C].
 
-    The work grows with the map's cells, so a large map is better served by `align_on_all_maps`.
+    `roi_pooling.roi_align` explains how. The work grows with the number of cells, so `align_on_all_maps` is faster for
+    a large map.
     """
     N, C, h, w = features.shape
     P = rois.shape[1]
@@ -52,7 +54,7 @@ def align_on_one_map(features: Tensor, rois: Tensor, cells: Tensor, sampling: Sa
 
 
 def _weights(start: Tensor, end: Tensor, length: int, cells: Tensor, size: int, stride: int, ratio: int) -> Tensor:
-    """How much each of `length` cells counts in each of `size` bins between `start` and `end` [N, P]."""
+    """The weight of each of `length` cells in each of `size` bins between `start` and `end` [N, P]."""
     first = start / stride
     bin_side = ((end - start) / stride).clamp(min=1) / size
     offsets = (torch.arange(size * ratio, device=start.device).to(start.dtype) + 0.5) / ratio
@@ -67,9 +69,10 @@ def _weights(start: Tensor, end: Tensor, length: int, cells: Tensor, size: int, 
 def align_on_all_maps(
     maps: Sequence[Tensor], cells: Sequence[Tensor], rois: Tensor, images: Tensor, sampling: Sampling
 ) -> Tensor:
-    """Each region [M, 4] of the image `images` [M] from the map that it belongs to, by one RoIAlign: [M, C, S, T].
+    """Pools each region [M, 4], of the image numbered `images` [M], from the map of its level: [M, C, S, T].
 
-    All maps stand below each other on one sheet, each image's own part of each framed by its last row and column.
+    One RoIAlign pools from all maps. They lie below each other on one sheet, and beyond an image's last row and column
+    these are repeated.
     """
     width = maps[0].shape[3]
     sheet, tops, row = [], [], 0
@@ -108,10 +111,10 @@ def frame(features: Tensor, cells: Tensor) -> Tensor:
 
 
 def _share_within(start: Tensor, end: Tensor, reach: Tensor, size: int, ratio: int) -> Tensor:
-    """The share of the samples of each bin that lie no further than `reach` [M]: [M, size].
+    """The share of each bin's samples that lie no further than `reach` [M]: [M, size].
 
-    Only a region widened to one cell gets beyond it. Its samples stand so near each other that those within all take
-    the last cell's value, so that the share is what the others cost its mean.
+    Only a region widened to one cell has samples beyond it. They are so close together that all others have the last
+    cell's value, so the mean is that value times their share.
     """
     ratio = ratio or 1  # a region of one cell is sampled once
     bin_side = (end - start).clamp(min=1) / size
@@ -121,10 +124,10 @@ def _share_within(start: Tensor, end: Tensor, reach: Tensor, size: int, ratio: i
 
 
 def level_of(rois: Tensor, sampling: Sampling) -> Tensor:
-    """Which map each region [M, 4] belongs to (Lin et al. 2017, eq. 1), int64 [M], by comparisons of areas.
+    """The map that each region [M, 4] belongs to (Lin et al. 2017, eq. 1), int64 [M], found by comparing areas.
 
-    torchvision counts in octaves from the first map's stride to the last one's: where a stride is left out between
-    them, it may name a map that is not there, whose regions it leaves zero.
+    torchvision counts octaves from the first map's stride to the last one's. If a stride in between is missing, the
+    number may be that of a map that does not exist; torchvision's result for such a region is zero.
     """
     first, last = (stride.bit_length() - 1 for stride in (sampling.strides[0], sampling.strides[-1]))
     sides = [

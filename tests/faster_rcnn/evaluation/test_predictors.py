@@ -12,9 +12,9 @@ from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.resize import resize_image
 from faster_rcnn.evaluation.predictors import fast_rcnn_predictor, rpn_predictor, torch_predictor
 from faster_rcnn.evaluation.recall import proposal_recall
+from faster_rcnn.graph.comparison import Boxes, Tolerance, compare
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
-from faster_rcnn.graph.publish import publish
-from faster_rcnn.graph.verification import Boxes, Tolerance, compare
+from faster_rcnn.graph.publish import Measurement, publish
 from tests.faster_rcnn.lively import lively
 
 MODEL = Path(__file__).resolve().parents[3] / "model_store" / "shapes" / "1"
@@ -86,7 +86,13 @@ def test_pytorch_and_onnx_predict_the_same_boxes_in_original_pixels(tmp_path: Pa
     detector = lively("compact")
     images = [Shapes("test")[index].image for index in range(4)]
     folder = publish(
-        detector, tmp_path, "toy", 1, training={}, measured_on="shapes/test", test=Shapes("test", 2), images=images
+        detector,
+        tmp_path,
+        "toy",
+        1,
+        training={},
+        images=images,
+        measurement=Measurement(Shapes("test", 2), "shapes/test"),
     )
     in_pytorch, in_onnx = torch_predictor(detector), onnx_predictor(folder)
     for height, width in ((301, 517), (200, 100), (1000, 640)):

@@ -1,4 +1,4 @@
-"""The models that come with the project are as good, as small and as honest as their cards and README say."""
+"""The models that come with the project are as good and as small as their cards and the README say."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def test_every_published_version_is_small_unchanged_and_verified(version: Path) 
     assert card["verification"]["to_alone"]["unmatched"] == 0
 
 
-def test_it_was_measured_on_500_images_that_training_never_saw(card: dict) -> None:
+def test_it_was_measured_on_500_images_that_it_was_not_trained_on(card: dict) -> None:
     metrics = card["metrics"]["shapes/test"]
     assert metrics["pictures"] == 500
     assert metrics["AP50"] >= 0.97
@@ -41,8 +41,8 @@ def test_it_was_measured_on_500_images_that_training_never_saw(card: dict) -> No
     assert card["training"]["train_split"] == "train"
 
 
-def test_it_still_answers_so_through_the_services_code(card: dict) -> None:
-    """On images of another seed, which nobody has ever measured: no number of the card is looked up."""
+def test_it_is_as_good_through_the_services_own_code(card: dict) -> None:
+    """Measured on images of another seed, so nothing is read from the card."""
     metrics = evaluate(Shapes("test", 80, seed=2026), onnx_predictor(MODEL))
     assert metrics["AP50"] > 0.95
     assert metrics["AP"] > 0.68

@@ -1,4 +1,4 @@
-"""Checkpoints are made here from torchvision's own untrained models, as its users' trainings save them."""
+"""Checkpoints, made here from torchvision's own untrained models and saved as users save them."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FrozenBatchNorm2d
 
-from faster_rcnn.torchvision_adapter.builders import BUILDERS, checkpoint_model, describe, published_model
+from faster_rcnn.torchvision_adapter.builders import BUILDERS, checkpoint_model, published_model
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 OLD_NAMES = {"rpn.head.conv.0.0.": "rpn.head.conv."} | {
@@ -40,7 +40,7 @@ def saved(folder: Path, content: Any) -> Path:
 
 
 def uncounted(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As a model with frozen normalisations, which count no batches, saves it."""
+    """As saved by a model with frozen normalisations, which count no batches."""
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -63,7 +63,7 @@ def test_every_tensor_of_a_checkpoint_is_in_the_model(builder: str, tmp_path: Pa
 
 
 def in_reference_training(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What torchvision's references/detection/train.py writes: its arguments are no tensors."""
+    """What torchvision's references/detection/train.py writes; its arguments are not tensors."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1, momentum=0.9)
     return {
         "model": state,
@@ -85,14 +85,16 @@ def in_reference_training(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     ],
     ids=["torchvision's references", "state_dict", "model_state_dict", "several processes", "both"],
 )
-def test_the_usual_wrappings_come_off(small: dict[str, torch.Tensor], tmp_path: Path, wrap: Any) -> None:
+def test_the_usual_wrappers_of_a_state_dict_are_removed(
+    small: dict[str, torch.Tensor], tmp_path: Path, wrap: Any
+) -> None:
     found = checkpoint_model(SMALL, saved(tmp_path, wrap(small))).model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in small.items())
 
 
 @pytest.mark.parametrize("builder", ["fasterrcnn_resnet50_fpn", SMALL])
-def test_names_of_before_torchvision_0_13_are_understood(builder: str, tmp_path: Path) -> None:
-    """As the published files of COCO_V1 have them."""
+def test_the_names_from_before_torchvision_0_13_are_accepted(builder: str, tmp_path: Path) -> None:
+    """The published files of COCO_V1 use them."""
     state = built(builder).state_dict()
     old = {}
     for name, tensor in state.items():
@@ -103,8 +105,8 @@ def test_names_of_before_torchvision_0_13_are_understood(builder: str, tmp_path:
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
-def test_frozen_normalisations_answer_as_the_model_that_was_saved(tmp_path: Path) -> None:
-    """torchvision freezes by a norm_layer; here the same is written by hand and the features are compared."""
+def test_frozen_normalisations_compute_what_the_saved_model_computed(tmp_path: Path) -> None:
+    """torchvision freezes them by a `norm_layer`; the adapter replaces the layers, and the features must agree."""
     model = built(SMALL)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -126,22 +128,22 @@ def test_a_frozen_resnet50_is_taken_as_fine_tuned_from_coco(tmp_path: Path) -> N
     assert epsilons(assumed.model, FrozenBatchNorm2d) == {0.0}  # overwrite_eps(model, 0.0) in torchvision's builder
     assert assumed.origin["batch_norm_epsilon"] == 0.0
     assert "give --batch-norm-epsilon 1e-5" in assumed.remark
-    told = checkpoint_model("fasterrcnn_resnet50_fpn", file, epsilon=1e-5)
-    assert epsilons(told.model, FrozenBatchNorm2d) == {1e-5}
-    assert told.remark == ""
+    given = checkpoint_model("fasterrcnn_resnet50_fpn", file, epsilon=1e-5)
+    assert epsilons(given.model, FrozenBatchNorm2d) == {1e-5}
+    assert given.remark == ""
 
 
-def test_v2_normalises_by_batches_even_without_their_count(tmp_path: Path) -> None:
+def test_v2_has_batch_normalisation_even_if_no_batches_were_counted(tmp_path: Path) -> None:
     state = uncounted(built("fasterrcnn_resnet50_fpn_v2").state_dict())
     trained = checkpoint_model("fasterrcnn_resnet50_fpn_v2", saved(tmp_path, state))
     assert epsilons(trained.model, nn.BatchNorm2d) == {1e-5}
     assert not epsilons(trained.model, FrozenBatchNorm2d)
 
 
-def test_the_number_of_classes_is_the_predictors(small: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_the_number_of_classes_comes_from_the_predictor(small: dict[str, torch.Tensor], tmp_path: Path) -> None:
     file = saved(tmp_path, small)
     assert checkpoint_model(SMALL, file, num_classes=4).model.roi_heads.box_predictor.cls_score.out_features == 4
-    with pytest.raises(ValueError, match="knows 4 classes with background, not 3; leave out --num-classes"):
+    with pytest.raises(ValueError, match="has 4 classes with background, not 3; leave out --num-classes"):
         checkpoint_model(SMALL, file, num_classes=3)
 
 
@@ -158,15 +160,17 @@ def test_an_epsilon_without_frozen_normalisations_is_refused(small: dict[str, to
         (SMALL, "fasterrcnn_resnet50_fpn", f"give --torchvision fasterrcnn_mobilenet_v3_large_fpn or {SMALL}"),
     ],
 )
-def test_another_builders_checkpoint_names_its_own(builder: str, other: str, advice: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"is not of {other}: \d+ missing \(backbone\.") as caught:
+def test_the_error_for_another_builders_checkpoint_names_that_builder(
+    builder: str, other: str, advice: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"does not fit {other}: \d+ missing \(backbone\.") as caught:
         checkpoint_model(other, saved(tmp_path, built(builder).state_dict()))
     assert str(caught.value).endswith(advice)
     assert "\n" not in str(caught.value)
 
 
 def test_other_anchors_fit_no_builder(tmp_path: Path) -> None:
-    """Two anchors a location where the builder has three."""
+    """Two anchors per location; the builder has three."""
     anchors = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0),) * 5)
     file = saved(tmp_path, built("fasterrcnn_resnet50_fpn", rpn_anchor_generator=anchors).state_dict())
     with pytest.raises(
@@ -175,7 +179,7 @@ def test_other_anchors_fit_no_builder(tmp_path: Path) -> None:
         checkpoint_model("fasterrcnn_resnet50_fpn", file)
 
 
-def test_an_old_name_with_another_shape_is_told_too(small: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_an_old_name_with_another_shape_is_reported_too(small: dict[str, torch.Tensor], tmp_path: Path) -> None:
     state = dict(small)
     del state["rpn.head.conv.0.0.weight"]
     state["rpn.head.conv.weight"] = torch.zeros(3, 3)
@@ -188,17 +192,17 @@ def test_a_pickled_model_is_refused_with_the_remedy(tmp_path: Path) -> None:
         checkpoint_model(SMALL, saved(tmp_path, built(SMALL)))
 
 
-def test_what_is_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_an_error_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pth does not exist"):
         checkpoint_model(SMALL, tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("no tensors")
     with pytest.raises(ValueError, match=r"is broken or was not written by torch.save"):
         checkpoint_model(SMALL, tmp_path / "text.pth")
-    with pytest.raises(ValueError, match="is no Faster R-CNN of torchvision"):
+    with pytest.raises(ValueError, match="so it is not a torchvision Faster R-CNN"):
         checkpoint_model(SMALL, saved(tmp_path, nn.Linear(2, 3).state_dict()))
 
 
-def test_published_weights_come_from_the_cache_and_know_their_labels(
+def test_published_weights_come_from_the_cache_with_their_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -230,12 +234,3 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(ConnectionError, match=r"cannot be downloaded \(no route to host\); download it elsewhere and"):
         published_model(SMALL, "COCO_V1")
-
-
-def test_the_card_says_what_decides_an_answer() -> None:
-    described = describe(built(SMALL, box_score_thresh=0.2, rpn_post_nms_top_n_test=77))
-    assert described["box_score_thresh"] == 0.2
-    assert described["rpn_post_nms_top_n"] == 77  # of inference, though the model was in training mode
-    assert described["rpn_pre_nms_top_n"] == 150
-    assert described["anchor_sizes"] == [[32, 64, 128, 256, 512]] * 3
-    assert (described["min_size"], described["max_size"]) == (320, 640)

@@ -1,8 +1,9 @@
-"""torchvision's detectors answer for each image as torchvision answers for that image alone.
+"""A wrapped torchvision detector answers for each image in a batch as torchvision does for that image alone.
 
-Proposals and detections are matched as sets: near ties may swap places (`graph.verification.compare`).
+Proposals and detections are matched as sets, because near ties may swap places (`graph.comparison.compare`).
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from torchvision.models import convnext_tiny, detection, mobilenet_v2
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.detector.detector import DetectorOutput
 from faster_rcnn.detector.resize import ResizeRule, resize_image
-from faster_rcnn.graph.verification import Boxes, Tolerance, compare
+from faster_rcnn.graph.comparison import DETECTIONS, PROPOSALS, Tolerance, boxes_of, compare
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 from faster_rcnn.torchvision_adapter.extents import Unsupported
 from tests.faster_rcnn.lively import lively_torchvision
@@ -28,54 +31,49 @@ CLOSE = Tolerance(0.1, 1e-3)
 SMALL: dict[str, Any] = {"weights": None, "weights_backbone": None, "min_size": 96, "max_size": 192}
 
 
-def pictures() -> list[np.ndarray]:
-    """Drawn ones of several shapes, noise, a blank one, and one of a single pixel."""
+@cache
+def images() -> list[np.ndarray]:
+    """Generated images of several shapes, noise, an image of one colour, and one of a single pixel."""
     drawn = [
         resize_image(Shapes("test")[number].image, ResizeRule(*rule))[0]
         for number, rule in enumerate([(96, 140), (64, 96), (33, 70)])
     ]
     noise = np.random.default_rng(0).integers(80, 176, (97, 161, 3), dtype=np.uint8)
-    # of one colour, and not larger: in the middle of a large one anchors tie, and each runtime keeps others
+    # The image of one colour is small: in the middle of a large one anchors tie, and any of them may be kept.
     return [*drawn, noise, np.full((40, 60, 3), 127, np.uint8), np.zeros((1, 1, 3), np.uint8)]
 
 
-def together(detector: TorchvisionDetector, canvas: tuple[int, int]) -> list[list[np.ndarray]]:
-    """The answers for all images in one batch, rubbish around them."""
+def together(detector: TorchvisionDetector, canvas: tuple[int, int]) -> list[DetectorOutput]:
+    """The answers for all images in one batch, with noise around them."""
     rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (len(pictures()), *canvas, 3), dtype=np.uint8)
-    for place, picture in enumerate(pictures()):
-        images[place, : picture.shape[0], : picture.shape[1]] = picture
-    sizes = torch.tensor([picture.shape[:2] for picture in pictures()])
+    batch = rng.integers(0, 256, (len(images()), *canvas, 3), dtype=np.uint8)
+    for place, image in enumerate(images()):
+        batch[place, : image.shape[0], : image.shape[1]] = image
+    sizes = torch.tensor([image.shape[:2] for image in images()])
     with torch.no_grad():
-        answer = detector(torch.from_numpy(images), sizes)
-    return [[values[place].numpy() for values in answer] for place in range(len(images))]
-
-
-def boxes(answer: Any, kind: str) -> Boxes:
-    number, rows, scores, labels = answer[:4] if kind == "detections" else [*answer[4:7], np.zeros(len(answer[6]))]
-    number = int(number)
-    cut = float(scores.min()) if number == len(scores) else 0.0
-    return Boxes(rows[:number], scores[:number], labels[:number], cut)
+        answer = detector(torch.from_numpy(batch), sizes)
+    return [DetectorOutput(*(values[place].numpy() for values in answer)) for place in range(len(batch))]
 
 
 def check(
     model: FasterRCNN, detections: int, canvas: tuple[int, int] = (192, 224), shallow: bool = False
 ) -> TorchvisionDetector:
-    """Compares every image, and that there was something to compare.
+    """Compares the answers for every image; at least `detections` must have been found in all of them.
 
-    shallow: a cell sees so little that even in the small image of one colour anchors tie; it is left out.
+    shallow: a cell sees so little of the image that anchors tie even in the small image of one colour, which is left
+    out.
     """
     detector = TorchvisionDetector(lively_torchvision(model))
     found = 0
-    for answer, picture in zip(together(detector, canvas), pictures(), strict=True):
-        if shallow and picture.std() == 0 and picture.size > 3:
+    for answer, image in zip(together(detector, canvas), images(), strict=True):
+        if shallow and image.std() == 0 and image.size > 3:
             continue
-        wanted = detector.alone(picture)
-        for kind in ("detections", "proposals"):
-            difference = compare(boxes(answer, kind), boxes(wanted, kind), CLOSE)
-            assert difference.unmatched == 0, (kind, picture.shape, difference)
+        expected = detector.alone(image)
+        for kind in (DETECTIONS, PROPOSALS):
+            difference = compare(boxes_of(answer, kind, 0.0), boxes_of(expected, kind, 0.0), CLOSE)
+            assert difference.unmatched == 0, (kind, image.shape, difference)
             assert difference.score < CLOSE.score
-        found += int(answer[0])
+        found += int(answer.num_detections)
     assert found >= detections
     return detector
 
@@ -90,23 +88,21 @@ def check(
     ],
 )
 def test_every_builder_answers_as_torchvision_does_for_each_image_alone(builder: str) -> None:
-    check(getattr(detection, builder)(**SMALL, num_classes=7), detections=200)
+    check(getattr(detection, builder)(**SMALL, num_classes=7, rpn_post_nms_top_n_test=150), detections=200)
 
 
-def test_torchvisions_own_batch_does_not() -> None:
-    """Why all this: beside a larger image torchvision finds other boxes than for the image alone."""
+def test_torchvision_itself_answers_otherwise_for_an_image_beside_a_larger_one() -> None:
+    """The reason for the wrapper."""
     model = lively_torchvision(detection.fasterrcnn_mobilenet_v3_large_320_fpn(**SMALL, num_classes=7))
     model.transform.min_size, model.transform.max_size = (64,), 160
-    first, second = (
-        torch.from_numpy(picture.copy()).permute(2, 0, 1) / 255 for picture in (pictures()[1], pictures()[3])
-    )
+    first, second = (torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 for image in (images()[1], images()[3]))
     with torch.no_grad():
         alone, beside = model([first])[0], model([first, second])[0]
     assert len(alone["boxes"]) != len(beside["boxes"]) or not torch.allclose(alone["boxes"], beside["boxes"], atol=0.5)
 
 
 class Plain(nn.Module):
-    """One map of stride 16, normalised in groups, without padding in its first layer."""
+    """One map of stride 16, with group normalisation and without padding in its first layer."""
 
     out_channels = 32
 
@@ -123,7 +119,7 @@ class Plain(nn.Module):
 
 
 class OneMap(nn.Module):
-    """A classifier's features as a backbone, as torchvision's documentation shows it."""
+    """The features of a classifier as a backbone, as in torchvision's documentation."""
 
     def __init__(self, features: nn.Module, channels: int) -> None:
         super().__init__()
@@ -171,7 +167,7 @@ def test_any_sampling_ratio_and_a_pooled_size_that_is_not_square(ratio: int) -> 
 
 
 def shallow_pyramid(returned: list[int], **changes: Any) -> nn.Module:
-    """A feature pyramid on a ResNet of one block a layer, from the layers `returned`."""
+    """A feature pyramid on a ResNet with one block per layer, from the layers `returned`."""
     torch.manual_seed(0)
     body = ResNet(Bottleneck, [1, 1, 1, 1])
     names = {f"layer{layer}": str(place) for place, layer in enumerate(returned)}
@@ -179,7 +175,7 @@ def shallow_pyramid(returned: list[int], **changes: Any) -> nn.Module:
 
 
 def pyramid(backbone: nn.Module, maps: int, pooled: int, **changes: Any) -> FasterRCNN:
-    """Other scales and ratios on every map; regions from the first `pooled`."""
+    """Anchors of another scale on every map; regions are pooled from the first `pooled` maps."""
     sizes = tuple((16 * 2**level, 24 * 2**level) for level in range(maps))
     ratios = ((0.5, 2.0),) * maps
     pool = MultiScaleRoIAlign([str(level) for level in range(pooled)], 7, 2, canonical_scale=48, canonical_level=3)
@@ -195,7 +191,7 @@ def test_a_pyramid_of_six_maps_whose_last_two_are_convolutions() -> None:
     check(pyramid(backbone, 6, 4), detections=100)
 
 
-def test_a_pyramid_with_a_stride_left_out_keeps_torchvisions_zeros() -> None:
+def test_a_pyramid_that_lacks_a_stride_keeps_torchvisions_zeros() -> None:
     # strides 4 and 16: torchvision counts three octaves for two maps, and pools nothing for regions of the third
     check(pyramid(shallow_pyramid([1, 3]), 3, 2), detections=50)
 
@@ -206,7 +202,7 @@ def test_canvases_of_other_multiples(divisible: int) -> None:
     check(pyramid(backbone, 5, 4, size_divisible=divisible), detections=100, canvas=(192, 256))
 
 
-def test_thresholds_and_numbers_are_the_models_own() -> None:
+def test_thresholds_and_limits_are_the_models_own() -> None:
     changes: dict[str, Any] = {
         "rpn_pre_nms_top_n_test": 40, "rpn_nms_thresh": 0.5, "rpn_score_thresh": 0.3, "box_score_thresh": 0.2,
         "box_nms_thresh": 0.3, "box_detections_per_img": 9, "bbox_reg_weights": (5.0, 6.0, 7.0, 8.0),
@@ -214,17 +210,15 @@ def test_thresholds_and_numbers_are_the_models_own() -> None:
     }  # fmt: skip
     detector = check(pyramid(shallow_pyramid([1, 2, 3, 4]), 5, 4, **changes), detections=20)
     assert detector.score_floor == 0.2
-    assert detector.forward.__doc__
-    number = [int(answer[0]) for answer in together(detector, (192, 224))]
-    assert max(number) == 9
+    assert max(int(answer.num_detections) for answer in together(detector, (192, 224))) == 9
 
 
 def test_the_first_image_does_not_spoil_the_scales() -> None:
-    # an image of 33 pixels on a canvas of 64 makes torchvision take stride 2 for stride 4, for ever
+    # From an image of 33 pixels on a canvas of 64 torchvision would derive stride 2 instead of 4, and keep it.
     model = lively_torchvision(detection.fasterrcnn_resnet50_fpn(**SMALL, num_classes=7))
     model.roi_heads.box_roi_pool.scales = None
     detector = TorchvisionDetector(model)
-    detector.alone(pictures()[2])
+    detector.alone(images()[2])
     assert model.roi_heads.box_roi_pool.scales is None
     assert detector.sampling.strides == (4, 8, 16, 32)
 
@@ -249,7 +243,7 @@ class Attention(nn.Module):
 
 
 class Halves(nn.Module):
-    """Its channels part and meet again, one half behind a wider window."""
+    """Its channels are split and joined again, one half after a wider window."""
 
     out_channels = 32
 
@@ -263,12 +257,12 @@ class Halves(nn.Module):
         return torch.cat([first, self.wide(second) + second], dim=1)
 
 
-def test_a_backbone_whose_channels_part_and_meet_again() -> None:
+def test_a_backbone_whose_channels_are_split_and_joined() -> None:
     check(one_map(Halves()), detections=100)
 
 
 class Overwriting(nn.Module):
-    """What went into its activation is overwritten afterwards."""
+    """Overwrites the input of its activation afterwards."""
 
     out_channels = 16
 
@@ -283,12 +277,12 @@ class Overwriting(nn.Module):
         return self.wide(after)
 
 
-def test_a_backbone_that_overwrites_what_went_into_an_activation() -> None:
+def test_a_backbone_that_overwrites_the_input_of_an_activation() -> None:
     check(one_map(Overwriting()), detections=100)
 
 
 class Patches(nn.Module):
-    """Windows that do not overlap: a patch of 4 pixels, then pooling, as the body of a pyramid."""
+    """Windows that do not overlap, as the body of a pyramid: patches of 4 pixels, then pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,7 +301,7 @@ def test_a_pyramid_on_windows_that_do_not_overlap() -> None:
 
 
 class Tail(nn.Module):
-    """A layer behind a stem."""
+    """A layer after a stem."""
 
     out_channels = 16
 
@@ -320,7 +314,7 @@ class Tail(nn.Module):
 
 
 class Untracked(nn.Module):
-    """What comes from elsewhere may hold anything outside the image."""
+    """Adds a tensor that was not computed from the images, and may hold anything outside them."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps + torch.ones(maps.shape)
@@ -329,8 +323,8 @@ class Untracked(nn.Module):
 @pytest.mark.parametrize(
     ("backbone", "complaint"),
     [
-        (Attention(), "flatten.* of which is not known whether it looks beyond a cell"),
-        (Tail(Untracked()), "add.* something of which nothing is known"),
+        (Attention(), "flatten, and it is unknown whether that mixes neighbouring cells"),
+        (Tail(Untracked()), "add on a feature map and on a tensor that was not computed from the images"),
         (Tail(nn.AdaptiveAvgPool2d(7)), "pools adaptively to 7"),
         (Tail(nn.Upsample(scale_factor=2, mode="bilinear")), "'bilinear' interpolation"),
         (Tail(nn.MaxPool2d(3, 2, ceil_mode=True)), "ceil_mode"),
@@ -339,7 +333,9 @@ class Untracked(nn.Module):
     ],
     ids=["attention", "untracked", "adaptive", "bilinear", "ceil mode", "transposed", "reflected"],
 )
-def test_what_cannot_be_kept_within_an_image_is_refused_by_name(backbone: nn.Module, complaint: str) -> None:
+def test_an_operation_that_cannot_be_kept_within_an_image_is_refused_by_name(
+    backbone: nn.Module, complaint: str
+) -> None:
     with pytest.raises(Unsupported, match=complaint):
         TorchvisionDetector(one_map(backbone))
 
@@ -348,7 +344,7 @@ def test_other_detectors_are_refused() -> None:
     mask = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     with pytest.raises(Unsupported, match="MaskRCNN also finds masks"):
         TorchvisionDetector(mask)
-    with pytest.raises(Unsupported, match="RetinaNet is no"):
+    with pytest.raises(Unsupported, match="RetinaNet is not a torchvision"):
         TorchvisionDetector(detection.retinanet_resnet50_fpn(weights=None, weights_backbone=None))
     model = one_map(Plain())
     model.roi_heads.box_roi_pool = nn.Identity()
@@ -360,3 +356,43 @@ def test_the_parameters_are_the_models_own() -> None:
     model = one_map(Plain())
     detector = TorchvisionDetector(model)
     assert {id(one) for one in detector.parameters()} == {id(one) for one in model.parameters()}
+
+
+def test_the_answer_alone_leaves_the_model_as_it_was() -> None:
+    model = one_map(Plain()).eval()
+    detector = TorchvisionDetector(model)
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    detector.alone(images()[0])
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
+
+
+class SelectiveRPN(RegionProposalNetwork):
+    """Keeps only its best proposal."""
+
+    def forward(self, images: Any, features: Any, targets: Any = None) -> Any:
+        boxes, losses = super().forward(images, features, targets)
+        return [one[:1] for one in boxes], losses
+
+
+def test_an_rpn_whose_forward_finds_other_proposals_is_refused() -> None:
+    model = lively_torchvision(one_map(Plain()))
+    model.rpn.__class__ = SelectiveRPN
+    with pytest.raises(Unsupported, match=r"SelectiveRPN\.forward finds other proposals than torchvision's RPN"):
+        TorchvisionDetector(model).alone(images()[0])
+
+
+def test_the_card_says_what_decides_an_answer() -> None:
+    changes: dict[str, Any] = {"box_score_thresh": 0.2, "rpn_post_nms_top_n_test": 77}
+    model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, **changes)
+    described = TorchvisionDetector(model).describe()
+    assert described["box_score_thresh"] == 0.2
+    assert described["rpn_post_nms_top_n"] == 77  # of inference, although the model was built in training mode
+    assert described["rpn_pre_nms_top_n"] == 150
+    assert described["anchor_sizes"] == [[32, 64, 128, 256, 512]] * 3
+    assert (described["min_size"], described["max_size"]) == (320, 640)
+
+
+def test_a_model_that_makes_every_image_one_size_is_refused() -> None:
+    model = one_map(Plain(), fixed_size=(320, 240))
+    with pytest.raises(Unsupported, match=r"every image 320×240 whatever its shape.*instead of fixed_size"):
+        TorchvisionDetector(model)

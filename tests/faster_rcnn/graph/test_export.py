@@ -1,0 +1,60 @@
+"""The exported file: its inputs and outputs, its operators, what the head needs."""
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+
+from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN
+from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.graph.export import export_onnx
+from tests.faster_rcnn.lively import lively
+
+
+def test_the_graph_has_the_inputs_and_outputs_of_the_contract(compact: tuple[FasterRCNN, Path]) -> None:
+    session = onnxruntime.InferenceSession(str(compact[1]), providers=["CPUExecutionProvider"])
+    assert {one.name: (one.type, one.shape) for one in session.get_inputs()} == {
+        "images": ("tensor(uint8)", ["N", "H", "W", 3]),
+        "sizes": ("tensor(int64)", ["N", 2]),
+    }
+    assert {one.name: (one.type, one.shape) for one in session.get_outputs()} == {
+        "num_detections": ("tensor(int64)", ["N"]),
+        "boxes": ("tensor(float)", ["N", 100, 4]),
+        "scores": ("tensor(float)", ["N", 100]),
+        "labels": ("tensor(int64)", ["N", 100]),
+        "num_proposals": ("tensor(int64)", ["N"]),
+        "proposals": ("tensor(float)", ["N", 100, 4]),
+        "objectness": ("tensor(float)", ["N", 100]),
+    }
+
+
+def test_the_graph_is_one_file_without_control_flow_or_cpu_only_operators(compact: tuple[FasterRCNN, Path]) -> None:
+    model = onnx.load(compact[1], load_external_data=False)
+    assert not any(one.HasField("data_location") and one.data_location for one in model.graph.initializer)
+    operators = {node.op_type for node in model.graph.node}
+    assert operators.isdisjoint({"If", "Loop", "Scan", "MaxRoiPool"})
+    assert not model.functions
+    assert {one.domain: one.version for one in model.opset_import}[""] == 18
+
+
+def test_proposals_need_nothing_of_the_head(compact: tuple[FasterRCNN, Path]) -> None:
+    path = compact[1]
+    part = onnx.utils.Extractor(onnx.load(path)).extract_model(
+        ["images", "sizes"], ["num_proposals", "proposals", "objectness"]
+    )
+    head = {name for name, _ in compact[0].named_parameters() if name.startswith("head.")}
+    assert head & {one.name for one in onnx.load(path).graph.initializer}
+    assert not head & {one.name for one in part.graph.initializer}
+
+
+def test_roi_max_pooling_of_a_large_map_is_for_the_cpu(tmp_path: Path) -> None:
+    detector = lively("vgg16", resize=ResizeRule(1200, 2000))  # 125 cells a side, 105 is the limit of the portable form
+    with pytest.raises(ValueError, match=r"up to 105 cells per side, but the resize rule needs 125; .*--provider cpu"):
+        export_onnx(detector, tmp_path / "model.onnx")
+
+
+def test_answers_are_named_as_the_outputs() -> None:
+    assert DetectorOutput._fields == (
+        "num_detections", "boxes", "scores", "labels", "num_proposals", "proposals", "objectness"
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""An int8 copy of a published model, measured against its source."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.graph import publish_int8 as publishing
+from faster_rcnn.graph.onnx_predictor import decoded
+from faster_rcnn.graph.publish_int8 import TooCoarse, publish_int8
+from service.engine.engine import Engine
+from service.engine.model import load_model
+
+FLOAT = Path(__file__).parents[3] / "model_store" / "shapes" / "1"
+
+
+def test_the_card_of_an_int8_version_says_how_much_ap_it_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "CALIBRATION_IMAGES", 8)
+    monkeypatch.setattr(publishing, "LARGEST_LOSS", 0.05)  # on twelve images, and on any processor
+    source = tmp_path / "shapes" / "1"
+    shutil.copytree(FLOAT, source)
+    folder = publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=12)
+    card = json.loads((folder / "model.json").read_text())
+    assert (folder, card["precision"], card["quantised_from"]) == (source.parent / "2", "int8", 1)
+    assert card["metrics"]["shapes/test"]["AP"] > card["metrics"]["shapes/test, float32"]["AP"] - 0.05
+    assert "verification" not in card
+    model = load_model(folder)
+    assert Engine(model).run([decoded(Shapes("test")[0].image, model.card.geometry)])
+    with pytest.raises(FileExistsError, match="already exists; choose another --version"):
+        publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=1)
+
+
+def test_an_int8_model_that_loses_too_much_ap_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "CALIBRATION_IMAGES", 2)
+    monkeypatch.setattr(publishing, "LARGEST_LOSS", -1.0)  # so every AP is too low
+    source = tmp_path / "shapes" / "1"
+    shutil.copytree(FLOAT, source)
+    with pytest.raises(TooCoarse, match="falls from"):
+        publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=2)
+    assert [one.name for one in source.parent.iterdir()] == ["1"]
