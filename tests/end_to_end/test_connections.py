@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from service.http import connections
+from service.http.connections import Connection
 from tests.end_to_end.conftest import distinct, encoded, eventually
 
 PNG = encoded(Image.new("RGB", (100, 80), (90, 120, 30)))
@@ -124,13 +124,13 @@ def test_what_does_not_come_is_given_up(server):
         with socket.create_connection(server.address) as connection:
             connection.sendall(sent)
             began = time.monotonic()
-            said = answered(connection, connections.SECONDS + 5)
+            said = answered(connection, Connection.deadlines.read + 5)
             return re.findall(rb"HTTP/1.1 (\d+)", said), time.monotonic() - began
 
     with ThreadPoolExecutor(len(beginnings)) as pool:
         ends = list(pool.map(wait, beginnings))
     assert [statuses for statuses, _ in ends] == list(beginnings.values())
-    assert all(waited < connections.SECONDS + 3 for _, waited in ends)
+    assert all(waited < Connection.deadlines.read + 3 for _, waited in ends)
 
 
 @pytest.mark.parametrize(
