@@ -89,8 +89,11 @@ class Lifecycle:
     """One run of `server` on `sockets`, from the first signal handler to the last answer.
 
     It announces the service when it is ready. SIGTERM turns /readyz to 503 at once and stops the server after
-    SHUTDOWN_GRACE; SIGINT, a second SIGTERM, or one before the service was ready stop it at once. It also stops when
-    the service has failed for good. However it ends, no signal is raised again, so the process decides its exit code.
+    SHUTDOWN_GRACE. SIGINT, a second SIGTERM, or one before the service was ready skip the grace; a second SIGINT also
+    drops the requests in flight. The server also stops when the service has failed for good.
+
+    uvicorn raises the signals that it handles again when it has stopped, which would end the process with 143 after
+    SIGTERM. So its handlers are replaced as soon as it runs.
     """
 
     def __init__(self, server: uvicorn.Server, runtime: Runtime, sockets: list[socket.socket]) -> None:
@@ -102,8 +105,7 @@ class Lifecycle:
 
     async def run(self) -> None:
         address = self._sockets[0].getsockname()
-        # uvicorn puts these handlers back at its end and raises the signals again that it has handled meanwhile
-        self._handle_signals()
+        self._handle_signals()  # for a signal that uvicorn's handlers get before they are replaced: it is raised again
         serving = asyncio.create_task(self._server.serve(self._sockets))
         while not self._server.started and not serving.done():
             await asyncio.sleep(0.01)
@@ -121,6 +123,8 @@ class Lifecycle:
         self._runtime.drain()
         if number == signal.SIGTERM and self._announced and self._stops_at == math.inf:
             self._stops_at = time.monotonic() + self._runtime.settings.shutdown_grace
+        elif number == signal.SIGINT and self._server.should_exit:
+            self._server.force_exit = True
         else:
             self._server.should_exit = True
 

@@ -84,6 +84,7 @@ class Connection(asyncio.Protocol):
         self._chunked_bytes = 0  # in step CHUNKS: bytes that have passed, and how many of them were the body's own
         self._chunked_body = 0
         self._waiting: list[bytes] = []  # bytes received that may not pass yet
+        self._waiting_size = 0
         self._pauses_between_slices = False
         self._http_pauses = False
         self._reading = True
@@ -98,6 +99,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._waiting.append(data)
+        self._waiting_size += len(data)
         self._pass_on()
 
     def eof_received(self) -> None:
@@ -161,36 +163,38 @@ class Connection(asyncio.Protocol):
 
     def _pass_on(self) -> None:
         """Hands on those of the waiting bytes that may pass now."""
-        while self._waiting and not self._outgoing.is_closing():
+        while self._waiting and self._may_pass() and not self._outgoing.is_closing():
             data = b"".join(self._waiting)
             size = self._passing(data)
             self._waiting = [data[size:]] if size < len(data) else []
-            if not size:
-                break
+            self._waiting_size = len(data) - size
             self._hand_on(data[:size])
         self._choose_whether_to_read()
 
-    def _passing(self, data: bytes) -> int:
-        """How many bytes of `data` may pass now."""
-        if self._step is _Step.HEAD:
-            return self._passing_head(data)
+    def _may_pass(self) -> bool:
         if self._step is _Step.BODY:
-            if len(data) < min(self._body_left, BODY_PIECE):
-                return 0
+            return self._waiting_size >= min(self._body_left, BODY_PIECE)
+        if self._step is _Step.CHUNKS:
+            return not self._pauses_between_slices and not self._http_pauses
+        return self._step is _Step.HEAD
+
+    def _passing(self, data: bytes) -> int:
+        """How many of the bytes pass now: more than 0. Takes the step that they lead to."""
+        if self._step is _Step.HEAD:
+            return self._passing_of_head(data)
+        if self._step is _Step.BODY:
             size = min(len(data), self._body_left)
             self._body_left -= size
             if not self._body_left:
                 self._step = _Step.RESPONSE
             return size
-        if self._step is _Step.CHUNKS and not self._pauses_between_slices and not self._http_pauses:
-            size = min(len(data), CHUNKED_SLICE)
-            self._chunked_bytes += size
-            self._pauses_between_slices = True
-            self._loop.call_soon(self._next_slice)
-            return size
-        return 0
+        size = min(len(data), CHUNKED_SLICE)
+        self._chunked_bytes += size
+        self._pauses_between_slices = True
+        self._loop.call_soon(self._next_slice)
+        return size
 
-    def _passing_head(self, data: bytes) -> int:
+    def _passing_of_head(self, data: bytes) -> int:
         if not self._head_alarm.is_set:
             self._head_alarm.set(self.deadlines.read, self._outgoing.close)
         seen = self._last_of_head + data
@@ -219,7 +223,7 @@ class Connection(asyncio.Protocol):
         """Ends the request in progress, whose response cannot be sent any more."""
         http, self._http = self._http, asyncio.Protocol()  # whose methods do nothing
         http.connection_lost(None)  # with an error uvicorn would leave its keep-alive timer running
-        self._waiting = []
+        self._waiting, self._waiting_size = [], 0
         self._head_alarm.clear()
         self.gone = True
         callback, self._when_gone = self._when_gone, None

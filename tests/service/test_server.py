@@ -100,6 +100,23 @@ def test_an_impatient_signal_skips_the_grace(settings, capsys, signals):
     asyncio.run(scenario())
 
 
+def test_a_second_interrupt_drops_the_requests_in_flight(settings, capsys):
+    async def scenario() -> None:
+        async with Running(settings(receive_timeout=3600)) as server:
+            await server.announced(capsys)
+            url = server.client.base_url
+            _, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            while "detector_requests_in_flight 1.0" not in (await server.client.get("/metrics")).text:
+                await asyncio.sleep(0.01)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.wait_for(server.task, SOON)
+            writer.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("started", [False, True], ids=["before the server runs", "while the models load"])
 def test_a_signal_before_the_service_is_ready_ends_it(settings, number, started):
