@@ -105,7 +105,7 @@ class Lifecycle:
 
     async def run(self) -> None:
         address = self._sockets[0].getsockname()
-        self._handle_signals()  # for a signal that uvicorn's handlers get before they are replaced: it is raised again
+        self._handle_signals()  # also before uvicorn runs: it raises again what its own handlers got in between
         serving = asyncio.create_task(self._server.serve(self._sockets))
         while not self._server.started and not serving.done():
             await asyncio.sleep(0.01)

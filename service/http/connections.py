@@ -215,9 +215,9 @@ class Connection(asyncio.Protocol):
         try:
             self._http.data_received(data)
         except h11.LocalProtocolError:
-            self._outgoing.close()  # uvicorn answers what it cannot parse with 400, even if a response has begun
+            self._outgoing.close()  # uvicorn tried to send a 400 for malformed bytes after a response had begun
         if self._outgoing.is_closing():
-            self._abandon()  # after a 400, so that the handler's own response is not sent behind it
+            self._abandon()  # uvicorn has sent a 400; the handler's own response must not follow it
 
     def _abandon(self) -> None:
         """Ends the request in progress, whose response cannot be sent any more."""
