@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import logging
 import math
 import signal
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,7 @@ import uvicorn
 
 from service.app import create_app
 from service.http.connections import Connection
+from service.http.http1 import Http1
 from service.runtime import Runtime
 from service.settings import Settings
 from service.telemetry import tracing
@@ -22,61 +26,24 @@ from service.telemetry import tracing
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of common load balancers, which otherwise meet closed connections
+KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of common load balancers, which would otherwise use closed connections
+FAILED_SECONDS = 2  # to flush responses after a fatal engine failure; what is stuck in the engine never returns
+TICK_SECONDS = 0.1
 
-FAILED_SECONDS = 2  # for answers to leave when no engine works any more: what hangs in a dead one never comes
-
-
-class Server(uvicorn.Server):
-    """uvicorn, but it exits with 0 after SIGTERM, says when it is ready, and ends when nothing can be answered."""
-
-    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
-        super().__init__(config)
-        self._runtime = runtime
-        self._announced = False
-        self._asked_to_stop: float | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        # uvicorn's own raises the signal again once it has shut down, and so exits with 143.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle_exit)
-        yield
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._runtime.drain()
-        if sig == signal.SIGTERM and self._asked_to_stop is None and self._announced:
-            self._asked_to_stop = time.monotonic()  # `on_tick` stops it once the grace is over
-        else:
-            super().handle_exit(sig, frame)
-
-    async def on_tick(self, counter: int) -> bool:
-        if not self._announced and self._runtime.not_ready() is None:
-            self._announced = True
-            self._announce()
-        grace = self._runtime.settings.shutdown_grace
-        if self._asked_to_stop is not None and time.monotonic() - self._asked_to_stop >= grace:
-            return True
-        if self._runtime.failure is not None:
-            self.config.timeout_graceful_shutdown = FAILED_SECONDS
-            return True
-        return await super().on_tick(counter)
-
-    def _announce(self) -> None:
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        models = ", ".join(f"{name}/{version}" for name, all in self._runtime.models.items() for version in all)
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        print(f"serving {models} on http://{address} ({self._runtime.provider})", flush=True)
+log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, traces: TracerProvider | None = None) -> int:
     """Serves until SIGTERM or SIGINT. Returns the process's exit code: 1 if the service failed for good, else 0."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    try:
+        sockets = listen(settings.host, settings.port)
+    except OSError as error:
+        log.error("cannot listen on HOST=%s PORT=%d: %s", settings.host, settings.port, str(error.strerror).lower())
+        return 1
     app = create_app(settings)
     config = uvicorn.Config(
-        tracing.Traced(app, traces) if traces else app,
-        host=settings.host,
-        port=settings.port,
+        Http1(tracing.Traced(app, traces) if traces else app),
         log_config=None,
         log_level="info" if settings.access_log else "warning",
         access_log=settings.access_log,
@@ -88,5 +55,91 @@ def serve(settings: Settings, traces: TracerProvider | None = None) -> int:
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
     )
     runtime: Runtime = app.state.runtime
-    Server(config, runtime).run()
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(Lifecycle(uvicorn.Server(config), runtime, sockets).run())
     return 1 if runtime.failure else 0
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """A listening socket for each address of `host`; every interface if it is empty. Raises OSError."""
+    with contextlib.ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        for family, _, _, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            try:
+                sockets.append(opened.enter_context(socket.create_server(address, family=family)))
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:  # which means that IPv6 is switched off
+                    raise
+        opened.pop_all()
+        return sockets
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed, else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class Lifecycle:
+    """One run of `server` on `sockets`, from the first signal handler to the last answer.
+
+    It announces the service when it is ready. SIGTERM turns /readyz to 503 at once and stops the server after
+    SHUTDOWN_GRACE. SIGINT, a second SIGTERM, or one before the service was ready skip the grace; a second SIGINT also
+    drops the requests in flight. The server also stops when the service has failed for good.
+
+    uvicorn raises the signals that it handles again when it has stopped, which would end the process with 143 after
+    SIGTERM. So its handlers are replaced as soon as it runs.
+    """
+
+    def __init__(self, server: uvicorn.Server, runtime: Runtime, sockets: list[socket.socket]) -> None:
+        self._server = server
+        self._runtime = runtime
+        self._sockets = sockets
+        self._announced = False
+        self._stops_at = math.inf
+
+    async def run(self) -> None:
+        address = self._sockets[0].getsockname()
+        self._handle_signals()  # also before uvicorn runs: it raises again what its own handlers got in between
+        serving = asyncio.create_task(self._server.serve(self._sockets))
+        while not self._server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        self._handle_signals()
+        while not serving.done():
+            self._check(address)
+            await asyncio.wait([serving], timeout=TICK_SECONDS)
+        await serving
+
+    def _handle_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self._runtime.drain()
+        if number == signal.SIGTERM and self._announced and self._stops_at == math.inf:
+            self._stops_at = time.monotonic() + self._runtime.settings.shutdown_grace
+        elif number == signal.SIGINT and self._server.should_exit:
+            self._server.force_exit = True
+        else:
+            self._server.should_exit = True
+
+    def _check(self, address: tuple[str, int]) -> None:
+        if not self._announced and self._runtime.not_ready() is None:
+            self._announced = True
+            self._announce(address)
+        if self._runtime.failure is not None:
+            self._server.config.timeout_graceful_shutdown = FAILED_SECONDS
+            self._server.should_exit = True
+        if time.monotonic() >= self._stops_at:
+            self._server.should_exit = True
+
+    def _announce(self, address: tuple[str, int]) -> None:
+        host, port = address[:2]
+        models = ", ".join(f"{name}/{version}" for name, all in self._runtime.models.items() for version in all)
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"serving {models} on http://{place} ({self._runtime.provider})", flush=True)

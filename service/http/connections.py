@@ -1,369 +1,252 @@
-"""Connections that are patient, but not for ever; and that spend little on a plain request.
+"""Clients' connections: who may send what when, how long it may take, and how the application learns of a disconnect.
 
-uvicorn waits without end for a request's head, for the rest of a body that has been answered already, and for a client
-to read its answer. Both of its protocols get a deadline for these here.
-
-A connection begins with httptools (llhttp): a request takes 0.34 ms of the event loop's thread, where it takes 0.46 ms
-with h11. It has only requests that no two parsers read differently: a head of printable lines, whole in one piece, with
-at most a Content-Length. Everything else, from the first byte that is not so plain, is left to h11, which is right
-about every odd client, for the rest of that connection.
+`Connection` stands between the socket and uvicorn's own HTTP/1.1 protocol, which is used as it is, through the
+interface that asyncio defines for every protocol. uvicorn waits for ever for the rest of a head or of a body and for a
+client to read; a `Connection` has deadlines for these (`service.http.deadlines`). It hands bytes on in the steps of
+HTTP: a head, then its body, then nothing before the response is complete. It learns the steps from
+`service.http.http1`, the ASGI side of the same connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Any
 
 import h11
+import uvicorn
 from starlette.requests import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-if sys.platform == "linux":
-    from fcntl import ioctl
-    from termios import TIOCOUTQ
+from service.http.deadlines import Alarm, Deadlines
+from service.http.outgoing import Outgoing
 
-SECONDS = 10.0  # for a head from its first byte (or from connecting), and for the rest of a body that was answered
-# For the client to take any more of its answer. The system tells what was taken in steps, of up to a sixteenth of the
-# client's buffer: 16 s apart at 4 kB/s.
-SECONDS_TO_TAKE = 60.0
-CHUNK = 32  # average bytes that the chunks of a body must have, after the first FREE_CHUNKS
-FREE_CHUNKS = 2000
-LONGEST_PLAIN_HEAD = 8192  # of what h11 takes, half
-BODY_PIECE = 2**18  # bytes of a body that are worth waking a handler for, before its end
+CONNECTION = "connection"  # key of the connection in a request's scope["state"]
 
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_PLAIN_HEAD = re.compile(
-    rb"(?:GET|HEAD|POST) /[!\"$-~]* HTTP/1\.1\r\n(?:" + _TOKEN + rb"+:[\t -~]*\r\n)+\r\n"  # no fragment in the target
-)
-_ODD_HEADER = re.compile(rb"\r\n(?:transfer-encoding|upgrade|http2-settings|expect|trailer|te):")
-_LENGTH = re.compile(rb"\r\ncontent-length:[\t ]*([0-9]{1,15})[\t ]*\r\n")
-_WHOLE_URL = re.compile(rb"(?i:https?)://(?:[^/?#]*@)?(?P<authority>[^/?#@]+)(?P<rest>.*)")
+BODY_PIECE = 2**18  # bytes of a body that are worth waking a handler for before the body is complete
+# h11 takes 15 µs for a chunk, however small, so chunked bodies are handed on in slices, between which other
+# connections have their turn; and the bytes that are not the body's own are limited.
+CHUNKED_SLICE = 2**12
+FREE_FRAMING = 12_000  # bytes: 2,000 chunks of one byte each, with 6 bytes of framing
+FRAMING_SHARE = 6 / 32  # of the body's bytes, beyond FREE_FRAMING: chunks of 32 bytes on average
 
-
-def plain_length(head: bytes) -> int | None:
-    """The length of the body that a request's `head` announces; None if the head is not a plain one."""
-    if not _PLAIN_HEAD.fullmatch(head):
-        return None
-    lowered = head.lower()
-    if lowered.count(b"\r\nhost:") != 1 or _ODD_HEADER.search(lowered):
-        return None
-    announced = lowered.count(b"\r\ncontent-length:")
-    if not announced:
-        return 0
-    length = _LENGTH.search(lowered)
-    return int(length[1]) if length and announced == 1 else None
+_HEAD_END = re.compile(rb"\n\r?\n")  # h11 accepts a bare line feed too
+_LONGEST_HEAD_END = 3
 
 
 def when_gone(request: Request, callback: Callable[[], object]) -> None:
-    """`callback` is called once, on the event loop, if the client goes before it has its answer, or has gone."""
-    if has_gone(request):
-        callback()
-    else:
-        request.scope["state"]["when_gone"] = callback
+    """Calls `callback` once, on the event loop, if the client disconnects before its response is complete.
+
+    It is called at once if the client has gone already, and never under a server without these connections. A second
+    callback replaces the first.
+    """
+    connection: Connection | None = request.scope["state"].get(CONNECTION)
+    if connection:
+        connection.when_gone(callback)
 
 
 def has_gone(request: Request) -> bool:
-    """Whether the client went before it had its answer."""
-    return request.scope["state"].get("gone", False)
+    """Whether the client disconnected before its response was complete."""
+    connection: Connection | None = request.scope["state"].get(CONNECTION)
+    return connection is not None and connection.gone
 
 
-def _tell(state: dict[str, Any]) -> None:
-    state["gone"] = True
-    if callback := state.pop("when_gone", None):
-        callback()
+class _Step(Enum):
+    HEAD = auto()  # no request; bytes up to the end of a head pass
+    CALL = auto()  # a head has passed, and the application is about to be called; nothing passes
+    BODY = auto()  # the rest of a body of known length passes
+    CHUNKS = auto()  # the length is unknown: everything passes, in slices
+    RESPONSE = auto()  # the body is complete, the response is not; nothing passes
 
 
-def _forget(state: dict[str, Any]) -> None:
-    """An idle connection keeps its last scope, which must not keep the image of a request that has its answer."""
-    state.pop("when_gone", None)
+class Connection(asyncio.Protocol):
+    """One connection. uvicorn makes it (option `http`), so the arguments are uvicorn's."""
 
+    deadlines = Deadlines()
 
-class _Patience:
-    """What both protocols share: a clock that closes the connection when it runs out, and word of who has gone."""
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: Any,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.gone = False
+        self._loop = _loop or asyncio.get_running_loop()
+        self._http: asyncio.Protocol = H11Protocol(config, server_state, {**app_state, CONNECTION: self}, self._loop)
+        self._when_gone: Callable[[], object] | None = None
+        self._head_alarm = Alarm(self._loop)
+        self._step = _Step.HEAD
+        self._last_of_head = b""  # its last bytes so far: the blank line at its end may come in two pieces
+        self._body_left = 0  # in step BODY: bytes that have not passed
+        self._chunked_bytes = 0  # in step CHUNKS: bytes that have passed, and how many of them were the body's own
+        self._chunked_body = 0
+        self._waiting: list[bytes] = []  # bytes received that may not pass yet
+        self._waiting_size = 0
+        self._pauses_between_slices = False
+        self._http_pauses = False
+        self._reading = True
 
-    loop: asyncio.AbstractEventLoop
-    transport: Any  # an _Outgoing
-    cycle: Any
-    timeout_keep_alive: int
-    timeout_keep_alive_task: asyncio.TimerHandle | None
-    timeout_keep_alive_handler: Callable[[], None]
-    _unset_keepalive_if_required: Callable[[], None]
+    # --- asyncio's side --------------------------------------------------------------------------------------------
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._clock: asyncio.TimerHandle | None = None
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._outgoing = Outgoing(transport, self._loop, self.deadlines.write, self._on_flow)
+        self._http.connection_made(self._outgoing)
+        self._head_alarm.set(self.deadlines.read, self._outgoing.close)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()  # type: ignore[misc]  # of the protocol that this is mixed into
-        self.transport.expect_progress()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()  # type: ignore[misc]
-        if not self.transport.is_closing():
-            self.transport.expect_nothing()
+    def data_received(self, data: bytes) -> None:
+        self._waiting.append(data)
+        self._waiting_size += len(data)
+        self._pass_on()
 
     def eof_received(self) -> None:
-        self.transport.expect_progress()  # it closes by itself at the end of this
+        self._outgoing.expect_progress()  # the transport closes by itself once everything is sent
+
+    def pause_writing(self) -> None:
+        self._http.pause_writing()
+        self._outgoing.expect_progress()
+
+    def resume_writing(self) -> None:
+        self._http.resume_writing()
+        if not self._outgoing.is_closing():
+            self._outgoing.expect_nothing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._stop_clock()
-        self.transport.expect_nothing()
-        super().connection_lost(error)  # type: ignore[misc]
-        self._unset_keepalive_if_required()  # uvicorn does so only if there was no error, and a reset is one
-        if self.cycle and not self.cycle.response_complete:
-            _tell(self.cycle.scope["state"])
+        self._outgoing.expect_nothing()
+        self._abandon()
 
-    def _start_clock(self) -> None:
-        if not self._clock:
-            self._clock = self.loop.call_later(SECONDS, self._give_up)
+    # --- the application's side (service.http.http1) ---------------------------------------------------------------
 
-    def _stop_clock(self) -> None:
-        if self._clock:
-            self._clock.cancel()
-            self._clock = None
-
-    def _give_up(self) -> None:
-        self._clock = None
-        if not self.transport.is_closing():
-            self.transport.close()
-
-    def _keep_alive(self) -> None:
-        """The rest of an answered body has come, so the connection is idle: uvicorn arms its clock at the answer alone,
-        and stops it at whatever comes then."""
-        self._stop_clock()
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-
-
-class _Outgoing:
-    """A transport that sends the head of an answer together with its body: one system call, one packet. And that waits
-    for nobody who takes nothing of what is to be sent, though for who takes it slowly.
-
-    What is written to one that is closing is dropped, as asyncio does; uvloop would raise.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held = b""
-        self._clock: asyncio.TimerHandle | None = None
-
-    def write(self, data: bytes) -> None:
-        if self._held:
-            held, self._held = self._held, b""
-            if not self._transport.is_closing():
-                self._transport.writelines((held, data))
+    def request_began(self, length: int | None) -> None:
+        """The application is called for a request whose body has `length` bytes; None if that is unknown."""
+        self._head_alarm.clear()
+        # Behind a chunked body the next head may pass with some of its own body, so the rest's length is unknown.
+        known = length is not None and self._step is _Step.CALL
+        self._chunked_bytes = self._chunked_body = 0
+        self._body_left = length or 0
+        if known:
+            self._step = _Step.BODY if length else _Step.RESPONSE
         else:
-            self._held = data
-            self._loop.call_soon(self._flush)  # what nothing follows is sent all the same
+            self._step = _Step.CHUNKS
+        self._pass_on()
 
-    def close(self) -> None:
-        self._flush()
-        if not self._transport.is_closing():
-            self._transport.close()  # which waits until all is sent
-            self.expect_progress()
+    def body_received(self, size: int, complete: bool) -> None:
+        """The application has `size` more bytes of the body, and with them the whole body if `complete`."""
+        if complete:
+            self._step = _Step.RESPONSE
+            self._choose_whether_to_read()
+        elif self._step is _Step.CHUNKS:
+            self._chunked_body += size
+            if self._chunked_bytes - self._chunked_body > FREE_FRAMING + FRAMING_SHARE * self._chunked_body:
+                self._outgoing.close()
+                self._abandon()
 
-    def expect_progress(self) -> None:
-        self.expect_nothing()
-        if left := self._left():
-            self._clock = self._loop.call_later(SECONDS_TO_TAKE, self._look, left)
+    def response_complete(self, body_complete: bool) -> None:
+        """The response is complete. If the body is not, the connection is of no further use."""
+        self._when_gone = None
+        self._step = _Step.HEAD
+        self._last_of_head = b""
+        if not body_complete:
+            self._outgoing.close()
+        self._pass_on()
 
-    def _look(self, left_before: int) -> None:
-        self._clock = None
-        if self._left() < left_before:
-            self.expect_progress()
+    def when_gone(self, callback: Callable[[], object]) -> None:
+        if self.gone:
+            callback()
         else:
-            self._transport.abort()
+            self._when_gone = callback
 
-    def _left(self) -> int:
-        """Bytes that the client has not taken. The system's buffer counts too: it asks for more in large steps only."""
-        left = self._transport.get_write_buffer_size()
-        if left and sys.platform == "linux":
-            left += int.from_bytes(ioctl(self._transport.get_extra_info("socket"), TIOCOUTQ, bytes(4)), sys.byteorder)
-        return left
+    # --- bytes on their way in -------------------------------------------------------------------------------------
 
-    def expect_nothing(self) -> None:
-        if self._clock:
-            self._clock.cancel()
-            self._clock = None
+    def _pass_on(self) -> None:
+        """Hands on those of the waiting bytes that may pass now."""
+        while self._waiting and self._may_pass() and not self._outgoing.is_closing():
+            data = b"".join(self._waiting)
+            size = self._passing(data)
+            self._waiting = [data[size:]] if size < len(data) else []
+            self._waiting_size = len(data) - size
+            self._hand_on(data[:size])
+        self._choose_whether_to_read()
 
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, b""
-            if not self._transport.is_closing():
-                self._transport.write(held)
+    def _may_pass(self) -> bool:
+        if self._step is _Step.BODY:
+            return self._waiting_size >= min(self._body_left, BODY_PIECE)
+        if self._step is _Step.CHUNKS:
+            return not self._pauses_between_slices and not self._http_pauses
+        return self._step is _Step.HEAD
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def _passing(self, data: bytes) -> int:
+        """How many of the bytes pass now: more than 0. Takes the step that they lead to."""
+        if self._step is _Step.HEAD:
+            return self._passing_of_head(data)
+        if self._step is _Step.BODY:
+            size = min(len(data), self._body_left)
+            self._body_left -= size
+            if not self._body_left:
+                self._step = _Step.RESPONSE
+            return size
+        size = min(len(data), CHUNKED_SLICE)
+        self._chunked_bytes += size
+        self._pauses_between_slices = True
+        self._loop.call_soon(self._next_slice)
+        return size
 
+    def _passing_of_head(self, data: bytes) -> int:
+        if not self._head_alarm.is_set:
+            self._head_alarm.set(self.deadlines.read, self._outgoing.close)
+        seen = self._last_of_head + data
+        end = _HEAD_END.search(seen)
+        if not end:
+            self._last_of_head = seen[1 - _LONGEST_HEAD_END :]
+            return len(data)
+        size = end.end() - len(self._last_of_head)
+        self._last_of_head = b""
+        self._step = _Step.CALL
+        return size
 
-class Connection(_Patience, HttpToolsProtocol):
-    """A connection for as long as its requests are plain; httptools never sees more than one of them at a time."""
+    def _next_slice(self) -> None:
+        self._pauses_between_slices = False
+        self._pass_on()
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._missing = 0  # bytes of the present request's body
-        self._behind = b""  # what came after it, before its answer
+    def _hand_on(self, data: bytes) -> None:
+        try:
+            self._http.data_received(data)
+        except h11.LocalProtocolError:
+            self._outgoing.close()  # uvicorn tried to send a 400 for malformed bytes after a response had begun
+        if self._outgoing.is_closing():
+            self._abandon()  # uvicorn has sent a 400; the handler's own response must not follow it
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.transport = _Outgoing(transport, self.loop)
-        self._start_clock()
+    def _abandon(self) -> None:
+        """Ends the request in progress, whose response cannot be sent any more."""
+        http, self._http = self._http, asyncio.Protocol()  # whose methods do nothing
+        http.connection_lost(None)  # with an error uvicorn would leave its keep-alive timer running
+        self._waiting, self._waiting_size = [], 0
+        self._head_alarm.clear()
+        self.gone = True
+        callback, self._when_gone = self._when_gone, None
+        if callback:
+            callback()
 
-    def data_received(self, data: bytes) -> None:
-        if self._missing:
-            body, data = (data, b"") if len(data) <= self._missing else (data[: self._missing], data[self._missing :])
-            self._missing -= len(body)
-            super().data_received(body)
-            if not self._missing and self.cycle.response_complete:
-                self._keep_alive()
-        if not data:
-            return
-        if self.cycle and not self.cycle.response_complete:
-            self._behind += data
-            self.flow.pause_reading()
+    def _on_flow(self, pauses: bool) -> None:
+        self._http_pauses = pauses
+        if not pauses and self._waiting:
+            self._loop.call_soon(self._pass_on)
+        self._choose_whether_to_read()
+
+    def _choose_whether_to_read(self) -> None:
+        """While a response is awaited, only reading shows that the client has gone."""
+        if self._step is _Step.RESPONSE:
+            reads = not self._waiting
+        elif self._step is _Step.BODY:
+            reads = not self._http_pauses
         else:
-            self._begin(data)
-
-    def _begin(self, data: bytes) -> None:
-        """The first bytes of a request."""
-        head = data.find(b"\r\n\r\n", 0, LONGEST_PLAIN_HEAD) + 4
-        length = plain_length(data[:head])
-        if length is None:
-            self._hand_over(data)
-            return
-        self._stop_clock()
-        end = head + length
-        self._missing = max(0, end - len(data))
-        self._behind = data[end:]
-        super().data_received(data[:end])
-
-    def _hand_over(self, data: bytes) -> None:
-        self._stop_clock()
-        self._unset_keepalive_if_required()
-        self.connections.discard(self)
-        strict = StrictConnection(self.config, self.server_state, self.app_state, self.loop)
-        self.transport.set_protocol(strict)
-        strict.connection_made(self.transport)
-        if self.flow.write_paused:  # the transport says so once, and has said it to us
-            strict.pause_writing()
-        strict.data_received(data)
-
-    def on_body(self, body: bytes) -> None:
-        """As uvicorn's, but what comes at once is not copied, and no handler is woken for every segment of TCP's."""
-        cycle = self.cycle
-        if cycle.response_complete:
-            return
-        if not cycle.body:
-            cycle.body = body  # uvicorn makes bytes of it, which these are
-        else:
-            if isinstance(cycle.body, bytes):
-                cycle.body = bytearray(cycle.body)
-            cycle.body += body
-        if len(cycle.body) > BODY_PIECE:
-            self.flow.pause_reading()
-            cycle.message_event.set()
-
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self.flow.resume_reading()  # nothing else tells that the client has gone
-
-    def on_response_complete(self) -> None:
-        _forget(self.cycle.scope["state"])
-        super().on_response_complete()
-        if self.transport.is_closing():
-            return
-        if self._missing:
-            self._start_clock()
-        elif self._behind:
-            data, self._behind = self._behind, b""
-            self._unset_keepalive_if_required()
-            self._begin(data)
-
-
-class _Requests(h11.Connection):
-    """What h11 reads, with three rules of its server's: how a target is written, whose word a body's length is, and how
-    many chunks it may have.
-
-    h11 takes 15 µs a chunk, so that a trickle of one-byte chunks would keep the event loop from everyone else.
-    """
-
-    def next_event(self) -> Any:
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            self._chunks = self._bytes = 0
-            return _in_origin_form(_of_one_length(event))
-        if isinstance(event, h11.Data):
-            self._chunks += event.chunk_start
-            self._bytes += len(event.data)
-            if self._chunks > FREE_CHUNKS + self._bytes / CHUNK:
-                raise h11.RemoteProtocolError("a body in tiny chunks")
-        return event
-
-
-def _in_origin_form(request: h11.Request) -> h11.Request:
-    """A target may be a whole URL, whose authority then counts in place of Host (RFC 9112, section 3.2.2)."""
-    url = _WHOLE_URL.fullmatch(request.target)
-    if not url:
-        return request
-    headers = [(name, url["authority"] if name == b"host" else value) for name, value in request.headers]
-    rest = url["rest"]
-    return _changed(request, headers, rest if rest.startswith(b"/") else b"/" + rest)
-
-
-def _of_one_length(request: h11.Request) -> h11.Request:
-    """Of two lengths the chunks' counts, and the connection ends with the answer (RFC 9112, sections 6.1 and 6.3)."""
-    names = {name for name, _ in request.headers}
-    if not {b"content-length", b"transfer-encoding"} <= names:
-        return request
-    headers = [(name, value) for name, value in request.headers if name not in (b"content-length", b"connection")]
-    return _changed(request, [*headers, (b"connection", b"close")], request.target)  # uvicorn repeats it in the answer
-
-
-def _changed(request: h11.Request, headers: list[tuple[bytes, bytes]], target: bytes) -> h11.Request:
-    return h11.Request(method=request.method, headers=headers, target=target, http_version=request.http_version)
-
-
-class StrictConnection(_Patience, H11Protocol):
-    """A connection that takes all of HTTP/1.1, with a lower bound to the chunks of a body."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.conn = _Requests(h11.SERVER)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._start_clock()
-
-    def data_received(self, data: bytes) -> None:
-        before = self.conn.their_state
-        super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
-            if before is h11.SEND_BODY:
-                self._keep_alive()
-            if self.conn.trailing_data[0]:
-                self._start_clock()
-        elif self.cycle and not self.cycle.response_complete:
-            self._stop_clock()
-        if self.conn.their_state in (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL) and not self.conn.trailing_data[0]:
-            self.flow.resume_reading()  # nothing else tells that the client has gone
-
-    def on_response_complete(self) -> None:
-        _forget(self.cycle.scope["state"])
-        super().on_response_complete()
-        half_a_head = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
-        if half_a_head or self.conn.their_state is h11.SEND_BODY:
-            self._start_clock()
-
-    def send_400_response(self, msg: str) -> None:
-        """As uvicorn's, but nothing is said in the middle of an answer or behind it, nor by the handler behind this."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:
-            self.transport.close()
-        if self.cycle:
-            self.cycle.disconnected = True
+            reads = not self._waiting and not self._http_pauses
+        if reads != self._reading and not self._transport.is_closing():
+            self._reading = reads
+            if reads:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()

@@ -46,7 +46,8 @@ class Server:
         self.lines: list[str] = []
         self._announced = threading.Event()
         self.url = ""
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.reader = threading.Thread(target=self._listen, daemon=True)
+        self.reader.start()
 
     def _listen(self) -> None:
         assert self.process.stdout

@@ -1,4 +1,4 @@
-"""Start, stop, and stores that are not as they should be."""
+"""Start, stop, and model stores with faults."""
 
 import contextlib
 import signal
@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
 
@@ -14,17 +15,18 @@ from service.engine.providers import CUDA, pick_provider
 from tests.end_to_end.conftest import encoded, eventually, problem
 from tests.service import graphs
 
+SOON = 30  # seconds; bounds a wait for what must happen
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))
 
 
-def test_it_says_what_it_serves_and_where(server):
+def test_the_announcement_names_the_models_and_the_address(server):
     (line,) = [line for line in server.lines if line.startswith("serving ")]
     assert line.startswith(f"serving shapes/1 on {server.url} (")
     assert "ExecutionProvider" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_what_is_in_flight(start, tmp_path, number):
+def test_requests_in_flight_are_answered_after_a_signal(start, tmp_path, number):
     graphs.publish(tmp_path, work=60)
     server = start(MODEL_STORE=tmp_path).ready()
     with ThreadPoolExecutor(3) as pool:
@@ -32,29 +34,28 @@ def test_a_signal_finishes_what_is_in_flight(start, tmp_path, number):
         server.wait_for("detector_requests_in_flight", 3)
         server.process.send_signal(number)
         assert [each.result().json()["scores"] for each in asked] == [[0.4, 0.2]] * 3
-    assert server.process.wait(10) == 0
+    assert server.process.wait(SOON) == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(server.address)
 
 
 def test_after_sigterm_it_is_unready_but_answers_until_the_grace_is_over(start, tmp_path):
     graphs.publish(tmp_path)
-    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=1.5).ready()
+    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=4).ready()
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
-    while (ready := server.http.get("/readyz")).status_code == 200:
-        assert time.monotonic() - began < 1
-    assert problem(ready, 503)["reason"] == "draining"
+    eventually(lambda: server.http.get("/readyz").status_code == 503)
+    assert problem(server.http.get("/readyz"), 503)["reason"] == "draining"
     assert server.http.get("/healthz").status_code == 200
     assert httpx.post(f"{server.url}/detect", content=GREY).json()["scores"] == [0.4, 0.2]  # a new connection
-    assert 0 < server.metric("detector_draining_seconds") < 1.5
-    assert server.process.wait(10) == 0
-    assert 1.4 < time.monotonic() - began < 5
+    assert 0 < server.metric("detector_draining_seconds") <= time.monotonic() - began
+    assert server.process.wait(SOON) == 0
+    assert time.monotonic() - began > 3.9
 
 
-def test_answers_of_the_grace_ask_clients_to_go_elsewhere(start, tmp_path):
+def test_responses_in_the_grace_close_their_connections(start, tmp_path):
     graphs.publish(tmp_path)
-    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=5).ready()
+    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     request = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(GREY)
     with socket.create_connection(server.address) as kept, socket.create_connection(server.address) as waiting:
         kept.sendall(request + GREY)
@@ -63,31 +64,32 @@ def test_answers_of_the_grace_ask_clients_to_go_elsewhere(start, tmp_path):
         eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
         with socket.create_connection(server.address) as new:
             for connection in (kept, waiting, new):
-                connection.settimeout(10)
+                connection.settimeout(SOON)
                 connection.sendall(request + GREY)
-                said = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))  # until it is closed
-                assert said.startswith(b"HTTP/1.1 200 ")
-                assert b"\r\nconnection: close\r\n" in said.lower()
-                assert b'"scores":[0.4,0.2]' in said
+                received = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))  # until it closes
+                assert received.startswith(b"HTTP/1.1 200 ")
+                assert b"\r\nconnection: close\r\n" in received.lower()
+                assert b'"scores":[0.4,0.2]' in received
     assert server.stop() == 0  # by a second signal, before the grace is over
 
 
-def test_who_is_refused_in_the_grace_is_not_cut_off_while_it_sends(start, tmp_path):
+def test_a_client_refused_in_the_grace_is_not_cut_off_while_it_sends(start, tmp_path):
     graphs.publish(tmp_path)
-    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=5).ready()
+    server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     server.process.send_signal(signal.SIGTERM)
     eventually(lambda: server.http.get("/readyz").status_code == 503)
     with socket.create_connection(server.address) as connection:
-        connection.settimeout(10)
+        connection.settimeout(SOON)
         connection.sendall(b"POST /detect?timeout=1000 HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n")
-        for _ in range(2):
-            connection.sendall(b"a" * 450_000)
-            time.sleep(0.1)  # it is refused meanwhile
-        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")
+        connection.sendall(b"a" * 450_000)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")  # refused before the rest
+        connection.sendall(b"a" * 450_000)
+        while connection.recv(4096):  # the connection is closed, not reset
+            pass
     assert server.stop() == 0
 
 
-def test_who_is_impatient_sends_the_signal_twice(start, tmp_path):
+def test_a_second_signal_skips_the_grace(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     server.process.send_signal(signal.SIGTERM)
@@ -95,29 +97,31 @@ def test_who_is_impatient_sends_the_signal_twice(start, tmp_path):
     assert server.stop() == 0
 
 
-def test_a_model_that_is_still_loading_keeps_nobody_from_ending(start, tmp_path):
+def cpu_seconds(server) -> float:
+    times = psutil.Process(server.process.pid).cpu_times()
+    return times.user + times.system
+
+
+def test_a_model_that_is_still_loading_does_not_delay_the_end(start, tmp_path):
     graphs.publish(tmp_path, version=1)
     server = start(MODEL_STORE=tmp_path, MODEL_POLL_SECONDS=0.1).ready()
     graphs.publish(tmp_path, version=2, work=2500)  # is warmed up for many seconds
-    time.sleep(0.7)
-    began = time.monotonic()
+    idle = cpu_seconds(server)
+    eventually(lambda: cpu_seconds(server) > idle + 0.5)  # nothing else is to be done
     assert server.stop() == 0
-    assert time.monotonic() - began < 3
     assert not any("plain/2 is served" in line for line in server.lines)
 
 
-def test_draining_has_an_end(start, tmp_path):
+def test_draining_ends_after_its_timeout(start, tmp_path):
     graphs.publish(tmp_path)
-    server = start(MODEL_STORE=tmp_path, DRAIN_TIMEOUT=1).ready()
+    server = start(MODEL_STORE=tmp_path, DRAIN_TIMEOUT=1, RECEIVE_TIMEOUT=3600).ready()
     with socket.create_connection(server.address) as connection:  # a client that never finishes its request
         connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
         server.wait_for("detector_requests_in_flight", 1)
-        began = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - began < 5
 
 
-def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served(start, tmp_path):
+def test_a_faulty_model_is_refused_and_the_others_are_served(start, tmp_path):
     graphs.publish(tmp_path, "plain", 1)
     graphs.publish(tmp_path, "plain", 2)
     graphs.publish(tmp_path, "plain", 3, card={"sha256": "0" * 64})
@@ -136,7 +140,7 @@ def test_a_model_that_does_not_fit_is_refused_and_the_others_are_served(start, t
     assert server.http.get("/models/plain").json()["versions"] == [1, 2]
 
 
-def test_among_several_models_a_request_says_which_or_the_default_answers(start, tmp_path):
+def test_among_several_models_the_request_names_one_or_the_default_answers(start, tmp_path):
     graphs.publish(tmp_path, "one")
     graphs.publish(tmp_path, "two")
     server = start(MODEL_STORE=tmp_path).ready()
@@ -175,20 +179,19 @@ def test_a_dead_engine_ends_the_process_for_its_supervisor(start, tmp_path):
     server = start(["-c", DYING], MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     assert server.http.post("/detect", content=GREY).status_code == 200
     white = encoded(Image.new("RGB", (96, 64), "white"))
-    began = time.monotonic()
     document = problem(server.http.post("/detect", content=white), 503)
     assert document["reason"] == "failed"
     assert "700" not in document["detail"]
-    with contextlib.suppress(httpx.TransportError):  # it may be gone already
+    with contextlib.suppress(httpx.TransportError):  # the server may have ended
         assert server.http.get("/readyz").status_code == 503
-    assert server.process.wait(10) == 1
-    assert time.monotonic() - began < 5
+    assert server.process.wait(SOON) == 1  # without the grace of 60 s
     assert "the engine fails on every image" in "".join(server.lines)
 
 
 def ending(server) -> tuple[int, str]:
-    code = server.process.wait(30)
-    time.sleep(0.1)
+    """The exit code and everything that was printed."""
+    code = server.process.wait(SOON)
+    server.reader.join(SOON)
     return code, "".join(server.lines)
 
 
@@ -202,14 +205,14 @@ def ending(server) -> tuple[int, str]:
         ({"DEFAULT_MODEL": "unicorn"}, 1, "DEFAULT_MODEL"),
     ],
 )
-def test_it_ends_with_one_clear_line_when_it_cannot_serve(start, settings, code, word):
+def test_one_clear_line_says_why_it_cannot_serve(start, settings, code, word):
     found, printed = ending(start(**settings))
     assert found == code, printed
     assert word in printed
     assert "Traceback" not in printed
 
 
-def test_a_store_without_a_model_that_fits_says_why(start, tmp_path):
+def test_a_store_with_faulty_models_only_ends_it(start, tmp_path):
     graphs.publish(tmp_path, card={"sha256": "0" * 64})
     code, printed = ending(start(MODEL_STORE=tmp_path))
     assert code == 1
@@ -218,13 +221,13 @@ def test_a_store_without_a_model_that_fits_says_why(start, tmp_path):
 
 
 @pytest.mark.skipif(pick_provider() == CUDA, reason="this machine has a GPU")
-def test_cuda_that_is_required_and_missing_ends_it(start):
+def test_required_but_missing_cuda_ends_it(start):
     code, printed = ending(start(REQUIRE_CUDA=1))
     assert code == 1
     assert "REQUIRE_CUDA" in printed
 
 
-def test_a_port_that_is_taken_is_said_so(start, server):
+def test_a_taken_port_ends_it(start, server):
     code, printed = ending(start(PORT=server.address[1]))
     assert code != 0
     assert "address already in use" in printed

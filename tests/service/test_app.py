@@ -1,16 +1,12 @@
 import asyncio
-import signal
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
-import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
-from service.server import Server
 from service.settings import Settings
 
 
@@ -81,49 +77,3 @@ def test_the_problem_of_many_bad_parameters_lists_ten_and_cuts_long_names():
 
     errors = asyncio.run(ask()).json()["errors"]
     assert [len(each["parameter"]) for each in errors] == [100] * 10
-
-
-def test_an_engine_that_died_makes_the_service_unready_and_ends_it():
-    app = create_app(Settings())
-    runtime = app.state.runtime
-    server = Server(uvicorn.Config(app), runtime)
-    server._announced = True
-    assert not asyncio.run(server.on_tick(0))
-    runtime.fail("the engine fails on every image")
-    assert runtime.not_ready().reason == "failed"
-    assert asyncio.run(server.on_tick(0))
-
-
-def test_a_signal_makes_the_service_unready_at_once():
-    app = create_app(Settings(shutdown_grace=0.3))
-    runtime = app.state.runtime
-    server = Server(uvicorn.Config(app), runtime)
-    server._announced = True
-    server.handle_exit(signal.SIGTERM, None)
-    assert runtime.not_ready().reason == "draining"
-    assert runtime.cannot_answer().reason == "loading"  # and so, once loaded, nothing keeps it from answering
-    assert not server.should_exit
-    time.sleep(0.3)
-    assert asyncio.run(server.on_tick(0))
-
-
-@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
-def test_an_impatient_signal_skips_the_grace(signals):
-    app = create_app(Settings(shutdown_grace=30))
-    server = Server(uvicorn.Config(app), app.state.runtime)
-    server._announced = True
-    for number in signals:
-        server.handle_exit(number, None)
-    assert server.should_exit
-
-
-def test_who_shuts_down_sends_its_clients_elsewhere():
-    app = create_app(Settings())
-
-    async def connection_header() -> str | None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-            return (await client.get("/healthz")).headers.get("connection")
-
-    assert asyncio.run(connection_header()) is None
-    Server(uvicorn.Config(app), app.state.runtime).handle_exit(signal.SIGTERM, None)
-    assert asyncio.run(connection_header()) == "close"

@@ -1,163 +1,78 @@
-"""Which requests the quick parser may have: those that every parser reads alike. And what a connection keeps, and for
-how long.
+"""Connections on a real server: deadlines, disconnects, tiny chunks, and what is kept for how long.
+
+The deadlines are shortened for the tests. `SOON` bounds a wait for what must happen; it is no deadline of the server.
 """
 
 import asyncio
 import contextlib
 import gc
 import logging
+import re
 import socket
 import struct
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
-import h11
-import httptools
 import pytest
 import uvicorn
-from hypothesis import example, given
-from hypothesis import strategies as st
 from starlette.requests import Request
 
-from service.http import connections
-from service.http.connections import Connection, plain_length, when_gone
+from service.http.connections import CHUNKED_SLICE, FREE_FRAMING, Connection, has_gone, when_gone
+from service.http.deadlines import Deadlines
+from service.http.http1 import Http1
+from service.http.outgoing import Outgoing
 
-HEAD = b"POST /detect?label=a%20b HTTP/1.1\r\nHost: x\r\n"
+SOON = 20  # seconds
 
-
-@pytest.mark.parametrize(
-    ("head", "length"),
-    [
-        (HEAD + b"\r\n", 0),
-        (HEAD + b"Content-Length: 80123\r\n\r\n", 80123),
-        (HEAD + b"content-length:7\r\nX-Request-ID: a\r\n\r\n", 7),
-        (b"GET / HTTP/1.1\r\nhost: x\r\nConnection: close\r\n\r\n", 0),
-    ],
-)
-def test_what_ordinary_clients_send_is_plain(head, length):
-    assert plain_length(head) == length
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"",
-        HEAD,
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n",
-        HEAD + b"transfer-encoding:\tchunked\r\nContent-Length: 5\r\n\r\n",
-        HEAD + b"Upgrade: h2c\r\n\r\n",
-        HEAD + b"Expect: 100-continue\r\n\r\n",
-        HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n",
-        HEAD + b"Content-Length: 5, 5\r\n\r\n",
-        HEAD + b"Content-Length: -5\r\n\r\n",
-        HEAD + b"Content-Length: +5\r\n\r\n",
-        HEAD + b"Content-Length:\r\n\r\n",
-        HEAD + b"Content-Length: 9999999999999999\r\n\r\n",
-        HEAD + b"Content-Length : 5\r\n\r\n",
-        HEAD + b"X: a\r\n folded\r\n\r\n",
-        HEAD + b"X: a\nTransfer-Encoding: chunked\r\n\r\n",
-        HEAD + b"X: \x00\r\n\r\n",
-        HEAD + b"X: \xe4\r\n\r\n",
-        HEAD + b"Host: y\r\n\r\n",
-        b"POST /detect HTTP/1.1\r\nX: y\r\n\r\n",
-        b"POST /detect HTTP/1.0\r\nHost: x\r\n\r\n",
-        b"POST http://x/detect HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /detect#a HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST  /detect HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"PUT /detect HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\r\nPOST /detect HTTP/1.1\r\nHost: x\r\n\r\n",
-    ],
-)
-def test_what_is_odd_is_not_plain(head):
-    assert plain_length(head) is None
-
-
-class Heard:
-    """What httptools makes of a head."""
-
-    def __init__(self, head: bytes) -> None:
-        self.target = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.complete = False
-        parser = httptools.HttpRequestParser(self)
-        parser.feed_data(head)
-        self.method = parser.get_method()
-
-    def on_url(self, url: bytes) -> None:
-        self.target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self.complete = True
-
-
-NAMES = st.sampled_from([b"Host", b"Content-Length", b"Connection", b"Accept", b"Transfer-Encoding", b"X|y", b"Via "])
-VALUES = st.sampled_from([b"x", b"12", b"close", b"keep-alive", b" a:b ", b'"', b"\t1\t", b"", b"upgrade", b"\x7f"])
-LINES = st.lists(st.tuples(NAMES, VALUES) | st.tuples(st.binary(max_size=3), st.binary(max_size=3)), max_size=4)
-TARGETS = st.sampled_from([b"/", b"/detect?a=b", b"//x", b"/%zz", b"/a b", b"/\x80", b"*", b'/"<>^`{|}\\', b"/a?b?c=/"])
-
-
-@given(st.sampled_from([b"GET", b"POST", b"HEAD", b"OPTIONS"]), TARGETS, LINES)
-@example(b"GET", b"/", [(b"", b"a")])
-@example(b"POST", b'/"<>^`{|}\\', [(b"Content-Length", b"\t1\t"), (b"Connection", b"upgrade")])
-def test_a_plain_head_is_read_alike_by_both_parsers(method, target, lines):
-    head = (
-        method + b" " + target + b" HTTP/1.1\r\nhost: x\r\n" + b"".join(b"%b:%b\r\n" % line for line in lines) + b"\r\n"
-    )
-    length = plain_length(head)
-    if length is None:
-        return
-    strict = h11.Connection(h11.SERVER)
-    strict.receive_data(head)
-    request = strict.next_event()
-    quick = Heard(head)
-    assert quick.complete
-    assert isinstance(request, h11.Request)
-    assert (quick.method, quick.target) == (request.method, request.target)
-    assert [(name, value.strip(b" \t")) for name, value in quick.headers] == list(request.headers)
-    assert length == int(dict(quick.headers).get(b"content-length", b"0"))
-
-
-# What a head has in it to be left to h11, if anything.
-both_parsers = pytest.mark.parametrize("kind", [b"", b"Upgrade: h2c\r\n"], ids=["plain", "odd"])
+# h11 treats a request that offers another protocol differently: it reads nothing behind it before the response.
+kinds = pytest.mark.parametrize("kind", [b"", b"Upgrade: h2c\r\n"], ids=["plain", "upgrade"])
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
 
 
 @contextlib.contextmanager
-def serving(application, keep_alive=75, send_buffer=None):
-    """The address of a real server with these connections; `send_buffer` is what the system keeps of an answer."""
+def serving(application, keep_alive=75, send_buffer=None, **deadlines):
+    """The address of a real server with these connections; `send_buffer` is the size of the system's buffer."""
     config = uvicorn.Config(
-        application, port=0, http=Connection, ws="none", lifespan="off", timeout_keep_alive=keep_alive, log_config=None
+        Http1(application),
+        http=type("Impatient", (Connection,), {"deadlines": Deadlines(**deadlines)}),
+        ws="none",
+        lifespan="off",
+        timeout_keep_alive=keep_alive,
+        log_config=None,
     )
+    listening = socket.create_server(("127.0.0.1", 0))
+    if send_buffer:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        listening = server.servers[0].sockets[0]
-        if send_buffer:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         yield listening.getsockname()
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(SOON)
         assert not thread.is_alive()
 
 
+@contextlib.contextmanager
+def connected(address):
+    with socket.create_connection(address) as connection:
+        connection.settimeout(SOON)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield connection
+
+
 class Owner:
-    """Whom a request holds, and a connection as long as it holds the request."""
+    """Something that a request holds, and a connection as long as it holds the request."""
 
     def cancel(self) -> None:
         pass
 
 
 def wait_until_none_is_left(owners: list[weakref.ref[Owner]]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + SOON
     while any(owner() is not None for owner in owners):
         assert time.monotonic() < deadline, [gc.get_referrers(owner()) for owner in owners]
         time.sleep(0.01)
@@ -169,33 +84,163 @@ async def answer_at_once(scope, receive, send):
     await send({"type": "http.response.body", "body": b"ok"})
 
 
+async def read_all(scope, receive, send):
+    """Answers with the length of the body in the header x-body."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message["body"])
+        more = message["more_body"]
+    await send({**OK, "headers": [*OK["headers"], (b"x-body", b"%d" % size)]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
 def answered(connection: socket.socket) -> bytes:
-    said = b""
-    while not said.endswith(b"ok"):
-        received = connection.recv(1000)
-        assert received, "closed"
-        said += received
-    return said
+    """A response that ends in "ok"."""
+    received = b""
+    while not received.endswith(b"ok"):
+        more = connection.recv(1000)
+        assert more, "closed"
+        received += more
+    return received
 
 
-@both_parsers
-def test_a_connection_whose_answered_body_comes_late_but_comes_is_kept_as_long_as_any(monkeypatch, kind):
-    monkeypatch.setattr(connections, "SECONDS", 0.4)
+def until_closed(connection: socket.socket) -> bytes:
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while more := connection.recv(65536):
+            received += more
+    return received
+
+
+@kinds
+def test_a_connection_whose_body_arrives_after_the_answer_is_idle_from_then_on(kind):
     body = b"POST / HTTP/1.1\r\nHost: x\r\n" + kind + b"Content-Length: 6\r\n\r\nabc"
-    with serving(answer_at_once, keep_alive=2) as address, socket.create_connection(address) as connection:
-        connection.settimeout(10)
+    with serving(answer_at_once, keep_alive=2, read=1.0) as address, connected(address) as connection:
         for _ in range(2):
             connection.sendall(body)
             answered(connection)
             connection.sendall(b"def")
-            time.sleep(2 * connections.SECONDS)
         began = time.monotonic()
-        assert connection.recv(1) == b""  # it is idle, and given up at last
-        assert time.monotonic() - began > connections.SECONDS
+        assert connection.recv(1) == b""
+        assert time.monotonic() - began > 1.5  # closed as idle, after 2 s, and not by the deadline of 1 s
 
 
-@both_parsers
-def test_what_waits_for_the_client_to_go_is_let_go_with_the_answer(kind):
+BEGINNINGS = {
+    b"": [],
+    b"GET /hea": [],
+    b"POST / HTTP/1.1\r\nHost: x\r\n": [],
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /hea": [b"200"],
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n\r\nGET /hea": [b"200"],
+    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nabc": [b"200"],  # answered before the body is there
+    b"POST / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nContent-Length: 9999\r\n\r\nabc": [b"200"],
+    b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n": [b"200"],
+}
+
+
+def test_a_client_that_stops_sending_is_disconnected():
+    def statuses(beginning: bytes) -> list[bytes]:
+        with connected(address) as connection:
+            connection.sendall(beginning)
+            return re.findall(rb"HTTP/1.1 (\d+)", until_closed(connection))
+
+    with serving(answer_at_once, read=0.3) as address, ThreadPoolExecutor(len(BEGINNINGS)) as pool:
+        assert list(pool.map(statuses, BEGINNINGS)) == list(BEGINNINGS.values())
+
+
+# Each head is followed by five bytes and a second request.
+HEADS = {
+    b"Content-Length: 5\r\n": [b"200", b"200"],
+    b"content-length:5\r\nX-Request-ID: a\r\n": [b"200", b"200"],
+    b"Content-Length: 5\r\nContent-Length: 5\r\n": [b"200", b"200"],  # RFC 9112, section 6.3: equal values are one
+    b"Content-Length: 5, 5\r\n": [b"200", b"200"],
+    b"Content-Length: 5\r\nContent-Length: 6\r\n": [b"400"],
+    b"Content-Length: -5\r\n": [b"400"],
+    b"Content-Length: +5\r\n": [b"400"],
+    b"Content-Length:\r\n": [b"400"],
+    b"Content-Length : 5\r\n": [b"400"],
+    b"Content-Length: 99999999999999999999999\r\n": [b"400"],
+    b"Transfer-Encoding: gzip\r\n": [b"400"],
+    b"Transfer-Encoding: chunked, identity\r\n": [b"400"],
+    b"X: a\nTransfer-Encoding: chunked\r\n": [b"400"],
+    b"X: \x00\r\n": [b"400"],
+    b"Host: y\r\n": [b"400"],
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_length_of_a_body_is_certain_or_the_request_is_refused(head):
+    with serving(read_all) as address, connected(address) as connection:
+        request = b"POST / HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n"
+        connection.sendall(request + b"abcde" + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert re.findall(rb"HTTP/1.1 (\d+)", until_closed(connection)) == HEADS[head]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST / HTTP/1.1\r\nX: y\r\n\r\n",  # no Host
+        b"POST  / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\r\nPOST / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",  # TLS
+    ],
+)
+def test_what_is_not_http_is_refused_at_once(head):
+    with serving(read_all) as address, connected(address) as connection:
+        connection.sendall(head)
+        assert until_closed(connection).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_trickle_of_tiny_chunks_is_cut_off():
+    """A chunk of one byte takes 6 bytes, 5 of them framing: FREE_FRAMING + 6/32 n < 5 n once n > 2,493."""
+    taken = 0
+
+    async def application(scope, receive, send):
+        nonlocal taken
+        while (message := await receive())["type"] == "http.request":
+            taken += len(message["body"])
+
+    with serving(application) as address, connected(address) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                connection.sendall(b"1\r\na\r\n" * 1000)
+    enough = FREE_FRAMING / (5 - 6 / 32)
+    assert enough < taken < enough + 2 * CHUNKED_SLICE / 6
+
+
+@pytest.mark.parametrize("chunk", [1, 64, 10_000])
+def test_ordinary_chunks_pass(chunk):
+    """2,000 chunks of one byte are within the free 12,000 bytes; larger ones may be any number."""
+    count = 2000 if chunk == 1 else 500_000 // chunk
+    chunks = (b"%x\r\n" % chunk + b"a" * chunk + b"\r\n") * count + b"0\r\n\r\n"
+    with serving(read_all) as address, connected(address) as connection:
+        for _ in range(2):
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+            assert b"\r\nx-body: %d\r\n" % (chunk * count) in answered(connection)
+
+
+def test_a_body_in_many_segments_wakes_the_application_once():
+    sizes = []
+
+    async def application(scope, receive, send):
+        more = True
+        while more:
+            message = await receive()
+            sizes.append(len(message["body"]))
+            more = message["more_body"]
+        await answer_at_once(scope, receive, send)
+
+    with serving(application) as address, connected(address) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n")
+        for _ in range(20):
+            connection.sendall(bytes(1000))
+        answered(connection)
+    assert sizes == [20_000]
+
+
+@kinds
+def test_the_callback_for_a_disconnect_is_released_with_the_response(kind):
     owners = []
 
     async def application(scope, receive, send):
@@ -204,40 +249,46 @@ def test_what_waits_for_the_client_to_go_is_let_go_with_the_answer(kind):
         when_gone(Request(scope, receive), owner.cancel)
         await answer_at_once(scope, receive, send)
 
-    with serving(application) as address, socket.create_connection(address) as connection:
-        connection.settimeout(10)
+    with serving(application) as address, connected(address) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
         answered(connection)
         wait_until_none_is_left(owners)
 
 
-@both_parsers
-def test_what_waits_for_the_client_to_go_is_called_once_when_it_goes(kind):
+@kinds
+def test_the_callback_for_a_disconnect_is_called_once(kind):
     called, called_late = [], []
+    waits, done = threading.Event(), threading.Event()
 
     async def application(scope, receive, send):
         request, gone = Request(scope, receive), asyncio.Event()
 
         def note() -> None:
-            called.append(None)
+            called.append(has_gone(request))
             gone.set()
 
+        assert not has_gone(request)
         when_gone(request, note)
+        waits.set()
         await gone.wait()
         when_gone(request, lambda: called_late.append(None))
+        done.set()
 
     with serving(application) as address:
-        with socket.create_connection(address) as connection:
+        with connected(address) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
-            time.sleep(0.1)
-        deadline = time.monotonic() + 5
-        while not called_late:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    assert (len(called), len(called_late)) == (1, 1)
+            assert waits.wait(SOON)
+        assert done.wait(SOON)
+    assert (called, called_late) == ([True], [None])
 
 
-@both_parsers
+def test_under_another_server_nobody_has_gone():
+    request = Request({"type": "http", "state": {}})
+    when_gone(request, lambda: pytest.fail("nobody has gone"))
+    assert not has_gone(request)
+
+
+@kinds
 def test_a_connection_that_is_reset_leaves_nothing_behind(kind):
     owners = []
 
@@ -248,8 +299,7 @@ def test_a_connection_that_is_reset_leaves_nothing_behind(kind):
 
     with serving(application) as address:
         for _ in range(3):
-            with socket.create_connection(address) as connection:
-                connection.settimeout(10)
+            with connected(address) as connection:
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
                 answered(connection)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets
@@ -257,15 +307,14 @@ def test_a_connection_that_is_reset_leaves_nothing_behind(kind):
 
 
 @pytest.mark.parametrize("lingers", [False, True])
-def test_a_malformed_chunk_behind_an_answer_closes_the_connection_without_a_word(caplog, lingers):
+def test_a_malformed_chunk_after_the_response_closes_the_connection_silently(caplog, lingers):
     async def application(scope, receive, send):
         await send(OK)
         await send({"type": "http.response.body", "body": b"ok", "more_body": lingers})
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    with serving(application) as address, socket.create_connection(address) as connection:
-        connection.settimeout(10)
+    with serving(application) as address, connected(address) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n")
         answered(connection)
         connection.sendall(b"zz\r\nxx\r\n")
@@ -273,19 +322,16 @@ def test_a_malformed_chunk_behind_an_answer_closes_the_connection_without_a_word
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_an_answer_at_the_time_of_a_malformed_chunk_is_dropped(caplog):
+def test_no_response_follows_the_400_for_a_malformed_chunk(caplog):
     async def application(scope, receive, send):
         await receive()
         await answer_at_once(scope, receive, send)
 
-    with serving(application) as address, socket.create_connection(address) as connection:
-        connection.settimeout(10)
+    with serving(application) as address, connected(address) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\nzz\r\n")
-        said = b""
-        while received := connection.recv(1000):
-            said += received
-    assert said.startswith(b"HTTP/1.1 400 ")
-    assert said.count(b"HTTP/1.1 ") == 1
+        received = until_closed(connection)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1 ") == 1
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
@@ -293,8 +339,8 @@ closes = pytest.mark.parametrize("end", [b"", b"Connection: close\r\n"], ids=["k
 
 
 @contextlib.contextmanager
-def asked_for(size, owners, kind):
-    """A client that has asked for an answer of `size` bytes, with hardly room for them in either system's buffers."""
+def asked_for(size, owners, kind, write):
+    """A client that has asked for a response of `size` bytes, for which both systems' buffers are too small."""
 
     async def application(scope, receive, send):
         owner = scope["state"]["owner"] = Owner()
@@ -302,67 +348,77 @@ def asked_for(size, owners, kind):
         await send({**OK, "headers": [(b"content-length", b"%d" % size)]})
         await send({"type": "http.response.body", "body": bytes(size)})
 
-    with serving(application, keep_alive=1, send_buffer=4096) as address, socket.socket() as connection:
+    with serving(application, keep_alive=1, send_buffer=4096, write=write) as address, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(10)
+        connection.settimeout(SOON)
         connection.connect(address)
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
         yield connection
 
 
-@both_parsers
+@kinds
 @closes
 @pytest.mark.parametrize("size", [40_000, 2_000_000], ids=["below the high-water mark", "above it"])
-def test_an_answer_that_nobody_reads_is_not_kept(monkeypatch, kind, end, size):
-    monkeypatch.setattr(connections, "SECONDS_TO_TAKE", 0.4)
+def test_a_response_that_the_client_does_not_read_is_dropped(kind, end, size):
     owners: list[weakref.ref[Owner]] = []
-    with asked_for(size, owners, kind + end) as connection:
+    with asked_for(size, owners, kind + end, write=0.4) as connection:
         assert connection.recv(1)
         wait_until_none_is_left(owners)
 
 
-@both_parsers
-def test_an_answer_that_nobody_reads_is_not_kept_for_a_client_that_has_closed_its_own_side(monkeypatch, kind):
-    monkeypatch.setattr(connections, "SECONDS_TO_TAKE", 0.4)
+@kinds
+def test_a_response_is_dropped_too_if_the_client_has_closed_its_own_side(kind):
     owners: list[weakref.ref[Owner]] = []
-    with asked_for(40_000, owners, kind) as connection:
+    with asked_for(40_000, owners, kind, write=0.4) as connection:
         assert connection.recv(1)
         connection.shutdown(socket.SHUT_WR)
         wait_until_none_is_left(owners)
 
 
-@both_parsers
+@kinds
 @closes
-def test_a_client_that_reads_slowly_gets_its_whole_answer(monkeypatch, kind, end):
-    monkeypatch.setattr(connections, "SECONDS_TO_TAKE", 0.4)
+def test_a_client_that_reads_slowly_gets_its_whole_response(kind, end):
+    """150,000 bytes, 4,000 every 60 ms, take 2.25 s, longer than the deadline for any progress."""
     size = 150_000
-    with asked_for(size, [], kind + end) as connection:
-        said = b""
-        while not said.endswith(bytes(size)):
-            received = connection.recv(5000)
-            assert received, "closed"
-            said += received
-            time.sleep(0.05)
+    with asked_for(size, [], kind + end, write=1.5) as connection:
+        received = b""
+        while not received.endswith(bytes(size)):
+            more = connection.recv(4000)
+            assert more, "closed"
+            received += more
+            time.sleep(0.06)  # the client's pace
+
+
+class Other(asyncio.Protocol):
+    """The far end of a connection."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost.set()
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_what_is_written_when_the_transport_has_gone_raises_nowhere(loop):
+def test_writing_to_a_lost_connection_does_nothing(loop):
     faults = []
 
     async def write() -> None:
         running = asyncio.get_running_loop()
         running.set_exception_handler(lambda _, context: faults.append(context))
         server = await running.create_server(asyncio.Protocol, "127.0.0.1", 0)
-        transport, _ = await running.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
-        joining = connections._Outgoing(transport, running)
-        joining.write(b"a head that waits for its body")
+        transport, client = await running.create_connection(Other, *server.sockets[0].getsockname())
+        outgoing = Outgoing(transport, running, 60, lambda _: None)
+        outgoing.write(b"a head that waits for its body")
         transport.abort()
-        await asyncio.sleep(0.05)
+        await client.lost.wait()
         for _ in range(3):
-            joining.write(b"more")
-        joining.write(b"and a head")
-        await asyncio.sleep(0.05)
-        joining.close()
+            outgoing.write(b"more")
+        outgoing.write(b"and a head")
+        flushed = asyncio.Event()
+        running.call_soon(flushed.set)  # after the flush that the write has scheduled
+        await flushed.wait()
+        outgoing.close()
         server.close()
 
     policy = pytest.importorskip(loop)

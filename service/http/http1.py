@@ -1,0 +1,122 @@
+"""The rules of HTTP/1.1 that uvicorn leaves to the application, and a request's progress for its connection.
+
+`Http1` is the outermost layer. What `service.http.connections` cannot see in bytes it reports there: that a request
+began, that its body is complete, that its response is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.http.connections import CONNECTION, Connection
+
+# TCP resets a connection that is closed with bytes unread, and the client would lose a response that refuses its body.
+# So the rest of the body is read and dropped, within these bounds.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 2**20
+SMALL_BODY = 2**20  # bytes; a connection is kept for the rest of such a body
+
+_ABSOLUTE_FORM = re.compile(rb"(?i:https?)://(?:[^/?#]*@)?(?P<authority>[^/?#@]+)(?P<path>.*)")
+
+
+class Http1:
+    """`app` behind these rules. It needs connections of the class `Connection`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(in_origin_form(scope), receive, send)
+        await self._app(exchange.scope, exchange.receive, exchange.send)
+
+
+def in_origin_form(scope: Scope) -> Scope:
+    """A target may be a whole URL, whose authority then counts instead of Host (RFC 9112, section 3.2.2)."""
+    if scope["raw_path"].startswith(b"/"):
+        return scope
+    url = _ABSOLUTE_FORM.fullmatch(scope["raw_path"])
+    if not url:
+        return scope
+    path = url["path"] if url["path"].startswith(b"/") else b"/" + url["path"]
+    headers = [(name, url["authority"] if name == b"host" else value) for name, value in scope["headers"]]
+    return {**scope, "path": unquote(path.decode("ascii")), "raw_path": path, "headers": headers}
+
+
+class _Exchange:
+    """One request and its response, as the application sees them."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._connection: Connection = scope["state"][CONNECTION]
+        self._closes = scope["http_version"] == "1.0"
+        length: int | None = None
+        chunked = False
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                chunked = True
+            elif name == b"connection" and b"close" in value.lower():
+                self._closes = True
+        if chunked and length is not None:
+            scope = self._of_one_length(scope)
+        self.scope = scope
+        self._body_complete = not length and not chunked
+        self._has_small_body = not chunked and (length or 0) <= SMALL_BODY
+        self._connection.request_began(None if chunked else length or 0)
+
+    def _of_one_length(self, scope: Scope) -> Scope:
+        """Transfer-Encoding overrides Content-Length, and the connection ends (RFC 9112, sections 6.1 and 6.3)."""
+        self._closes = True
+        return {**scope, "headers": [each for each in scope["headers"] if each[0] != b"content-length"]}
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._body_complete = True
+        else:
+            self._body_complete = not message.get("more_body", False)
+            self._connection.body_received(len(message.get("body", b"")), self._body_complete)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._send(self._with_connection_header(message))
+        elif message.get("more_body", False):
+            await self._send(message)
+        else:
+            if not self._body_complete:
+                await self._send({**message, "more_body": True})
+                await self._drop_rest_of_body()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+            await self._send(message)
+            self._connection.response_complete(self._body_complete)
+
+    def _with_connection_header(self, message: Message) -> Message:
+        headers: list[Any] = list(message["headers"])
+        if any(name == b"connection" for name, _ in headers):
+            self._closes = True
+            return message
+        self._closes = self._closes or not (self._body_complete or self._has_small_body)
+        if self._closes:
+            headers.append((b"connection", b"close"))
+        return {**message, "headers": headers}
+
+    async def _drop_rest_of_body(self) -> None:
+        seconds = LINGER_SECONDS if self._closes else self._connection.deadlines.read
+        dropped = 0
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._body_complete and dropped < LINGER_BYTES:
+                    dropped += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            pass

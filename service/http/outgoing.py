@@ -1,0 +1,106 @@
+"""The way out of a connection: responses in few packets, and a deadline for a client that does not read."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from service.http.deadlines import Alarm
+
+if sys.platform == "linux":
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+
+
+class Outgoing(asyncio.Transport):
+    """The transport that the HTTP protocol writes to, in front of the connection's real one.
+
+    It sends the head of a response together with its body: one system call, one packet. It drops a client that reads
+    nothing for `seconds` while bytes wait for it, but keeps a slow reader. It discards what is written to a closing
+    connection, as asyncio does; uvloop would raise.
+
+    on_flow: called when the protocol pauses reading (True) or resumes it (False). The connection decides, because it
+    has reasons of its own to read.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        on_flow: Callable[[bool], None],
+    ) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._seconds = seconds
+        self._on_flow = on_flow
+        self._held = b""
+        self._alarm = Alarm(loop)
+
+    # --- the transport's interface, as far as an HTTP protocol uses it -----------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        self._on_flow(True)
+
+    def resume_reading(self) -> None:
+        self._on_flow(False)
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]  # bytes is all that is ever written
+        if self._held:
+            held, self._held = self._held, b""
+            if not self._transport.is_closing():
+                self._transport.writelines((held, data))
+        elif data:
+            self._held = data
+            self._loop.call_soon(self._flush)  # nothing may follow
+
+    def close(self) -> None:
+        self._flush()
+        if not self._transport.is_closing():
+            self._transport.close()  # only when everything is sent
+            self.expect_progress()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # --- the deadline ------------------------------------------------------------------------------------------------
+
+    def expect_progress(self) -> None:
+        """From now on the client must read some of what waits for it, again and again."""
+        self._alarm.clear()
+        if unsent := self.unsent():
+            self._alarm.set(self._seconds, self._check_progress, unsent)
+
+    def expect_nothing(self) -> None:
+        self._alarm.clear()
+
+    def unsent(self) -> int:
+        """Bytes that the client has not taken.
+
+        They include the system's buffer, which accepts more from the process in large steps only.
+        """
+        size = self._transport.get_write_buffer_size()
+        if size and sys.platform == "linux":
+            size += int.from_bytes(ioctl(self._transport.get_extra_info("socket"), TIOCOUTQ, bytes(4)), sys.byteorder)
+        return size
+
+    def _check_progress(self, unsent_before: int) -> None:
+        if self.unsent() < unsent_before:
+            self.expect_progress()
+        else:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            if not self._transport.is_closing():
+                self._transport.write(held)

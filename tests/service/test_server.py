@@ -1,0 +1,177 @@
+"""The server's life: sockets, readiness, signals, and what it uses of uvicorn."""
+
+import ast
+import asyncio
+import contextlib
+import signal
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+import service
+from service.app import create_app
+from service.http.connections import Connection
+from service.http.http1 import Http1
+from service.server import Lifecycle, listen, serve
+from service.settings import Settings
+from tests.service import graphs
+
+SOON = 30  # seconds; bounds a wait for what must happen
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Makes settings with a store of one small model."""
+    graphs.publish(tmp_path)
+    return lambda **changes: Settings(model_store=tmp_path, model_poll_seconds=0, **changes)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Puts back the signal handlers, which the server leaves in place for the rest of its process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Running:
+    """A server in this process: `task` ends with it."""
+
+    def __init__(self, settings: Settings) -> None:
+        app = create_app(settings)
+        config = uvicorn.Config(Http1(app), http=Connection, ws="none", lifespan="on", log_config=None)
+        sockets = listen("127.0.0.1", 0)
+        host, port = sockets[0].getsockname()
+        self.runtime = app.state.runtime
+        self.client = httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=SOON)
+        self.task = asyncio.create_task(Lifecycle(uvicorn.Server(config), app.state.runtime, sockets).run())
+
+    async def __aenter__(self) -> "Running":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.aclose()
+        await asyncio.wait_for(self.task, SOON)
+
+    async def announced(self, capsys) -> None:
+        async with asyncio.timeout(SOON):
+            while "serving plain/1 on" not in capsys.readouterr().out:
+                await asyncio.sleep(0.01)
+
+
+def test_an_engine_that_died_makes_the_service_unready_and_ends_it(settings, capsys):
+    async def scenario() -> None:
+        async with Running(settings()) as server:
+            await server.announced(capsys)
+            server.runtime.fail("the engine fails on every image")
+            error = server.runtime.not_ready()
+            assert error.reason == "failed"
+
+    asyncio.run(scenario())
+
+
+def test_sigterm_makes_the_service_unready_at_once_but_it_answers_until_the_grace_is_over(settings, capsys):
+    async def scenario() -> None:
+        async with Running(settings(shutdown_grace=1)) as server:
+            await server.announced(capsys)
+            assert "connection" not in (await server.client.get("/readyz")).headers
+            signal.raise_signal(signal.SIGTERM)
+            ready = await server.client.get("/readyz")
+            assert (ready.status_code, ready.json()["reason"]) == (503, "draining")
+            assert ready.headers["connection"] == "close"
+            assert server.runtime.cannot_answer() is None
+            assert not server.task.done()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_an_impatient_signal_skips_the_grace(settings, capsys, signals):
+    async def scenario() -> None:
+        async with Running(settings(shutdown_grace=3600)) as server:
+            await server.announced(capsys)
+            for number in signals:
+                signal.raise_signal(number)
+
+    asyncio.run(scenario())
+
+
+def test_a_second_interrupt_drops_the_requests_in_flight(settings, capsys):
+    async def scenario() -> None:
+        async with Running(settings(receive_timeout=3600)) as server:
+            await server.announced(capsys)
+            url = server.client.base_url
+            _, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            while "detector_requests_in_flight 1.0" not in (await server.client.get("/metrics")).text:
+                await asyncio.sleep(0.01)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.wait_for(server.task, SOON)
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("started", [False, True], ids=["before the server runs", "while the models load"])
+def test_a_signal_before_the_service_is_ready_ends_it(settings, number, started):
+    async def scenario() -> None:
+        async with Running(settings(shutdown_grace=3600)) as server:
+            server.runtime.start = asyncio.Event().wait  # loads for ever
+            await asyncio.sleep(0)  # one step: the handlers are installed
+            if started:
+                with contextlib.suppress(httpx.TransportError):
+                    await server.client.get("/healthz")
+            signal.raise_signal(number)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("host", "families"), [("127.0.0.1", {socket.AF_INET}), ("::1", {socket.AF_INET6})])
+def test_it_listens_on_the_address_of_the_host(host, families):
+    try:
+        sockets = listen(host, 0)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    assert {each.family for each in sockets} == families
+    with socket.create_connection(sockets[0].getsockname()[:2]):
+        pass
+    for each in sockets:
+        each.close()
+
+
+def test_an_empty_host_means_every_interface():
+    sockets = listen("", 0)
+    assert "0.0.0.0" in {each.getsockname()[0] for each in sockets}
+    for each in sockets:
+        each.close()
+
+
+def test_a_taken_port_is_reported_before_any_model_is_loaded(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert serve(Settings(port=port, model_store=Path("/nowhere"))) == 1
+    assert f"cannot listen on HOST=127.0.0.1 PORT={port}: address already in use" in caplog.text
+    assert "MODEL_STORE" not in caplog.text
+
+
+def test_an_unknown_host_is_reported(caplog):
+    assert serve(Settings(host="no such host", port=0)) == 1
+    assert "cannot listen on HOST=no such host PORT=0: name or service not known" in caplog.text
+
+
+def test_the_service_uses_these_names_of_uvicorn_only():
+    """No upper bound on its version is needed as long as none of them is private."""
+    used = set()
+    for path in Path(service.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uvicorn"):
+                used |= {f"{node.module}.{each.name}" for each in node.names}
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "uvicorn":
+                used.add(f"uvicorn.{node.attr}")
+    assert used == {"uvicorn.Config", "uvicorn.Server", "uvicorn.protocols.http.h11_impl.H11Protocol"}
