@@ -1,4 +1,4 @@
-"""Runs a batch and isolates failures: an image that the engine fails on, a batch too large for memory, a dead GPU."""
+"""After a batch failed: which image causes it, whether memory ran out, or whether the GPU is dead."""
 
 from __future__ import annotations
 
@@ -43,31 +43,38 @@ class Ran(NamedTuple):
     fatal: str | None
 
 
-def run_apart(
-    run: Callable[[Sequence[Canvas]], list[Result]], probe: Callable[[], None], canvases: Sequence[Canvas]
-) -> Ran:
-    """Runs a batch with `run`, and halves it after a failure until the image that causes it is alone.
+Run = Callable[[Sequence[Canvas]], list[Result]]
+Probe = Callable[[], None]
+
+
+def isolate(error: Exception, run: Run, probe: Probe, canvases: Sequence[Canvas]) -> Ran:
+    """After `run` failed on a batch with `error`: runs each half, until the image that causes the failure is alone.
 
     Halving also helps if the batch is too large for memory. After any other failure `probe` runs a blank image. A dead
     CUDA context fails that too and never recovers, so then the rest of the batch is not run.
     """
+    out_of_memory = is_out_of_memory(error)
+    if not out_of_memory and (fatal := _dead(probe)):
+        return Ran([EngineDeadError()] * len(canvases), False, fatal)
+    if len(canvases) == 1:
+        size = (canvases[0].width, canvases[0].height)
+        log.error("the engine failed on an image of %d x %d", *size, exc_info=error)
+        return Ran([NoMemoryLeftError() if out_of_memory else EngineFailedError()], out_of_memory, None)
+    log.warning("a batch of %d failed; running each half of it", len(canvases), exc_info=error)
+    half = len(canvases) // 2
+    first = _run_half(run, probe, canvases[:half])
+    if first.fatal:
+        return Ran(first.results + [EngineDeadError()] * (len(canvases) - half), False, first.fatal)
+    second = _run_half(run, probe, canvases[half:])
+    out_of_memory = out_of_memory or first.out_of_memory or second.out_of_memory
+    return Ran(first.results + second.results, out_of_memory, second.fatal)
+
+
+def _run_half(run: Run, probe: Probe, canvases: Sequence[Canvas]) -> Ran:
     try:
         return Ran(list(run(canvases)), False, None)
     except Exception as error:
-        out_of_memory = is_out_of_memory(error)
-        if not out_of_memory and (fatal := _dead(probe)):
-            return Ran([EngineDeadError()] * len(canvases), False, fatal)
-        if len(canvases) == 1:
-            log.exception("the engine failed on an image of %d x %d", canvases[0].width, canvases[0].height)
-            return Ran([NoMemoryLeftError() if out_of_memory else EngineFailedError()], out_of_memory, None)
-        log.warning("a batch of %d failed; running each half of it", len(canvases), exc_info=True)
-    half = len(canvases) // 2
-    first = run_apart(run, probe, canvases[:half])
-    if first.fatal:
-        return Ran(first.results + [EngineDeadError()] * (len(canvases) - half), False, first.fatal)
-    second = run_apart(run, probe, canvases[half:])
-    out_of_memory = out_of_memory or first.out_of_memory or second.out_of_memory
-    return Ran(first.results + second.results, out_of_memory, second.fatal)
+        return isolate(error, run, probe, canvases)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

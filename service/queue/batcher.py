@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from service.engine.devices import Device
 from service.engine.engine import Result
-from service.engine.isolation import EngineFailedError, NoMemoryLeftError, run_apart
+from service.engine.isolation import EngineFailedError, NoMemoryLeftError, Ran, isolate
 from service.images.decode import ImageError, decode
 from service.images.fit import Canvas
 from service.queue.pace import Pace
@@ -315,7 +315,10 @@ class Batcher:
         engine = key.model.engine_on(device)
         run = partial(engine.run, proposals_only=key.proposals_only, threads=threads)
         began = self._clock()
-        ran = run_apart(run, engine.probe, canvases)
+        try:
+            ran = Ran([*run(canvases)], False, None)
+        except Exception as error:
+            ran = isolate(error, run, engine.probe, canvases)
         ended = self._clock()
         for task in tasks:
             task.run_began, task.run_ended = began, ended

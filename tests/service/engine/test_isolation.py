@@ -7,8 +7,9 @@ from service.engine.isolation import (
     EngineDeadError,
     EngineFailedError,
     NoMemoryLeftError,
+    Ran,
     is_out_of_memory,
-    run_apart,
+    isolate,
 )
 from service.images.fit import Canvas
 
@@ -33,6 +34,14 @@ class Recorder:
         return levels
 
 
+def run_batch(run, probe, canvases: list[Canvas]) -> Ran:
+    """As the queue runs a batch."""
+    try:
+        return Ran(run(canvases), False, None)
+    except Exception as error:
+        return isolate(error, run, probe, canvases)
+
+
 def healthy() -> None:
     pass
 
@@ -53,13 +62,13 @@ def holds_two(levels: list[int]) -> None:
 
 def test_a_batch_without_failure_runs_once():
     run = Recorder()
-    assert run_apart(run, dead, batch(1, 2, 3)) == ([1, 2, 3], False, None)
+    assert run_batch(run, dead, batch(1, 2, 3)) == ([1, 2, 3], False, None)
     assert run.batches == [[1, 2, 3]]
 
 
 def test_a_failing_batch_is_halved_until_the_bad_image_is_alone():
     run = Recorder(fails_on_bad)
-    results, out_of_memory, fatal = run_apart(run, healthy, batch(1, 2, BAD, 4))
+    results, out_of_memory, fatal = run_batch(run, healthy, batch(1, 2, BAD, 4))
     assert run.batches == [[1, 2, BAD, 4], [1, 2], [BAD, 4], [BAD], [4]]
     assert [results[0], results[1], results[3]] == [1, 2, 4]
     assert type(results[2]) is EngineFailedError
@@ -68,7 +77,7 @@ def test_a_failing_batch_is_halved_until_the_bad_image_is_alone():
 
 def test_a_batch_too_large_for_the_memory_is_halved_without_a_probe():
     run = Recorder(holds_two)
-    assert run_apart(run, dead, batch(1, 2, 3, 4, 5)) == ([1, 2, 3, 4, 5], True, None)
+    assert run_batch(run, dead, batch(1, 2, 3, 4, 5)) == ([1, 2, 3, 4, 5], True, None)
     assert run.batches == [[1, 2, 3, 4, 5], [1, 2], [3, 4, 5], [3], [4, 5]]
 
 
@@ -76,14 +85,14 @@ def test_a_single_image_too_large_for_the_memory_fails_with_that_reason():
     def no_memory(_: list[int]) -> None:
         raise MemoryError
 
-    (result,), out_of_memory, fatal = run_apart(Recorder(no_memory), healthy, batch(1))
+    (result,), out_of_memory, fatal = run_batch(Recorder(no_memory), healthy, batch(1))
     assert type(result) is NoMemoryLeftError
     assert (out_of_memory, fatal) == (True, None)
 
 
 def test_a_dead_engine_is_not_used_again():
     run = Recorder(fails_on_bad)
-    results, _, fatal = run_apart(run, dead, batch(1, BAD, 3, 4))
+    results, _, fatal = run_batch(run, dead, batch(1, BAD, 3, 4))
     assert run.batches == [[1, BAD, 3, 4]]
     assert [type(result) for result in results] == [EngineDeadError] * 4
     assert fatal
@@ -103,7 +112,7 @@ def test_an_engine_that_dies_within_a_batch_keeps_the_results_before():
             alive[0] = False
         fails_on_bad(levels)
 
-    results, _, fatal = run_apart(Recorder(dies_after_the_first_half), probe, batch(1, 2, 3, BAD))
+    results, _, fatal = run_batch(Recorder(dies_after_the_first_half), probe, batch(1, 2, 3, BAD))
     assert results[:2] == [1, 2]
     assert [type(result) for result in results[2:]] == [EngineDeadError] * 2
     assert fatal
@@ -122,7 +131,7 @@ def test_an_engine_that_dies_in_the_first_half_does_not_run_the_second():
         fails_on_bad(levels)
 
     run = Recorder(dies_in_the_first_half)
-    results, _, fatal = run_apart(run, probe, batch(1, BAD, 3, 4))
+    results, _, fatal = run_batch(run, probe, batch(1, BAD, 3, 4))
     assert run.batches == [[1, BAD, 3, 4], [1, BAD]]
     assert [type(result) for result in results] == [EngineDeadError] * 4
     assert fatal
@@ -132,7 +141,7 @@ def test_a_probe_without_memory_does_not_mean_a_dead_engine():
     def probe() -> None:
         raise RuntimeError("std::bad_alloc")
 
-    (result,), _, fatal = run_apart(Recorder(fails_on_bad), probe, batch(BAD))
+    (result,), _, fatal = run_batch(Recorder(fails_on_bad), probe, batch(BAD))
     assert type(result) is EngineFailedError
     assert fatal is None
 
