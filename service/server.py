@@ -77,7 +77,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed, else asyncio's own."""
+    """Uvloop where it is installed, else asyncio's own."""
     try:
         import uvloop
     except ImportError:

@@ -84,7 +84,7 @@ def torchvision_file_contender(graph: Path, pixels: np.ndarray, provider: str, t
 def torchvision_contender(
     model: Path, pixels: np.ndarray, provider: str, threads: int, how: str = "eager", tf32: bool = False
 ) -> Contender:
-    """torchvision's own code on a list of N images.
+    """Torchvision's own code on a list of N images.
 
     model: the file that `preparation.prepare` saved;  how: eager, compile, or autocast to float16.
     """

@@ -21,7 +21,8 @@ SELECTING = ("TopK", "NonMaxSuppression")
 @dataclass(frozen=True)
 class Cuts:
     """stage_of: the stage of each node, by its place in the graph;  features: the feature maps that the RoI pooling
-    reads;  head: the tensors that the detections read from the head."""
+    reads;  head: the tensors that the detections read from the head.
+    """
 
     stage_of: list[str]
     features: list[str]

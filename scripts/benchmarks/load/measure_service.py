@@ -37,7 +37,8 @@ Turns = dict[tuple[str, float], list[Turn]]
 class Options:
     """folder: of the model;  image: sent at several sizes, unless `images` is a folder of photographs;  url: of a
     service that is already running, with `path`;  clients: of the closed loop;  seconds: of each turn;  out: folder for
-    the tables and the plot, or None."""
+    the tables and the plot, or None.
+    """
 
     folder: Path
     image: Path

@@ -18,7 +18,8 @@ Number = float | None  # None: unknown, or nothing to compute it from
 class Turn:
     """rate: answers per second;  p50, p95, p99: seconds until an answer;  cpu, generator_cpu: processor seconds per
     answer;  cores: number kept busy;  memory: bytes, at most, before and after;  refused: share of the requests;
-    refusal_p50, refusal_p99, back: seconds;  failed: failed requests, counted by outcome."""
+    refusal_p50, refusal_p99, back: seconds;  failed: failed requests, counted by outcome.
+    """
 
     rate: float
     p50: Number
@@ -39,7 +40,8 @@ class Turn:
 
 def of_load(load: Load, before: Usage, peak: int | None, after: Usage, seconds: float) -> Turn:
     """before, after: what the server had used by then;  peak: the most memory in the `seconds` in between, if it was
-    watched."""
+    watched.
+    """
     spent = None
     if before.cpu_seconds is not None and after.cpu_seconds is not None:
         spent = after.cpu_seconds - before.cpu_seconds

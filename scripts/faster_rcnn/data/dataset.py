@@ -32,7 +32,7 @@ class Sample:
     proposals: np.ndarray | None = None
 
     def counted(self, with_difficult: bool = False) -> np.ndarray:
-        """bool [G]: the objects that a detector should find: all but crowds and, by default, difficult objects."""
+        """Bool [G]: the objects that a detector should find: all but crowds and, by default, difficult objects."""
         counted = np.ones(len(self.labels), bool)
         if self.crowd is not None:
             counted &= ~self.crowd

@@ -87,5 +87,5 @@ def _no_results(truth: COCO) -> COCO:
 
 
 def _known(value: float) -> float | None:
-    """pycocotools writes -1 where there is nothing to measure."""
+    """Pycocotools writes -1 where there is nothing to measure."""
     return None if value < 0 else round(float(value), 4)

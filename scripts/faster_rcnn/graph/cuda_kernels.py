@@ -27,7 +27,8 @@ PROVIDER = "CUDAExecutionProvider"
 
 class Kernel(NamedTuple):
     """first, last: the versions of the operator that the kernel is for;  types: the element types that it takes, by the
-    name of a parameter or of a type of the operator's definition. A name without an entry takes any type."""
+    name of a parameter or of a type of the operator's definition. A name without an entry takes any type.
+    """
 
     first: int
     last: int

@@ -41,7 +41,8 @@ TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
 @dataclass(frozen=True)
 class GraphOptions:
     """precision: of the features, see `precision.py`;  provider: which of ONNX Runtime's providers must compute all of
-    the graph, see `export_onnx`."""
+    the graph, see `export_onnx`.
+    """
 
     precision: Precision = "fp32"
     provider: Provider = "any"

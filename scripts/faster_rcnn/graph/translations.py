@@ -40,7 +40,7 @@ def _nms(boxes: Any, scores: Any, iou_threshold: float, keep: int) -> Any:
 
 
 def _roi_pool(features: Any, rois: Any, spatial_scale: float, height: int, width: int) -> tuple[Any, Any]:
-    """torchvision's operator also returns where each maximum was found, which nothing here uses."""
+    """Torchvision's operator also returns where each maximum was found, which nothing here uses."""
     pooled = op.MaxRoiPool(features, rois, pooled_shape=[height, width], spatial_scale=spatial_scale)
     return pooled, pooled
 

@@ -45,7 +45,8 @@ def propose_for(
 
 def check_source(source: str) -> None:
     """Raises ValueError for an unknown source or a run without a trained RPN, FileNotFoundError for a run or file that
-    does not exist."""
+    does not exist.
+    """
     kind, _, run = source.partition(":")
     if kind == "rpn" and run:
         trained_rpn(Path(run))

@@ -41,7 +41,8 @@ State = dict[str, Tensor]
 @dataclass(frozen=True)
 class Trained:
     """model: in eval mode;  origin: where its weights come from, for `model.json`;  labels: of its classes, where the
-    source has them;  remark: what the user should know, or empty."""
+    source has them;  remark: what the user should know, or empty.
+    """
 
     model: FasterRCNN
     origin: dict[str, Any]
@@ -50,7 +51,7 @@ class Trained:
 
 
 def published_model(builder: str, weights: str) -> Trained:
-    """torchvision's own weights, from torch.hub's cache or the network.
+    """Torchvision's own weights, from torch.hub's cache or the network.
 
     Raises ConnectionError if they cannot be downloaded, ValueError if the file in the cache is broken.
     """

@@ -242,7 +242,8 @@ class TorchvisionDetector(nn.Module):
     @torch.no_grad()
     def _probe(self) -> tuple[list[str], Sampling, int]:
         """Runs the layers once; returns the names of the maps that regions are pooled from, how, and the number of
-        classes."""
+        classes.
+        """
         side = math.ceil(PROBE / self.stride) * self.stride
         device = next(self.model.parameters()).device
         images = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device)
@@ -272,7 +273,7 @@ class TorchvisionDetector(nn.Module):
 
     @torch.no_grad()
     def alone(self, image: np.ndarray) -> DetectorOutput:
-        """torchvision's own answer for one image, uint8 [H, W, 3], not resized; arrays without the batch dimension.
+        """Torchvision's own answer for one image, uint8 [H, W, 3], not resized; arrays without the batch dimension.
 
         Labels are numbered from 0 without background and rows are zero-padded, as in the graph.
         Raises Unsupported if the RPN is a subclass that finds other proposals than torchvision's.

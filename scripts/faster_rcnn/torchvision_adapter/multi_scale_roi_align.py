@@ -23,7 +23,8 @@ FRAME = 2
 @dataclass(frozen=True)
 class Sampling:
     """size: S, T;  ratio: samples along a bin's side, 0 for one per cell;  strides: of the maps, finest first;
-    canonical_side: in pixels, of a region that belongs to the level canonical_level."""
+    canonical_side: in pixels, of a region that belongs to the level canonical_level.
+    """
 
     size: tuple[int, int]
     ratio: int

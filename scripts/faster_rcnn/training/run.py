@@ -269,7 +269,8 @@ def _check_batch(options: TrainingOptions, images: int) -> None:
 
 def _check_buildable(user_options: Mapping[str, Any], backbone: str, weights: str) -> None:
     """Raises ValueError if the options describe no possible detector: an unknown stage, a wrong number of anchor
-    scales, an impossible size."""
+    scales, an impossible size.
+    """
     with torch.device("meta"):
         detector = FasterRCNN(configure(user_options, backbone, ("object",)))
     if "trainable_from" in user_options:

@@ -92,7 +92,7 @@ def random_case(seed: int, images: int, most: int) -> tuple[list[Sample], list[n
 
 
 def coco_recall(samples: list[Sample], proposals: list[np.ndarray], numbers: list[int]) -> np.ndarray:
-    """pycocotools' recall without classes: [10 thresholds, numbers]."""
+    """Pycocotools' recall without classes: [10 thresholds, numbers]."""
 
     def xywh(box: np.ndarray) -> list[float]:
         x1, y1, x2, y2 = box.astype(np.float64).tolist()

@@ -106,7 +106,7 @@ def test_the_names_from_before_torchvision_0_13_are_accepted(builder: str, tmp_p
 
 
 def test_frozen_normalisations_compute_what_the_saved_model_computed(tmp_path: Path) -> None:
-    """torchvision freezes them by a `norm_layer`; the adapter replaces the layers, and the features must agree."""
+    """Torchvision freezes them by a `norm_layer`; the adapter replaces the layers, and the features must agree."""
     model = built(SMALL)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -1,5 +1,6 @@
 """A batcher under control: time passes when a test says so, engines stop at gates, and a test can wait until every
-thread has stopped."""
+thread has stopped.
+"""
 
 from __future__ import annotations
 

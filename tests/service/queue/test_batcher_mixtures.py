@@ -74,7 +74,7 @@ def mixtures(images: int, most: int) -> st.SearchStrategy[list[Asked]]:
 
 
 def batcher(gpu: bool, devices: int, runs: int, pixels: int, fatal: list[str]) -> Batcher:
-    """fatal  takes the reasons why engines die; an exception instead would only be logged by the event loop"""
+    """Fatal  takes the reasons why engines die; an exception instead would only be logged by the event loop"""
     kind = CUDA if gpu else CPU
     places = [Device(kind, index, runs, 1 if gpu else 2, not gpu, 1, Budget(pixels)) for index in range(devices)]
     return Batcher(places, 2 * gpu, 1_000_000, Metrics(), fatal.append)

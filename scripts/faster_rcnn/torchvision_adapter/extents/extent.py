@@ -51,7 +51,7 @@ class Extent:
 
     @property
     def inside(self) -> Tensor:
-        """bool [N, 1, h, w]: which cells belong to an image."""
+        """Bool [N, 1, h, w]: which cells belong to an image."""
         if self._inside is None:
             rows, columns = (torch.arange(side, device=self.cells.device) for side in self.canvas)
             here = (rows < self.cells[:, 0:1])[:, :, None] & (columns < self.cells[:, 1:2])[:, None, :]
