@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from pathlib import Path
@@ -30,10 +31,13 @@ def settings(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    """Puts back the signal handlers, which the server leaves in place for the rest of its process."""
+def process_wide_state():
+    """Restores the signal handlers and the log level, which the server sets for the rest of its process."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    level, handlers = logging.root.level, logging.root.handlers[:]
     yield
+    logging.root.setLevel(level)
+    logging.root.handlers[:] = handlers
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -188,7 +188,7 @@ def test_an_old_name_with_another_shape_is_reported_too(small: dict[str, torch.T
 
 
 def test_a_pickled_model_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds a pickled .*FasterRCNN.*save model\.state_dict\(\) alone"):
+    with pytest.raises(ValueError, match=r"contains a pickled .*FasterRCNN.*save only model\.state_dict\(\)"):
         checkpoint_model(SMALL, saved(tmp_path, built(SMALL)))
 
 

@@ -25,7 +25,7 @@ async def fail(scope, receive, send):
     raise KeyError("a secret")
 
 
-def call(runtime, app, method="GET", path="/x", headers=(), straight=None, on_send=None):
+def call(runtime, app, method="GET", path="/x", headers=(), on_send=None):
     """The status, the headers and the body of the response."""
     sent = []
 
@@ -38,7 +38,7 @@ def call(runtime, app, method="GET", path="/x", headers=(), straight=None, on_se
         pytest.fail("nothing reads the body")
 
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
-    asyncio.run(Edge(app, runtime, straight or {})(scope, receive, send))
+    asyncio.run(Edge(app, runtime)(scope, receive, send))
     start, *bodies = sent
     return start["status"], dict(start["headers"]), b"".join(each["body"] for each in bodies)
 
@@ -76,13 +76,6 @@ def test_an_exception_in_the_middle_of_a_response_is_raised(runtime):
 
     with pytest.raises(KeyError):
         call(runtime, application)
-
-
-def test_a_post_to_a_straight_path_goes_past_the_application(runtime):
-    straight = {"/detect": answer}
-    assert call(runtime, fail, "POST", "/detect", straight=straight)[0] == 200
-    assert observed(runtime, "count", method="POST", route="/detect", status="200") == 1
-    assert call(runtime, fail, "GET", "/detect", straight=straight)[0] == 500
 
 
 def test_head_is_answered_like_get(runtime):
