@@ -13,14 +13,14 @@ WORKDIR /app
 
 # The libraries first: they change seldom and are nearly all of the image.
 COPY pyproject.toml ./
-RUN mkdir service && touch README.md service/__init__.py \
+RUN mkdir service && touch LICENSE README.md service/__init__.py \
     && pip install --no-cache-dir --root-user-action=ignore ".${EXTRAS:+[$EXTRAS]}" \
-    && rm -r README.md service build *.egg-info
+    && rm -r LICENSE README.md service build *.egg-info
 
-COPY pyproject.toml README.md ./
+COPY pyproject.toml LICENSE README.md ./
 COPY service service
 RUN pip install --no-cache-dir --root-user-action=ignore --no-deps --force-reinstall . \
-    && rm -r pyproject.toml README.md service build *.egg-info
+    && rm -r pyproject.toml LICENSE README.md service build *.egg-info
 
 COPY model_store model_store
 
