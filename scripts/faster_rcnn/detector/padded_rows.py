@@ -1,6 +1,6 @@
 """Drops padding rows before the head and puts the results back afterwards.
 
-N  images;  P  rows per image, padded;  M  real rows in all;  C, S, T  channels, height and width of a region.
+N  images;  P  rows per image, padded;  M  number of real rows;  C, S, T  channels, height and width of a region.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Feature pyramids (Lin et al. 2017) on a backbone's maps, from torchvision's own layers under torchvision's own names.
+"""Feature pyramids (Lin et al. 2017) on a backbone's maps, built from torchvision's layers under torchvision's names.
 
 N  images;  h, w  feature map size;  P2 … P5  the pyramid's maps of strides 4 … 32, as the paper calls them.
 """
