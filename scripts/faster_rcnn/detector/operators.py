@@ -18,8 +18,8 @@ PADDING = -3.0e38  # below any score; fills a result that has fewer candidates t
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest scores of each row, best first; equal scores in their original order, as in ONNX's TopK.
 
-    scores: [N, n].  Returns values [N, k] and their indices, int64 [N, k]. If n < k, PADDING with index 0 fills the rest.
-    `torch.topk` does not define the order of equal scores, and a blank image has thousands of them.
+    scores: [N, n].  Returns values [N, k] and their indices, int64 [N, k]. If n < k, PADDING with index 0 fills the
+    rest. `torch.topk` does not define the order of equal scores, and a blank image has thousands of them.
     """
     n = scores.shape[1]
     values, places = torch.sort(scores, dim=1, descending=True, stable=True)

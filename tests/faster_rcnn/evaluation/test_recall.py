@@ -67,7 +67,7 @@ def test_an_image_without_proposals_lowers_recall_and_one_without_objects_does_n
 
 
 def test_samples_without_any_object_are_an_error() -> None:
-    with pytest.raises(ValueError, match="hold no object"):
+    with pytest.raises(ValueError, match="contain no object"):
         proposal_recall([truth([])], [regions([])])
 
 
