@@ -9,7 +9,7 @@ from faster_rcnn.detector import losses
 from faster_rcnn.detector.losses import LossRule
 
 
-def test_log_loss_is_minus_the_log_of_the_true_classs_probability() -> None:
+def test_log_loss_is_minus_the_log_of_the_probability_of_the_true_class() -> None:
     scores = torch.log(torch.tensor([[0.2, 0.7, 0.1]]))
     assert losses.log_loss(scores, torch.tensor([1])).item() == pytest.approx(-math.log(0.7))
 

@@ -1,27 +1,9 @@
 """COCO's average precision on cases worked out by hand."""
 
-import numpy as np
 import pytest
 
-from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.evaluation.coco import coco_ap
-
-LABELS = ("cat", "dog")
-
-
-def sample(boxes: list[list[float]], labels: list[int]) -> Sample:
-    return Sample(
-        np.zeros((100, 100, 3), np.uint8), np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
-    )
-
-
-def prediction(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Prediction:
-    return Prediction(
-        np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels, np.int64)
-    )
-
-
-TRUTH = [sample([[10, 10, 50, 50], [60, 60, 90, 90]], [0, 1]), sample([[0, 0, 40, 40]], [0]), sample([], [])]
+from tests.faster_rcnn.evaluation.hand_made import LABELS, TRUTH, prediction
 
 
 def test_ap_is_one_if_the_detections_equal_the_annotations() -> None:
