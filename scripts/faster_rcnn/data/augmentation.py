@@ -69,5 +69,5 @@ def _clip(boxes: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
     height, width = size
     clipped = np.clip(boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
     sides, whole = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
-    untouched = (sides == whole).all(axis=1)  # an object that was not clipped stays, however small it is
+    untouched = (sides == whole).all(axis=1)  # an object that was not clipped is kept, however small it is
     return clipped, untouched | ((sides.prod(axis=1) >= VISIBLE * whole.prod(axis=1)) & (sides >= 1).all(axis=1))

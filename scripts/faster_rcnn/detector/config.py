@@ -106,7 +106,7 @@ DEFAULTS: dict[str, DetectorConfig] = {
     "mobilenet_v3_large": replace(
         _MODERN,
         backbone="mobilenet_v3_large",
-        # This backbone was designed for phones. The size is torchvision's for them, and the anchors match it.
+        # This backbone was designed for phones. The image size is torchvision's for phones; the anchors suit it.
         resize=ResizeRule(320, 640),
         anchor_scales=(32.0, 64.0, 128.0, 256.0),
         rpn_channels=256,

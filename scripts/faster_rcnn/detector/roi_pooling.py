@@ -176,7 +176,7 @@ def level_of(rois: Tensor, strides: Sequence[int]) -> Tensor:
     """The map that each region belongs to: eq. 1, k = ⌊4 + log2(√(wh) / 224)⌋, clamped to the maps that exist.
 
     rois: [N, P, 4];  strides: each twice the one before.  Returns int64 [N, P], indices into `strides`.
-    This compares areas, which every runtime computes alike, whereas the last bit of a logarithm may differ.
+    This compares areas, which every runtime computes identically, whereas the last bit of a logarithm may differ.
     """
     areas = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
     sides = [CANONICAL_SIDE * stride / CANONICAL_STRIDE for stride in strides[1:]]

@@ -1,11 +1,11 @@
 """The recall of proposals: the share of objects that they cover, of any class (Ren et al. 2015, section 4.1, figure 4).
 
 The measures are recall at IoU 0.5 and 0.7, and average recall, the mean over IoU 0.50, 0.55, …, 0.95 (COCO's AR).
-Proposals are taken best first. Each finds the object that it overlaps most among those not found yet, if the overlap
-reaches the IoU threshold: COCO's rule for detections without classes, so the numbers equal those of pycocotools. A
-proposal finds at most one object, since the head makes at most one detection per class from it. Whether a proposal
-finds an object depends only on the proposals before it, so one pass gives the recall for any number of proposals.
-Crowds and difficult objects are left out.
+Proposals are processed best first. Each finds the object that it overlaps most among those not found yet, if the
+overlap reaches the IoU threshold: COCO's rule for detections without classes, so the numbers equal those of
+pycocotools. A proposal finds at most one object, since the head makes at most one detection per class from it. Whether
+a proposal finds an object depends only on the proposals before it, so one pass gives the recall for any number of
+proposals. Crowds and difficult objects are left out.
 
 G  objects, P  proposals of an image;  T = 10 IoU thresholds.  Boxes are x1, y1, x2, y2 in pixels of the image.
 """

@@ -59,8 +59,8 @@ def voc_ap(samples: Sequence[Sample], predictions: Sequence[Prediction], labels:
     """VOC's average precision by both of its rules, at IoU 0.5.
 
     Returns VOC_mAP and VOC_AP_by_class (the area under the curve made monotone: VOC 2010 and later), VOC_mAP_11 and
-    VOC_AP_11_by_class (the mean at eleven recalls: VOC 2007), and VOC_curves, a Curve by class. A class without an
-    object that counts is None, has no curve and does not enter the means, which are None if there is no other class.
+    VOC_AP_11_by_class (the mean at eleven recalls: VOC 2007), and VOC_curves, a Curve by class. The AP of a class
+    without objects that count is None; it has no curve, and the means ignore it. They are None if no class has objects.
     """
     areas: dict[str, float | None] = {}
     elevens: dict[str, float | None] = {}

@@ -33,7 +33,7 @@ def write(folder: Path, annotations: list[dict[str, Any]], **image: Any) -> Path
 
 
 def pretty(document: dict[str, list[Any]]) -> str:
-    """One element per line: with one image and the two classes, the first annotation is on line 7."""
+    """JSON with one element per line; with one image and two classes, the first annotation is on line 7."""
     lists = []
     for name, values in document.items():
         elements = ",\n ".join(json.dumps(value) for value in values)

@@ -27,7 +27,7 @@ def voc_object(name: str = "dog", corners: tuple[object, ...] = (11, 21, 40, 40)
 
 
 def document(*objects: str, filename: str = "a.jpg", size: str = "<width>100</width><height>60</height>") -> str:
-    """The size is on line 1, the objects from line 2 on."""
+    """An annotation file with the size on line 1 and the objects from line 2 on."""
     inner = "".join(objects)
     return f"<annotation><filename>{filename}</filename><size>{size}<depth>3</depth></size>{inner}\n</annotation>"
 

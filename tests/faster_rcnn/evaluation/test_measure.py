@@ -21,7 +21,7 @@ def test_a_difficult_object_changes_no_metric_whether_found_or_not() -> None:
 
 
 def test_all_metrics_are_in_one_dict_that_json_can_hold() -> None:
-    # cats: hit, false, hit (as above); area 1/2 · 1 + 1/2 · 2/3; eleven points (6 + 5 · 2/3) / 11; dog found
+    # cats by score: hit, false, hit; area 1/2 · 1 + 1/2 · 2/3; eleven points (6 + 5 · 2/3) / 11; dog found
     found = [
         prediction([[10, 10, 50, 50], [60, 60, 90, 90]], [0.9, 0.9], [0, 1]),
         prediction([[0, 0, 40, 40]], [0.5], [0]),

@@ -41,7 +41,7 @@ def test_correct_detections_are_not_mistakes() -> None:
         (DOG, 0, "wrong class", "the object is labelled dog"),
         # 40 × 40 moved by 20: 20 · 40 / (2 · 1600 - 800) = 0.33
         ([30, 10, 70, 50], 0, "poor localisation", "0.33"),
-        # 30 × 30 moved by 15 and taken for a cat: 15 · 30 / (2 · 900 - 450) = 0.33
+        # 30 × 30 moved by 15 and labelled cat: 15 · 30 / (2 · 900 - 450) = 0.33
         ([75, 60, 105, 90], 0, "background", "the nearest is labelled dog (IoU 0.33)"),
     ],
 )

@@ -80,7 +80,7 @@ def test_the_second_detection_of_an_object_is_false() -> None:
 
 def test_a_detection_is_matched_with_the_object_that_it_overlaps_most_even_if_that_was_hit_before() -> None:
     # 40 × 40 objects 8 apart: IoU 32/48 = 0.667. Both detections overlap the first most, the second one too:
-    # COCO would give it the object that is left, VOC calls it a duplicate
+    # COCO would match it with the other object; VOC calls it a duplicate.
     objects = truth([[0, 0, 40, 40], [8, 0, 48, 40]])
     detections = found([[0, 0, 40, 40], [2, 0, 42, 40]], [0.9, 0.8])
     assert match_class([objects], [detections], 0).outcomes.tolist() == [Outcome.HIT, Outcome.FALSE]

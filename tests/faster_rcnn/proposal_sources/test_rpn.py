@@ -24,7 +24,7 @@ def detector() -> FasterRCNN:
 
 
 class SmallShapes:
-    """Images of `shapes` that fit a small canvas and one long one."""
+    """Three cuts of an image of `shapes`, one of them long and narrow."""
 
     labels = Shapes.labels
     cuts = (np.s_[:120, :160], np.s_[:200, :130], np.s_[:30, :260])

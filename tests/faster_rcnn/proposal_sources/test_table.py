@@ -159,7 +159,7 @@ def test_samples_carry_the_best_proposals_clipped_to_the_image() -> None:
     regions = boxes([[-5, -5, 50, 50], [40, 0, 45, 9], [1, 2, 3, 4], [5, 25, 9, 35], [0, 0, 1, 1]])
     table = ProposalTable({"large": ranked(regions), "small": ranked(boxes([]))}, "by hand")
     dataset = WithProposals(TwoImages(), table, limit=3)
-    # the first box is cut to 40 × 30, the second starts where the image ends, the fifth exceeds the limit
+    # The first box is clipped to 40 × 30, the second begins where the image ends, and the fifth exceeds the limit of 3.
     proposals = dataset[0].proposals
     assert proposals is not None
     assert proposals.tolist() == [[0, 0, 40, 30], [1, 2, 3, 4], [5, 25, 9, 30]]

@@ -18,7 +18,7 @@ Ints = tuple[int, ...]
 class FeaturePyramid(Backbone):
     """Merges a body's maps from the coarsest to the finest (section 3).
 
-    Every second cell of the coarsest map forms one more map. Only the RPN uses it, for its largest anchors
+    Every second cell of the coarsest map forms an additional map. Only the RPN uses it, for its largest anchors
     (section 4.1).
     """
 
