@@ -98,7 +98,7 @@ def _overlapping(objects: list[CheckedObject], indices: list[int]) -> Iterator[t
 def near_duplicates(boxes: np.ndarray) -> Iterator[tuple[int, int, float]]:
     """Pairs of boxes [G, 4] with an IoU above NEAR_DUPLICATE = t, as sorted (later index, earlier index, IoU).
 
-    An IoU is at most the shared width over the larger width. So a box of width w that begins at x shares an IoU above t
+    An IoU is at most the shared width over the larger width. So a box of width w that begins at x has an IoU above t
     only with boxes that begin between x - (1 / t - 1) w (such a box is at most w / t wide) and x + (1 - t) w. The boxes
     are sorted by where they begin, and only those in this range are compared.
     """

@@ -137,7 +137,7 @@ def _imagenet(backbone: str) -> State:
 
 @contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Limits how long a connection may be silent; by default Python waits forever."""
+    """Limits how long a connection may deliver no data; by default Python waits forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
