@@ -6,8 +6,8 @@ The command `faster-rcnn` does all of this. From Python, a trained detector is u
     resized, scale_x, scale_y = resize_image(rgb, detector.resize)  # rgb: uint8 [H, W, 3], upright
     output = detector.alone(resized)
 
-`alone` does not resize: the boxes in `output` are in pixels of `resized`. Divide them by `scale_x` and `scale_y` for
-pixels of `rgb`.
+`alone` does not resize: the boxes in `output` are in pixels of `resized`. Divide them by `scale_x` and `scale_y`
+to convert them to pixels of `rgb`.
 
 The names below are imported when they are first used (PEP 562), so `import faster_rcnn` does not load torch.
 """

@@ -1,4 +1,4 @@
-"""Running a detector on one image: onto the tightest canvas, and boxes back to the pixels of the original.
+"""Prepares one image for a detector, on the smallest canvas, and converts boxes back to pixels of the original.
 
 R  boxes.  Boxes are x1, y1, x2, y2.
 """
@@ -22,8 +22,8 @@ from faster_rcnn.detector.resize import resize_image
 class PreparedImage:
     """One image, ready for a detector.
 
-    batch: this image alone;  scale: [4], the factors of x, y, x, y on the canvas;  size: int64 [1, 2], height and width
-    of the original.
+    batch: this image alone;  scale: [4], the factors from original to canvas pixels for x, y, x, y;
+    size: int64 [1, 2], height and width of the original.
     """
 
     batch: Batch
@@ -37,7 +37,7 @@ class PreparedImage:
 
 
 def prepare_image(detector: FasterRCNN, sample: Sample) -> PreparedImage:
-    """A sample's image and any proposals, resized by the detector's rule and moved to its device."""
+    """Resizes a sample's image, and its proposals if it has any, and moves them to the detector's device."""
     image, scale_x, scale_y = resize_image(sample.image, detector.config.resize)
     scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
     proposals = None if sample.proposals is None else sample.proposals * scale
@@ -52,7 +52,7 @@ def prepare_image(detector: FasterRCNN, sample: Sample) -> PreparedImage:
 
 @contextmanager
 def inferring(detector: FasterRCNN) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the detector returns to its previous mode."""
+    """Puts the detector into evaluation mode without gradients, and restores its previous mode afterwards."""
     training = detector.training
     detector.eval()
     try:

@@ -40,7 +40,7 @@ def lively(backbone: str, **changes: Any) -> FasterRCNN:
 
 @torch.no_grad()
 def lively_torchvision(model: TorchvisionFasterRCNN, seed: int = 1) -> TorchvisionFasterRCNN:
-    """Gives the untrained `model` statistics of some images, scores that are spread out, and boxes that move."""
+    """Sets an untrained model's normalisations from some images, and spreads out its scores and boxes."""
     torch.manual_seed(seed)
     images = [torch.from_numpy(resize_image(Shapes("test")[n].image, ResizeRule(128, 192))[0].copy()) for n in range(4)]
     batch = model.transform.batch_images([model.transform.normalize(one.permute(2, 0, 1) / 255) for one in images])

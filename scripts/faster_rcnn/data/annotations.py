@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from faster_rcnn.data.faults import Fault
 
-LONGEST_SIDE = 1_000_000  # pixels; larger values are taken for annotation errors
+LONGEST_SIDE = 1_000_000  # pixels; larger values are treated as annotation errors
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Augmentation: random changes of a training image that keep its objects recognisable.
 
 Flips, crops and colours are torchvision's v2 transforms, which also transform the boxes. The scale is changed by
-resizing the original once, as the service does: resampling twice would blur images that the detector is served sharp.
+resizing the original once, as the service does: resampling twice would blur training images, while those of the service
+are sharp.
 """
 
 from dataclasses import replace
@@ -15,17 +16,17 @@ from faster_rcnn.data.dataset import Sample
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 
 AUGMENTATIONS = ("flip", "vertical-flip", "scale-jitter", "photometric")
-SCALES = (0.75, 1.35)  # factors on the sides, drawn evenly; a wider range only pays with longer training
-VISIBLE = 0.3  # share of its area that a crop must leave of an object; with less it cannot be recognised
+SCALES = (0.75, 1.35)  # factors on the sides, drawn uniformly; a wider range only helps in longer training
+VISIBLE = 0.3  # share of an object's area that must remain in a crop; with less it cannot be recognised
 FLIPS = {"flip": v2.RandomHorizontalFlip(), "vertical-flip": v2.RandomVerticalFlip()}
-# Moderate: the hue changes by at most 0.03 of the circle, because some classes differ in colour.
+# The changes are moderate (the hue by at most 0.03 of the circle), because some classes differ in colour.
 COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
 
 
 def prepare(sample: Sample, rule: ResizeRule, augmentations: tuple[str, ...], seed: int) -> Sample:
     """The sample resized by `rule` and changed by the given AUGMENTATIONS; all random choices follow from `seed`.
 
-    An image enlarged by the scale is cropped to the size that the rule gives. Boxes and proposals are clipped to the
+    An image enlarged by the scale is cropped to the size that the rule returns. Boxes and proposals are clipped to the
     crop, and dropped if too little of them is left.
     """
     with torch.random.fork_rng(devices=[]):
@@ -64,9 +65,9 @@ def _transformed(sample: Sample, transform: v2.Compose) -> Sample:
 
 
 def _clip(boxes: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes clipped to an image, and a mask of those with enough left: VISIBLE of the area, and a pixel per side."""
+    """Clips boxes to an image. Also returns a mask of those that keep VISIBLE of their area and a pixel per side."""
     height, width = size
     clipped = np.clip(boxes, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
     sides, whole = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
-    untouched = (sides == whole).all(axis=1)  # an object that was not clipped stays, however small it is
+    untouched = (sides == whole).all(axis=1)  # an object that was not clipped is kept, however small it is
     return clipped, untouched | ((sides.prod(axis=1) >= VISIBLE * whole.prod(axis=1)) & (sides >= 1).all(axis=1))

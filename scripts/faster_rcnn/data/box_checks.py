@@ -10,8 +10,8 @@ import numpy as np
 from faster_rcnn.data.annotations import AnnotatedImage, Annotation
 from faster_rcnn.data.faults import Fault
 
-# Pixels that a box may reach over the border: one for tools that count pixels from 0 where the format counts from 1,
-# one for rounding. Such a box is clipped. One that reaches further was drawn on another image or at another size.
+# Pixels by which a box may cross the border: one for tools that count pixels from 0 where the format counts from 1, and
+# one for rounding. Such a box is clipped. If it extends further, it was drawn on another image or at another size.
 TOLERANCE = 2.0
 MIN_SIDE = 0.1  # pixels; less could vanish in float32 when a large image is resized
 NEAR_DUPLICATE = 0.8  # IoU; two objects of a class that overlap more are nearly always an annotation error
@@ -70,7 +70,7 @@ def duplicate_faults(image: AnnotatedImage, objects: list[CheckedObject]) -> dic
     near: dict[int, Fault] = {}
     for index, first, iou in _overlapping(objects, [index for index in compared if index not in faults]):
         if index not in near and first not in near:
-            how = f"overlaps with IoU {iou:.2f} the box of"
+            how = f"has an IoU of {iou:.2f} with the box of"
             near[index] = _duplicate_fault("near-duplicate box", image, objects[index][0], objects[first][0], how)
     return faults | dict(sorted(near.items()))
 
@@ -83,7 +83,7 @@ def _duplicate_fault(kind: str, image: AnnotatedImage, one: Annotation, other: A
 def _overlapping(objects: list[CheckedObject], indices: list[int]) -> Iterator[tuple[int, int, float]]:
     """Pairs of objects of one class whose IoU is above NEAR_DUPLICATE: index, index of the earlier object, IoU.
 
-    Within a class, the later objects come in ascending order, and so do the earlier ones of each.
+    Within a class, the pairs are sorted by the later object, then by the earlier one.
     """
     if len(indices) < 2:
         return
@@ -96,9 +96,9 @@ def _overlapping(objects: list[CheckedObject], indices: list[int]) -> Iterator[t
 
 
 def near_duplicates(boxes: np.ndarray) -> Iterator[tuple[int, int, float]]:
-    """Pairs of boxes [G, 4] whose IoU is above NEAR_DUPLICATE = t: later index, earlier index, IoU, in this order.
+    """Pairs of boxes [G, 4] with an IoU above NEAR_DUPLICATE = t, as sorted (later index, earlier index, IoU).
 
-    An IoU is at most the shared width over the larger width. So a box of width w that begins at x shares an IoU above t
+    An IoU is at most the shared width over the larger width. So a box of width w that begins at x has an IoU above t
     only with boxes that begin between x - (1 / t - 1) w (such a box is at most w / t wide) and x + (1 - t) w. The boxes
     are sorted by where they begin, and only those in this range are compared.
     """

@@ -39,6 +39,6 @@ def renumber(dataset: Dataset, labels: tuple[str, ...], detector: str) -> Datase
     if unknown := [name for name in dataset.labels if name not in labels]:
         raise ValueError(
             f"the data has classes that {detector} does not know: {', '.join(unknown)}; "
-            "use other data, or name the detector's classes as the data does"
+            "use other data, or rename the classes so that they match"
         )
     return RenumberedDataset(dataset, labels)

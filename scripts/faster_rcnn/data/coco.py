@@ -54,8 +54,8 @@ Kind = TypeVar("Kind", bound=_Record)
 def read_coco(folder: Path, split: str) -> ParsedSplit:
     """Reads the annotations of a split. Classes are numbered in the order of their category ids.
 
-    Raises FileNotFoundError that lists the splits found if `split` does not exist, ValueError that names the file if it
-    is not in COCO's format or has no classes or no images.
+    Raises FileNotFoundError, listing the splits found, if `split` does not exist; ValueError, naming the file, if it is
+    not in COCO's format or has no classes or no images.
     """
     file = _annotation_file(folder, split)
     lists = _read(file)
@@ -71,7 +71,7 @@ def read_coco(folder: Path, split: str) -> ParsedSplit:
             left_out.add(image.id)
             continue
         path = _image_file(folder, split, image.file_name)
-        assert path is not None  # `_image_fault` has looked
+        assert path is not None  # `_image_fault` has checked that the file exists
         images[image.id] = AnnotatedImage(image.file_name, path, int(image.height), int(image.width), where)
     for found, where in _records(_Object, "annotation", file, lists["annotations"], faults):
         if fault := _object_fault(found, where, images, left_out, label_of):
@@ -98,7 +98,7 @@ def _annotation_file(folder: Path, split: str) -> Path:
 
 
 def _read(file: Path) -> dict[str, JSONList]:
-    """The lists of a document by name.  Raises ValueError that names the file."""
+    """The lists of a document by name.  Raises ValueError, naming the file, if it is not in COCO's format."""
     try:
         document = decode_members(file.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
@@ -129,7 +129,7 @@ def _records(
 ) -> Iterator[tuple[Kind, str]]:
     """The valid elements of a list, each with file, line and column.
 
-    The faults of the others are added to `faults`, and their ids to `left_out`.
+    The faults of the invalid elements are added to `faults`, and their ids to `left_out`.
     """
     adapter = TypeAdapter(kind)
     for value, place in elements:
@@ -156,7 +156,7 @@ def _explanation(name: str, value: Any, identity: object, error: ValidationError
 
 
 def _categories(file: Path, elements: JSONList, faults: list[Fault]) -> list[_Category]:
-    """The classes in the order of their ids. Their faults cannot be skipped: that would change the numbering."""
+    """The classes in the order of their ids. Their faults cannot be skipped: skipping would change the numbers."""
     categories: dict[Identity, _Category] = {}
     first_with: dict[str, str] = {}
     for category, where in _records(_Category, "category", file, elements, faults, skippable=False):

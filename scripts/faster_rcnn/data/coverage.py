@@ -1,7 +1,7 @@
 """How well the anchors of a configuration cover the objects of a data set, which limits what the RPN can learn.
 
-All anchors whose IoU with an object is above 0.7 are positive. An object without such an anchor has only its best one
-(Ren et al. 2015, section 3.1.2), which the RPN must move far.
+All anchors whose IoU with an object is above 0.7 are positive. For an object without such an anchor, only
+the best one is positive (Ren et al. 2015, section 3.1.2), and the RPN must move it far.
 T  objects;  k  anchor shapes.  Boxes are x1, y1, x2, y2 in pixels of the resized image.
 """
 
@@ -19,9 +19,13 @@ from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import scales_of_maps
 from faster_rcnn.detector.resize import ResizeRule
 
-SAMPLES = 200  # images of a generated data set, whose objects are known only once the image is drawn
+SAMPLES = 200  # images drawn of a generated data set, because its objects are not known in advance
 ENOUGH = 0.9  # share of a class's objects with an IoU above 0.5; below it other scales are suggested
-ENLARGEMENTS = (1.0, 1.5, 2.0)  # image sizes tried with other scales; the cost of a run grows with the square
+ENLARGEMENTS = (
+    1.0,
+    1.5,
+    2.0,
+)  # factors on the image size that are tried; the cost of inference grows with their square
 OCTAVES = 2.0 ** np.arange(3, 11)  # borders between the size groups of a report, 8 to 1024 pixels
 
 
@@ -32,7 +36,7 @@ class Coverage:
     best: float [T], IoU of each object with its best anchor;  classes: int64 [T];  sides: float [T], square roots of
     the objects' areas in the resized image;  never_inside: anchor shapes that do not fit into any image;
     suggestion: a configuration with other scales, and perhaps larger images, if too few objects of some class are
-    covered and it covers more;  suggested: the shares above 0.5 that it would give, of all objects and of the class
+    covered and it covers more;  suggested: the shares above 0.5 with the suggestion, of all objects and of the class
     that is covered worst.
     """
 
@@ -56,7 +60,7 @@ class Coverage:
         return share, self.config.labels[label]
 
     def report(self) -> str:
-        """A table for a person, with advice where the coverage is poor."""
+        """The coverage as a text table, followed by advice if it is poor."""
         rows = [("all", np.ones(len(self.best), bool)), *self._by_class(), *self._by_size()]
         width = max(len(name) for name, _ in rows)
         lines = [
@@ -94,9 +98,9 @@ class Coverage:
             share, name = self.worst_class()
             all_objects, worst = self.suggested
             yield (
-                f"warning: only {share:.1%} of {name} have an anchor with IoU above 0.5; "
+                f"warning: only {share:.1%} of the objects of class {name} have an anchor with IoU above 0.5; "
                 f"--anchor-scales {scales}{sizes if resize != self.config.resize else ''} "
-                f"would give {worst:.1%} of each class, {all_objects:.1%} of all"
+                f"would cover at least {worst:.1%} of each class and {all_objects:.1%} of all objects"
             )
 
 
@@ -136,9 +140,9 @@ def _coverage(objects: "_Objects", config: DetectorConfig, strides: Sequence[int
 def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) -> tuple[float, ...]:
     """Anchor scales from the smallest to the largest objects, ignoring a twentieth of each class at both ends.
 
-    sides: float [T], square roots of the objects' areas;  classes: int64 [T];  count: number of scales; None: as many
-    as make them at most an octave apart. An octave suffices: an anchor of the same shape and centre as an object, but
-    half or twice its area, has an IoU of 0.5 with it.
+    sides: float [T], square roots of the objects' areas;  classes: int64 [T];  count: number of scales; None chooses
+    the number that puts them at most an octave apart. An octave suffices: an anchor of the same shape and centre as an
+    object, but half or twice its area, has an IoU of 0.5 with it.
     """
     ends = [np.quantile(sides[classes == label], [0.05, 0.95]) for label in np.unique(classes)]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
@@ -147,7 +151,9 @@ def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) ->
 
 
 class _Objects(NamedTuple):
-    """boxes [T, 4] in pixels of the original images;  classes [T];  image [T], the index of each object's image;
+    """All objects of a data set.
+
+    boxes [T, 4] in pixels of the original images;  classes [T];  image [T], the index of each object's image;
     sizes [N, 2], height and width of each image.
     """
 
@@ -205,7 +211,7 @@ def _cells(
 
 
 def inside_somewhere(sizes: np.ndarray, config: DetectorConfig, strides: Sequence[int]) -> np.ndarray:
-    """Which anchor shapes fit into at least one image.  sizes: [N, 2], height and width.  Returns bool [k]."""
+    """Marks the anchor shapes that fit into at least one image.  sizes: [N, 2], height and width.  Returns bool [k]."""
     shapes, shape_strides = _shapes(config, strides)
     unique = np.unique(sizes, axis=0).astype(np.float64)
     inside = np.ones((len(unique), len(shapes)), bool)
@@ -221,7 +227,8 @@ def best_overlaps(boxes: np.ndarray, sizes: np.ndarray, config: DetectorConfig, 
     boxes: [T, 4];  sizes: [T, 2], height and width of their images.  Returns [T]; 0 where no anchor is used.
 
     Among the anchors of one shape, the one whose centre is nearest along both axes overlaps a box most, because an
-    overlap never grows as the centres move apart. So each box is compared with k anchors instead of all locations'.
+    overlap never grows as the centres move apart. So each box is compared with k anchors instead of those of all
+    locations.
     """
     shapes, shape_strides = _shapes(config, strides)
     overlap = np.ones((len(boxes), len(shapes)))

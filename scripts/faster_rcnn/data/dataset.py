@@ -32,7 +32,7 @@ class Sample:
     proposals: np.ndarray | None = None
 
     def counted(self, with_difficult: bool = False) -> np.ndarray:
-        """Bool [G]: the objects that a detector should find: all but crowds and, by default, difficult objects."""
+        """Marks the objects that a detector should find, bool [G]: no crowds and, by default, no difficult objects."""
         counted = np.ones(len(self.labels), bool)
         if self.crowd is not None:
             counted &= ~self.crowd
@@ -41,7 +41,7 @@ class Sample:
         return counted
 
     def objects(self, with_difficult: bool = False) -> "Sample":
-        """The sample with the objects to train on only: without crowds and, by default, without difficult objects."""
+        """The sample without the objects that are not trained on: crowds and, by default, difficult objects."""
         wanted = self.counted(with_difficult)
         return Sample(self.image, self.boxes[wanted], self.labels[wanted], proposals=self.proposals)
 

@@ -25,8 +25,8 @@ def open_checked(
 ) -> Dataset:
     """`open_dataset`, then every image decoded once in `workers` threads.
 
-    With `skip_bad_boxes` the images that cannot be read are left out, as in training; without it they raise ValueError,
-    which lists the first of them. Otherwise raises what `open_dataset` does.
+    With `skip_bad_boxes` the images that cannot be read are left out, as in training. Without it, ValueError is raised,
+    listing the first of them. The errors of `open_dataset` are raised too.
     """
     dataset = open_dataset(source, split, seed, skip_bad_boxes)
     check_before_training([dataset], workers)
@@ -58,7 +58,7 @@ def summary(faults: Sequence[Fault]) -> str:
 
 
 def check_images(dataset: FolderDataset, workers: int, first_files: FirstFiles | None = None) -> list[Fault]:
-    """Decodes every image in `workers` threads; the decoders release the interpreter's lock while they work.
+    """Decodes every image in `workers` threads; the decoders release Python's global lock while they work.
 
     An image that cannot be trained on is an error and is removed from the data set. A file whose name claims another
     format is a warning. So is a file with the same bytes as another, in this split or in one that was checked before
@@ -80,7 +80,7 @@ def check_images(dataset: FolderDataset, workers: int, first_files: FirstFiles |
 
 @dataclass(frozen=True)
 class _Result:
-    """What decoding one image showed.  digest: SHA-256 of its bytes, "" if it is not readable."""
+    """The result of decoding one image.  digest: SHA-256 of its bytes, "" if it is not readable."""
 
     readable: bool
     digest: str
@@ -88,7 +88,7 @@ class _Result:
 
 
 def _duplicates(dataset: FolderDataset, results: Sequence[_Result], first_files: FirstFiles) -> list[Fault]:
-    """One fault for each file with the bytes of another, and one for all images that two splits share."""
+    """One fault for each file that repeats another's bytes, and one for all images that two splits share."""
     faults = []
     shared: dict[str, list[str]] = {}
     for index, result in enumerate(results):
@@ -103,7 +103,7 @@ def _duplicates(dataset: FolderDataset, results: Sequence[_Result], first_files:
             faults.append(Fault("duplicate image", dataset.where(index), what, "keep one of the two", warning=True))
     for split, names in shared.items():
         what = f"images of split {dataset.split} that are also in split {split}: {len(names)}, the first is {names[0]}"
-        remedy = "remove them from one: results on images that were trained on mean little"
+        remedy = "remove them from one of the two, because a detector must not be evaluated on its training images"
         faults.append(Fault("splits share images", dataset.source, what, remedy, warning=True))
     return faults
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHOWN = 3  # faults that a refusal lists, so that it stays one readable line
+SHOWN = 3  # faults listed in an error message, which must remain one readable line
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class Fault:
     """One fault.  kind: a few words that group like faults;  where: the file, with its line if it has lines.
 
     An error keeps training from starting; a warning is only reported. A skippable fault concerns a box or an image that
-    can be left out; any other concerns the whole data set, as two classes of one name do.
+    can be left out; any other concerns the whole data set, such as two classes with the same name.
     """
 
     kind: str
@@ -36,7 +36,7 @@ def stopping(faults: Sequence[Fault], skip_bad_boxes: bool) -> list[Fault]:
 
 
 def refuse(faults: Sequence[Fault], source: str, skip_bad_boxes: bool) -> None:
-    """Raises ValueError if training cannot start with these faults; its one line lists the first few."""
+    """Raises ValueError if training cannot start with these faults; the message is one line with the first few."""
     serious = stopping(faults, skip_bad_boxes)
     if not serious:
         return

@@ -35,11 +35,11 @@ class FolderDataset:
     """One split of a folder, without its faulty images and objects; `faults` lists what was found.
 
     Objects without area, outside their image, or annotated twice are left out. A box that crosses the border is
-    clipped. Near duplicates are left out only with `skip_bad_boxes`. The caller decides whether the faults are grave
-    enough to stop (`faults.refuse`).
+    clipped. Near duplicates are left out only with `skip_bad_boxes`. The caller decides whether the faults are
+    serious enough to stop (`faults.refuse`).
 
-    The service's own code decodes the images, so that a detector is trained on the same pixels as it will be served:
-    EXIF orientation, transparency and 16-bit samples included.
+    The service's own code decodes the images, so that training and the service see the same pixels, including those of
+    images with EXIF orientation, transparency or 16-bit samples.
     """
 
     def __init__(self, parsed: ParsedSplit, skip_bad_boxes: bool = False) -> None:
@@ -77,7 +77,7 @@ class FolderDataset:
         return entry.boxes[wanted], entry.labels[wanted]
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises ValueError that names the image if it cannot be decoded or has another size than annotated."""
+        """Raises ValueError, naming the image, if it cannot be decoded or its size differs from the annotated one."""
         entry = self._entries[index]
         pixels = self.decode(index, entry.path.read_bytes())
         if isinstance(pixels, Fault):
@@ -92,7 +92,7 @@ class FolderDataset:
         )
 
     def decode(self, index: int, data: bytes) -> np.ndarray | Fault:
-        """Decodes the bytes of image `index` to uint8 [H, W, 3], or returns why they are not the annotated image."""
+        """Decodes the bytes of image `index` to uint8 [H, W, 3], or returns the fault if that is not possible."""
         entry = self._entries[index]
         try:
             pixels = np.asarray(upright(data))
@@ -105,13 +105,14 @@ class FolderDataset:
             remedy = "correct the listed size, and the boxes if they were drawn at that size"
             if (height, width) == (listed_width, listed_height):
                 remedy = (
-                    "its EXIF orientation turns it: save it without one, or swap the listed sides and turn the boxes"
+                    "its EXIF orientation rotates it: save it without one, "
+                    "or swap the listed sides and rotate the boxes"
                 )
             return Fault("image of another size", entry.where, what, remedy)
         return pixels
 
     def remove(self, indices: Iterable[int]) -> None:
-        """Removes images; the indices of the images behind them change."""
+        """Removes images, which changes the indices of the images after them."""
         removed = set(indices)
         self._entries = [entry for index, entry in enumerate(self._entries) if index not in removed]
 
@@ -153,7 +154,7 @@ def class_name_faults(parsed: ParsedSplit) -> list[Fault]:
         plain = " ".join(name.split()).casefold()
         other = first_with.setdefault(plain, name)
         if other is not name:
-            what = f"the classes {other!r} and {name!r} differ only in case or spaces, and count as two"
+            what = f"the classes {other!r} and {name!r} differ only in case or spaces, and count as two classes"
             remedy = "rename one if they mean the same"
-            faults.append(Fault("alike class names", parsed.source, what, remedy, warning=True))
+            faults.append(Fault("similar class names", parsed.source, what, remedy, warning=True))
     return faults

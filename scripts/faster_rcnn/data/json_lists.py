@@ -1,8 +1,8 @@
-"""JSON documents whose lists know where each element stands, so that a fault in a large file has a line number.
+"""JSON documents that record the position of each list element, so that a fault in a large file has a line number.
 
-`json.loads` does not say where a value stood. `JSONDecoder.raw_decode` decodes one value and returns where it ends.
-This module walks through the outermost object and its lists, and leaves everything inside their values to
-`raw_decode`. Elements are decoded a second time when they are read: that takes less than the memory of all of them.
+`json.loads` does not report where a value was found. `JSONDecoder.raw_decode` decodes one value and returns where it
+ends. This module walks through the outermost object and its lists, and leaves everything inside their values to
+`raw_decode`. Elements are decoded a second time when they are read, which needs less memory than keeping all of them.
 """
 
 import json
@@ -80,7 +80,7 @@ def _list(text: str, position: int) -> tuple[JSONList, int]:
 
 
 def _next(text: str, position: int, end: str) -> tuple[bool, int]:
-    """After a value: whether `end` follows, and where it stands; else where the next value begins."""
+    """What follows a value: True and the position of `end`, or False and the position of the next value."""
     position = _skip_blanks(text, position)
     if text.startswith(end, position):
         return True, position

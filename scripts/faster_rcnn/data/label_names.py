@@ -13,8 +13,8 @@ BACKGROUND = ("background", "__background__")  # the usual spelling, and torchvi
 def read_labels(file: Path, classes: int) -> tuple[str, ...]:
     """The `classes` names in a file.
 
-    Raises ValueError that names the faulty lines, also for another number of names or a name that occurs twice;
-    FileNotFoundError if the file does not exist.
+    Raises ValueError if a line is empty or names the background, if a name occurs twice, or if their number is not
+    `classes`; FileNotFoundError if the file does not exist.
     """
     if file.is_dir():
         raise ValueError(f"{file} is a folder; give a text file with one label per line, without the background")
@@ -36,7 +36,7 @@ def read_labels(file: Path, classes: int) -> tuple[str, ...]:
 
 
 def distinct(names: Sequence[str], source: str) -> tuple[str, ...]:
-    """The names, each `N/A` followed by torchvision's number, because the service identifies classes by name.
+    """Appends torchvision's number to each `N/A`, because the service needs unique class names.
 
     Raises ValueError if another name occurs twice.
     """

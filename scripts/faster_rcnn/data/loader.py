@@ -19,8 +19,8 @@ from faster_rcnn.data.augmentation import prepare
 from faster_rcnn.data.dataset import Dataset, Sample
 from faster_rcnn.detector.resize import ResizeRule
 
-# Number of batches whose images are sorted by aspect ratio together: enough that the images of a batch are alike, few
-# enough that the order stays random.
+# Number of batches whose images are sorted by aspect ratio together: enough that the images of a batch have similar
+# ratios, few enough that the order remains random.
 WINDOW = 16
 
 
@@ -66,7 +66,7 @@ def batch_order(dataset: Dataset, batch_size: int, seed: int, start: int = 0) ->
     Raises ValueError if the data set has fewer images than one batch.
     """
     if len(dataset) < batch_size:
-        raise ValueError(f"the data set has {len(dataset)} images, but a batch takes {batch_size}; lower --batch-size")
+        raise ValueError(f"the data set has {len(dataset)} images, but a batch needs {batch_size}; lower --batch-size")
     batches_per_epoch = len(dataset) // batch_size
     number = start
     for epoch in count(start // batches_per_epoch):
@@ -93,14 +93,14 @@ def _epoch(dataset: Dataset, batch_size: int, seed: list[int]) -> Iterator[list[
 
 @dataclass(frozen=True)
 class Share:
-    """The share of each batch that process `rank` of `processes` takes, split into `micro_batches`."""
+    """The part of each batch that process `rank` of `processes` computes, split into `micro_batches`."""
 
     rank: int = 0
     processes: int = 1
     micro_batches: int = 1
 
     def check(self, batch_size: int) -> None:
-        """Raises ValueError unless all micro-batches are of one size, which the mean over a batch relies on."""
+        """Raises ValueError unless all micro-batches have the same size, as the mean over a batch requires."""
         if batch_size % (self.processes * self.micro_batches):
             raise ValueError(
                 f"a batch of {batch_size} images cannot be divided evenly among {self.processes} processes × "
@@ -134,7 +134,7 @@ class _Items(torch.utils.data.Dataset[tuple[Sample, int]]):
 
 
 def collate(samples: list[Sample], stride: int, seeds: list[int] | None = None) -> Batch:
-    """Puts samples onto the smallest canvas that holds them all and has multiples of `stride` as its sides.
+    """Puts samples onto the smallest canvas that holds them all and whose sides are multiples of `stride`.
 
     seeds: one for each sample; default: 0, 1, 2 …
     """
@@ -160,7 +160,7 @@ def _collate_items(items: list[tuple[Sample, int]], stride: int) -> Batch:
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches are made.
+    """How training batches are formed.
 
     batch_size: images in a batch, over all processes and micro-batches;  workers: processes that prepare images, 0
     prepares them in this process;  with_difficult: whether VOC's difficult objects are trained on.
@@ -176,7 +176,7 @@ class Loading:
 def training_batches(
     dataset: Dataset, rule: ResizeRule, stride: int, loading: Loading, start: int = 0, share: Share | None = None
 ) -> Iterator[Batch]:
-    """The endless batches of a run from number `start` on, or the share of them that one process takes."""
+    """The endless batches of a training run from number `start` on, or only the share of one process."""
     share = share or Share()
     share.check(loading.batch_size)
     loader = DataLoader(

@@ -1,10 +1,10 @@
 """`shapes`: generated images of six classes of shapes, with exact boxes.
 
-The images have 200 to 1000 pixels per side and aspect ratios from 1:2 to 2:1. Objects are a twelfth of the shorter side
-to the whole image in size, rotated, stretched, cut by the border, and overlapping, but at least MIN_VISIBLE of each is
-visible. They are filled with colours, gradients or stripes. Backgrounds are smooth, striped, chequered or noisy, with
-lines and scraps that belong to no class. Some images are empty. Image `index` of a split depends on seed, split and
-index alone, so the data set needs no files and a training run never runs out of images.
+The images have 200 to 1000 pixels per side and aspect ratios from 1:2 to 2:1. The size of objects ranges from a twelfth
+of the shorter side to the whole image. They are rotated and stretched, may overlap or be cut by the border, but at
+least MIN_VISIBLE of each is visible. They are filled with colours, gradients or stripes. Backgrounds are smooth,
+striped, chequered or noisy, with lines and scraps that are not objects. Some images are empty. Image `index` of a split
+depends on seed, split and index alone, so the data set needs no files and a training run never runs out of images.
 """
 
 import json
@@ -23,8 +23,8 @@ LENGTHS = {"train": 1_000_000, "val": 500, "test": 500}
 
 MIN_VISIBLE = 0.65  # share of an object's area left after cuts and overlaps; with less it may be unrecognisable
 MIN_SIDE = 1 / 12  # of an object, as a share of the image's shorter side
-EMPTY_SHARE = 0.08  # images without objects
-FILLING_SHARE = 0.1  # images whose first object is nearly as large as the image
+EMPTY_SHARE = 0.08  # share of images without objects
+FILLING_SHARE = 0.1  # share of images in which the first object is nearly as large as the image
 MIN_CONTRAST = 90.0  # between an object's colour and the mean colour it covers, summed over the channels
 SUPERSAMPLING = 2  # objects are drawn at twice the resolution and averaged down, for smooth edges
 
@@ -61,7 +61,7 @@ class Shapes:
         background = _background(rng, height, width)
         _draw_clutter(rng, background)
         pixels = np.asarray(background).astype(np.float32)
-        boxes, labels = _draw_objects(rng, pixels)
+        boxes, labels = draw_objects(rng, pixels)
         return Sample(_photograph(rng, pixels), boxes, labels)
 
     def _generator(self, index: int) -> np.random.Generator:
@@ -137,7 +137,7 @@ def _stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _draw_clutter(rng: np.random.Generator, background: Image.Image) -> None:
-    """Lines, open curves and thin scraps: which a detector must learn to ignore."""
+    """Draws lines, open curves and thin scraps, which a detector must learn to ignore."""
     draw = ImageDraw.Draw(background)
     width, height = background.size
     for _ in range(rng.integers(0, 9)):
@@ -157,7 +157,7 @@ def _draw_clutter(rng: np.random.Generator, background: Image.Image) -> None:
             draw.polygon(corners, fill=colour)
 
 
-def _draw_objects(rng: np.random.Generator, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def draw_objects(rng: np.random.Generator, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draws objects into `pixels`, float32 [H, W, 3].  Returns boxes float32 [G, 4] and labels int64 [G]."""
     height, width = pixels.shape[:2]
     owner = np.full((height, width), -1, np.int16)
@@ -276,7 +276,7 @@ def _rasterise(outline: np.ndarray, hole: np.ndarray, height: int, width: int) -
 
 
 def _fill(rng: np.random.Generator, beneath: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """An object's fill [H, W, 3], a colour, a gradient or stripes, in contrast to the pixels that it covers."""
+    """An object's fill [H, W, 3], a colour, a gradient or stripes, which contrasts with the pixels that it covers."""
     height, width = cover.shape
     under = beneath[cover > 0.5].mean(axis=0)
     while True:
@@ -303,7 +303,7 @@ def _photograph(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
         pixels = np.asarray(sharp.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.5)))).astype(np.float32)
     if rng.random() < 0.7:
         strength = rng.uniform(2, 16)
-        # One tile of noise is repeated, which does not show; 3 million Gaussians would take longer than the rest.
+        # Repeating one tile of noise is not visible; 3 million random numbers would take longer than all other steps.
         tile = rng.standard_normal((128, 128, 3), dtype=np.float32) * strength
         pixels = pixels + np.tile(tile, (height // 128 + 1, width // 128 + 1, 1))[:height, :width]
     return pixels.clip(0, 255).astype(np.uint8)

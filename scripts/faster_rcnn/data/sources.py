@@ -43,7 +43,7 @@ def open_dataset(source: str, split: str, seed: int = 0, skip_bad_boxes: bool = 
 
 
 def open_folder(source: str, split: str, skip_bad_boxes: bool = False) -> FolderDataset:
-    """Opens a split of a folder whatever its faults: they are in `faults`, and faulty images and boxes are left out."""
+    """Opens a split of a folder even if it has faults, which `faults` lists; faulty images and boxes are left out."""
     kind, folder = _folder(source)
     read, _ = READERS[kind]
     return FolderDataset(read(folder, split), skip_bad_boxes)

@@ -1,4 +1,4 @@
-"""The first images of a data set, for when all of it would take too long."""
+"""The first images of a data set, used where the whole set would take too long."""
 
 from faster_rcnn.data.dataset import Dataset, Sample
 

@@ -31,10 +31,10 @@ NAME_AND_FLAG = re.compile(r"(.*\S)\s+-?[01]")  # as in the development kit's li
 def read_voc(folder: Path, split: str) -> ParsedSplit:
     """Reads the annotations of a split.
 
-    The classes are the names found in all splits together, in alphabetical order, so that every split numbers them
-    alike.
+    The classes are the names found in all splits together, in alphabetical order, so that all splits number them in
+    the same way.
 
-    Raises FileNotFoundError that lists the splits found if `split` does not exist, ValueError if its list is empty or
+    Raises FileNotFoundError, listing the splits found, if `split` does not exist; ValueError if its list is empty or
     not text in UTF-8.
     """
     splits = voc_splits(folder)
@@ -118,7 +118,7 @@ def _has_flags(file: Path) -> bool:
 def _listed(folder: Path, split: str) -> list[_Listed]:
     """The names in a split's list.
 
-    A second column and an image's extension are removed unless there is an annotation file of the longer name.
+    A second column and an image's extension are removed unless there is an annotation file with the longer name.
     """
     file = _list_file(folder, split)
     entries = []
@@ -138,7 +138,7 @@ def read_document(folder: Path, name: str) -> _Document:
     """Reads one XML file without resolving entities or fetching anything, because the file may be hostile."""
     file = folder / "Annotations" / f"{name}.xml"
     if not is_file(file):
-        remedy = "add it (without <object> if the image shows none) or remove the name from the list"
+        remedy = "add it (without <object> if the image shows no object) or remove the name from the list"
         return _Document(file, Fault("missing annotation", str(file), "the file does not exist", remedy))
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True)
     try:
@@ -274,7 +274,7 @@ def _add_objects(image: AnnotatedImage, document: _Document, labels: tuple[str, 
         written = ", ".join(f"{corner} {value:g}" for corner, value in zip(CORNERS, found.corners, strict=True))
         box = (xmin - 1, ymin - 1, xmax, ymax)
         annotation = Annotation(where, title, written, box, label_of[found.name], difficult=found.difficult)
-        # By the letter of the format equal corners are one pixel; in practice tools write them for a stray click.
+        # Strictly, equal corners describe one pixel; in practice, tools write them after an accidental click.
         if xmin >= xmax or ymin >= ymax:
             faults.append(no_area_fault(annotation, image.name))
         else:

@@ -12,9 +12,9 @@ from torch import Tensor
 def cell_anchors(scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """The k = len(scales) * len(ratios) anchors of one location, centred on the origin.
 
-    scales: side of the square of the same area, in pixels;  ratios: height / width.
+    scales: for each anchor, the side of the square that has the same area, in pixels;  ratios: height / width.
     An anchor of scale s has the area s² at every ratio (section 3.1.1: "box areas of 128², 256² and 512²").
-    Returns [k, 4], ratios outermost, as in the reference code.
+    Returns [k, 4]: all scales of the first ratio, then of the second, and so on, as in the reference code.
     """
     scale = torch.tensor(scales, dtype=torch.float32)
     ratio = torch.tensor(ratios, dtype=torch.float32)
@@ -26,8 +26,8 @@ def cell_anchors(scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
 def grid_anchors(cell: Tensor, height: int, width: int, stride: int) -> Tensor:
     """The anchors of all locations of a feature map.
 
-    cell: [k, 4] from `cell_anchors`.  A location covers `stride` × `stride` pixels; its anchors are centred on the
-    middle of them, as in the reference code.
+    cell: [k, 4] from `cell_anchors`.  A location covers a square of `stride` × `stride` pixels, and its anchors are
+    centred on the middle of that square, as in the reference code.
     Returns [H * W * k, 4]: rows first, then columns, then the k anchors.
     """
     centre_y = (torch.arange(height, device=cell.device) * stride).to(torch.float32) + stride / 2
@@ -38,7 +38,7 @@ def grid_anchors(cell: Tensor, height: int, width: int, stride: int) -> Tensor:
 
 
 def inside_image(anchors: Tensor, size: Tensor) -> Tensor:
-    """Which anchors lie entirely inside an image; only these are used in training (section 3.3).
+    """Marks the anchors that lie entirely inside an image; the paper trains only these (section 3.3).
 
     anchors: [A, 4];  size: [2] as height, width.  Returns bool [A].
     """

@@ -1,8 +1,8 @@
 """Boxes and their deltas (Girshick et al. 2014, appendix C; Ren et al. 2015, eq. 2).
 
 R  boxes.  Boxes are x1, y1, x2, y2 in canvas pixels, without the "+1" of the Caffe code.
-Deltas are dx, dy, dw, dh: the shift of the centre in units of the reference box, the log of the change of its sides.
-Unless stated otherwise, a function takes any number of leading dimensions.
+Deltas are dx, dy, dw, dh: the shift of the centre divided by the reference box's sides, and the logarithm of the ratio
+of the sides. Unless stated otherwise, a function accepts any number of leading dimensions.
 """
 
 import math
@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-# A side grows at most to this multiple, so that exp() of an untrained delta stays finite. This is torchvision's bound:
-# the longest image side divided by the stride.
+# The upper bound of dw and dh, so that exp() of an untrained delta stays finite. The value is torchvision's: a side may
+# grow by the longest image side divided by the stride.
 MAX_LOG_GROWTH = math.log(1000.0 / 16)
 
 
@@ -35,7 +35,7 @@ def encode(boxes: Tensor, references: Tensor) -> Tensor:
 
 
 def decode(deltas: Tensor, references: Tensor) -> Tensor:
-    """The boxes that `deltas` turn `references` into: the inverse of `encode`.
+    """Applies `deltas` to `references`: the inverse of `encode`.
 
     deltas, references: [..., 4].  Returns [..., 4].
     """
@@ -57,7 +57,7 @@ def clip_to_sizes(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def sides_at_least(boxes: Tensor, minimum: float) -> Tensor:
-    """Which boxes have both sides >= `minimum` pixels: torchvision's `remove_small_boxes` as a mask.
+    """Marks the boxes whose sides are both at least `minimum` pixels: torchvision's `remove_small_boxes` as a mask.
 
     boxes: [..., 4].  Returns bool [...].
     """

@@ -1,7 +1,7 @@
 """Checkpoints: everything that an interrupted training run needs to continue as if it had not been interrupted.
 
-They hold no state of a random generator, because the random numbers of an iteration depend only on the run's seed and
-the number of the iteration.
+They do not contain the state of a random generator, because the random numbers of an iteration depend only on the
+run's seed and the number of the iteration.
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ BEST = "best.pt"  # the detector with the best validation result
 
 
 def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int, **more: Any) -> None:
-    """Writes a checkpoint, to another file first, so that a crash leaves the previous one intact.
+    """Writes a checkpoint, first to a temporary file, so that a crash leaves the previous checkpoint intact.
 
-    objective: the name of the training objective (joint, rpn or fast-rcnn);  iteration: the number of finished ones;
-    more: what resuming needs besides the detector.
+    objective: the name of the training objective (joint, rpn or fast-rcnn);  iteration: number of finished iterations;
+    more: further values that resuming needs.
     """
     state = {
         "objective": objective,
@@ -35,14 +35,15 @@ def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int,
 
 
 def best_or_last(path: Path) -> str:
-    """Which checkpoint of a run to use: "best" if there is one, else "last"."""
+    """The name of the checkpoint of a training run to use: "best" if there is one, else "last"."""
     return "best" if (path / BEST).is_file() else "last"
 
 
 def read_checkpoint(path: Path, which: str = "last") -> dict[str, Any]:
     """Reads what `save_state` wrote.
 
-    path: the file, or the run folder;  which: of a run folder, "last" or "best" (absent before the first validation).
+    path: the file, or the run folder;  which: the checkpoint of a run folder, "last" or "best" (there is no best one
+    before the first validation).
     Raises FileNotFoundError if there is no checkpoint, ValueError if the file is not one.
     """
     file = path if path.is_file() else path / (BEST if which == "best" else NAME)
@@ -51,22 +52,22 @@ def read_checkpoint(path: Path, which: str = "last") -> dict[str, Any]:
         raise FileNotFoundError(f"{missing} is not there; faster-rcnn train --out {path} writes it")
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a file that it did not write
+    except Exception as error:  # torch.load raises many types of error for a file that is not its own
         raise ValueError(
-            f"{file} is not a checkpoint, or is damaged; name a run that faster-rcnn train made"
+            f"{file} is not a checkpoint or is damaged; choose a run that faster-rcnn train wrote"
         ) from error
     if not isinstance(state, dict) or not {"config", "detector"} <= state.keys():
-        raise ValueError(f"{file} is not a checkpoint of this project; name a run that faster-rcnn train made")
+        raise ValueError(f"{file} is not a checkpoint of this project; choose a run that faster-rcnn train wrote")
     return state
 
 
 def build_detector(state: dict[str, Any]) -> FasterRCNN:
-    """The detector of a checkpoint that `read_checkpoint` returned."""
+    """Builds the detector of a checkpoint that `read_checkpoint` returned."""
     detector = FasterRCNN(DetectorConfig.from_dict(state["config"]))
     detector.load_state_dict(state["detector"])
     return detector
 
 
 def load_detector(path: Path, which: str = "last") -> FasterRCNN:
-    """The detector of a run folder or checkpoint file, in evaluation mode."""
+    """Loads the detector of a run folder or checkpoint file, in evaluation mode."""
     return build_detector(read_checkpoint(path, which)).eval()

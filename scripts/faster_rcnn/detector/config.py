@@ -52,8 +52,8 @@ class DetectorConfig:
 
 PAPER = DetectorConfig(labels=())
 
-# Changes since the paper, all of which torchvision has too: RoIAlign, a narrower head without dropout, and training of
-# anchors that cross the border, because some are as large as the image.
+# Improvements since the paper, which torchvision has too: RoIAlign and a narrower head without dropout. Anchors that
+# cross the border are trained too, because some anchors are as large as the image.
 _MODERN = replace(
     PAPER,
     roi_pooling="align",
@@ -63,14 +63,14 @@ _MODERN = replace(
 )
 
 # Lin et al. 2017 train and test with a shorter side of 800, so that the finest map resolves small objects. The limits
-# apply to each map before the suppression and to the whole image after it; the numbers are torchvision's.
+# apply to each map before NMS and to the whole image after it; the numbers are torchvision's.
 _PYRAMID = replace(
     _MODERN,
     resize=ResizeRule(800, 1333),
     rpn_channels=256,
     training_proposals=ProposalLimits(2000, 2000),
     proposals=ProposalLimits(1000, 1000),
-    # A pyramid has thirty times the locations of one map, so the paper's weight of the box term would be close to zero.
+    # A pyramid has thirty times the locations of one map, so the paper's normaliser would nearly remove the box term.
     losses=LossRule(rpn_lambda=1.0, rpn_normaliser="sampled"),
 )
 
@@ -80,7 +80,8 @@ DEFAULTS: dict[str, DetectorConfig] = {
     "compact": replace(
         PAPER,
         backbone="compact",
-        # An octave apart, from a tenth of the shorter side to nearly all of it: the range of sizes in `shapes`.
+        # The scales are an octave apart and reach from a tenth of the shorter side to nearly all of it, like the
+        # objects of `shapes`.
         anchor_scales=(32.0, 64.0, 128.0, 256.0),
         rpn_channels=256,
         roi_pooling="align",  # max pooling rounds to cells of 16 pixels, which costs a tenth of AP@0.75
@@ -91,7 +92,7 @@ DEFAULTS: dict[str, DetectorConfig] = {
         std=(0.25, 0.25, 0.25),
         training_proposals=ProposalLimits(1000, 200, min_side=4.0),
         proposals=ProposalLimits(1000, 100, min_side=4.0),
-        # The low-score end of the precision-recall curve is worth a quarter of a point of AP@0.5.
+        # Detections with low scores extend the precision-recall curve, which adds a quarter of a point to AP@0.5.
         detections=DetectionLimits(score_floor=0.005),
         anchor_sampling=AnchorSampling(keep_crossing=True),
         proposal_sampling=ProposalSampling(batch=64),
@@ -99,13 +100,13 @@ DEFAULTS: dict[str, DetectorConfig] = {
     "resnet50": replace(
         _MODERN,
         backbone="resnet50",
-        # The paper's scales suit VOC; COCO's small objects need two octaves more, as in Detectron's C4 models.
+        # The paper's scales suit VOC; COCO's small objects need two more octaves, as in Detectron's C4 models.
         anchor_scales=(32.0, 64.0, 128.0, 256.0, 512.0),
     ),
     "mobilenet_v3_large": replace(
         _MODERN,
         backbone="mobilenet_v3_large",
-        # torchvision's size for phones, which this backbone was made for, and anchors for images of that size
+        # This backbone was designed for phones. The image size is torchvision's for phones; the anchors suit it.
         resize=ResizeRule(320, 640),
         anchor_scales=(32.0, 64.0, 128.0, 256.0),
         rpn_channels=256,
@@ -137,8 +138,8 @@ def default_config(backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
     return replace(DEFAULTS[backbone], labels=labels)
 
 
-# The aspect ratios of cameras (1:1, 4:3, 3:2, 16:9), so that photographs fill their canvas, and one between the first
-# two.
+# The aspect ratios of cameras (1:1, 4:3, 3:2, 16:9), so that photographs fill their canvas, and one ratio between the
+# first two.
 CANVAS_RATIOS = (1.0, 7 / 6, 4 / 3, 3 / 2, 16 / 9)
 
 

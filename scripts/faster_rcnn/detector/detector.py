@@ -25,7 +25,7 @@ from faster_rcnn.detector.rpn import RPNHead, foreground_margin
 
 
 def dtype_of(layers: nn.Module) -> torch.dtype:
-    """The type that `layers` compute in, which is that of their parameters."""
+    """The floating-point type of the parameters of `layers`, in which they compute."""
     return next((parameter.dtype for parameter in layers.parameters()), torch.float32)
 
 
@@ -50,7 +50,7 @@ class RPNOutput(NamedTuple):
 
     scores: [N, A, 2], background and foreground;  deltas: [N, A, 4];  anchors: [A, 4];
     valid: bool [N, A], False where the anchor's location lies in the padding;
-    levels: number of anchors of each feature map, finest first, which is the order of the anchors.
+    levels: number of anchors of each feature map, in the order of the anchors: finest map first.
     """
 
     scores: Tensor
@@ -61,7 +61,7 @@ class RPNOutput(NamedTuple):
 
 
 def scales_of_maps(config: DetectorConfig, maps: int) -> list[tuple[float, ...]]:
-    """The anchor scales of each feature map, finest map first; every map has the same number.
+    """The anchor scales of each feature map, finest map first; every map has the same number of scales.
 
     A single map has all scales (Ren et al. 2015, section 3.1.1). In a pyramid of five maps each has one of five scales
     (Lin et al. 2017, section 4.1).
@@ -77,17 +77,17 @@ def scales_of_maps(config: DetectorConfig, maps: int) -> list[tuple[float, ...]]
 
 
 class FasterRCNN(nn.Module):
-    """Faster R-CNN. `forward` is what a graph computes; the package `training` trains the parts.
+    """Faster R-CNN. `forward` is what an exported graph computes; the package `training` trains the detector.
 
     The backbone has one feature map, as in the paper, or a pyramid's maps; the RPN's head is applied to each of them.
     stride: the sides of a canvas are multiples of it;  classes: number of classes without background;
     score_floor: the lowest score of a detection;
-    portable_max_pooling: whether a graph gets the form of RoI max pooling that runs on every provider, instead of the
-    operator that ONNX Runtime lacks for CUDA.
+    portable_max_pooling: whether an exported graph uses a form of RoI max pooling that runs on every provider, instead
+    of ONNX's own operator, for which ONNX Runtime has no CUDA kernel.
     """
 
-    antialias = True  # as its images are resized, in training and by the service
-    stable_ranking = True  # by rounded margins, in which runtimes agree (`foreground_margin`)
+    antialias = True  # images are resized with antialiasing, in training and by the service
+    stable_ranking = True  # proposals are ranked by rounded margins, on which runtimes agree (`foreground_margin`)
     location_anchors: Tensor  # [maps, k, 4], the anchors of one location of each map, around the origin
     mean: Tensor
     std: Tensor
@@ -123,7 +123,7 @@ class FasterRCNN(nn.Module):
         """Detections and proposals of one image, uint8 [H, W, 3], as arrays without the batch dimension.
 
         The image is not resized: apply `resize_image` with the detector's `resize` first. The boxes are in pixels of
-        the image given.
+        this image.
         """
         height, width = image.shape[:2]
         canvas = np.zeros((1, *(-(-side // self.stride) * self.stride for side in (height, width)), 3), np.uint8)
@@ -136,7 +136,7 @@ class FasterRCNN(nn.Module):
         return self.select(self.regions(self.features(images, sizes), sizes), sizes, limits)
 
     def detect_given(self, images: Tensor, sizes: Tensor, boxes: Tensor, count: Tensor) -> Detections:
-        """Runs Fast R-CNN alone, on proposals [N, P, 4] in canvas pixels, of which the first `count` [N] are real."""
+        """Runs Fast R-CNN alone, on the first `count` [N] of each image's proposals [N, P, 4], in canvas pixels."""
         return self.detect_in(self.features(images, sizes), boxes, count, sizes)
 
     def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
@@ -146,14 +146,14 @@ class FasterRCNN(nn.Module):
 
     @property
     def feature_layers(self) -> list[nn.Module]:
-        """The layers that are float16 in a graph of that precision."""
+        """The layers that compute in float16 if the graph is exported in that precision."""
         return [self.backbone, self.rpn, self.head.fc6, self.head.fc7]
 
     def for_export(self, cpu_only: bool) -> "FasterRCNN":
         """A copy, with the same parameters, whose RoI max pooling suits the graph's provider.
 
-        cpu_only: as ONNX's own operator, which has no CUDA kernel; otherwise in a form that every provider computes.
-        Raises ValueError if the maps are too large for that form.
+        cpu_only: use ONNX's own operator, which has no CUDA kernel, instead of the portable form.
+        Raises ValueError if the maps are too large for the portable form.
         """
         detector = copy.copy(self)
         detector.portable_max_pooling = not cpu_only
@@ -162,7 +162,7 @@ class FasterRCNN(nn.Module):
         return detector
 
     def describe(self) -> dict[str, Any]:
-        """Its configuration, for `model.json`."""
+        """The detector's configuration, for `model.json`."""
         return self.config.to_dict()
 
     def regions(self, features: list[Tensor], sizes: Tensor) -> RPNOutput:
@@ -216,7 +216,7 @@ class FasterRCNN(nn.Module):
             )
 
     def detect_in(self, features: list[Tensor], boxes: Tensor, count: Tensor, sizes: Tensor) -> Detections:
-        """The detections among regions [N, P, 4], of which the first `count` [N] are real."""
+        """Detects objects in the first `count` [N] of each image's regions [N, P, 4]; the others are padding."""
         config = self.config
         N, P = boxes.shape[:2]
         rows, positions = real_rows(count, P)
@@ -232,7 +232,7 @@ class FasterRCNN(nn.Module):
         return detect(scores, deltas, boxes, count, sizes, config.detections, config.target_normalisation)
 
     def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Normalises uint8 [N, H, W, 3] to float [N, 3, H, W], zero outside the sizes whatever the bytes there are."""
+        """Normalises uint8 [N, H, W, 3] to float [N, 3, H, W], zero outside the sizes, whatever bytes are there."""
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
         mask = inside(sizes, 1, pixels.shape[2], pixels.shape[3])
         return torch.where(mask[:, None], pixels, torch.zeros_like(pixels[:, :, :1, :1]))

@@ -1,4 +1,4 @@
-"""Fine-tuning depth: which stages of a pretrained backbone stay as they are (Girshick 2015, section 4.5)."""
+"""Fine-tuning depth: which stages of a pretrained backbone are not trained (Girshick 2015, section 4.5)."""
 
 from torch import nn
 

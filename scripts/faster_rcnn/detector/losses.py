@@ -1,6 +1,6 @@
 """The losses, one function per equation.
 
-A  anchors;  R  regions;  C  classes without background.  All functions are for one image; a batch takes the mean.
+A  anchors;  R  regions;  C  classes without background.  Each loss is that of one image.
 """
 
 from dataclasses import dataclass

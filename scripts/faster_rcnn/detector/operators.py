@@ -1,4 +1,4 @@
-"""Operators that mean the same in PyTorch and in ONNX: stable top-k, batched NMS, plain integer division.
+"""Operators with the same result in PyTorch and in ONNX: stable top-k, batched NMS and plain integer division.
 
 The outputs of the first two have shapes that do not depend on how many boxes survive, so that one graph serves any
 batch size. The ONNX translations are in `graph/translations.py`.
@@ -10,16 +10,16 @@ import torch
 import torchvision
 from torch import Tensor
 
-EXCLUDED = -1.0  # score of a candidate that takes no part
-PADDING = -3.0e38  # below any score; fills up a result with fewer candidates than asked for
+EXCLUDED = -1.0  # score of a candidate that is left out
+PADDING = -3.0e38  # below any score; fills a result that has fewer candidates than requested
 
 
 @torch.library.custom_op("faster_rcnn::top_k", mutates_args=())
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest scores of each row, best first; equal scores in their original order, as in ONNX's TopK.
 
-    scores: [N, n].  Returns values [N, k] and int64 places [N, k]. If n < k, the last values are PADDING at place 0.
-    `torch.topk` does not define the order of equal scores, and a blank image has thousands of them.
+    scores: [N, n].  Returns values [N, k] and their indices, int64 [N, k]. If n < k, PADDING with index 0 fills the
+    rest. `torch.topk` does not define the order of equal scores, and a blank image has thousands of them.
     """
     n = scores.shape[1]
     values, places = torch.sort(scores, dim=1, descending=True, stable=True)
@@ -40,7 +40,7 @@ def _(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
     """Greedy non-maximum suppression, separately in each image.
 
-    boxes: [N, n, 4];  scores: [N, n].  Candidates with a score <= 0 take no part.
+    boxes: [N, n, 4];  scores: [N, n].  Candidates with a score <= 0 are ignored.
     Returns [N, n]: the scores of the best `keep` survivors, EXCLUDED for all others.
     """
     survivors = torch.full_like(scores, EXCLUDED)
@@ -53,7 +53,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tenso
 
 
 @nms.register_fake
-def _(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
+def _(_boxes: Tensor, scores: Tensor, _iou_threshold: float, _keep: int) -> Tensor:
     return torch.empty_like(scores)
 
 
@@ -61,14 +61,14 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
 def quotient(numbers: Tensor, divisor: int) -> Tensor:
     """`numbers` // `divisor` for int64 numbers that are not negative.
 
-    This is one integer division in the graph. The exporter's own translation of // has seven operations, because it is
-    right for negative numbers too.
+    This is one integer division in the graph. The exporter's own translation of // has seven operations, because it
+    also handles negative numbers.
     """
     return numbers // divisor
 
 
 @quotient.register_fake
-def _(numbers: Tensor, divisor: int) -> Tensor:
+def _(numbers: Tensor, _divisor: int) -> Tensor:
     return torch.empty_like(numbers)
 
 

@@ -1,6 +1,6 @@
 """Drops padding rows before the head and puts the results back afterwards.
 
-N  images;  P  rows per image, padded;  M  real rows in all;  C, S, T  channels, height and width of a region.
+N  images;  P  rows per image, padded;  M  number of real rows;  C, S, T  channels, height and width of a region.
 """
 
 import torch
@@ -13,7 +13,7 @@ def real_rows(count: Tensor, padded: int) -> tuple[Tensor, Tensor]:
 
     count: int64 [N], real rows of each image, which come first;  padded: P.
     Returns int64 [M + 1] and int64 [N, P]. An extra row repeats row 0, so that the head never gets an empty batch.
-    Padding rows may point at any row.
+    The positions of padding rows are arbitrary.
     """
     real = torch.arange(padded, device=count.device) < count[:, None]
     rows = torch.nonzero(real.flatten())[:, 0]

@@ -20,7 +20,7 @@ OFFSET, FLOAT16_OFFSET = 1e30, 3e4
 
 
 def inside(sizes: Tensor, stride: int, height: int, width: int) -> Tensor:
-    """Which cells of a feature map cover at least one pixel of the image.
+    """Marks the cells of a feature map that cover at least one pixel of the image.
 
     sizes: int64 [N, 2].  Returns bool [N, h, w]; along a side of s pixels the first ceil(s / stride) cells are True.
     """
@@ -40,7 +40,7 @@ def relu_inside(features: Tensor, sizes: Tensor, stride: int, canvas: Sequence[i
 
     canvas: H, W.  A graph does this by an addition before the activation, which ONNX Runtime fuses into the convolution
     before it. A multiplication after the activation would be a separate pass over all features, and on a CPU two more
-    to leave and re-enter the convolutions' memory layout. So would reading h and w from the features.
+    to leave and re-enter the convolutions' memory layout. Reading h and w from the features would cost the same.
     """
     if not torch.compiler.is_exporting():
         return blank_outside(F.relu(features), sizes, stride)
@@ -52,7 +52,7 @@ def relu_inside(features: Tensor, sizes: Tensor, stride: int, canvas: Sequence[i
 
 
 def outside_offset(mask: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """[N, channels, h, w]: zero where `mask` [N, 1, h, w] is True, elsewhere so low that an activation gives zero.
+    """[N, channels, h, w]: zero where `mask` [N, 1, h, w] is True, elsewhere so low that the activation returns zero.
 
     A convolution computes it, because ONNX Runtime keeps its output in the layout of the features it is added to.
     """

@@ -1,6 +1,6 @@
 """The proposal layer: from RPN outputs to proposals (Ren et al. 2015, section 3.3).
 
-N  images;  A  anchors per image;  P  proposals per image;  K  candidates before the suppression;
+N  images;  A  anchors per image;  P  proposals per image;  K  candidates before NMS;
 boxes are x1, y1, x2, y2 in canvas pixels.
 """
 
@@ -22,12 +22,12 @@ class ProposalLimits:
     before_nms: int
     after_nms: int
     nms_threshold: float = 0.7  # section 3.3
-    # In canvas pixels. The reference code has 16 pixels of the original image, which only suits VOC's large objects. A
-    # box of less than a pixel carries no information in any data.
+    # In canvas pixels. The reference code requires 16 pixels of the original image, which only suits VOC's large
+    # objects. A box of less than a pixel is meaningless in any data set.
     min_side: float = 1.0
 
 
-# Margins are clamped to ±MARGIN_LIMIT, where a float32 probability has long stopped changing. MARGIN_OFFSET makes them
+# Margins are clamped to ±MARGIN_LIMIT, beyond which a float32 probability no longer changes. MARGIN_OFFSET makes them
 # positive, because the operators exclude candidates with a score <= 0. Both operations are exact in float32.
 MARGIN_LIMIT = 30.0
 MARGIN_OFFSET = 64.0
@@ -71,12 +71,14 @@ def propose(
     kept = scores > 0
     boxes = torch.where(kept[..., None], take_rows(boxes, places), torch.zeros_like(boxes[:, :1]))
     objectness = torch.where(kept, torch.sigmoid(scores - MARGIN_OFFSET), torch.zeros_like(scores))
-    objectness, places = top_k(objectness, limits.after_nms)  # the sigmoid may differ in its last bit
+    objectness, places = top_k(
+        objectness, limits.after_nms
+    )  # again, because the sigmoid's last bit may change the order
     return Proposals(kept.to(torch.int64).sum(dim=1), take_rows(boxes, places), objectness)
 
 
 def _survivors(boxes: Tensor, scores: Tensor, limits: ProposalLimits) -> tuple[Tensor, Tensor]:
-    """The best candidates, [N, K, 4], and their scores after the suppression, [N, K]."""
+    """The best candidates, [N, K, 4], and their scores after NMS, [N, K]."""
     scores, places = top_k(scores, limits.before_nms)
     boxes = take_rows(boxes, places)
     return boxes, nms(boxes, scores, limits.nms_threshold, limits.after_nms)
@@ -87,7 +89,7 @@ def _survivors_of_levels(
 ) -> tuple[Tensor, Tensor]:
     """`_survivors` of each level: [N, levels * K, 4] and [N, levels * K].
 
-    One call of the suppression serves all levels, as if each were an image of its own.
+    One NMS call serves all levels, because each is treated as a separate image.
     """
     best, start = [], 0
     for anchors in levels:

@@ -72,8 +72,8 @@ class RoIHead(nn.Module):
 class DetectionLimits:
     """Which detections are kept."""
 
-    detections: int = 100  # the COCO evaluation's bound
-    candidates: int = 400  # the best pairs of class and proposal; these enter the suppression
+    detections: int = 100  # the limit of COCO's evaluation
+    candidates: int = 400  # the best pairs of class and proposal, which enter NMS
     score_floor: float = 0.05  # lowest score that the graph returns; torchvision's and the reference code's value
     nms_threshold: float = 0.5  # torchvision's; the papers' VOC results used 0.3
 
@@ -101,9 +101,9 @@ def detect(
     class_scores: [N, P, C + 1];  deltas: [N, P, C, 4], normalised;  proposals: [N, P, 4], zero-padded;
     count: int64 [N], proposals of each image;  sizes: int64 [N, 2] as height, width.
 
-    The boxes of each class are moved to an area of their own, so that one call of the suppression serves all classes of
-    an image: on CUDA each call costs a kernel launch and a synchronisation. The areas lie on a square around the
-    origin, because float32 coordinates are coarser far from it.
+    The boxes of each class are moved to an area of their own, so that one NMS call serves all classes of an image: on
+    CUDA each call costs a kernel launch and a synchronisation. The areas form a square around the origin, because
+    float32 coordinates are coarser far from it.
     """
     N, P, C = deltas.shape[:3]
     probabilities = torch.softmax(class_scores, dim=2)[:, :, 1:]
@@ -128,7 +128,7 @@ def detect(
 
 
 def _class_offsets(labels: Tensor, classes: int, sizes: Tensor) -> Tensor:
-    """The shift [N, K, 4] of each candidate's box by its label [N, K]: boxes of two labels never touch."""
+    """The shift [N, K, 4] that moves each box to the area of its label [N, K], so that classes never overlap."""
     columns = math.ceil(math.sqrt(classes))
     row = quotient(labels, columns)
     column = labels - row * columns

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-# Portable RoI max pooling has tables of windows of 2⁰ to 2³ cells per side. Two windows cover the side of a bin.
+# Portable RoI max pooling uses windows of 2⁰ to 2³ cells per side. Along each side, two windows cover a bin.
 WINDOW_LEVELS = 4
 LONGEST_BIN = 2**WINDOW_LEVELS
 
@@ -23,7 +23,7 @@ def roi_align(features: Tensor, rois: Tensor, size: int, stride: int, samples: i
     Sampling on a regular grid is separable: a bin's value is its row weights times the features times its column
     weights. So it can be written as two batched matrix products, which run at the speed of a convolution on every
     device. On a CPU ONNX Runtime's RoiAlign operator takes twice as long.
-    Equals `torchvision.ops.roi_align(aligned=True)` on features with one more row and column of zeros at their end,
+    Equals `torchvision.ops.roi_align(aligned=True)` on features padded with one row and one column of zeros at the end,
     which a larger canvas has anyway.
 
     features: [N, C, h, w];  rois: [N, P, 4];  size: S.  Returns [N, P, C, S, S].
@@ -71,8 +71,9 @@ def range_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Te
     """RoI max pooling by range-maximum queries, equal to `torchvision.ops.roi_pool` bit for bit.
 
     ONNX Runtime has no CUDA kernel for ONNX's MaxRoiPool, so the feature map would be copied to the host and back. Here
-    max pooling first computes the maxima over all windows of 2^i × 2^j cells. Four overlapping windows cover a bin, and
-    its maximum is theirs. A bin may be up to LONGEST_BIN cells long; `FasterRCNN.check_map_size` makes sure of it.
+    max pooling first computes the maxima over all windows of 2^i × 2^j cells. Four overlapping windows cover a bin, so
+    its maximum is the largest of theirs. A bin may be up to LONGEST_BIN cells long; `FasterRCNN.check_map_size` checks
+    this.
 
     Shapes as in `roi_max_pool`; returns [N * P, C, S, S].
     """
@@ -105,7 +106,7 @@ def range_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Te
 
 
 def _window_max(features: Tensor, height: int, width: int) -> Tensor:
-    """For each cell the maximum of the `height` × `width` cells that begin there; cells outside the map never win."""
+    """For each cell, the maximum over the `height` × `width` cells that begin there, ignoring those off the map."""
     if height == width == 1:
         return features
     padded = F.pad(features, (0, width - 1, 0, height - 1), value=-3e4)  # -3e4 also fits float16
@@ -113,7 +114,7 @@ def _window_max(features: Tensor, height: int, width: int) -> Tensor:
 
 
 def _bins(start: Tensor, end: Tensor, length: int, size: int, stride: int) -> tuple[Tensor, Tensor]:
-    """First cell of each bin and the cell after its last one, as whole floats [N, P, S]."""
+    """The first cell of each bin, and the cell after its last one: [N, P, S] each, whole numbers as floats."""
     first, last = _round(start * (1 / stride))[..., None], _round(end * (1 / stride))[..., None]
     bin_width = (last - first + 1).clamp(min=1) / size
     steps = torch.arange(size, device=start.device).to(start.dtype)
@@ -140,7 +141,7 @@ POOLINGS = ("align", "max")  # the choices of a configuration
 _POOLING_FUNCTIONS = {"align": roi_align, "max": roi_max_pool, "portable max": portable_roi_max_pool}
 
 # Lin et al. 2017, eq. 1: a region of 224² pixels, ImageNet's size, belongs to the map of stride 16. As in torchvision,
-# a region whose side is too small for a map by a factor of up to 2^-SLACK still belongs to it.
+# the limits between maps are lowered by a factor of 2^-SLACK, so that rounding does not move a region to a finer map.
 CANONICAL_SIDE = 224.0
 CANONICAL_STRIDE = 16
 SLACK = 1e-6
@@ -150,7 +151,7 @@ def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], rois: Tensor, s
     """Pools each region from the map that it belongs to.
 
     maps: one map, or several whose strides double, finest first, [N, C, h, w] each;
-    strides: the maps' strides, which may be followed by others;
+    strides: the maps' strides, which may be followed by those of other maps;
     rois: [N, P, 4];  size: S;  pooling: one of POOLINGS, or "portable max".  Returns [N, P, C, S, S].
     """
     if len(maps) == 1:
@@ -175,7 +176,7 @@ def level_of(rois: Tensor, strides: Sequence[int]) -> Tensor:
     """The map that each region belongs to: eq. 1, k = ⌊4 + log2(√(wh) / 224)⌋, clamped to the maps that exist.
 
     rois: [N, P, 4];  strides: each twice the one before.  Returns int64 [N, P], indices into `strides`.
-    Written as comparisons of areas, which every runtime computes alike. The last bit of a logarithm differs.
+    This compares areas, which every runtime computes identically, whereas the last bit of a logarithm may differ.
     """
     areas = (rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1])
     sides = [CANONICAL_SIDE * stride / CANONICAL_STRIDE for stride in strides[1:]]
@@ -184,7 +185,7 @@ def level_of(rois: Tensor, strides: Sequence[int]) -> Tensor:
 
 
 def atlas(maps: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """Stacks all maps vertically into one, so that one pooling serves every region, whichever map it belongs to.
+    """Stacks all maps vertically into one, so that one pooling call serves all regions, whichever maps they belong to.
 
     A map's first row and column are doubled, because RoIAlign repeats them for half a cell before the map begins. Two
     rows and columns of zeros follow its end, as on a larger canvas.

@@ -40,9 +40,9 @@ def foreground_margin(scores: Tensor) -> Tensor:
     """Foreground score minus background score of `scores` [..., 2]; its sigmoid is the foreground's probability.
 
     Proposals are ranked by this margin and not by the probability: near 1 a float32 sigmoid maps different margins to
-    the same value, and ONNX Runtime's is not monotonic everywhere. The margin is rounded to multiples of 2⁻¹⁴ (at most
-    1.6e-5 of probability), because two runtimes differ in the last bits. In a blank image thousands of anchors are
-    equal, and these bits would decide their order.
+    the same value, and ONNX Runtime's is not monotonic everywhere. The margin is rounded to multiples of 2⁻¹⁴ (which
+    changes the probability by at most 1.6e-5), because two runtimes differ in the last bits. In a blank image thousands
+    of anchors are equal, and these bits would decide their order.
     """
     steps = 16384.0
     return torch.round((scores[..., 1] - scores[..., 0]) * steps) / steps

@@ -16,24 +16,27 @@ POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
 @dataclass(frozen=True)
 class AnchorSampling:
-    """Section 3.1.2 and 3.1.3 of Ren et al. 2015."""
+    """How anchors are labelled and sampled (Ren et al. 2015, sections 3.1.2 and 3.1.3)."""
 
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     batch: int = 256  # anchors per image
     positive_share: float = 0.5  # "a ratio of up to 1:1"
-    # Section 3.3 ignores anchors that cross the image's border; of 20000 on a 1000 × 600 image about 6000 remain. In a
-    # small image nearly every large anchor crosses the border, so large objects would have no anchor to learn from.
+    # Section 3.3 ignores anchors that cross the image's border; about 6000 of 20000 remain on a 1000 × 600 image. In
+    # a small image nearly every large anchor crosses the border, so large objects would have no positive anchor.
     keep_crossing: bool = False
 
 
 @dataclass(frozen=True)
 class ProposalSampling:
-    """Section 2.3 of Girshick 2015; the lower bound of the background is the Faster R-CNN reference code's."""
+    """How proposals are sampled (Girshick 2015, section 2.3).
+
+    The lower bound of the background is that of the Faster R-CNN reference code.
+    """
 
     foreground_iou: float = 0.5
     background_iou: tuple[float, float] = (0.0, 0.5)  # Fast R-CNN uses 0.1, to mine hard examples
-    batch: int = 128  # regions per image; Fast R-CNN takes 64 from each of two images
+    batch: int = 128  # regions per image; Fast R-CNN samples 64 from each of two images
     foreground_share: float = 0.25
 
 
@@ -69,7 +72,7 @@ def label_anchors(anchors: Tensor, usable: Tensor, boxes: Tensor, rule: AnchorSa
 def sample_anchors(
     labels: Tensor, rule: AnchorSampling, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Samples at most 128 positives and fills up to 256 with negatives (section 3.1.3).
+    """Samples at most 128 positives, and negatives up to a total of 256 (section 3.1.3).
 
     labels: [A].  Returns the indices of the positives and of the negatives.
     """
@@ -89,7 +92,7 @@ class SampledRegions(NamedTuple):
 def sample_proposals(
     proposals: Tensor, boxes: Tensor, labels: Tensor, rule: ProposalSampling, generator: torch.Generator | None = None
 ) -> SampledRegions:
-    """Samples regions for the head: a quarter foreground, the others background.
+    """Samples regions for the head: a quarter foreground, the rest background.
 
     proposals: [P, 4];  boxes: [G, 4], the objects, which are candidates too;  labels: int64 [G] from 1.
     """

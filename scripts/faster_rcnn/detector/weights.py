@@ -23,7 +23,7 @@ from faster_rcnn.detector.detector import FasterRCNN
 
 State = dict[str, Tensor]
 
-# The torchvision classifier that each backbone is a part of.
+# The torchvision classifier that contains each backbone.
 CLASSIFIERS = {
     "mobilenet_v3_large": "mobilenet_v3_large",
     "mobilenet_v3_large_fpn": "mobilenet_v3_large",
@@ -37,7 +37,7 @@ FC_LAYERS = {"classifier.0": "fc6", "classifier.3": "fc7"}
 STATE_KEYS = ("detector", "model", "state_dict", "model_state_dict")
 # Prefixes of names: DistributedDataParallel's, torch.compile's, and another common one.
 PREFIXES = ("module.", "_orig_mod.", "model.")
-TIMEOUT = 10.0  # seconds without an answer from the network before a download is given up
+TIMEOUT = 10.0  # seconds without data before a download is aborted
 SHOWN = 3  # tensor names listed in a message
 
 
@@ -75,7 +75,7 @@ def load_backbone_weights(detector: FasterRCNN, weights: Weights) -> None:
 def download(url: str, remedy: str) -> Path:
     """The local file of published weights, downloaded unless it is in torch.hub's cache.
 
-    remedy: the end of the message of ConnectionError, which is raised if the download fails.
+    Raises ConnectionError if the download fails.  remedy: the end of its message, what to do instead.
     """
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not file.is_file():
@@ -101,7 +101,7 @@ def read_tensors(file: Path) -> State:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
-        raise ValueError(f"{file} holds a {type(state).__name__} and not tensors by name; save a model's state_dict()")
+        raise ValueError(f"{file} holds a {type(state).__name__}, not tensors by name; save a model's state_dict()")
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
@@ -110,14 +110,14 @@ def read_tensors(file: Path) -> State:
 
 
 def _load(file: Path) -> object:
-    """Whatever `torch.save` wrote into a file, as far as it is tensors and plain values."""
+    """Reads a file that `torch.save` wrote; unpickles only tensors and plain values."""
     try:
         # torchvision's reference training saves its command line with the tensors.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded: object = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file} does not exist") from error
-    except Exception as error:  # torch raises a dozen kinds for a file that is not its own
+    except Exception as error:  # torch.load raises many types of error for a file that is not its own
         if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise ValueError(
                 f"{file} contains a pickled {unsafe[1]}, which could run code when it is read; "
@@ -137,7 +137,7 @@ def _imagenet(backbone: str) -> State:
 
 @contextmanager
 def _network_timeout() -> Iterator[None]:
-    """Limits how long a connection may be silent; by default Python waits forever."""
+    """Limits how long a connection may deliver no data; by default Python waits forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -150,7 +150,7 @@ def _read(path: Path) -> State:
     """The tensors in a file, or in the last checkpoint of a run folder, by name."""
     file = path / NAME if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; --weights takes imagenet, none, or a file of weights")
+        raise FileNotFoundError(f"{file} does not exist; --weights accepts imagenet, none, or a file of weights")
     return read_tensors(file)
 
 
@@ -162,7 +162,7 @@ def _backbone_tensors(state: State, backbone: str, source: str) -> State:
     with torch.device("meta"):
         wanted = BACKBONES[backbone]().state_dict()
         ignorable = _classifier_names(backbone)
-    if any(name.startswith("backbone.") for name in state):  # a detector, of which only the backbone is used
+    if any(name.startswith("backbone.") for name in state):  # only the backbone of a detector is used
         state = {name.removeprefix("backbone."): one for name, one in state.items() if name.startswith("backbone.")}
     found = {_own_name(name, backbone): tensor for name, tensor in state.items()}
     if not any(name.startswith("fpn.") for name in found):  # a pyramid's own layers may start from random values
@@ -194,7 +194,7 @@ def _head_tensors(state: State, backbone: str) -> State:
 
 
 def _classifier_names(backbone: str) -> set[str]:
-    """All tensor names of the classifier that the backbone is a part of, translated as by `_own_name`."""
+    """All tensor names of the classifier that contains the backbone, translated by `_own_name`."""
     if backbone not in CLASSIFIERS:
         return set()
     classifier = torchvision.models.get_model(CLASSIFIERS[backbone], weights=None)
@@ -212,5 +212,5 @@ def _own_name(name: str, backbone: str) -> str:
 
 
 def _first(names: list[str]) -> str:
-    """The first names for a message."""
+    """The first few names, for a message."""
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

@@ -1,4 +1,4 @@
-"""How good detections and proposals are: COCO's AP, VOC's mAP, the recall of proposals, and a report to look at.
+"""Measures detections and proposals: COCO's AP, VOC's mAP, the recall of proposals, and a report as a web page.
 
 Commands and other packages import these names from here.
 """

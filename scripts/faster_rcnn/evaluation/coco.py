@@ -18,8 +18,8 @@ SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:
     """COCO's metrics: AP (mean over IoU 0.50:0.95), AP50, AP75, APs, APm, APl, AR1, AR10, AR100, and AP_by_class.
 
-    Also returns the number of images (`pictures`) and objects. A class without an object is None. COCO does not know
-    difficult objects; they are treated as crowds, the only objects that it does not count.
+    Also returns the number of images (`pictures`) and objects. The AP of a class without objects is None. COCO has
+    no difficult objects, so they are treated as crowds, which do not count either.
     Raises ValueError if the samples have no object.
     """
     images: list[dict[str, Any]] = []
@@ -32,7 +32,7 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
         results += _results(prediction, number)
     objects = sum(not annotation["iscrowd"] for annotation in annotations)
     if objects == 0:
-        raise ValueError("the images hold no object, so precision cannot be measured; take more images")
+        raise ValueError("the images contain no object, so precision cannot be measured; use more images")
     categories = [{"id": place + 1, "name": name} for place, name in enumerate(labels)]
     evaluated = _evaluate({"info": {}, "images": images, "annotations": annotations, "categories": categories}, results)
     metrics: dict[str, Any] = {name: _known(value) for name, value in zip(SUMMARY, evaluated.stats, strict=False)}
@@ -87,5 +87,5 @@ def _no_results(truth: COCO) -> COCO:
 
 
 def _known(value: float) -> float | None:
-    """Pycocotools writes -1 where there is nothing to measure."""
+    """The value rounded, or None for -1, which pycocotools returns if there is nothing to measure."""
     return None if value < 0 else round(float(value), 4)

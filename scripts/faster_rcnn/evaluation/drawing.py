@@ -1,4 +1,4 @@
-"""Drawing boxes on images, so that a person can see what a detector has learned."""
+"""Draws boxes on images, to show what a detector has learned."""
 
 import textwrap
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def rescale(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
 
 
 def with_caption(image: Image.Image, caption: str) -> Image.Image:
-    """A copy of the image above a strip with the caption, wrapped to the image's width."""
+    """A copy of the image with the caption in a strip below it, wrapped to the image's width."""
     size = 15
     letters = max(8, int(image.width / (size * 0.55)))
     lines = textwrap.wrap(caption, letters) or [""]

@@ -1,4 +1,4 @@
-"""From a data set and a predictor to metrics: predictions are collected once, then everything is measured on them."""
+"""Measures a predictor on a data set: predictions are collected once, and all metrics are computed from them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> t
 
 
 def without_pixels(sample: Sample) -> Sample:
-    """The sample with a blank image of its size that takes one byte; thousands of images would fill the memory."""
+    """The sample with a one-byte blank image of the same size; thousands of real images would fill the memory."""
     return replace(sample, image=np.broadcast_to(np.uint8(0), sample.image.shape))
 
 

@@ -21,7 +21,7 @@ KINDS = ("background", "wrong class", "poor localisation", "duplicate", "missed"
 
 @dataclass(frozen=True)
 class Mistake:
-    """A false detection or a missed object, whose box (float [4]) and label these are.
+    """A false detection or a missed object, with its label and its box, float [4].
 
     kind: one of KINDS;  image: an index;  severity: 0 to 1;  caption: an explanation for a person;
     others: float [R, 4], the objects or detections that the caption mentions.
@@ -39,7 +39,7 @@ class Mistake:
 def find_mistakes(
     truths: Sequence[Sample], predictions: Sequence[Prediction], labels: tuple[str, ...], threshold: float
 ) -> list[Mistake]:
-    """All mistakes if only detections that score at least `threshold` count, the worst first.
+    """All mistakes, worst first; only detections that score at least `threshold` count.
 
     Matching is VOC's, so a false detection here is one that lowers VOC's precision. Difficult objects and crowds are
     never mistakes, whether found or not.
@@ -49,7 +49,7 @@ def find_mistakes(
         matches = match_class(truths, predictions, label)
         mistakes += _false_detections(truths, predictions, labels, matches, label, threshold)
         mistakes += _missed_objects(truths, predictions, labels, matches, label, threshold)
-    # among objects that nothing found, the larger ones come first
+    # Among the objects that no detection found, larger ones come first.
     return sorted(mistakes, key=lambda one: (-one.severity, -float(np.prod(one.box[2:] - one.box[:2]))))
 
 
@@ -82,11 +82,15 @@ def _explain(truth: Sample, labels: tuple[str, ...], box: np.ndarray, label: int
     if own.max(initial=0.0) >= MIN_OVERLAP:
         return "duplicate", "a detection with a higher score has already found this object", truth.boxes[[near]]
     if other.max(initial=0.0) >= MIN_OVERLAP:
-        return "wrong class", f"it is a {labels[truth.labels[wrong]]} (IoU {other[wrong]:.2f})", truth.boxes[[wrong]]
+        return (
+            "wrong class",
+            f"the object is labelled {labels[truth.labels[wrong]]} (IoU {other[wrong]:.2f})",
+            truth.boxes[[wrong]],
+        )
     if own.max(initial=0.0) >= NEAR:
         return "poor localisation", f"IoU with the object is {own[near]:.2f}", truth.boxes[[near]]
     if len(overlap) and overlap.max() >= NEAR:
-        reason = f"not an object; IoU with a {labels[truth.labels[wrong]]} is {other[wrong]:.2f}"
+        reason = f"not an object; the nearest is labelled {labels[truth.labels[wrong]]} (IoU {other[wrong]:.2f})"
         return "background", reason, truth.boxes[[wrong]]
     return "background", "there is no object here", np.zeros((0, 4), np.float32)
 
@@ -120,7 +124,7 @@ def _missed_objects(
 def _why_missed(
     box: np.ndarray, prediction: Prediction, labels: tuple[str, ...], score: float, threshold: float
 ) -> tuple[str, np.ndarray]:
-    """The reason why no detection with `threshold` found an object, and the detections that the reason mentions."""
+    """The reason why no detection above `threshold` found an object, and the detections that the reason mentions."""
     sure = prediction.scores >= threshold
     boxes = prediction.boxes[sure]
     overlap = overlaps(box[None], boxes)[0]

@@ -17,7 +17,7 @@ Predictor = Callable[[Sample], Prediction]
 
 
 def torch_predictor(detector: FasterRCNN) -> Predictor:
-    """The PyTorch detector, one image at a time on the tightest canvas. Predictions include its proposals."""
+    """The PyTorch detector, one image at a time on the smallest canvas. Predictions include its proposals."""
 
     def predict(sample: Sample) -> Prediction:
         image = prepare_image(detector, sample)

@@ -1,11 +1,11 @@
 """The recall of proposals: the share of objects that they cover, of any class (Ren et al. 2015, section 4.1, figure 4).
 
-Measured are recall at IoU 0.5 and 0.7, and average recall, the mean over IoU 0.50, 0.55, …, 0.95 (COCO's AR). Proposals
-are taken best first. Each finds the object that it overlaps most among those not found yet, if the overlap reaches the
-IoU threshold: COCO's rule for detections without classes, so the numbers equal those of pycocotools. A proposal finds
-at most one object, since the head makes at most one detection per class from it. Whether a proposal finds an object
-depends only on the proposals before it, so one pass gives the recall for any number of proposals. Crowds and difficult
-objects are left out.
+The measures are recall at IoU 0.5 and 0.7, and average recall, the mean over IoU 0.50, 0.55, …, 0.95 (COCO's AR).
+Proposals are processed best first. Each finds the object that it overlaps most among those not found yet, if the
+overlap reaches the IoU threshold: COCO's rule for detections without classes, so the numbers equal those of
+pycocotools. A proposal finds at most one object, since the head makes at most one detection per class from it. Whether
+a proposal finds an object depends only on the proposals before it, so one pass gives the recall for any number of
+proposals. Crowds and difficult objects are left out.
 
 G  objects, P  proposals of an image;  T = 10 IoU thresholds.  Boxes are x1, y1, x2, y2 in pixels of the image.
 """
@@ -44,7 +44,7 @@ def proposal_recall(
     ranks = np.concatenate([np.empty((len(IOU_THRESHOLDS), 0), np.int64), *found], axis=1)
     objects = ranks.shape[1]
     if objects == 0:
-        raise ValueError("the images hold no object, so recall cannot be measured; take more images")
+        raise ValueError("the images contain no object, so recall cannot be measured; use more images")
     most = max(len(one) for one in regions)
     by_iou = {number: (ranks < number).mean(axis=1) for number in numbers}
     steps = [number for number in CURVE if number < most] + [most]
@@ -81,7 +81,7 @@ def find_objects(boxes: np.ndarray, proposals: np.ndarray) -> np.ndarray:
 
 
 def recall_table(sources: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table with a line per source and number; `sources` are results of `proposal_recall` by name."""
+    """A Markdown table with one row per source and number; `sources` are results of `proposal_recall` by name."""
     lines = [
         "| source | proposals | " + " | ".join(MEASURES) + " | mean per image |",
         "| --- | ---: | " + "---: | " * len(MEASURES) + "---: |",
@@ -100,5 +100,5 @@ def recall_rows(sources: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def _measures(recall: np.ndarray) -> dict[str, float]:
-    """recall: [T]."""
+    """The measures of a recall [T], one value per IoU threshold."""
     return {"R@0.5": float(recall[0]), "R@0.7": float(recall[4]), "AR": float(recall.mean())}

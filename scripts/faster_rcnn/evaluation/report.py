@@ -21,8 +21,8 @@ from faster_rcnn.evaluation.voc import voc_ap
 from faster_rcnn.proposal_sources.table import Regions
 
 SHOWN_SCORE = 0.5  # the service's default threshold
-WORST_SHOWN = 12  # of each kind of mistake
-QUALITY = 85  # of JPEG
+WORST_SHOWN = 12  # mistakes drawn of each kind
+QUALITY = 85  # JPEG quality
 TILES = ("AP", "AP50", "AP75", "VOC_mAP", "VOC_mAP_11", "AR100", "pictures", "objects")
 RECALL_HEAD = ("source", "proposals", *MEASURES, "mean per image")
 RECALL_CSV_HEAD = (*RECALL_HEAD[:-1], "given an image")
@@ -36,8 +36,10 @@ def write_report(
     about: dict[str, Any],
     images: int,
 ) -> dict[str, Any]:
-    """Measures predictions and writes `metrics.json`, plots, `recall.csv`, `recall.md`, `mistakes.csv`, `pictures/`,
-    `mistakes/` and `index.html`; returns the content of `metrics.json`.
+    """Measures predictions and writes the report; returns the content of `metrics.json`.
+
+    The files are `metrics.json`, plots, `recall.csv`, `recall.md`, `mistakes.csv`, `pictures/`, `mistakes/` and
+    `index.html`.
 
     truths, predictions: of every image of `dataset`, from `collect`;  about: what was measured and how, written before
     the metrics;  images: the number of images to draw, evenly spread over the data set, which are read again.
@@ -67,8 +69,9 @@ def write_report(
 def compare_sources(
     out: Path, dataset: Dataset, tables: Mapping[str, Mapping[str, Regions]], about: dict[str, Any], images: int
 ) -> str:
-    """Measures sources of proposals without a detector and writes `metrics.json`, `recall.csv`, `recall.md`, a plot,
-    `pictures/` and `index.html`; returns the table in `recall.md`.
+    """Measures sources of proposals without a detector and writes a report; returns the table in `recall.md`.
+
+    The files are `metrics.json`, `recall.csv`, `recall.md`, a plot, `pictures/` and `index.html`.
 
     tables: the results of `propose_for` for all of `dataset`, by the name of the source;  about, images: as in
     `write_report`.
@@ -99,7 +102,7 @@ def _results(record: dict[str, Any]) -> str:
     return page.section(
         "Detections",
         "AP is COCO's mean over IoU 0.50 to 0.95. VOC AP is at IoU 0.5: the area under the precision-recall curve, or "
-        "the mean precision at 11 recalls.",
+        "the mean precision at eleven values of recall.",
         page.tiles({name: _number(record[name]) for name in TILES}),
         page.table(("class", "AP", "VOC AP (area)", "VOC AP (11 points)"), rows),
         page.image("precision_recall.png"),

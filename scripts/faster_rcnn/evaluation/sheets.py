@@ -22,7 +22,7 @@ from faster_rcnn.evaluation.overlaps import overlaps
 from faster_rcnn.evaluation.voc import MIN_OVERLAP
 
 SIDE, MISTAKE_SIDE = 600, 420  # longer side of a drawing in pixels; mistakes are shown in a grid
-PROPOSALS_SHOWN = 50  # more hide the image
+PROPOSALS_SHOWN = 50  # more would hide the image
 
 
 def draw_truth(image: np.ndarray, sample: Sample, names: Sequence[str], factor: float) -> Image.Image:

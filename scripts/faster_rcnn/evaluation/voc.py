@@ -3,8 +3,8 @@
 The detections of a class are taken from all images, best score first. Each is compared with the object of its class
 and image that it overlaps most: at IoU >= 0.5 it is a hit, unless the object was hit before; otherwise it is false.
 Difficult objects do not count, and detections that hit them are neither right nor wrong. The devkit adds 1 to every
-side, because its corners are pixels that both belong to the box. Here x2 and y2 lie one further, which gives the same
-IoU without the 1.
+side, because its corners are pixels that both belong to the box. Here x2 and y2 are exclusive, so the IoU is the same
+without the 1.
 
 n  detections of one class in all images, best score first;  G  objects of it that count.
 """
@@ -59,8 +59,8 @@ def voc_ap(samples: Sequence[Sample], predictions: Sequence[Prediction], labels:
     """VOC's average precision by both of its rules, at IoU 0.5.
 
     Returns VOC_mAP and VOC_AP_by_class (the area under the curve made monotone: VOC 2010 and later), VOC_mAP_11 and
-    VOC_AP_11_by_class (the mean at eleven recalls: VOC 2007), and VOC_curves, a Curve by class. A class without an
-    object that counts is None, has no curve and does not enter the means, which are None if there is no other class.
+    VOC_AP_11_by_class (the mean at eleven recalls: VOC 2007), and VOC_curves, a Curve by class. The AP of a class
+    without objects that count is None; it has no curve, and the means ignore it. They are None if no class has objects.
     """
     areas: dict[str, float | None] = {}
     elevens: dict[str, float | None] = {}
@@ -110,7 +110,7 @@ def _match_image(sample: Sample, prediction: Prediction, label: int) -> tuple[np
     objects = np.flatnonzero((sample.labels == label) & ~crowd)
     crowds = np.flatnonzero((sample.labels == label) & crowd)
     boxes = prediction.boxes[rows]
-    # a crowd's box is larger than any of its members, so COCO divides by the area of the detection alone
+    # A crowd's box is larger than any of its members, so COCO divides by the area of the detection alone.
     in_crowd = (overlaps(boxes, sample.boxes[crowds], inside=True) >= MIN_OVERLAP).any(axis=1)
     outcomes = np.where(in_crowd, Outcome.IGNORED, Outcome.FALSE).astype(int)
     targets, best = np.full(len(rows), -1), np.zeros(len(rows))
@@ -141,8 +141,8 @@ def area_under(hits: np.ndarray, precision: np.ndarray, objects: int) -> float:
 def eleven_points(hits: np.ndarray, precision: np.ndarray, objects: int) -> float:
     """The mean over recalls 0, 0.1, …, 1 of the best precision at that recall or any higher one (VOC 2007).
 
-    Takes the arguments of `area_under`. Recalls are compared as whole numbers, because in floats 3 / 10 is less than
-    3 * 0.1.
+    The arguments are those of `area_under`. Recalls are compared as whole numbers, because in floats 3 / 10 is less
+    than 3 * 0.1.
     """
     best = [precision[10 * hits >= tenth * objects].max(initial=0.0) for tenth in range(11)]
     return float(np.mean(best))

@@ -1,21 +1,21 @@
 """Selective Search (Uijlings et al. 2013) in its "fast" mode, the proposals of Fast R-CNN (section 4), by OpenCV.
 
-Three choices are ours:
+Three things differ from the papers and from OpenCV:
 
 Size. The number of regions and the time depend on the size of the image, so R-CNN first resizes images to a width of
 500 pixels. Here a larger image is reduced to the area of 500×375 pixels: on 640×480 blood smears that took half the
-time and found the same number of objects. The area counts instead of the width so that a long image keeps its shorter
-side.
+time and found the same number of objects. The limit applies to the area instead of the width, so that the shorter side
+of a long image is not reduced too much.
 
-Order. The paper ranks regions by a random number times their place in the hierarchy, the whole image first. OpenCV
-starts from the other end, with the smallest pieces, and draws from C's `rand`, so the order differs in each call (the
-set of boxes does not). Here regions are ranked again by the paper's rule: their size stands for the place in the
-hierarchy, and the random numbers have a fixed seed.
+Order. The paper ranks regions by a random number times their position in the hierarchy, counted from the whole image.
+OpenCV counts from the smallest regions and uses C's `rand`, so the order differs between calls, although the set of
+boxes is the same. Here regions are ranked by the paper's rule again, with their rank by size as the position in the
+hierarchy and with a fixed seed.
 
-Aspect. Images more than 2.4 times as long as wide made OpenCV throw until 4.1.1 (opencv_contrib#2102). It still rotates
-the image by 45°, so time and memory grow with the square of the longer side: 1×100000 pixels would take 20 GB.
-Therefore a side above LONGEST is shortened to it. The shorter side, and with it small objects, keeps its size. This
-affects only images of 12:1 and beyond, most of which are strips.
+Aspect ratio. Until version 4.1.1 OpenCV failed on images more than 2.4 times as long as wide (opencv_contrib#2102). It
+still rotates the image by 45°, so time and memory grow with the square of the longer side: 1×100000 pixels would take
+20 GB. Therefore a side above LONGEST is shortened to it. The shorter side, and with it small objects, keeps its size.
+This affects only images whose aspect ratio is 12:1 or more.
 
 P  regions of an image;  boxes are x1, y1, x2, y2 in pixels of the original image.
 """
@@ -101,9 +101,9 @@ def default_cache() -> Path:
 
 
 def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:
-    """`selective_search`, from the cache if it has the image.
+    """The result of `selective_search`, read from the cache if it has the image.
 
-    A cache file is named by the SHA-256 of the pixels, their shape and RECIPE. A damaged file is computed again.
+    A cache file is named by the SHA-256 of the pixels, their shape and RECIPE. A damaged file is replaced.
     """
     digest = hashlib.sha256(f"{RECIPE} {image.shape}\n".encode())
     digest.update(image.tobytes())
@@ -122,7 +122,7 @@ def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         boxes = np.load(file, allow_pickle=False)
-    except Exception:  # a damaged file fails in many ways, and in each case its boxes can be computed again
+    except Exception:  # a damaged file raises many types of error; its boxes can always be computed again
         return None
     height, width = shape[:2]
     if not isinstance(boxes, np.ndarray) or boxes.dtype != np.float32 or boxes.ndim != 2 or boxes.shape[1] != 4:

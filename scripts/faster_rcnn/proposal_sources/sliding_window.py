@@ -20,7 +20,7 @@ SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # square root of a window's area, relative 
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 
 FEWEST = 4 * len(SCALES) * len(RATIOS)  # one of each shape in each corner, which is always possible
-FINEST = 0.02  # smallest step between windows, relative to their side: more windows than anyone needs
+FINEST = 0.02  # smallest step between windows, relative to their sides; a smaller step is never useful
 
 # Sorting the places of a grid by the fractional part of x · 0.7549 + y · 0.5698 (powers of the plastic number, the
 # golden ratio's counterpart in two dimensions) spreads the first n places evenly, for every n.
@@ -30,7 +30,7 @@ SPREAD = (0.7548776662466927, 0.5698402909980532)
 def sliding_windows(height: int, width: int, limit: int = LIMIT) -> np.ndarray:
     """Windows that lie inside an H × W image and cover it evenly.  Returns float32 [P, 4] with P <= `limit`.
 
-    Every shape slides by the same share of its sides, the smallest share that keeps the limit. Shapes alternate in the
+    Every shape slides by the same share of its sides, the smallest that stays within the limit. Shapes alternate in the
     order, so the first n windows cover the image too. A shape larger than the image is cut to the image's sides.
     Raises ValueError if the limit is below FEWEST.
     """
@@ -67,7 +67,7 @@ def _shapes(height: int, width: int) -> list[tuple[float, float]]:
 
 
 def _places(length: int, side: float, step: float) -> int:
-    """The number of windows with this side that cover a length if each is at most `step` sides from the last."""
+    """The number of windows with this side that cover a length if consecutive ones are at most `step` sides apart."""
     return 1 + int(np.ceil((length - side) / (step * side) - 1e-9))
 
 

@@ -23,13 +23,14 @@ def propose_for(
 ) -> ProposalTable:
     """At most `limit` proposals for each image of a data set.
 
-    source: `sliding-window`, `selective-search`, `rpn:RUN` (a run folder or a checkpoint) or the `.npz` of a table.
+    source: `sliding-window`, `selective-search`, `rpn:RUN` (a run folder or a checkpoint) or the `.npz` file of a
+    table.
     cache, workers: for selective search;  device: for the RPN.
     Raises ValueError for an unknown source, a run without a trained RPN or a file that lacks an image,
     FileNotFoundError for a run or file that does not exist.
     """
     if limit < 1:
-        raise ValueError(f"a limit of {limit} leaves no proposals; take at least 1")
+        raise ValueError(f"a limit of {limit} leaves no proposals; choose at least 1")
     kind, _, run = source.partition(":")
     if source == "sliding-window":
         return sliding_window_table(dataset, limit)
@@ -44,7 +45,9 @@ def propose_for(
 
 
 def check_source(source: str) -> None:
-    """Raises ValueError for an unknown source or a run without a trained RPN, FileNotFoundError for a run or file that
+    """Checks a source before any data is read.
+
+    Raises ValueError for an unknown source or a run without a trained RPN, FileNotFoundError for a run or file that
     does not exist.
     """
     kind, _, run = source.partition(":")
@@ -65,8 +68,8 @@ def trained_rpn(run: Path) -> FasterRCNN:
     state = read_checkpoint(run, best_or_last(run))
     if state.get("objective", "joint") == "fast-rcnn":
         raise ValueError(
-            f"rpn:{run} has trained Fast R-CNN alone, so its RPN is untrained; "
-            "name a run of --schedule joint or alternating, or the latter's 1-rpn or 3-rpn"
+            f"rpn:{run} has trained only Fast R-CNN, so its RPN is untrained; choose a run with --schedule joint or "
+            "alternating, or the folder 1-rpn or 3-rpn of an alternating run"
         )
     return build_detector(state).eval()
 

@@ -40,7 +40,7 @@ class Regions:
 
 
 def ranked(boxes: np.ndarray) -> Regions:
-    """Regions of boxes [P, 4] that are in order but have no scores: these then fall evenly from 1 towards 0."""
+    """Regions from boxes [P, 4] that are ranked but not scored; their scores fall evenly from 1 towards 0."""
     return Regions(boxes.astype(np.float32), np.linspace(1, 0, len(boxes), endpoint=False, dtype=np.float32))
 
 
@@ -66,7 +66,7 @@ class ProposalTable(Mapping[str, Regions]):
         return len(self.regions)
 
     def save(self, path: Path) -> None:
-        """Writes to another file first, so that a crash leaves a previous table intact."""
+        """Writes the table, first to a temporary file, so that a crash leaves a previous table intact."""
         every = list(self.regions.values())
         arrays = {
             "names": np.array(list(self.regions), np.str_),
@@ -77,14 +77,14 @@ class ProposalTable(Mapping[str, Regions]):
         }
         aside = path.with_name(f"{path.name}.{os.getpid()}.part")
         with aside.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the arrays for its allow_pickle
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub mistakes the arrays for allow_pickle
         aside.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "ProposalTable":
         """Reads a table.
 
-        Raises FileNotFoundError, or ValueError that names the file and what is wrong with it.
+        Raises FileNotFoundError if the file does not exist, ValueError if it is not a valid table.
         """
         try:
             return _table(_arrays(path))
@@ -95,15 +95,15 @@ class ProposalTable(Mapping[str, Regions]):
 def known(dataset: Dataset, table: Mapping[str, Regions]) -> list[str]:
     """The names of a data set's images, after checking that the table has all of them.
 
-    Raises ValueError that names the first missing image and their number.
+    Raises ValueError, naming the first missing image and how many are missing, if the table is incomplete.
     """
     names = [dataset.name(index) for index in range(len(dataset))]
     missing = [name for name in names if name not in table]
     if missing:
         raise ValueError(
-            f"the table of proposals has none for {missing[0]} ({len(missing)} of {len(names)} images are missing; "
+            f"the table of proposals has no entry for {missing[0]} ({len(missing)} of {len(names)} images are missing; "
             f"it has {len(table)}, the first is {next(iter(table), 'none')}); "
-            "make it for this data set and split with faster-rcnn propose"
+            "create one for this data set and split with faster-rcnn propose"
         )
     return names
 
@@ -111,8 +111,8 @@ def known(dataset: Dataset, table: Mapping[str, Regions]) -> list[str]:
 class WithProposals:
     """A data set whose samples carry the best `limit` proposals of a table, clipped to their image.
 
-    A box of which nothing remains is left out. An image whose regions are empty gets no proposals.
-    The constructor raises ValueError if the table lacks an image, or has only boxes outside it.
+    Boxes outside the image are left out. An image without regions gets an empty array of proposals.
+    The constructor raises ValueError if the table lacks an image, or if all boxes of an image lie outside it.
     """
 
     def __init__(self, dataset: Dataset, table: Mapping[str, Regions], limit: int = LIMIT) -> None:
@@ -156,7 +156,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS if name in archive}
-    except Exception as error:  # a damaged archive fails in many ways
+    except Exception as error:  # a damaged archive raises many types of error
         raise ValueError(f"not a NumPy archive (.npz) without pickles ({error}); write it with numpy.savez") from error
     if missing := [name for name in ARRAYS if name not in arrays]:
         raise ValueError(f"lacks {', '.join(missing)}; a table has the arrays {', '.join(ARRAYS)}")
@@ -166,7 +166,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def _table(arrays: dict[str, np.ndarray]) -> ProposalTable:
     names, counts, boxes, scores = (arrays[name] for name in ARRAYS[:4])
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise ValueError(f"names is {names.dtype} {list(names.shape)}; write text [images]")
+        raise ValueError(f"names is {names.dtype} {list(names.shape)}; it must be text [images]")
     if counts.shape != names.shape or counts.dtype.kind not in "iu" or (counts < 0).any():
         raise ValueError(f"counts is {counts.dtype} {list(counts.shape)}; write one count, 0 or more, for each name")
     rows = int(counts.sum())
@@ -186,7 +186,7 @@ def _table(arrays: dict[str, np.ndarray]) -> ProposalTable:
         listed,
         np.split(boxes.astype(np.float32, copy=False), ends[:-1]),
         np.split(scores.astype(np.float32, copy=False), ends[:-1]),
-        strict=False,  # without names, np.split still makes one piece
+        strict=False,  # np.split returns one piece even if there are no names
     )
     return ProposalTable({name: Regions(some, ordered) for name, some, ordered in pieces}, str(arrays["made"]))
 
@@ -201,12 +201,12 @@ def _check(name: str, regions: Regions) -> None:
     finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
     area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     for sound, fault in (
-        (finite, "which has a value that is not finite; remove it"),
-        (area, "whose box has no area; write x1, y1, x2, y2 with x2 > x1 and y2 > y1, or remove it"),
-        ((boxes[:, 2:] > 0).all(axis=1), "whose box is left of or above every image; remove it"),
+        (finite, "and a value is not finite; remove the row"),
+        (area, "but the box has no area; write x1, y1, x2, y2 with x2 > x1 and y2 > y1, or remove the row"),
+        ((boxes[:, 2:] > 0).all(axis=1), "but the box is left of or above every image; remove the row"),
         (
             np.append(True, scores[1:] <= scores[:-1])[: len(scores)],
-            "whose score is higher than the one before it; sort best first",
+            "but the score is higher than the one before it; sort the rows by descending score",
         ),
     ):
         if not sound.all():

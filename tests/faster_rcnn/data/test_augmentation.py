@@ -69,7 +69,7 @@ def test_a_box_stays_on_its_object_with_any_augmentations(seed: int, names: set[
         assert box[3] <= height
 
 
-def test_images_shrink_but_never_exceed_the_size_of_the_rule() -> None:
+def test_scale_jitter_may_shrink_an_image_but_never_exceeds_the_size_of_the_rule() -> None:
     sample = painted(96, 144, [[40, 30, 100, 70]])
     sizes = {prepare(sample, RULE, ("scale-jitter",), seed).image.shape[:2] for seed in range(50)}
     assert max(sizes) == (96, 144)
@@ -80,7 +80,7 @@ def test_images_shrink_but_never_exceed_the_size_of_the_rule() -> None:
 
 
 def test_an_object_is_dropped_if_a_crop_leaves_too_little_of_it() -> None:
-    """The detector would learn an object that cannot be recognised. An object that is cut in half is kept."""
+    """Training on an object that cannot be recognised would do harm. An object that is cut in half is kept."""
     sample = painted(96, 96, [[0, 0, 8, 96], [30, 30, 60, 60]])
     lost = 0
     for seed in range(80):
@@ -103,7 +103,7 @@ def test_the_result_depends_on_the_seed_alone_and_the_sample_is_unchanged() -> N
     assert np.array_equal(sample.image, before)
 
 
-def test_colours_change_and_boxes_do_not() -> None:
+def test_photometric_augmentation_changes_colours_but_not_boxes() -> None:
     sample = Shapes("train")[5]
     plain, coloured = prepare(sample, RULE, (), 3), prepare(sample, RULE, ("photometric",), 3)
     assert np.array_equal(plain.boxes, coloured.boxes)

@@ -25,7 +25,7 @@ def test_near_duplicates_are_warnings_and_are_left_out_only_on_request(tmp_path:
     )
     kept = open_folder(source, "train")
     assert [fault.kind for fault in kept.faults] == ["near-duplicate box"]
-    assert "annotation 1: its box [11, 20, 20, 20] in a.jpg overlaps with IoU 0.90 the box of annotation 0" in (
+    assert "annotation 1: its box [11, 20, 20, 20] in a.jpg has an IoU of 0.90 with the box of annotation 0" in (
         kept.faults[0].what
     )
     assert len(kept[0].boxes) == 4
@@ -77,7 +77,7 @@ boxes = st.lists(st.tuples(corner, corner, side, side), min_size=1, max_size=2 *
 
 @settings(deadline=None)
 @given(boxes, st.integers(0, 2**32 - 1))
-def test_near_duplicates_are_those_among_all_pairs(found: list[tuple[float, ...]], seed: int) -> None:
+def test_the_search_finds_every_near_duplicate_among_all_pairs(found: list[tuple[float, ...]], seed: int) -> None:
     rng = np.random.default_rng(seed)
     corners = np.array([[x, y, x + width, y + height] for x, y, width, height in found])
     shifts = np.tile(rng.uniform(-0.3, 0.3, (len(corners), 2)), 2)

@@ -33,7 +33,7 @@ def write(folder: Path, annotations: list[dict[str, Any]], **image: Any) -> Path
 
 
 def pretty(document: dict[str, list[Any]]) -> str:
-    """One element per line: with one image and the two classes, the first annotation is on line 7."""
+    """JSON with one element per line; with one image and two classes, the first annotation is on line 7."""
     lists = []
     for name, values in document.items():
         elements = ",\n ".join(json.dumps(value) for value in values)
@@ -236,7 +236,7 @@ COCO_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "file_n
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_document_is_either_refused_or_gives_valid_boxes(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_document_is_either_refused_or_has_valid_boxes(tmp_path: Path, data: st.DataObject) -> None:
     write_image(tmp_path / "a.jpg")
     document: dict[str, Any] = {
         "images": [image_entry(1, "a.jpg"), image_entry(2, "a.jpg")],

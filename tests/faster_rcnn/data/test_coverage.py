@@ -36,7 +36,7 @@ def folder(*boxes: tuple[float, float, float, float], labels: tuple[int, ...] = 
     return FolderDataset(ParsedSplit("voc:.", "train", ("ant", "bee"), [image], []))
 
 
-def test_an_object_equal_to_an_anchor_has_iou_1_and_one_of_half_its_area_0_5() -> None:
+def test_the_coverage_of_an_object_is_its_iou_with_the_best_anchor() -> None:
     # Stride 16: the third cell's centre is 2.5 * 16 = 40, so the anchor of scale 32 there spans 24 to 56.
     # 32 × 16 pixels of it lie in the second box: 512 / 1024 = 0.5, which is not above 0.5.
     coverage = anchor_coverage(folder((24, 24, 56, 56), (24, 32, 56, 48)), config((32.0,)), (16,))
@@ -59,7 +59,7 @@ def test_an_anchor_that_crosses_the_border_counts_only_if_it_is_trained() -> Non
     assert dropped.best[0] == pytest.approx(256 / 1344)
 
 
-def test_anchor_shapes_that_fit_into_no_image_are_reported() -> None:
+def test_anchor_shapes_that_do_not_fit_into_any_image_are_reported() -> None:
     # Of scale 128 only the wide shape (181 × 90.5) fits into 100 × 200 pixels. Its centre must be at y 45.25 to 54.75.
     # With stride 16 the nearest centre is 3.5 * 16 = 56, just outside; with stride 4 some are inside.
     shapes = (0.5, 1.0, 2.0)
@@ -88,7 +88,7 @@ box = st.tuples(st.floats(0, 150), st.floats(0, 60), side, side).map(
     st.sampled_from([(8,), (16,), (4, 32)]),
     st.booleans(),
 )
-def test_the_best_overlap_is_the_best_of_all_anchors(
+def test_the_best_overlap_equals_the_maximum_over_all_anchors(
     boxes: list[tuple[float, float, float, float]], scales: list[float], strides: tuple[int, ...], keep: bool
 ) -> None:
     size = torch.tensor([100, 200])
@@ -136,7 +136,7 @@ def test_scales_are_suggested_for_a_poorly_covered_class_and_cover_it_as_predict
     assert coverage.suggested == (again.share(0.5), again.worst_class()[0]) == (1.0, 1.0)
     assert coverage.worst_class() == (0.0, "bee")
     assert (
-        "only 0.0% of bee have an anchor with IoU above 0.5; --anchor-scales 11 23 would give 100.0% of each class"
+        "only 0.0% of the objects of class bee have an anchor with IoU above 0.5; --anchor-scales 11 23 would cover"
         in coverage.report()
     )
     assert anchor_coverage(folder((24, 24, 56, 56)), config((32.0,)), (16,)).suggestion is None
@@ -151,7 +151,7 @@ def test_larger_images_are_suggested_if_the_map_is_too_coarse() -> None:
     assert coverage.suggestion.anchor_scales == (16.0,)
     assert coverage.suggestion.resize == ResizeRule(200, 400)
     assert coverage.suggested == (1.0, 1.0)
-    assert "--anchor-scales 16 --min-size 200 --max-size 400 would give 100.0%" in coverage.report()
+    assert "--anchor-scales 16 --min-size 200 --max-size 400 would cover at least 100.0%" in coverage.report()
 
 
 def test_scales_are_at_most_an_octave_apart_and_reach_both_ends() -> None:

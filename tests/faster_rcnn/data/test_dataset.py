@@ -5,7 +5,7 @@ import numpy as np
 from faster_rcnn.data.dataset import Sample
 
 
-def test_crowds_and_difficult_objects_do_not_count_unless_difficult_ones_are_wanted() -> None:
+def test_crowds_and_difficult_objects_do_not_count_unless_difficult_ones_are_requested() -> None:
     boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
     crowd, difficult = np.array([False, True, False]), np.array([False, False, True])
     image = np.zeros((8, 8, 3), np.uint8)

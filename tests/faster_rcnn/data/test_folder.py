@@ -61,9 +61,9 @@ def test_images_that_are_listed_twice_malformed_or_outside_the_folder_are_left_o
 @pytest.mark.parametrize(
     ("names", "kind", "warning"),
     [
-        (("dog", "Dog"), "alike class names", True),
-        (("dog", " dog"), "alike class names", True),
-        (("hot dog", "hot  dog"), "alike class names", True),
+        (("dog", "Dog"), "similar class names", True),
+        (("dog", " dog"), "similar class names", True),
+        (("hot dog", "hot  dog"), "similar class names", True),
         (("dog", "dog"), "class listed twice", False),
         (("dog", " "), "malformed category", False),
     ],

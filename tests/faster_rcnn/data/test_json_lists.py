@@ -1,4 +1,4 @@
-"""JSON documents whose lists know where each element stands."""
+"""JSON documents that record the position of each list element."""
 
 import json
 from collections.abc import Callable
@@ -46,7 +46,7 @@ documents = st.dictionaries(st.text(), values, max_size=4)
 
 
 @given(documents, st.sampled_from([None, 0, 1]))
-def test_members_are_those_that_python_reads(document: dict[str, Any], indent: int | None) -> None:
+def test_members_equal_those_of_pythons_own_parser(document: dict[str, Any], indent: int | None) -> None:
     assert plain(decode_members(f" {json.dumps(document, indent=indent)}\n")) == document
 
 

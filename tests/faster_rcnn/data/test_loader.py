@@ -39,7 +39,7 @@ def test_the_images_of_a_batch_have_similar_aspect_ratios() -> None:
 
 
 def test_too_few_images_for_a_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 images, but a batch takes 4; lower --batch-size"):
+    with pytest.raises(ValueError, match="3 images, but a batch needs 4; lower --batch-size"):
         next(batch_order(Shapes("train", length=3), 4, seed=0))
 
 

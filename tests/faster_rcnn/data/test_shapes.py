@@ -50,7 +50,7 @@ def test_boxes_lie_inside_and_have_an_area(images: list) -> None:
         assert len(sample.boxes) == len(sample.labels)
 
 
-def test_objects_come_in_all_classes_and_sizes_and_some_images_are_empty(images: list) -> None:
+def test_there_are_objects_of_all_classes_and_sizes_and_some_images_are_empty(images: list) -> None:
     assert set(np.concatenate([sample.labels for sample in images]).tolist()) == set(range(len(LABELS)))
     assert any(len(sample.labels) == 0 for sample in images)
     shares = [
@@ -66,7 +66,7 @@ def test_a_box_encloses_its_object_tightly() -> None:
     checked = 0
     for _ in range(60):
         canvas = np.full((300, 400, 3), 127.0, np.float32)
-        boxes, _ = shapes._draw_objects(rng, canvas)
+        boxes, _ = shapes.draw_objects(rng, canvas)
         if len(boxes) != 1:
             continue
         rows, columns = np.nonzero(np.abs(canvas - 127).sum(axis=2) > 5)
@@ -83,7 +83,7 @@ def test_an_index_outside_the_split_is_refused() -> None:
         Shapes("dev")
 
 
-def test_a_split_written_as_coco_reads_back_the_same(tmp_path: Path) -> None:
+def test_a_split_is_the_same_after_writing_and_reading_it_in_cocos_format(tmp_path: Path) -> None:
     dataset = Shapes("val", length=4)
     write_coco(dataset, tmp_path)
     again = open_dataset(f"coco:{tmp_path}", "val")

@@ -37,7 +37,7 @@ def test_faulty_boxes_are_refused_or_left_out(tmp_path: Path) -> None:
     assert splits_of(source) == ["train"]
 
 
-def test_the_detectors_classes_must_be_the_datas_in_the_same_order() -> None:
+def test_a_detector_and_its_data_must_have_the_same_classes_in_the_same_order() -> None:
     dataset = Shapes("val")
     check_labels(dataset, LABELS, "runs/x")
     turned = tuple(reversed(LABELS))

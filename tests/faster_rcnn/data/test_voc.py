@@ -27,7 +27,7 @@ def voc_object(name: str = "dog", corners: tuple[object, ...] = (11, 21, 40, 40)
 
 
 def document(*objects: str, filename: str = "a.jpg", size: str = "<width>100</width><height>60</height>") -> str:
-    """The size is on line 1, the objects from line 2 on."""
+    """An annotation file with the size on line 1 and the objects from line 2 on."""
     inner = "".join(objects)
     return f"<annotation><filename>{filename}</filename><size>{size}<depth>3</depth></size>{inner}\n</annotation>"
 
@@ -63,7 +63,7 @@ def test_corners_are_counted_from_one_and_belong_to_the_box(tmp_path: Path) -> N
     assert labels.tolist() == [1]
 
 
-def test_all_splits_number_the_classes_alike(tmp_path: Path) -> None:
+def test_all_splits_number_the_classes_in_the_same_way(tmp_path: Path) -> None:
     documents = {"a": document(voc_object("zebra")), "b": document(voc_object("ant")), "c": document()}
     source = write(tmp_path, documents, train="a", val="b\n", test="c")
     for split in ("train", "val", "test"):
@@ -206,7 +206,7 @@ def test_a_folder_without_classes_or_images_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_file_is_either_a_fault_or_gives_valid_boxes(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_file_is_either_a_fault_or_has_valid_boxes(tmp_path: Path, data: st.DataObject) -> None:
     text = document(voc_object(), voc_object("cat", (50, 1, 80, 30)))
     if data.draw(st.booleans()):  # another value, or no value
         tag = data.draw(st.sampled_from(["name", "difficult", "xmin", "ymax", "width", "height", "filename", "bndbox"]))
@@ -236,7 +236,7 @@ def test_an_exif_rotation_is_reported_as_the_cause_of_a_wrong_size(tmp_path: Pat
 
 
 @real
-def test_blood_cells_are_read_and_their_known_faults_reported() -> None:
+def test_blood_cells_are_read_and_their_known_faults_are_reported() -> None:
     """PROBLEMS.csv lists ten faults, one of them (BloodImage_00284) in the split that is not checked here."""
     source = f"voc:{BCCD}"
     with pytest.raises(ValueError, match=r"BloodImage_00343.xml:50: .* has no area"):

@@ -49,7 +49,7 @@ def test_encode_and_decode_equal_torchvisions(pairs: list[tuple[list[float], lis
     torch.testing.assert_close(decode(deltas, anchors), theirs.decode_single(deltas, anchors), rtol=1e-4, atol=1e-2)
 
 
-def test_a_box_without_area_is_refused_with_its_row() -> None:
+def test_a_box_without_area_is_refused_and_its_row_is_named() -> None:
     boxes = torch.tensor([[0.0, 0, 5, 5], [3, 3, 3, 9]])
     with pytest.raises(ValueError, match="box 1 has no area"):
         encode(boxes, torch.tensor([[0.0, 0, 5, 5]]).expand(2, 4))

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read, what is refused, and which of two is used."""
+"""Checkpoints: what is read, what is refused, and whether the best or the last is used."""
 
 from pathlib import Path
 
@@ -20,7 +20,9 @@ def test_a_missing_checkpoint_is_reported_with_the_command_that_writes_it(tmp_pa
 def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     file = tmp_path / NAME
     file.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="is not a checkpoint, or is damaged; name a run that faster-rcnn train made"):
+    with pytest.raises(
+        ValueError, match="is not a checkpoint or is damaged; choose a run that faster-rcnn train wrote"
+    ):
         read_checkpoint(file)
     torch.save({"weights": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match="is not a checkpoint of this project"):

@@ -1,4 +1,4 @@
-"""The whole detector in PyTorch: it learns, and the output for an image depends on that image alone."""
+"""The whole detector in PyTorch: it can be trained, and the output for an image depends on that image alone."""
 
 import math
 from dataclasses import replace
@@ -30,14 +30,14 @@ def small_image(index: int) -> Sample:
 
 
 def overlaps(output: DetectorOutput, batch: Batch) -> torch.Tensor:
-    """For each object of the first image the highest IoU of a detection with the same label."""
+    """For each object of the first image, the highest IoU with a detection of the same label."""
     real = int(output.num_detections[0])
     iou = box_iou(batch.truth[0].boxes, output.boxes[0, :real])
     same_label = batch.truth[0].labels[:, None] == output.labels[0, :real]
     return (iou * same_label).amax(dim=1) if real else torch.zeros(len(batch.truth[0].boxes))
 
 
-def test_ten_steps_on_one_image_learn_its_boxes() -> None:
+def test_ten_training_steps_on_one_image_fit_its_boxes() -> None:
     torch.manual_seed(0)
     sample = small_image(5)
     detector = FasterRCNN(default_config("compact", Shapes.labels)).train()
@@ -176,7 +176,7 @@ def test_a_detector_of_one_class_works() -> None:
     assert output.labels.eq(0).all()
 
 
-def test_alone_takes_an_image_as_it_is_and_returns_arrays() -> None:
+def test_alone_accepts_an_image_array_and_returns_arrays() -> None:
     detector = lively("compact")
     image = np.random.default_rng(0).integers(0, 256, (150, 190, 3), np.uint8)
     output = detector.alone(image)

@@ -9,7 +9,7 @@ from faster_rcnn.detector import losses
 from faster_rcnn.detector.losses import LossRule
 
 
-def test_log_loss_is_minus_the_log_of_the_true_class() -> None:
+def test_log_loss_is_minus_the_log_of_the_probability_of_the_true_class() -> None:
     scores = torch.log(torch.tensor([[0.2, 0.7, 0.1]]))
     assert losses.log_loss(scores, torch.tensor([1])).item() == pytest.approx(-math.log(0.7))
 
@@ -20,7 +20,7 @@ def test_smooth_l1_is_quadratic_below_one_and_linear_above() -> None:
     assert losses.smooth_l1(deltas, torch.zeros(1, 4), beta=1).item() == pytest.approx(2.125)
 
 
-def test_smooth_l1_with_the_reference_codes_sigma() -> None:
+def test_smooth_l1_is_the_reference_codes_if_beta_is_one_ninth() -> None:
     # σ = 3 is β = 1/9: below it 0.5 · 9 · x², above |x| - 1/18
     deltas = torch.tensor([[0.1, 1.0, 0.0, 0.0]])
     assert losses.smooth_l1(deltas, torch.zeros(1, 4), beta=1 / 9).item() == pytest.approx(0.045 + 1 - 1 / 18)

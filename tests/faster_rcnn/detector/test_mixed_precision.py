@@ -1,4 +1,4 @@
-"""The precision of training on this machine."""
+"""The precision in which a device trains."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The operators that mean the same in PyTorch and in ONNX."""
+"""The operators with the same result in PyTorch and in ONNX."""
 
 import torch
 import torchvision
@@ -23,7 +23,7 @@ def test_nms_keeps_the_scores_of_the_survivors_of_each_image() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [80, 80, 90, 90]]]).repeat(2, 1, 1)
     scores = torch.tensor([[0.8, 0.9, 0.5, EXCLUDED], [0.8, EXCLUDED, 0.5, 0.6]])
     expected = torch.tensor([[EXCLUDED, 0.9, 0.5, EXCLUDED], [0.8, EXCLUDED, EXCLUDED, 0.6]])
-    assert torch.equal(nms(boxes, scores, 0.5, 2), expected)  # of the second image's three survivors the best two
+    assert torch.equal(nms(boxes, scores, 0.5, 2), expected)  # the best two of the second image's three survivors
 
 
 def test_nms_equals_torchvisions() -> None:

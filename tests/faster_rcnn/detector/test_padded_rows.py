@@ -24,7 +24,7 @@ def test_one_row_remains_if_no_row_is_real() -> None:
     assert positions.eq(0).all()
 
 
-def test_a_linear_layer_gives_the_same_for_channels_last() -> None:
+def test_a_linear_layer_has_the_same_result_for_channels_last() -> None:
     torch.manual_seed(0)
     layer, regions = nn.Linear(5 * 2 * 3, 7), torch.randn(4, 5, 2, 3)
     found = linear_of_channels_last(layer, regions.permute(0, 2, 3, 1))

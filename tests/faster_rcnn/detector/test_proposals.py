@@ -46,7 +46,7 @@ def test_small_and_invalid_anchors_are_dropped_before_the_best_are_chosen() -> N
     valid = torch.tensor([[True, True, False, True]])
     limits = ProposalLimits(before_nms=2, after_nms=3, min_side=16)
     found = propose(margins, torch.zeros(1, 4, 4), anchors, valid, torch.tensor([[1000, 1000]]), limits)
-    # the second is small, the third invalid: neither takes one of the two places before the suppression
+    # The second is small and the third invalid, so neither counts as one of the two candidates for NMS.
     assert found.number.tolist() == [2]
     torch.testing.assert_close(found.objectness, torch.tensor([[0.7, 0.2, 0.0]]))
 

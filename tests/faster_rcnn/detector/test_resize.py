@@ -22,7 +22,7 @@ def test_the_shorter_side_becomes_600_unless_the_longer_would_exceed_1000(
     assert ResizeRule(600, 1000)(*size) == resized  # section 3.3 of the paper
 
 
-def test_an_image_is_resized_and_the_factors_are_those_of_x_and_y() -> None:
+def test_resizing_returns_the_image_and_the_factors_for_x_and_y() -> None:
     image = np.full((30, 41, 3), 7, np.uint8)
     resized, scale_x, scale_y = resize_image(image, ResizeRule(60, 100))
     assert resized.shape == (60, 82, 3)

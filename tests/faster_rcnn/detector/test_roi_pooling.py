@@ -53,7 +53,7 @@ def test_roi_max_pooling_takes_the_maximum_of_each_bin() -> None:
 
 
 @pytest.mark.parametrize("pool", [roi_align, roi_max_pool])
-def test_a_larger_canvas_changes_nothing(pool: object) -> None:
+def test_a_larger_canvas_does_not_change_the_pooled_features(pool: object) -> None:
     assert callable(pool)
     features, rois = features_and_rois(1, 9, 12, 100)
     larger = F.pad(features, (0, 7, 0, 3))
@@ -129,7 +129,7 @@ def test_a_single_map_is_pooled_directly() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["align", "max"])
-def test_a_larger_canvas_changes_nothing_for_a_pyramid(pooling: str) -> None:
+def test_a_larger_canvas_does_not_change_the_pooled_features_of_a_pyramid(pooling: str) -> None:
     maps, rois = pyramid_and_rois()
     maps = [one.relu() for one in maps]
     larger = [F.pad(one, (0, 64 // stride, 0, 96 // stride)) for one, stride in zip(maps, STRIDES, strict=True)]

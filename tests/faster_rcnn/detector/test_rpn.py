@@ -12,7 +12,7 @@ def test_the_margins_sigmoid_is_the_softmaxs_foreground_probability() -> None:
     torch.testing.assert_close(found, torch.softmax(scores, dim=2)[..., 1], rtol=0, atol=2e-5)
 
 
-def test_the_output_per_location_is_that_of_the_paper() -> None:
+def test_the_head_has_as_many_outputs_per_location_as_in_the_paper() -> None:
     """2k scores and 4k deltas: (4 + 2) × 9 = 54 outputs per location (section 3.1.1)."""
     head = RPNHead(512, 512, 9)
     assert head.cls_score.out_channels + head.bbox_pred.out_channels == 54

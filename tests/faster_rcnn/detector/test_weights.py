@@ -121,7 +121,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
             r"1 of another shape \(conv1.weight\); choose the matching --backbone",
         ),
         ({"features.0.weight": theirs[conv1]}, r"missing \(conv1.weight, bn1.weight, bn1.bias, …\); 1 unknown"),
-        ([1, 2], "holds a list and not tensors by name; save a model's state_dict"),
+        ([1, 2], "holds a list, not tensors by name; save a model's state_dict"),
     ):
         with pytest.raises(ValueError, match=complaint):
             fetch_weights("resnet50", saved(tmp_path, state))
@@ -132,12 +132,12 @@ def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weights.pth is broken or was not written by torch.save"):
         fetch_weights("resnet50", str(tmp_path / "weights.pth"))
     with pytest.raises(
-        FileNotFoundError, match=r"nowhere.pth does not exist; --weights takes imagenet, none, or a file"
+        FileNotFoundError, match=r"nowhere.pth does not exist; --weights accepts imagenet, none, or a file"
     ):
         fetch_weights("resnet50", str(tmp_path / "nowhere.pth"))
 
 
-def test_the_source_none_gives_no_weights_and_compact_has_no_imagenet_weights() -> None:
+def test_the_source_none_returns_no_weights_and_compact_has_no_imagenet_weights() -> None:
     assert fetch_weights("resnet50", "none") is None
     with pytest.raises(ValueError, match="there are no ImageNet weights for compact; train it with --weights none"):
         fetch_weights("compact", "imagenet")
@@ -156,7 +156,7 @@ def test_a_download_from_a_silent_server_times_out(tmp_path: Path, monkeypatch: 
 
 
 class Unreachable:
-    """Stands for torchvision's weights, at a local address where no server listens."""
+    """A substitute for torchvision's weights, at a local address where no server listens."""
 
     class IMAGENET1K_V1:  # noqa: N801  its name in torchvision
         url = "http://127.0.0.1:9/models/mobilenet_v3_large-00000000.pth"

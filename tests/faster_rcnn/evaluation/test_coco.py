@@ -1,30 +1,12 @@
 """COCO's average precision on cases worked out by hand."""
 
-import numpy as np
 import pytest
 
-from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.evaluation.coco import coco_ap
-
-LABELS = ("cat", "dog")
-
-
-def sample(boxes: list[list[float]], labels: list[int]) -> Sample:
-    return Sample(
-        np.zeros((100, 100, 3), np.uint8), np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
-    )
+from tests.faster_rcnn.evaluation.hand_made import LABELS, TRUTH, prediction
 
 
-def prediction(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Prediction:
-    return Prediction(
-        np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels, np.int64)
-    )
-
-
-TRUTH = [sample([[10, 10, 50, 50], [60, 60, 90, 90]], [0, 1]), sample([[0, 0, 40, 40]], [0]), sample([], [])]
-
-
-def test_predicting_the_annotations_scores_one() -> None:
+def test_ap_is_one_if_the_detections_equal_the_annotations() -> None:
     found = [prediction(one.boxes.tolist(), [0.9] * len(one.boxes), one.labels.tolist()) for one in TRUTH]
     metrics = coco_ap(TRUTH, found, LABELS)
     assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == 1.0
@@ -54,10 +36,10 @@ def test_a_false_detection_between_two_hits_lowers_precision() -> None:
     assert coco_ap(TRUTH, found, LABELS)["AP_by_class"]["cat"] == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-4)
 
 
-def test_no_detection_scores_zero_and_no_object_is_an_error() -> None:
+def test_ap_is_zero_without_detections_and_an_error_without_objects() -> None:
     nothing = prediction([], [], [])
     assert coco_ap(TRUTH, [nothing] * 3, LABELS)["AP"] == 0.0
-    with pytest.raises(ValueError, match="hold no object"):
+    with pytest.raises(ValueError, match="contain no object"):
         coco_ap([TRUTH[2]], [nothing], LABELS)
 
 

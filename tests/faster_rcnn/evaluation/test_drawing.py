@@ -1,4 +1,4 @@
-"""Boxes are drawn where they are, captions can be read, panels keep their order."""
+"""Drawings: the position of boxes, the wrapping of captions and the order of panels."""
 
 import numpy as np
 import pytest

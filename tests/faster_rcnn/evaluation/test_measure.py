@@ -10,23 +10,7 @@ from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.evaluation.coco import coco_ap
 from faster_rcnn.evaluation.measure import collect, measure
-
-LABELS = ("cat", "dog")
-
-
-def sample(boxes: list[list[float]], labels: list[int]) -> Sample:
-    return Sample(
-        np.zeros((100, 100, 3), np.uint8), np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
-    )
-
-
-def prediction(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Prediction:
-    return Prediction(
-        np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels, np.int64)
-    )
-
-
-TRUTH = [sample([[10, 10, 50, 50], [60, 60, 90, 90]], [0, 1]), sample([[0, 0, 40, 40]], [0]), sample([], [])]
+from tests.faster_rcnn.evaluation.hand_made import LABELS, TRUTH, prediction, sample
 
 
 def test_a_difficult_object_changes_no_metric_whether_found_or_not() -> None:
@@ -37,7 +21,7 @@ def test_a_difficult_object_changes_no_metric_whether_found_or_not() -> None:
 
 
 def test_all_metrics_are_in_one_dict_that_json_can_hold() -> None:
-    # cats: hit, false, hit (as above); area 1/2 · 1 + 1/2 · 2/3; eleven points (6 + 5 · 2/3) / 11; dog found
+    # cats by score: hit, false, hit; area 1/2 · 1 + 1/2 · 2/3; eleven points (6 + 5 · 2/3) / 11; dog found
     found = [
         prediction([[10, 10, 50, 50], [60, 60, 90, 90]], [0.9, 0.9], [0, 1]),
         prediction([[0, 0, 40, 40]], [0.5], [0]),

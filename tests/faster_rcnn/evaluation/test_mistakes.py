@@ -38,11 +38,11 @@ def test_correct_detections_are_not_mistakes() -> None:
     [
         (NOWHERE, 0, "background", "there is no object here"),
         ([11, 10, 51, 50], 0, "duplicate", "a detection with a higher score has already found this object"),
-        (DOG, 0, "wrong class", "it is a dog"),
+        (DOG, 0, "wrong class", "the object is labelled dog"),
         # 40 × 40 moved by 20: 20 · 40 / (2 · 1600 - 800) = 0.33
         ([30, 10, 70, 50], 0, "poor localisation", "0.33"),
-        # 30 × 30 moved by 15 and taken for a cat: 15 · 30 / (2 · 900 - 450) = 0.33
-        ([75, 60, 105, 90], 0, "background", "IoU with a dog is 0.33"),
+        # 30 × 30 moved by 15 and labelled cat: 15 · 30 / (2 · 900 - 450) = 0.33
+        ([75, 60, 105, 90], 0, "background", "the nearest is labelled dog (IoU 0.33)"),
     ],
 )
 def test_each_kind_of_false_detection_is_recognised(box: list[float], label: int, kind: str, words: str) -> None:
@@ -61,7 +61,7 @@ def test_a_detection_below_the_threshold_is_not_a_mistake_but_its_object_is_miss
     assert "a score of only 0.30" in mistake.caption
 
 
-def test_a_missed_object_names_what_was_detected_instead() -> None:
+def test_the_caption_of_a_missed_object_says_what_was_detected_instead() -> None:
     kinds = {mistake.kind: mistake.caption for mistake in mistakes((CAT, 0.9, 0), (DOG, 0.8, 0))}
     assert set(kinds) == {"missed", "wrong class"}
     assert "detected as cat instead (IoU 1.00)" in kinds["missed"]
@@ -71,7 +71,7 @@ def test_a_missed_object_names_what_was_detected_instead() -> None:
     assert missed.severity == 1.0
 
 
-def test_the_worst_come_first() -> None:
+def test_the_worst_mistakes_come_first() -> None:
     ranked = mistakes((NOWHERE, 0.6, 0), (NOWHERE, 0.8, 1), (DOG, 0.1, 1))
     # both objects are missed: nothing found the cat (severity 1), a score of 0.1 the dog (0.9)
     assert [(one.kind, round(one.severity, 2)) for one in ranked] == [

@@ -1,4 +1,4 @@
-"""Predictors: the detector, its head alone and its RPN alone answer in the pixels of the original image."""
+"""Predictors: the detector, its head alone and its RPN alone return boxes in pixels of the original image."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_detections_lie_near_the_proposals_in_original_pixels() -> None:
     assert (found.boxes <= [517, 301, 517, 301]).all()
 
 
-def test_an_empty_list_of_proposals_gives_no_detection_and_none_is_an_error() -> None:
+def test_an_empty_list_of_proposals_is_allowed_but_missing_proposals_are_an_error() -> None:
     detector = lively("compact")
     nothing = fast_rcnn_predictor(detector)(Sample(**{**vars(photo()), "proposals": np.zeros((0, 4), np.float32)}))
     assert nothing.boxes.shape == (0, 4)

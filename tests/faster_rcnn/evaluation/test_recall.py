@@ -67,7 +67,7 @@ def test_an_image_without_proposals_lowers_recall_and_one_without_objects_does_n
 
 
 def test_samples_without_any_object_are_an_error() -> None:
-    with pytest.raises(ValueError, match="hold no object"):
+    with pytest.raises(ValueError, match="contain no object"):
         proposal_recall([truth([])], [regions([])])
 
 
@@ -131,7 +131,7 @@ def test_recall_at_every_threshold_and_ar_equal_those_of_pycocotools(seed: int) 
     for column, number in enumerate(numbers):
         assert result["by_iou"][str(number)] == pytest.approx(wanted[:, column].tolist())
         assert result["by_number"][str(number)]["AR"] == pytest.approx(wanted[:, column].mean())
-    assert 0.2 < result["by_number"]["100"]["R@0.5"] < 1  # neither nothing nor everything
+    assert 0.2 < result["by_number"]["100"]["R@0.5"] < 1  # so that the case is neither trivial nor hopeless
 
 
 def test_the_papers_numbers_agree_with_pycocotools_too() -> None:

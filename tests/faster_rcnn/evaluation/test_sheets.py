@@ -38,7 +38,7 @@ def test_an_overview_has_a_panel_for_truth_detections_and_proposals() -> None:
 
 
 def test_a_mistake_shows_its_box_and_the_boxes_that_its_caption_mentions() -> None:
-    mistake = Mistake("wrong class", 0, 0, 0.9, BOX[0], "cat 0.90: it is a dog", BOX + 10)
+    mistake = Mistake("wrong class", 0, 0, 0.9, BOX[0], "cat 0.90: the object is labelled dog", BOX + 10)
     drawn = draw_mistake(SAMPLE, mistake, "a.jpg")
     assert drawn.width == MISTAKE_SIDE
     assert has(drawn, WRONG)

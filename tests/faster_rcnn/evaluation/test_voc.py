@@ -48,7 +48,7 @@ def test_finding_every_object_and_nothing_else_scores_one_by_both_rules() -> Non
     assert cats([truth([BOX, FAR])], [found([FAR, BOX], [0.3, 0.9])]) == (1.0, 1.0)
 
 
-def test_a_false_detection_between_two_hits() -> None:
+def test_a_false_detection_between_two_hits_lowers_precision() -> None:
     # hit, false, hit: recall 1/2, 1/2, 1 at precision 1, 1/2, 2/3
     # area: 1/2 · 1 + 1/2 · 2/3 = 5/6;  eleven points: 0 … 0.5 at 1 (six), 0.6 … 1 at 2/3 (five): (6 + 10/3) / 11
     area, eleven = cats([truth([BOX, FAR])], [found([BOX, NOWHERE, FAR], [0.9, 0.8, 0.7])])
@@ -56,12 +56,12 @@ def test_a_false_detection_between_two_hits() -> None:
     assert eleven == pytest.approx((6 + 5 * 2 / 3) / 11)
 
 
-def test_half_of_the_objects_found_reach_six_of_eleven_points() -> None:
+def test_finding_half_of_the_objects_reaches_six_of_eleven_points() -> None:
     # recall 1/2 at precision 1, then nothing: area 1/2, points 0, 0.1 … 0.5
     assert cats([truth([BOX, FAR])], [found([BOX], [0.9])]) == (pytest.approx(1 / 2), pytest.approx(6 / 11))
 
 
-def test_three_of_ten_objects_reach_a_recall_of_three_tenths() -> None:
+def test_finding_three_of_ten_objects_reaches_the_point_at_recall_0_3() -> None:
     # as floats 3/10 is less than 3 · 0.1; the points are 0, 0.1, 0.2, 0.3
     row = [[10.0 * place, 0.0, 10.0 * place + 8, 8.0] for place in range(10)]
     area, eleven = cats([truth(row)], [found(row[:3], [0.9, 0.8, 0.7])])
@@ -78,9 +78,9 @@ def test_the_second_detection_of_an_object_is_false() -> None:
     assert matches.targets.tolist() == [0, 0, 1]
 
 
-def test_a_detection_goes_to_the_object_that_it_overlaps_most_even_if_that_is_taken() -> None:
+def test_a_detection_is_matched_with_the_object_that_it_overlaps_most_even_if_that_was_hit_before() -> None:
     # 40 × 40 objects 8 apart: IoU 32/48 = 0.667. Both detections overlap the first most, the second one too:
-    # COCO would give it the object that is left, VOC calls it a duplicate
+    # COCO would match it with the other object; VOC calls it a duplicate.
     objects = truth([[0, 0, 40, 40], [8, 0, 48, 40]])
     detections = found([[0, 0, 40, 40], [2, 0, 42, 40]], [0.9, 0.8])
     assert match_class([objects], [detections], 0).outcomes.tolist() == [Outcome.HIT, Outcome.FALSE]
@@ -94,7 +94,7 @@ def test_an_overlap_of_exactly_one_half_is_enough() -> None:
 
 
 def test_hitting_a_difficult_object_changes_nothing_however_often() -> None:
-    # the difficult object takes both of its detections; what counts is a hit alone
+    # The two detections of the difficult object are ignored; the only one that counts is a hit.
     objects = truth([BOX, FAR], difficult=[True, False])
     detections = found([BOX, BOX, FAR], [0.9, 0.8, 0.7])
     assert cats([objects], [detections]) == (1.0, 1.0)
@@ -137,7 +137,7 @@ def test_a_class_without_objects_is_none_and_left_out_of_the_mean() -> None:
     assert only_difficult["VOC_mAP"] is None
 
 
-def test_a_box_of_another_class_finds_nothing() -> None:
+def test_a_detection_of_another_class_is_never_a_hit() -> None:
     result = voc_ap([truth([BOX, FAR], [0, 1])], [found([BOX, FAR], [0.9, 0.8], [1, 0])], LABELS)
     assert result["VOC_AP_by_class"] == {"cat": 0.0, "dog": 0.0}
 

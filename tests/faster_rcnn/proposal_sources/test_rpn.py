@@ -24,7 +24,7 @@ def detector() -> FasterRCNN:
 
 
 class SmallShapes:
-    """Images of `shapes` that fit a small canvas and one long one."""
+    """Three cuts of an image of `shapes`, one of them long and narrow."""
 
     labels = Shapes.labels
     cuts = (np.s_[:120, :160], np.s_[:200, :130], np.s_[:30, :260])
@@ -44,7 +44,7 @@ class SmallShapes:
         return f"cut {index}"
 
 
-def test_the_proposals_are_those_that_the_detectors_head_reads(detector: FasterRCNN) -> None:
+def test_the_proposals_are_those_that_the_detectors_head_classifies(detector: FasterRCNN) -> None:
     dataset = SmallShapes()
     predict = torch_predictor(detector)
     table = rpn_regions(detector, dataset, detector.config.proposals, "rpn:test")
@@ -60,7 +60,7 @@ def test_the_proposals_are_those_that_the_detectors_head_reads(detector: FasterR
     assert table.made == "rpn:test; 1000 before NMS at 0.7, 100 after it; sides from 4"
 
 
-def test_without_a_limit_nms_sees_every_anchor(detector: FasterRCNN) -> None:
+def test_without_a_limit_every_anchor_enters_nms(detector: FasterRCNN) -> None:
     limits = uncut_limits(detector)
     assert (limits.before_nms, limits.after_nms) == (EVERY, 2000)
     table = rpn_regions(detector, SmallShapes(), limits)
@@ -69,7 +69,7 @@ def test_without_a_limit_nms_sees_every_anchor(detector: FasterRCNN) -> None:
     for name, regions in table.items():
         assert len(regions.boxes) > len(cut[name].boxes)
         assert len(cut[name].boxes) <= 50
-        # what survives among the best fifty survives among all: NMS compares a box only with better ones
+        # A box that survives among the best fifty survives among all, because NMS compares it only with better ones.
         np.testing.assert_allclose(regions.boxes[: len(cut[name].boxes)], cut[name].boxes, atol=1e-3)
 
 

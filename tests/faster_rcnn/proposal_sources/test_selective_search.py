@@ -92,19 +92,19 @@ def test_large_regions_tend_to_come_first(small: np.ndarray) -> None:
     [
         (60, 600, (200, 15, 230, 45)),  # 10:1
         (600, 60, (20, 150, 40, 450)),
-        (300, 731, (243, 75, 393, 225)),  # the widest aspect that OpenCV accepted before 4.1.1, and
-        (300, 732, (244, 75, 394, 225)),  # the first that it did not
+        (300, 731, (243, 75, 393, 225)),  # the widest aspect ratio that OpenCV accepted before 4.1.1
+        (300, 732, (244, 75, 394, 225)),  # the first that OpenCV did not accept
         (60, 3000, (1000, 15, 1060, 45)),  # 50:1, squeezed to 60 × 1500
     ],
 )
-def test_a_rectangle_is_found_in_an_image_of_any_aspect(height: int, width: int, box: tuple[int, ...]) -> None:
+def test_a_rectangle_is_found_in_an_image_of_any_aspect_ratio(height: int, width: int, box: tuple[int, ...]) -> None:
     boxes = selective_search(plain(height, width, box))  # type: ignore[arg-type]
     assert best_overlap(boxes, box) > 0.95
     assert (boxes[:, 2:] <= [width, height]).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 500), (3, 3)])
-def test_the_smallest_images_have_at_least_one_region_the_whole_image(size: tuple[int, int]) -> None:
+def test_the_whole_image_is_a_region_of_even_the_smallest_images(size: tuple[int, int]) -> None:
     height, width = size
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for image in (noise, np.zeros_like(noise)):
@@ -165,7 +165,7 @@ def test_the_same_pixels_are_searched_once(small: np.ndarray, tmp_path: Path, mo
             cached_search(small, tmp_path)
 
 
-def test_a_damaged_cache_file_is_computed_again(small: np.ndarray, tmp_path: Path) -> None:
+def test_a_damaged_cache_file_is_replaced(small: np.ndarray, tmp_path: Path) -> None:
     right = cached_search(small, tmp_path)
     (file,) = tmp_path.rglob("*.npy")
     whole = file.read_bytes()

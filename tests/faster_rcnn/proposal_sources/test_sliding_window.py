@@ -25,7 +25,7 @@ def test_windows_lie_inside_any_image_and_keep_the_limit(height: int, width: int
     assert len(np.unique(windows, axis=0)) == len(windows)
 
 
-def test_the_limit_is_nearly_used() -> None:
+def test_the_number_of_windows_is_close_to_the_limit() -> None:
     for height, width in ((480, 640), (600, 1000), (300, 300), (1000, 200)):
         assert 1800 < len(sliding_windows(height, width)) <= 2000
 
@@ -61,7 +61,7 @@ def test_the_first_windows_cover_the_whole_image(first: int) -> None:
     assert min(counts) > len(windows) / 9 / 3
 
 
-def test_the_first_windows_are_of_every_shape() -> None:
+def test_the_first_windows_have_every_shape() -> None:
     windows = sliding_windows(400, 400)[:12]
     sides = {tuple(one) for one in (windows[:, 2:] - windows[:, :2]).round().tolist()}
     assert len(sides) == 12

@@ -19,7 +19,7 @@ from faster_rcnn.proposal_sources.table import WithProposals
 from tests.faster_rcnn.lively import lively
 
 
-def test_a_file_is_a_source_of_the_proposals_in_it(tmp_path: Path) -> None:
+def test_the_file_of_a_table_is_a_source_of_its_proposals(tmp_path: Path) -> None:
     dataset = Shapes("val", 3)
     table = propose_for(dataset, "sliding-window", limit=100)
     file = tmp_path / "windows.npz"
@@ -33,10 +33,12 @@ def test_a_file_is_a_source_of_the_proposals_in_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(proposals, sliding_windows(*dataset.size(2), 100))
 
 
-def test_a_file_for_other_images_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_a_table_for_other_images_is_refused_and_its_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "val.npz"
     propose_for(Shapes("val", 2), "sliding-window", limit=100).save(file)
-    with pytest.raises(ValueError, match=re.escape(f"{file}: the table of proposals has none for test/0/0 (5 of 5")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{file}: the table of proposals has no entry for test/0/0 (5 of 5")
+    ):
         propose_for(Shapes("test", 5), str(file))
 
 
@@ -54,7 +56,7 @@ def test_an_untrained_rpn_is_refused_and_the_best_checkpoint_is_preferred(tmp_pa
     with torch.no_grad():
         trained.rpn.bbox_pred.weight *= 2
     save_state(tmp_path / NAME, untrained, "fast-rcnn", 1)
-    refusal = r"has trained Fast R-CNN alone, .* name a run of --schedule joint"
+    refusal = r"has trained only Fast R-CNN, .* choose a run with --schedule joint"
     with pytest.raises(ValueError, match=refusal):
         propose_for(Shapes("val", 1), f"rpn:{tmp_path}")
     with pytest.raises(ValueError, match=refusal):

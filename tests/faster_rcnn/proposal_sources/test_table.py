@@ -79,7 +79,7 @@ GOOD = {
             {"scores": None, "made": None},
             "lacks scores, made; a table has the arrays names, counts, boxes, scores, made",
         ),
-        ({"names": np.array([1, 2])}, "names is int64 [2]; write text [images]"),
+        ({"names": np.array([1, 2])}, "names is int64 [2]; it must be text [images]"),
         ({"names": np.array(["a.jpg", "a.jpg"])}, "names has a.jpg twice"),
         ({"counts": np.array([3])}, "counts is int64 [1]; write one count, 0 or more, for each name"),
         ({"counts": np.array([4, -1])}, "write one count, 0 or more"),
@@ -92,10 +92,10 @@ GOOD = {
         ),
         ({"scores": np.array([0.9, 0.1, np.inf], np.float32)}, "b.jpg: row 0 is [7.0, 7.0, 9.0, 9.0] with score inf"),
         ({"boxes": boxes([[0, 0, 5, 5], [1, 2, 3, 4], [7, 7, 7, 9]])}, "b.jpg: row 0 is [7.0, 7.0, 7.0, 9.0]"),
-        ({"boxes": boxes([[0, 0, 5, 5], [1, 2, 3, 4], [-7, 7, -1, 9]])}, "whose box is left of or above every image"),
+        ({"boxes": boxes([[0, 0, 5, 5], [1, 2, 3, 4], [-7, 7, -1, 9]])}, "but the box is left of or above every image"),
         (
             {"scores": np.array([0.25, 0.75, 0.5], np.float32)},
-            "a.jpg: row 1 is [1.0, 2.0, 3.0, 4.0] with score 0.75, whose score is higher than the one before it",
+            "a.jpg: row 1 is [1.0, 2.0, 3.0, 4.0] with score 0.75, but the score is higher than the one before it",
         ),
     ],
 )
@@ -159,7 +159,7 @@ def test_samples_carry_the_best_proposals_clipped_to_the_image() -> None:
     regions = boxes([[-5, -5, 50, 50], [40, 0, 45, 9], [1, 2, 3, 4], [5, 25, 9, 35], [0, 0, 1, 1]])
     table = ProposalTable({"large": ranked(regions), "small": ranked(boxes([]))}, "by hand")
     dataset = WithProposals(TwoImages(), table, limit=3)
-    # the first box is cut to 40 × 30, the second starts where the image ends, the fifth exceeds the limit
+    # The first box is clipped to 40 × 30, the second begins where the image ends, and the fifth exceeds the limit of 3.
     proposals = dataset[0].proposals
     assert proposals is not None
     assert proposals.tolist() == [[0, 0, 40, 30], [1, 2, 3, 4], [5, 25, 9, 30]]
@@ -183,9 +183,13 @@ def test_adding_proposals_changes_nothing_else_in_a_data_set() -> None:
 
 def test_an_image_missing_from_the_table_is_named_at_once() -> None:
     table = ProposalTable({"large": ranked(boxes([[0, 0, 5, 5]]))}, "by hand")
-    with pytest.raises(ValueError, match=r"none for small \(1 of 2 images are missing; it has 1, the first is large"):
+    with pytest.raises(
+        ValueError, match=r"no entry for small \(1 of 2 images are missing; it has 1, the first is large"
+    ):
         WithProposals(TwoImages(), table)
-    with pytest.raises(ValueError, match=r"none for large \(2 of 2 images are missing; it has 0, the first is none"):
+    with pytest.raises(
+        ValueError, match=r"no entry for large \(2 of 2 images are missing; it has 0, the first is none"
+    ):
         WithProposals(TwoImages(), ProposalTable({}, "by hand"))
 
 

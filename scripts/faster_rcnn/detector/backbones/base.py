@@ -13,20 +13,20 @@ Stages = list[tuple[str, list[nn.Module]]]
 class Backbone(nn.Module, ABC):
     """Computes the feature maps that the RPN and the head share.
 
-    Takes normalised images [N, 3, H, W] that are zero outside `sizes`. Returns its maps, finest first, each
+    Accepts normalised images [N, 3, H, W] that are zero outside `sizes`. Returns its maps, finest first, each
     [N, C, h, w]. They are zero outside `sizes` too, and do not depend on anything there (see `padding.py`).
     """
 
     stride: int  # the sides of a canvas must be multiples of it
     strides: tuple[int, ...]  # the stride of each map
-    pooled: int = 1  # number of maps, from the finest on, from which regions are pooled for the head
+    pooled: int = 1  # number of maps, starting with the finest, from which the head's regions are pooled
     out_channels: int  # channels of every map
     signed: bool = False  # whether a map may be negative, because its last layer has no activation
 
     @property
     @abstractmethod
     def stages(self) -> Stages:
-        """Groups of layers under the names that --trainable-from accepts, from the input on."""
+        """Groups of layers under the names that --trainable-from accepts, starting at the input."""
 
     @abstractmethod
     def forward(self, images: Tensor, sizes: Tensor) -> list[Tensor]: ...

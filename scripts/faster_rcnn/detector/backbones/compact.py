@@ -1,4 +1,4 @@
-"""The small network of the model in the repository, `shapes`."""
+"""The small backbone of `shapes`, the model that the repository contains."""
 
 from torch import Tensor, nn
 
@@ -9,8 +9,8 @@ from faster_rcnn.detector.padding import relu_inside
 class Compact(Backbone):
     """Nine 3×3 convolutions with batch normalisation, stride 16.
 
-    The number of channels grows as the map shrinks, so that no stage dominates the time. The convolutions have strides,
-    because max pooling costs more than it gains at this size.
+    The number of channels grows as the map shrinks, so that no stage dominates the running time. Convolutions are
+    strided, because max pooling costs more than it gains at this size.
     """
 
     stride = 16

@@ -1,4 +1,4 @@
-"""MobileNetV3-Large (Howard et al. 2019), from torchvision's own blocks under torchvision's own names.
+"""MobileNetV3-Large (Howard et al. 2019), built from torchvision's blocks under torchvision's names.
 
 N  images;  C  channels;  h, w  feature map size.
 """

@@ -1,4 +1,4 @@
-"""Feature pyramids (Lin et al. 2017) on a backbone's maps, from torchvision's own layers under torchvision's own names.
+"""Feature pyramids (Lin et al. 2017) on a backbone's maps, built from torchvision's layers under torchvision's names.
 
 N  images;  h, w  feature map size;  P2 … P5  the pyramid's maps of strides 4 … 32, as the paper calls them.
 """
@@ -18,7 +18,7 @@ Ints = tuple[int, ...]
 class FeaturePyramid(Backbone):
     """Merges a body's maps from the coarsest to the finest (section 3).
 
-    Every second cell of the coarsest map forms one more map. Only the RPN uses it, for its largest anchors
+    Every second cell of the coarsest map forms an additional map. Only the RPN uses it, for its largest anchors
     (section 4.1).
     """
 

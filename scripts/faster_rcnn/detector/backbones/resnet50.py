@@ -1,6 +1,6 @@
-"""ResNet-50 (He et al. 2016), from torchvision's own blocks under torchvision's own names.
+"""ResNet-50 (He et al. 2016), built from torchvision's blocks under torchvision's names.
 
-N  images;  h, w  feature map size;  C2 … C5  the outputs of layer1 … layer4, as the field calls them.
+N  images;  h, w  feature map size;  C2 … C5  the usual names of the outputs of layer1 … layer4.
 """
 
 from collections.abc import Sequence
