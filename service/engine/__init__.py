@@ -1,1 +1,1 @@
-"""A published model on ONNX Runtime: its file, its sessions, and the devices that run them."""
+"""Runs published models with ONNX Runtime: their files, their sessions, and the devices."""
