@@ -39,7 +39,7 @@ def test_requests_in_flight_are_answered_after_a_signal(start, tmp_path, number)
         socket.create_connection(server.address)
 
 
-def test_after_sigterm_it_is_unready_but_answers_until_the_grace_is_over(start, tmp_path):
+def test_after_sigterm_the_service_is_unready_but_answers_until_the_grace_is_over(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=4).ready()
     began = time.monotonic()
@@ -53,7 +53,7 @@ def test_after_sigterm_it_is_unready_but_answers_until_the_grace_is_over(start, 
     assert time.monotonic() - began > 3.9
 
 
-def test_responses_in_the_grace_close_their_connections(start, tmp_path):
+def test_responses_during_the_grace_close_their_connections(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     request = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(GREY)
@@ -73,7 +73,7 @@ def test_responses_in_the_grace_close_their_connections(start, tmp_path):
     assert server.stop() == 0  # by a second signal, before the grace is over
 
 
-def test_a_client_refused_in_the_grace_is_not_cut_off_while_it_sends(start, tmp_path):
+def test_a_client_that_is_refused_during_the_grace_can_read_the_response_after_sending(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     server.process.send_signal(signal.SIGTERM)
@@ -102,7 +102,7 @@ def cpu_seconds(server) -> float:
     return times.user + times.system
 
 
-def test_a_model_that_is_still_loading_does_not_delay_the_end(start, tmp_path):
+def test_a_model_that_is_still_loading_does_not_delay_the_end_of_the_process(start, tmp_path):
     graphs.publish(tmp_path, version=1)
     server = start(MODEL_STORE=tmp_path, MODEL_POLL_SECONDS=0.1).ready()
     graphs.publish(tmp_path, version=2, work=2500)  # is warmed up for many seconds
@@ -140,7 +140,7 @@ def test_a_faulty_model_is_refused_and_the_others_are_served(start, tmp_path):
     assert server.http.get("/models/plain").json()["versions"] == [1, 2]
 
 
-def test_among_several_models_the_request_names_one_or_the_default_answers(start, tmp_path):
+def test_a_request_is_answered_by_the_model_that_it_names_or_by_the_default(start, tmp_path):
     graphs.publish(tmp_path, "one")
     graphs.publish(tmp_path, "two")
     server = start(MODEL_STORE=tmp_path).ready()
@@ -174,7 +174,7 @@ __main__.leave(__main__.main())
 """
 
 
-def test_a_dead_engine_ends_the_process_for_its_supervisor(start, tmp_path):
+def test_a_dead_engine_ends_the_process_so_that_its_supervisor_restarts_it(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(["-c", DYING], MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     assert server.http.post("/detect", content=GREY).status_code == 200
@@ -205,14 +205,14 @@ def ending(server) -> tuple[int, str]:
         ({"DEFAULT_MODEL": "unicorn"}, 1, "DEFAULT_MODEL"),
     ],
 )
-def test_one_clear_line_says_why_it_cannot_serve(start, settings, code, word):
+def test_the_service_ends_with_one_line_that_gives_the_reason(start, settings, code, word):
     found, printed = ending(start(**settings))
     assert found == code, printed
     assert word in printed
     assert "Traceback" not in printed
 
 
-def test_a_store_with_faulty_models_only_ends_it(start, tmp_path):
+def test_a_store_with_only_faulty_models_ends_the_process(start, tmp_path):
     graphs.publish(tmp_path, card={"sha256": "0" * 64})
     code, printed = ending(start(MODEL_STORE=tmp_path))
     assert code == 1
@@ -221,13 +221,13 @@ def test_a_store_with_faulty_models_only_ends_it(start, tmp_path):
 
 
 @pytest.mark.skipif(pick_provider() == CUDA, reason="this machine has a GPU")
-def test_required_but_missing_cuda_ends_it(start):
+def test_cuda_that_is_required_but_missing_ends_the_process(start):
     code, printed = ending(start(REQUIRE_CUDA=1))
     assert code == 1
     assert "REQUIRE_CUDA" in printed
 
 
-def test_a_taken_port_ends_it(start, server):
+def test_a_port_in_use_ends_the_process(start, server):
     code, printed = ending(start(PORT=server.address[1]))
     assert code != 0
     assert "address already in use" in printed

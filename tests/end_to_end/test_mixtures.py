@@ -43,7 +43,7 @@ def batching(tmp_path_factory):
     running.stop()
 
 
-def test_any_mixture_of_requests_is_answered_as_each_alone(batching):
+def test_any_mixture_of_requests_gets_the_same_answers_as_each_request_alone(batching):
     alone: dict[Any, Any] = {}
 
     def ask(number: int, path: str, query: dict[str, Any], which: int, own: bool) -> Any:

@@ -28,7 +28,7 @@ def raw_request(length: int) -> bytes:
     return head.encode()
 
 
-def test_a_service_without_free_places_answers_429_at_once_and_recovers(start, slow_store):
+def test_a_service_at_its_limit_of_requests_answers_429_at_once_and_recovers(start, slow_store):
     server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=3, ENGINE_WORKERS=1, RECEIVE_TIMEOUT=HANG).ready()
     holders = [socket.create_connection(server.address, HANG) for _ in range(3)]
     for holder in holders:
@@ -127,7 +127,7 @@ def test_broken_images_do_not_affect_good_ones(server):
     assert statuses == [200, 400, 400, 400, 200] * 4
 
 
-def test_proposals_cost_no_time_in_the_head(start, slow_store):
+def test_requests_for_proposals_do_not_run_the_roi_head(start, slow_store):
     server = start(MODEL_STORE=slow_store).ready()
     whole = server.http.post("/detect", content=GREY).json()["timing"]["inference_ms"]
     alone = server.http.post("/proposals", content=GREY).json()["timing"]["inference_ms"]
@@ -189,7 +189,7 @@ def test_a_request_may_set_its_own_timeout(start, slow_store):
     assert "20 s" in problem(server.http.post("/detect?timeout=21", content=GREY), 422)["detail"]
 
 
-def test_bulk_requests_wait_behind_interactive_ones_and_have_half_the_places(start, tmp_path):
+def test_bulk_requests_yield_to_interactive_ones_and_may_use_half_of_the_places(start, tmp_path):
     graphs.publish(tmp_path, work=SLOW)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1, MAX_IN_FLIGHT=6).ready()
     finished: list[str] = []

@@ -123,11 +123,11 @@ def scraped(service, query) -> Callable[[str], list[float]]:
         ("count(detector_stage_seconds_count == 6)", 5),
     ],
 )
-def test_prometheus_says_what_was_asked(scraped, expression, expected):
+def test_prometheus_reports_the_known_requests(scraped, expression, expected):
     assert scraped(expression) == [pytest.approx(expected, rel=1e-3)]
 
 
-def test_the_stages_are_a_part_of_their_requests(scraped):
+def test_the_stages_take_less_time_than_their_requests(scraped):
     answered = ANSWERED.replace("_count", "_sum")
     (share,) = scraped(f"sum(detector_stage_seconds_sum) / sum({answered})")
     assert 0 < share <= 1
@@ -141,7 +141,7 @@ def test_a_quantile_of_latency_lies_between_the_fastest_and_the_slowest(scraped)
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="no promtool here to check with (Debian's package prometheus has it)")
-def test_promtool_finds_nothing_to_say_about_the_metrics(service):
+def test_promtool_finds_no_fault_in_the_metrics(service):
     assert PROMTOOL
     service.http.post("/detect", content=GREY)
     scrape = service.http.get("/metrics").content

@@ -36,7 +36,7 @@ def old_python(folder):
     return str(path)
 
 
-def test_a_python_that_is_too_old_is_refused(fresh):
+def test_a_python_version_that_is_too_old_is_refused(fresh):
     done = run(fresh, "bootstrap", PYTHON=old_python(fresh))
     assert done.returncode == 1
     assert "is not Python 3.11 or newer" in done.stderr
@@ -53,7 +53,7 @@ def test_a_missing_python_is_reported(fresh):
     assert "no Python 3.11 or newer found" in done.stderr
 
 
-def test_the_server_starts_at_once_if_everything_is_set_up(fresh):
+def test_the_server_starts_at_once_if_the_project_is_installed(fresh):
     (fresh / ".venv" / "bin").mkdir(parents=True)
     # stands in for the service, and prints how it was started
     python = fresh / ".venv" / "bin" / "python"

@@ -143,7 +143,7 @@ def test_the_service_is_not_ready_while_the_store_has_no_model(server, store):
     assert version(server) == 1
 
 
-def test_a_default_model_that_left_the_store_is_not_replaced_by_another(start, tmp_path):
+def test_a_default_model_removed_from_the_store_is_not_replaced_by_another(start, tmp_path):
     store = tmp_path / "store"
     graphs.publish(store, "one")
     graphs.publish(store, "two")

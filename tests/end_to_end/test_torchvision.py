@@ -109,7 +109,7 @@ def test_the_service_answers_as_torchvision_does(published, start):
         assert difference.score <= tolerance.score
 
 
-def test_the_card_says_where_the_model_comes_from_and_how_it_resizes(published):
+def test_the_card_names_the_models_origin_and_its_way_of_resizing(published):
     _, store = published
     card = json.loads((store / "cells" / "1" / "model.json").read_text())
     assert card["labels"] == LABELS

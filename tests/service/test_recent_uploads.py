@@ -3,7 +3,7 @@ import pytest
 from service.recent_uploads import RecentUploads, UnknownImageError
 
 
-def test_the_least_recently_used_upload_makes_room():
+def test_the_least_recently_used_upload_is_dropped_to_make_room():
     recent = RecentUploads(10)
     recent.add("a", b"1234")
     recent.add("b", b"5678")

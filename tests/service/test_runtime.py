@@ -117,7 +117,7 @@ def infer(runtime: Runtime, queue: QueueThatRaises) -> None:
     asyncio.run(test())
 
 
-def test_a_client_that_has_gone_ends_the_inference():
+def test_a_client_that_disconnects_ends_the_inference():
     with pytest.raises(ClientGoneError):
         infer(Runtime(Settings()), QueueThatRaises())
 
@@ -132,7 +132,7 @@ def test_a_deadline_that_passes_in_the_queue_names_the_timeout():
     ("error", "reason"),
     [(EngineFailedError(), "engine"), (EngineDeadError(), "engine"), (NoMemoryLeftError(), "out_of_memory")],
 )
-def test_a_failure_of_the_engine_is_counted(error, reason):
+def test_an_engine_failure_is_counted(error, reason):
     runtime = Runtime(Settings())
     with pytest.raises(type(error)):
         infer(runtime, QueueThatRaises(error))
@@ -149,7 +149,7 @@ def test_an_image_that_cannot_be_decoded_is_not_a_failure_of_the_service():
 # --- readiness -------------------------------------------------------------------------------------------------------
 
 
-def test_a_service_that_drains_is_not_ready_but_still_answers(store):
+def test_a_draining_service_is_not_ready_but_still_answers(store):
     async def test() -> Runtime:
         runtime = Runtime(Settings(model_store=store, model_poll_seconds=0))
         assert runtime.not_ready().reason == "loading"
@@ -166,7 +166,7 @@ def test_a_service_that_drains_is_not_ready_but_still_answers(store):
     assert (runtime.cannot_answer().reason, runtime.failure) == ("failed", "the engine fails on every image")
 
 
-def test_a_store_without_a_usable_model_fails_at_start(tmp_path):
+def test_the_service_fails_at_start_if_the_store_has_no_usable_model(tmp_path):
     (tmp_path / "shapes" / "1").mkdir(parents=True)
     runtime = Runtime(Settings(model_store=tmp_path))
     asyncio.run(runtime.start())

@@ -74,7 +74,7 @@ def test_an_engine_that_died_makes_the_service_unready_and_ends_it(settings, cap
     asyncio.run(scenario())
 
 
-def test_sigterm_makes_the_service_unready_at_once_but_it_answers_until_the_grace_is_over(settings, capsys):
+def test_after_sigterm_the_service_is_unready_at_once_but_answers_until_the_grace_is_over(settings, capsys):
     async def scenario() -> None:
         async with Running(settings(shutdown_grace=1)) as server:
             await server.announced(capsys)
@@ -90,7 +90,7 @@ def test_sigterm_makes_the_service_unready_at_once_but_it_answers_until_the_grac
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
-def test_an_impatient_signal_skips_the_grace(settings, capsys, signals):
+def test_sigint_or_a_second_sigterm_skips_the_grace(settings, capsys, signals):
     async def scenario() -> None:
         async with Running(settings(shutdown_grace=3600)) as server:
             await server.announced(capsys)
@@ -133,7 +133,7 @@ def test_a_signal_before_the_service_is_ready_ends_it(settings, number, started)
 
 
 @pytest.mark.parametrize(("host", "families"), [("127.0.0.1", {socket.AF_INET}), ("::1", {socket.AF_INET6})])
-def test_it_listens_on_the_address_of_the_host(host, families):
+def test_the_server_listens_on_the_address_of_the_host(host, families):
     try:
         sockets = listen(host, 0)
     except OSError:
@@ -152,7 +152,7 @@ def test_an_empty_host_means_every_interface():
         each.close()
 
 
-def test_a_taken_port_is_reported_before_any_model_is_loaded(caplog):
+def test_a_port_in_use_is_reported_before_any_model_is_loaded(caplog):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert serve(Settings(port=port, model_store=Path("/nowhere"))) == 1
@@ -165,7 +165,7 @@ def test_an_unknown_host_is_reported(caplog):
     assert "cannot listen on HOST=no such host PORT=0: name or service not known" in caplog.text
 
 
-def test_the_service_uses_these_names_of_uvicorn_only():
+def test_the_service_uses_only_public_names_of_uvicorn():
     """No upper bound on its version is needed as long as none of them is private."""
     used = set()
     for path in Path(service.__file__).parent.rglob("*.py"):

@@ -60,7 +60,7 @@ def holds_two(levels: list[int]) -> None:
         raise MemoryError
 
 
-def test_a_batch_without_failure_runs_once():
+def test_a_batch_that_succeeds_runs_once():
     run = Recorder()
     assert run_batch(run, dead, batch(1, 2, 3)) == ([1, 2, 3], False, None)
     assert run.batches == [[1, 2, 3]]
@@ -100,7 +100,7 @@ def test_a_dead_engine_is_not_used_again():
     assert "700" not in fatal  # the message of the library stays in the log
 
 
-def test_an_engine_that_dies_within_a_batch_keeps_the_results_before():
+def test_results_from_before_an_engine_dies_are_kept():
     alive = [True]
 
     def probe() -> None:
@@ -118,7 +118,7 @@ def test_an_engine_that_dies_within_a_batch_keeps_the_results_before():
     assert fatal
 
 
-def test_an_engine_that_dies_in_the_first_half_does_not_run_the_second():
+def test_the_second_half_is_not_run_if_the_engine_dies_in_the_first():
     alive = [True]
 
     def probe() -> None:
@@ -137,7 +137,7 @@ def test_an_engine_that_dies_in_the_first_half_does_not_run_the_second():
     assert fatal
 
 
-def test_a_probe_without_memory_does_not_mean_a_dead_engine():
+def test_an_engine_is_not_dead_if_its_probe_runs_out_of_memory():
     def probe() -> None:
         raise RuntimeError("std::bad_alloc")
 

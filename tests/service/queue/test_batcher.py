@@ -16,7 +16,7 @@ from tests.service.queue.harness import SEVERAL, TALL, WIDE, Failing, level_of
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_an_idle_engine_takes_the_first_image_at_once_and_then_all_that_wait(gate, queue, run, gpu):
+def test_an_idle_engine_runs_the_first_image_at_once_and_then_all_waiting_images(gate, queue, run, gpu):
     async def test():
         waiting = queue(gpu=gpu)
         sent = await waiting.after(gate, 10, 20, 30, 40)
@@ -48,7 +48,9 @@ def test_waiting_images_are_shared_among_the_engines(gate, queue, run, gpu):
     run(test)
 
 
-def test_two_devices_work_at_once_and_the_idle_one_takes_the_next_image(gate, make_gate, queue, run, standstill):
+def test_two_devices_work_at_the_same_time_and_the_idle_one_runs_the_next_image(
+    gate, make_gate, queue, run, standstill
+):
     async def test():
         waiting = queue(devices=2)
         free = make_gate()
@@ -113,7 +115,7 @@ def test_a_canvas_larger_than_the_budget_still_runs_alone(gate, queue, run):
     run(test)
 
 
-def test_the_canvas_whose_first_image_has_waited_longest_goes_first(gate, queue, run, standstill, clock):
+def test_the_canvas_whose_first_image_has_waited_longest_is_run_first(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue()
         sent = []
@@ -128,7 +130,7 @@ def test_the_canvas_whose_first_image_has_waited_longest_goes_first(gate, queue,
     run(test)
 
 
-def test_bulk_requests_go_after_interactive_ones_but_are_not_starved(gate, queue, run, standstill, clock):
+def test_bulk_requests_yield_to_interactive_ones_but_are_not_starved(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
         sent = [waiting.submit(gate, 1), waiting.submit(gate, 50, bulk=True), waiting.submit(gate, 2)]
@@ -143,7 +145,7 @@ def test_bulk_requests_go_after_interactive_ones_but_are_not_starved(gate, queue
     run(test)
 
 
-def test_a_lone_request_gets_all_cores_and_many_get_one_each(gate, queue, run, standstill):
+def test_a_single_request_gets_all_cores_and_many_requests_get_one_each(gate, queue, run, standstill):
     async def test():
         waiting = queue(cores=4, pixels=1)
         gate.open()
@@ -176,7 +178,7 @@ def test_identical_uploads_in_flight_are_computed_once(gate, queue, run):
     run(test)
 
 
-def test_one_of_two_requests_for_the_same_image_may_leave(gate, queue, run, standstill):
+def test_one_of_two_requests_for_the_same_image_can_be_cancelled(gate, queue, run, standstill):
     async def test():
         waiting = queue()
         first, leaves, stays = await waiting.after(gate, 10, 20, 20)
@@ -206,7 +208,7 @@ def test_an_interactive_request_moves_the_same_bulk_image_forward(gate, queue, r
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_a_client_that_hangs_up_costs_no_inference_and_is_counted(gate, queue, run, standstill, gpu):
+def test_a_client_that_disconnects_costs_no_inference_and_is_counted(gate, queue, run, standstill, gpu):
     async def test():
         waiting = queue(gpu=gpu)
         first, gone, last = await waiting.after(gate, 10, 20, 30)
@@ -239,7 +241,7 @@ def test_a_deadline_ends_the_wait_while_the_engine_is_busy(gate, queue, run, clo
     run(test)
 
 
-def test_an_image_that_would_be_late_is_not_run(gate, queue, run, clock):
+def test_an_image_that_would_miss_its_deadline_is_not_run(gate, queue, run, clock):
     async def test():
         waiting = queue(pixels=1)
         (first,) = await waiting.after(gate, 10)
@@ -272,7 +274,7 @@ def test_a_deadline_that_passes_inside_the_engine_does_not_affect_others(gate, q
     run(test)
 
 
-def test_a_run_whose_only_request_is_late_does_not_affect_the_next(gate, queue, run, standstill, clock):
+def test_a_run_whose_only_request_missed_its_deadline_does_not_affect_the_next(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue()
         late = waiting.submit(gate, 10, timeout=2)
@@ -300,7 +302,7 @@ def test_an_image_that_cannot_be_decoded_fails_alone_and_reaches_no_engine(gate,
     run(test)
 
 
-def test_an_image_that_the_engine_fails_on_fails_alone(make_gate, queue, run):
+def test_an_image_on_which_the_engine_fails_does_not_affect_others(make_gate, queue, run):
     async def test():
         gate = make_gate(fails_on_white=True)
         waiting = queue()
@@ -320,7 +322,7 @@ def test_an_image_that_the_engine_fails_on_fails_alone(make_gate, queue, run):
     run(test)
 
 
-def test_an_engine_that_fails_on_every_image_is_reported_and_the_queue_goes_on(plain, queue, gate, run):
+def test_an_engine_that_fails_on_every_image_is_reported_and_the_queue_continues(plain, queue, gate, run):
     class Dead(Failing):
         def probe(self) -> None:
             raise self.error
@@ -414,7 +416,7 @@ def test_the_expected_wait_is_the_time_between_answers_for_each_waiting_image(ga
     run(test)
 
 
-def test_where_batches_save_little_they_grow_with_the_queue(gate, queue, run):
+def test_on_a_device_where_batches_save_little_they_grow_only_with_a_long_queue(gate, queue, run):
     async def test():
         waiting = queue()
         waiting.devices[0].depth = 4
@@ -428,7 +430,7 @@ def test_where_batches_save_little_they_grow_with_the_queue(gate, queue, run):
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_decoding_goes_on_when_decoded_images_leave(gate, queue, run, standstill, gpu):
+def test_decoding_continues_when_decoded_images_are_dropped(gate, queue, run, standstill, gpu):
     async def test():
         waiting = queue(gpu=gpu, pixels=64 * 96)  # so that only one or two images are decoded ahead of the engine
         sent = await waiting.after(gate, *range(1, 9))
@@ -444,7 +446,9 @@ def test_decoding_goes_on_when_decoded_images_leave(gate, queue, run, standstill
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_the_queue_goes_on_when_all_decoded_images_are_too_late(gate, queue, run, standstill, clock, gpu):
+def test_the_queue_continues_when_all_decoded_images_would_miss_their_deadlines(
+    gate, queue, run, standstill, clock, gpu
+):
     async def test():
         waiting = queue(gpu=gpu, pixels=64 * 96)
         (first,) = await waiting.after(gate, 1)
@@ -466,7 +470,7 @@ def test_the_queue_goes_on_when_all_decoded_images_are_too_late(gate, queue, run
     run(test)
 
 
-def test_one_slow_run_does_not_refuse_short_timeouts_for_ever(gate, queue, run, clock):
+def test_one_slow_run_does_not_make_short_timeouts_fail_for_ever(gate, queue, run, clock):
     async def test():
         waiting = queue()
         (first,) = await waiting.after(gate, 1)
@@ -486,7 +490,7 @@ def test_one_slow_run_does_not_refuse_short_timeouts_for_ever(gate, queue, run, 
     run(test)
 
 
-def test_time_in_which_nothing_waits_does_not_count_as_time_between_answers(gate, queue, run, standstill, clock):
+def test_idle_time_does_not_count_as_time_between_answers(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
         first, *others = await waiting.after(gate, 1, 2, 3)
@@ -534,7 +538,7 @@ def test_time_after_undecodable_images_does_not_count_as_time_between_answers(
     run(test)
 
 
-def test_after_a_slow_time_one_quick_answer_ends_the_long_expected_wait(gate, queue, run, standstill, clock):
+def test_after_a_slow_period_one_quick_answer_reduces_the_expected_wait(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
         sent = await waiting.after(gate, 1, 2, 3)
@@ -553,7 +557,7 @@ def test_after_a_slow_time_one_quick_answer_ends_the_long_expected_wait(gate, qu
     run(test)
 
 
-def test_too_little_memory_to_decode_is_not_reported_as_a_broken_image(gate, queue, run, monkeypatch):
+def test_running_out_of_memory_while_decoding_is_not_reported_as_a_broken_image(gate, queue, run, monkeypatch):
     def scarce(*_: Any, **__: Any) -> None:
         raise MemoryError
 
@@ -570,7 +574,7 @@ def test_too_little_memory_to_decode_is_not_reported_as_a_broken_image(gate, que
     run(test)
 
 
-def test_a_single_image_without_memory_does_not_shrink_the_budget(plain, queue, run):
+def test_a_single_image_that_runs_out_of_memory_does_not_shrink_the_budget(plain, queue, run):
     async def test():
         waiting = queue()
         for level in range(5):
@@ -582,7 +586,7 @@ def test_a_single_image_without_memory_does_not_shrink_the_budget(plain, queue, 
     run(test)
 
 
-def test_a_request_that_joins_later_is_not_charged_for_the_time_before(gate, queue, run, standstill, clock):
+def test_the_time_before_a_request_joined_a_task_is_not_counted_for_it(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue()
         (first,) = await waiting.after(gate, 10)

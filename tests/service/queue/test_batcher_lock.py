@@ -201,7 +201,7 @@ def test_the_checker_notices_an_access_without_the_lock(monkeypatch):
     assert any("TaskQueue" in violation for violation in checker.violations)
 
 
-def test_the_checker_finds_out_which_attributes_of_a_class_are_state(monkeypatch):
+def test_the_checker_detects_which_attributes_of_a_class_are_state(monkeypatch):
     class Counter:
         def __init__(self) -> None:
             self.fixed, self.count = 1, 0

@@ -97,7 +97,7 @@ def answer_any_mixture(waiting: Batcher, alone: Alone, examples: int, most: int,
 @pytest.mark.parametrize(
     ("gpu", "devices", "runs", "budget"), [(False, 1, 2, 4), (False, 2, 1, 100), (True, 1, 1, 100), (True, 2, 2, 3)]
 )
-def test_a_thousand_mixtures_answer_as_each_image_alone(plain, encode, gpu, devices, runs, budget):
+def test_random_mixtures_get_the_same_results_as_each_image_alone(plain, encode, gpu, devices, runs, budget):
     sizes = [(96, 64), (64, 96), (200, 133), (30, 40), (96, 96), (500, 20)]
     uploads = [
         encode(Image.new("RGB", size, (level, level, level)))
@@ -113,7 +113,7 @@ def test_a_thousand_mixtures_answer_as_each_image_alone(plain, encode, gpu, devi
     assert fatal == []
 
 
-def test_mixtures_on_the_embedded_model_answer_as_each_image_alone(embedded_engine, encode):
+def test_mixtures_on_the_embedded_model_get_the_same_results_as_each_image_alone(embedded_engine, encode):
     uploads = []
     for number, (width, height) in enumerate([(320, 240), (240, 320), (640, 200), (100, 100), (33, 400)]):
         image = Image.new("RGB", (width, height), (200, 210, 190 + number))

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from service.telemetry import gpu_memory
 
 
-def test_used_and_total_memory_of_every_gpu_are_scraped(monkeypatch):
+def test_used_and_total_memory_of_every_gpu_are_reported(monkeypatch):
     used = {0: 3, 1: 5}
     driver = SimpleNamespace(
         nvmlInit=lambda: None,
