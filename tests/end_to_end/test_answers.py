@@ -1,4 +1,4 @@
-"""Answers, and that each depends only on its image."""
+"""The contents of answers, and tests that each answer depends only on its image."""
 
 import base64
 import hashlib
@@ -61,7 +61,7 @@ def test_images_in_a_batch_get_the_same_answers_as_alone(server, start, uploads)
         np.testing.assert_allclose(among_others["proposals"]["scores"], expected["proposals"]["scores"], atol=1e-4)
         for name in ("boxes", "proposals"):
             mine, theirs = (d[name]["boxes"] if name == "proposals" else d[name] for d in (among_others, expected))
-            # 0.01 px on the canvas is more on an original that is larger than the canvas
+            # 0.01 px on the canvas corresponds to more on an original that is larger than the canvas
             width, height = expected["image"]["width"], expected["image"]["height"]
             np.testing.assert_allclose(mine, theirs, atol=0.01 * max(1, max(width, height) / 320))
 

@@ -1,4 +1,4 @@
-"""A client's mistakes: each gets a 4xx that says what is wrong and what to do."""
+"""Errors of clients: each gets a 4xx response with the fault and the remedy."""
 
 import base64
 import contextlib
@@ -168,7 +168,7 @@ def test_a_body_declared_too_large_is_refused_before_it_is_sent(strict):
 
 
 def test_a_client_that_sends_far_too_much_can_still_read_the_problem(strict):
-    # httpx reads only after it has sent everything: if the server closed at once, it would see a reset
+    # httpx reads only after it has sent everything; if the server closed at once, httpx would get a reset
     response = strict.http.post("/detect", content=b"a" * 20_000_000)
     assert "50,000 bytes" in problem(response, 413)["detail"]
 

@@ -1,4 +1,4 @@
-"""Start, stop, and model stores with faults."""
+"""Start-up, shutdown, and model stores with faults."""
 
 import contextlib
 import signal
@@ -15,7 +15,7 @@ from service.engine.providers import CUDA, pick_provider
 from tests.end_to_end.conftest import encoded, eventually, problem
 from tests.service import graphs
 
-SOON = 30  # seconds; bounds a wait for what must happen
+SOON = 30  # seconds; limits how long a test waits
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))
 
 
@@ -82,7 +82,7 @@ def test_a_client_that_is_refused_during_the_grace_can_read_the_response_after_s
         connection.settimeout(SOON)
         connection.sendall(b"POST /detect?timeout=1000 HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n")
         connection.sendall(b"a" * 450_000)
-        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")  # refused before the rest
+        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")  # refused before the rest of the body is sent
         connection.sendall(b"a" * 450_000)
         while connection.recv(4096):  # the connection is closed, not reset
             pass
@@ -105,9 +105,9 @@ def cpu_seconds(server) -> float:
 def test_a_model_that_is_still_loading_does_not_delay_the_end_of_the_process(start, tmp_path):
     graphs.publish(tmp_path, version=1)
     server = start(MODEL_STORE=tmp_path, MODEL_POLL_SECONDS=0.1).ready()
-    graphs.publish(tmp_path, version=2, work=2500)  # is warmed up for many seconds
+    graphs.publish(tmp_path, version=2, work=2500)  # its warm-up takes many seconds
     idle = cpu_seconds(server)
-    eventually(lambda: cpu_seconds(server) > idle + 0.5)  # nothing else is to be done
+    eventually(lambda: cpu_seconds(server) > idle + 0.5)  # there is nothing else to do
     assert server.stop() == 0
     assert not any("plain/2 is served" in line for line in server.lines)
 
@@ -189,7 +189,7 @@ def test_a_dead_engine_ends_the_process_so_that_its_supervisor_restarts_it(start
 
 
 def ending(server) -> tuple[int, str]:
-    """The exit code and everything that was printed."""
+    """The exit code of the process and everything that it printed."""
     code = server.process.wait(SOON)
     server.reader.join(SOON)
     return code, "".join(server.lines)

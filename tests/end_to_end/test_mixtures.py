@@ -1,4 +1,4 @@
-"""Concurrent requests with different parameters over HTTP: each is answered as if it had come alone."""
+"""Concurrent requests with different parameters over HTTP: each gets the same answer as when it is alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

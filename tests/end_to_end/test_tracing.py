@@ -1,4 +1,4 @@
-"""A real OTLP receiver gets the spans of real requests; without tracing the SDK is not imported."""
+"""A real OTLP receiver gets the spans of real requests. Without tracing, the SDK is not imported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAGES = ["read", "queue", "decode", "inference", "encode"]
 
 
 class Receiver(HTTPServer):
-    """Receives what an OpenTelemetry exporter sends; `resources` holds it."""
+    """Receives the data of an OpenTelemetry exporter in `resources`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -66,10 +66,10 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def traced(receiver, tmp_path_factory) -> dict[str, httpx.Response]:
-    """Responses, by name of the request, of a service that has shut down since, and so has sent all its spans."""
+    """Responses by name of the request. The service has shut down since then, so it has sent all its spans."""
     store = tmp_path_factory.mktemp("store")
     graphs.publish(store, "plain", 4)
-    # the delay is far longer than the test, so all spans that arrive were sent at shutdown
+    # the delay is much longer than the test, so all spans that arrive were sent at shutdown
     running = Server(
         MODEL_STORE=store, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY=60_000
     ).ready()

@@ -32,7 +32,7 @@ def test_every_metric_has_a_help_text():
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/models/x"), ("POST", "/detect"), ("POST", "/proposals")])
 def test_every_route_answers_an_error_with_the_same_problem(method, path):
-    app = create_app(Settings())  # which never starts, and so has no models
+    app = create_app(Settings())  # it never starts, so it has no models
 
     async def ask() -> tuple[httpx.Response, httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:

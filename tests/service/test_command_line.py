@@ -1,4 +1,4 @@
-"""The command `faster-rcnn`: what it lists, what it loads, and what it answers where a part is not installed."""
+"""The command `faster-rcnn`: its help, its imports, and its messages if a part is not installed."""
 
 import importlib.metadata
 import shutil
@@ -104,11 +104,11 @@ def test_the_installed_command_calls_this_module(tmp_path):
 
 
 def test_the_serving_half_alone_can_serve_and_names_what_is_not_installed(tmp_path):
-    """As in the container, which has nothing of the project but service/."""
+    """As in the container, which contains only service/."""
     shutil.copytree(ROOT / "service", tmp_path / "service", ignore=shutil.ignore_patterns("__pycache__"))
     alone = f"""
 import sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]  # which finds this checkout
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]  # finds this checkout
 sys.path.insert(0, {str(tmp_path)!r})
 from service.command_line import CHECKOUT, main
 assert str(CHECKOUT) == {str(tmp_path)!r}

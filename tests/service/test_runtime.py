@@ -1,4 +1,4 @@
-"""What a request keeps, how it can end, and readiness, as far as no HTTP client can see them."""
+"""Memory held by requests, ways in which requests end, and readiness, where HTTP clients cannot observe them."""
 
 import asyncio
 import gc
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_a_refused_request_leaves_nothing_for_the_garbage_collector(store, encode):
-    """Objects in reference cycles would keep the uploads in memory until the collector runs."""
+    """Reference cycles would keep uploads in memory until the garbage collector runs."""
     image = encode(Image.new("RGB", (96, 64), "grey"))
 
     async def test():
@@ -48,7 +48,7 @@ def test_a_refused_request_leaves_nothing_for_the_garbage_collector(store, encod
 
 
 async def post(app, body: bytes, query: bytes = b"") -> int:
-    """The status that `app` answers, without a server, whose own objects would disturb the count."""
+    """The status of the answer of `app`. There is no server, because its own objects would disturb the count."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
     sent = []
 
@@ -90,11 +90,11 @@ def test_drawing_without_enough_memory_is_counted_as_a_failure():
     assert runtime.metrics.registry.get_sample_value("detector_failed_total", {"reason": "out_of_memory"}) == 1
 
 
-# --- what can happen while a request is in the queue -----------------------------------------------------------------
+# --- a request that ends while it is in the queue -----------------------------------------------------------------
 
 
 class QueueThatRaises:
-    """A queue whose answer is `error`; without one it waits until the client has gone."""
+    """A queue that raises `error`, or without one waits until the client has disconnected."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -108,7 +108,7 @@ class QueueThatRaises:
 
 
 def infer(runtime: Runtime, queue: QueueThatRaises) -> None:
-    runtime._batcher = queue  # type: ignore[assignment]
+    runtime._batcher = queue  # type: ignore[assignment]  # noqa: SLF001  it is made only when real models are loaded
 
     async def test():
         admitted = Admitted(1.5, False, 0.0)

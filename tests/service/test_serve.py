@@ -1,4 +1,4 @@
-"""`faster-rcnn serve` and `python -m service`: flags, variables, and what is refused before anything starts."""
+"""`faster-rcnn serve` and `python -m service`: flags, variables, and mistakes that are refused at start."""
 
 import subprocess
 import sys
@@ -71,7 +71,7 @@ def test_a_flag_overrides_even_an_invalid_variable(monkeypatch):
         (["--prot", "1"], {}, ["unknown option --prot; did you mean --port?"]),
         (["--prot=1"], {}, ["unknown option --prot; did you mean --port?"]),
         (["--zzzz"], {}, ["unknown option --zzzz; --help lists the options"]),
-        (["--por", "1"], {}, ["unknown option --por; did you mean --port?"]),  # options are not abbreviated
+        (["--por", "1"], {}, ["unknown option --por; did you mean --port?"]),  # abbreviations are not accepted
         (["9000"], {}, ["unexpected argument '9000'; settings are options, see --help"]),
         (["--port"], {}, ["--port: expected one argument"]),
         (["--access-log=1"], {}, ["--access-log/--no-access-log: ignored explicit argument '1'"]),

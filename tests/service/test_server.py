@@ -1,4 +1,4 @@
-"""The server's life: sockets, readiness, signals, and what it uses of uvicorn."""
+"""The server: its sockets, readiness, signals, and its use of uvicorn."""
 
 import ast
 import asyncio
@@ -19,19 +19,19 @@ from service.server import Lifecycle, listen, serve
 from service.settings import Settings
 from tests.service import graphs
 
-SOON = 30  # seconds; bounds a wait for what must happen
+SOON = 30  # seconds; limits how long a test waits
 
 
 @pytest.fixture
 def settings(tmp_path):
-    """Makes settings with a store of one small model."""
+    """Creates settings for a store with one small model."""
     graphs.publish(tmp_path)
     return lambda **changes: Settings(model_store=tmp_path, model_poll_seconds=0, **changes)
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Puts back the signal handlers, which the server leaves in place for the rest of its process."""
+    """Restores the signal handlers, which the server never removes."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -39,7 +39,7 @@ def handlers():
 
 
 class Running:
-    """A server in this process: `task` ends with it."""
+    """A server that runs in this process as `task`."""
 
     def __init__(self, settings: Settings) -> None:
         app = create_app(settings)
@@ -123,7 +123,7 @@ def test_a_signal_before_the_service_is_ready_ends_it(settings, number, started)
     async def scenario() -> None:
         async with Running(settings(shutdown_grace=3600)) as server:
             server.runtime.start = asyncio.Event().wait  # loads for ever
-            await asyncio.sleep(0)  # one step: the handlers are installed
+            await asyncio.sleep(0)  # after one step, the handlers are installed
             if started:
                 with contextlib.suppress(httpx.TransportError):
                     await server.client.get("/healthz")
@@ -166,7 +166,7 @@ def test_an_unknown_host_is_reported(caplog):
 
 
 def test_the_service_uses_only_public_names_of_uvicorn():
-    """No upper bound on its version is needed as long as none of them is private."""
+    """As long as none of these names is private, the version of uvicorn needs no upper bound."""
     used = set()
     for path in Path(service.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -36,7 +36,7 @@ SEPARATE = "5:memory:/elsewhere\n4:cpu,cpuacct:/docker/own\n0::/\n"
     ],
 )
 def test_the_quotas_of_control_groups_limit_the_usable_cores(tmp_path, monkeypatch, membership, files, cores):
-    """Quota and period are microseconds; eight cores by affinity."""
+    """Quotas and periods are in microseconds. The affinity allows eight cores."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for name, text in files.items():
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def test_a_reduced_budget_doubles_until_it_is_fully_restored():
     now = 0.0
     budget = devices.Budget(1000, lambda: now)
     budget.shrink(250)
-    budget.shrink(700)  # no effect, since it is smaller already
+    budget.shrink(700)  # no effect, because the budget is already smaller
     budget.recover()
     assert budget.pixels == 250
     for expected in (500, 1000, 1000):

@@ -19,7 +19,7 @@ def grey(level: int, height: int = 64, width: int = 96, size: tuple[int, int] = 
 
 
 def test_boxes_are_in_pixels_of_the_original_image(plain):
-    (result,) = plain().run([grey(102, height=40)])  # the original is 192 x 80;  102 / 255 = 0.4
+    (result,) = plain().run([grey(102, height=40)])  # the original is 192 x 80, and the brightness is 102 / 255 = 0.4
     np.testing.assert_allclose(result.boxes, [[0, 0, 96, 40], [48, 20, 192, 80]])
     np.testing.assert_allclose(result.scores, [0.4, 0.2], rtol=1e-5)
     assert result.labels.tolist() == [0, 1]
@@ -125,7 +125,7 @@ def test_a_run_uses_the_session_with_the_most_threads_within_its_bound(tmp_path,
     used = []
 
     class Recorded:
-        """A session that records its number of threads at each run."""
+        """A session that records its number of threads for each run."""
 
         def __init__(self, graph, provider, options, *how):
             self.threads = options.intra_op_num_threads

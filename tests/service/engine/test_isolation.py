@@ -1,4 +1,4 @@
-"""Isolation of failures, with functions in place of an engine. An image is known by its grey level."""
+"""Isolation of failures, with functions in place of an engine. Each image is identified by its grey level."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def batch(*levels: int) -> list[Canvas]:
 
 
 class Recorder:
-    """Returns the level of each image, unless `fails` raises for them, and records the batches."""
+    """Records each batch and returns the level of each image, unless `fails` raises an error for them."""
 
     def __init__(self, fails=lambda levels: None) -> None:
         self.fails = fails
@@ -35,7 +35,7 @@ class Recorder:
 
 
 def run_batch(run, probe, canvases: list[Canvas]) -> Ran:
-    """As the queue runs a batch."""
+    """Runs a batch as the queue does."""
     try:
         return Ran(run(canvases), False, None)
     except Exception as error:
@@ -97,7 +97,7 @@ def test_a_dead_engine_is_not_used_again():
     assert [type(result) for result in results] == [EngineDeadError] * 4
     assert fatal
     assert "every image" in fatal
-    assert "700" not in fatal  # the message of the library stays in the log
+    assert "700" not in fatal  # the library's message appears only in the log
 
 
 def test_results_from_before_an_engine_dies_are_kept():

@@ -13,7 +13,7 @@ def driver(devices: int, initialised: int = 0) -> SimpleNamespace:
     """A CUDA driver library that reports `devices` GPUs; `initialised` is what its cuInit returns."""
 
     def count(place) -> int:
-        place._obj.value = devices
+        place._obj.value = devices  # noqa: SLF001  the only way to the object behind ctypes.byref
         return 0
 
     return SimpleNamespace(cuInit=lambda _: initialised, cuDeviceGetCount=count)
@@ -52,7 +52,9 @@ def test_cuda_is_used_if_it_starts(gpu_machine):
         (
             providers,
             "open_session",
-            lambda *_: SimpleNamespace(get_providers=lambda: [CPU]),  # ONNX Runtime fell back without an exception
+            lambda *_: SimpleNamespace(
+                get_providers=lambda: [CPU]
+            ),  # ONNX Runtime fell back to the CPU without an exception
             "does not load",
         ),
     ],
@@ -95,7 +97,7 @@ def test_opening_sessions_leaves_no_files_open():
         open_session(providers.SMALLEST_MODEL, CPU, session_options(1))
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    before = open_files()  # the first session may open files that stay open
+    before = open_files()  # the first session may open files that are never closed
     assert open_files() == before
 
 

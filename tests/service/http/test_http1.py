@@ -1,4 +1,4 @@
-"""Targets in absolute form. The other rules are tested on real connections: test_connections.py."""
+"""Targets in absolute form. test_connections.py tests the other rules on real connections."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from service.http.http1 import in_origin_form
 
 
 def scope(target: bytes) -> dict:
-    """What uvicorn makes of a target."""
+    """The scope that uvicorn creates for a target."""
     raw_path, _, query = target.partition(b"?")
     headers = [(b"host", b"first"), (b"accept", b"*/*")]
     return {"path": raw_path.decode(), "raw_path": raw_path, "query_string": query, "headers": headers}

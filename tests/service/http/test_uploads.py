@@ -64,7 +64,7 @@ def test_json_of_the_wrong_shape_gets_a_400_that_describes_the_right_one(body, w
 
 @contextlib.contextmanager
 def peak():
-    """A list that holds the peak of allocated bytes once the context has ended."""
+    """A list to which the peak of allocated bytes is added when the context ends."""
     memory = []
     tracemalloc.start()
     try:
@@ -86,14 +86,14 @@ def test_base64_with_a_lot_of_white_space_needs_little_memory():
     body = b'{"image": "' + b"AA " * 1_000_000 + b'"}'
     with peak() as memory:
         assert from_json(body) == bytes(1_500_000)
-    assert max(memory) < 16 * len(body)  # orjson allocates 13 times the body's size but writes to little of it
+    assert max(memory) < 16 * len(body)  # orjson allocates 13 times the body's size but uses little of it
 
 
-# --- any request gives bytes or a problem ---------------------------------------------------------------------------
+# --- any request is read or refused with a problem -------------------------------------------------------------------
 
 
 def outcome(content_type: str, chunks: list[bytes]) -> bytes | int:
-    """What `read` returns for a body that arrives in `chunks`: the bytes, or the problem's status."""
+    """The result of `read` for a body that arrives in `chunks`: the bytes, or the problem's status."""
     waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     waiting.append({"type": "http.request", "body": b"", "more_body": False})
 

@@ -15,7 +15,7 @@ GEOMETRY = Geometry(((320, 448), (448, 320), (384, 384)), min_size=320, max_size
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth, so that resizing and JPEG change it little; different in every corner, so that turning is visible."""
+    """An image that resizing and JPEG hardly change, with four different corners, so that turning is visible."""
     corners = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -39,7 +39,7 @@ def test_resizing_uses_pillows_antialiased_bilinear_filter(encode):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_turned_file_decodes_to_the_pixels_of_the_upright_one(encode, orientation):
     original = photo(600, 410)
-    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # 6 and 8 turn by 90 degrees and undo each other
+    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # 6 and 8 turn by 90 degrees in opposite directions
     stored = original if orientation == 1 else original.transpose(TRANSPOSE[undo[orientation]])
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -59,7 +59,7 @@ def test_an_orientation_that_does_not_exist_is_ignored(encode, orientation):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_jpeg_decoded_at_reduced_scale_is_not_shifted(encode, orientation):
-    # 3005 / 8 is not whole: the reduced image has 376 columns of which the last stands for 5/8
+    # 3005 / 8 = 375.6: the reduced image has 376 columns, and the last one covers only 5/8 of a full one
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encode(photo(3005, 2003), "JPEG", quality=95, exif=exif)
@@ -129,13 +129,13 @@ def test_the_first_frame_of_an_animation_is_used(encode):
 
 
 def refusal(data: bytes, **limits: int) -> Problem:
-    """The answer to an upload that both functions of the decoder refuse."""
+    """The problem for an upload that both functions of the decoder refuse."""
     with pytest.raises(ImageError) as caught:
         decode(data, GEOMETRY, **limits)
     with pytest.raises(ImageError) as also_caught:
         upright(data, **limits)
     assert str(also_caught.value) == str(caught.value)
-    assert "0x" not in str(caught.value)  # nothing from the message of the library, no address
+    assert "0x" not in str(caught.value)  # without text from the library's message, and without an address
     assert "BytesIO" not in str(caught.value)
     return problems.of_image(caught.value)
 
@@ -162,7 +162,7 @@ def test_bytes_that_are_not_an_image_are_a_bad_request(data):
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
 def test_an_image_cut_short_anywhere_is_refused(encode, format):
     data = encode(photo(200, 150), format)
-    # the end marker alone may be missing: the pixels are all there
+    # a file may lack only the end marker, because all its pixels are present
     for end in range(1, len(data) - 16, max(1, len(data) // 60)):
         assert refusal(data[:end]).status == 400
 

@@ -22,7 +22,7 @@ def test_every_image_fits_on_a_canvas_and_keeps_its_proportions(width, height):
     assert 1 <= w <= W
     assert h == 320 or w == 320 or max(h, w) == 448
     scale = min(320 / min(width, height), 448 / max(width, height))
-    assert abs(w - width * scale) <= max(0.5, 1 - width * scale) + 1e-9  # rounded, but never to nothing
+    assert abs(w - width * scale) <= max(0.5, 1 - width * scale) + 1e-9  # rounded, but at least 1
 
 
 @given(SIDES, SIDES)
@@ -37,7 +37,7 @@ def test_an_image_that_no_canvas_holds_raises_an_error():
         fit(100, 300, Geometry(((320, 448),), 320, 448))
 
 
-# --- boxes back ------------------------------------------------------------------------------------------------------
+# --- mapping boxes back ----------------------------------------------------------------------------------------------
 
 
 def canvas_of(width: int, height: int) -> Canvas:
@@ -46,7 +46,7 @@ def canvas_of(width: int, height: int) -> Canvas:
 
 
 def test_boxes_are_scaled_back_on_each_axis():
-    canvas = canvas_of(1000, 500)  # shown as 448 x 224
+    canvas = canvas_of(1000, 500)  # resized to 448 x 224
     boxes = np.array([[0, 0, 448, 224], [112, 56, 224, 112]], dtype=np.float32)
     np.testing.assert_allclose(to_original(boxes, canvas), [[0, 0, 1000, 500], [250, 125, 500, 250]], rtol=1e-6)
 

@@ -104,7 +104,7 @@ def test_a_retired_version_is_drained_once_by_its_last_request(served):
             model.retire(drained.append)
         assert drained == []
     assert len(drained) == 1
-    with model.in_use():  # a request that chose the version before it was retired
+    with model.in_use():  # by a request that chose the version before it was retired
         pass
     assert len(drained) == 1
 
@@ -140,7 +140,7 @@ def test_a_refresh_replaces_the_dictionaries_that_other_threads_read(served, tmp
         (tmp_path / "store" / "plain" / version).rename(tmp_path / f"gone-{version}")
     served.refresh()
     assert ([*served.models["plain"]], [*served.refused]) == ([2], [])
-    # as before the first refresh
+    # unchanged since before the first refresh
     assert [*models] == ["plain"]
     assert models["plain"] is versions
     assert [*versions] == [1]

@@ -1,4 +1,4 @@
-"""The batcher with real engines over small graphs and real threads. Gates and a clock decide what happens when."""
+"""The batcher with real threads, and real engines on small graphs. Gates and a clock control the order of events."""
 
 import asyncio
 from typing import Any
@@ -40,7 +40,7 @@ def test_waiting_images_are_shared_among_the_engines(gate, queue, run, gpu):
         gate.open()
         await asyncio.gather(*sent)
         sizes = [size for _, size in gate.batches]
-        # one each at once, then never more than half of the six that wait
+        # one each at once, then at most half of the six waiting images
         assert sizes[:2] == [1, 1]
         assert max(sizes) <= 3
         assert sum(sizes) == 8
@@ -83,7 +83,7 @@ def test_the_seconds_of_runs_are_counted_for_each_device(make_gate, queue, run, 
         await asyncio.gather(*sent)
         names = [gate.devices[0].name for gate in gates]
         assert sorted(names) == ["cpu:0", "cpu:1"]
-        # the first ran for 2 + 5 s, the second for 5 s
+        # the first device ran for 2 + 5 s, the second for 5 s
         busy = [waiting.value("detector_engine_busy_seconds_total", device=name) for name in names]
         assert busy == [7, 5]
 
@@ -157,7 +157,7 @@ def test_a_single_request_gets_all_cores_and_many_requests_get_one_each(gate, qu
         gate.open()
         await asyncio.gather(*sent)
         assert gate.threads[-4] == 1  # three others wait
-        assert gate.threads[-1] == 4  # the last is alone again
+        assert gate.threads[-1] == 4  # the last one is alone again
 
     run(test)
 
@@ -245,13 +245,13 @@ def test_an_image_that_would_miss_its_deadline_is_not_run(gate, queue, run, cloc
     async def test():
         waiting = queue(pixels=1)
         (first,) = await waiting.after(gate, 10)
-        clock.advance(500)  # how long a run takes, as far as the queue knows
+        clock.advance(500)  # sets the queue's estimate of the time of a run
         gate.open()
         await first
         with pytest.raises(DeadlinePassedError):
             await waiting.submit(gate, 20, timeout=250)
         assert gate.levels == [10]
-        assert level_of(await waiting.submit(gate, 30, timeout=5000)) == 30  # now it is known to be fast
+        assert level_of(await waiting.submit(gate, 30, timeout=5000)) == 30  # the estimate is low again
         assert level_of(await waiting.submit(gate, 20, timeout=250)) == 20
 
     run(test)
@@ -313,11 +313,11 @@ def test_an_image_on_which_the_engine_fails_does_not_affect_others(make_gate, qu
         for level, answer in zip(levels, answers, strict=True):
             if level == 255:
                 assert isinstance(answer, EngineFailedError)
-                assert str(answer) == ""  # ONNX Runtime's message stays in the log
+                assert str(answer) == ""  # ONNX Runtime's message appears only in the log
             else:
                 assert level_of(answer) == level
         assert gate.batches[:2] == [(WIDE, 1), (WIDE, 6)]
-        assert waiting.fatal == []  # a blank image can still be run
+        assert waiting.fatal == []  # a blank image still succeeds
 
     run(test)
 
@@ -406,7 +406,7 @@ def test_the_expected_wait_is_the_time_between_answers_for_each_waiting_image(ga
             clock.advance(50)
             gate.hold.let_one_pass()
         await standstill.settle()
-        # three are answered, 50 s apart, one is in the engine and four wait
+        # three images are answered, 50 s apart; one is in the engine and four wait
         assert waiting.value("detector_queue_depth") == 4
         assert waiting.batcher.expected_wait() == pytest.approx(4 * 50)
         gate.open()
@@ -423,7 +423,7 @@ def test_on_a_device_where_batches_save_little_they_grow_only_with_a_long_queue(
         sent = await waiting.after(gate, *range(1, 11))
         gate.open()
         await asyncio.gather(*sent)
-        # nine wait: ceil(9 / 4) = 3, then ceil(6 / 4) = 2, then 1 of each of the four left
+        # nine images wait: the batches have ceil(9 / 4) = 3, then ceil(6 / 4) = 2, then four times 1
         assert [number for _, number in gate.batches] == [1, 3, 2, 1, 1, 1, 1]
 
     run(test)
@@ -432,7 +432,7 @@ def test_on_a_device_where_batches_save_little_they_grow_only_with_a_long_queue(
 @pytest.mark.parametrize("gpu", [False, True])
 def test_decoding_continues_when_decoded_images_are_dropped(gate, queue, run, standstill, gpu):
     async def test():
-        waiting = queue(gpu=gpu, pixels=64 * 96)  # so that only one or two images are decoded ahead of the engine
+        waiting = queue(gpu=gpu, pixels=64 * 96)  # small enough that only one or two images are decoded in advance
         sent = await waiting.after(gate, *range(1, 9))
         for task in sent[1:3]:
             task.cancel()
@@ -454,14 +454,14 @@ def test_the_queue_continues_when_all_decoded_images_would_miss_their_deadlines(
         (first,) = await waiting.after(gate, 1)
         clock.advance(1000)
         gate.open()
-        await first  # a run takes 1000 s, as far as the queue knows
+        await first  # the queue now estimates 1000 s for a run
         gate.close()
         sent = await waiting.after(gate, 2)
         sent += [waiting.submit(gate, 10 + n, timeout=600) for n in range(2)]
-        await standstill.settle()  # on a GPU, both are decoded now, and there is no room for more
+        await standstill.settle()  # on a GPU, both images are decoded now, and there is no room for more
         sent += [waiting.submit(gate, 20 + n) for n in range(4)]
         await standstill.settle()
-        clock.advance(400)  # 200 s are left for the two, and a run now takes 400 s
+        clock.advance(400)  # both deadlines are 200 s away, and the queue estimates 400 s for a run
         gate.open()
         answers = await asyncio.gather(*sent, return_exceptions=True)
         assert [isinstance(answer, DeadlinePassedError) for answer in answers] == [False, True, True, *[False] * 4]
@@ -483,7 +483,7 @@ def test_one_slow_run_does_not_make_short_timeouts_fail_for_ever(gate, queue, ru
                 await waiting.submit(gate, level, timeout=300)
             except DeadlinePassedError:
                 refused.append(level)
-        # 500 s, 400 s and 320 s are too long for 300 s; 256 s are not, and that run shows that it takes no time
+        # the estimates 500 s, 400 s and 320 s exceed the timeout of 300 s; 256 s does not, and that run takes no time
         assert ESTIMATE_DECAY == 0.8
         assert refused == [10, 11, 12]
 
@@ -527,7 +527,7 @@ def test_time_after_undecodable_images_does_not_count_as_time_between_answers(
         gate.open()
         await asyncio.gather(*sent)
         await standstill.settle()
-        assert waiting.value("detector_queue_depth") == 2  # so the time of the last answer is still remembered
+        assert waiting.value("detector_queue_depth") == 2  # so the time of the last answer is not forgotten
         decoding.open()
         outcomes = await asyncio.gather(*broken, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {NotAnImageError}

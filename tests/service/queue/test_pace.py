@@ -6,7 +6,7 @@ CANVAS, OTHER_CANVAS = (64, 96), (96, 64)
 
 
 class Model:
-    """Stands for a served model, of which Pace only needs the identity."""
+    """Stands for a served model. Pace needs only its identity."""
 
 
 # --- time between answers --------------------------------------------------------------------------------------------
@@ -22,7 +22,7 @@ def test_the_second_answer_sets_the_estimate_and_later_ones_change_it_by_a_tenth
     pace = Pace()
     for now in (10, 30, 80):
         pace.learn_answers(1, decode_began=0, now=now)
-    # 20 s at first; then 50 s, of which a tenth counts: 20 + 0.1 * (50 - 20) = 23
+    # 20 s at first; then 50 s, weighted by a tenth: 20 + 0.1 * (50 - 20) = 23
     assert LEARNING_RATE == 0.1
     assert pace.seconds_between_answers == pytest.approx(23)
 

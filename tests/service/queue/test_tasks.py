@@ -1,4 +1,4 @@
-"""The queue of tasks by itself: no threads, no engines; stand-ins where a task only passes something on."""
+"""The queue of tasks without threads and engines. Stubs replace objects that a task only passes on."""
 
 import asyncio
 from typing import Any
@@ -74,7 +74,7 @@ def test_requests_with_equal_bytes_share_a_task_in_any_stage(tasks, task, waiter
     assert tasks.join(first, waiter()) is first
     assert tasks.join(task(b"same"), waiter()) is first
     tasks.take_undecoded()
-    assert tasks.join(task(b"same"), waiter()) is first  # while it is being decoded
+    assert tasks.join(task(b"same"), waiter()) is first  # while the task is being decoded
     assert len(first.waiters) == 3
     assert len(tasks) == 0
 
@@ -82,7 +82,7 @@ def test_requests_with_equal_bytes_share_a_task_in_any_stage(tasks, task, waiter
 def test_requests_with_different_bytes_or_outputs_do_not_share_a_task(tasks, task, waiter):
     first = task(b"1" + 32 * b"x")
     others = [task(b"2" + 32 * b"x"), task(first.data, model=object()), task(first.data, proposals_only=True)]
-    assert first.upload_key == others[0].upload_key  # so the bytes are compared
+    assert first.upload_key == others[0].upload_key  # the keys are equal, so the bytes are compared
     tasks.join(first, waiter())
     for other in others:
         assert tasks.join(other, waiter()) is other
@@ -94,7 +94,7 @@ def test_a_closed_task_can_no_longer_be_joined(tasks, task, waiter):
     assert tasks.close(first) == [waits]
     second = task(b"same")
     assert tasks.join(second, waiter()) is second
-    tasks.close(first)  # closes nothing else
+    tasks.close(first)  # closes no other task
     assert tasks.join(task(b"same"), waiter()) is second
 
 
@@ -132,7 +132,7 @@ def test_removing_a_decoded_task_makes_room_for_another(tasks, task, waiter):
     assert tasks.first_key() is None
 
 
-def test_a_task_that_a_thread_is_working_on_is_not_removed_twice(tasks, task, waiter):
+def test_a_task_whose_last_request_left_during_decoding_is_dropped_afterwards(tasks, task, waiter):
     waits = waiter()
     tasks.join(task(b"a"), waits)
     taken = tasks.take_undecoded()
