@@ -162,15 +162,15 @@ from service.engine import engine
 run = engine.Engine.run
 dead = False
 
-def mortal(self, canvases, *arguments, **options):
+def run_until_dead(self, canvases, *arguments, **options):
     global dead
     dead = dead or any((canvas.pixels == 255).any() for canvas in canvases)
     if dead:
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
     return run(self, canvases, *arguments, **options)
 
-engine.Engine.run = mortal
-__main__.leave(__main__.main())
+engine.Engine.run = run_until_dead
+sys.exit(__main__.main())
 """
 
 

@@ -137,7 +137,7 @@ def refusal(data: bytes, **limits: int) -> Problem:
     assert str(also_caught.value) == str(caught.value)
     assert "0x" not in str(caught.value)  # without text from the library's message, and without an address
     assert "BytesIO" not in str(caught.value)
-    return problems.of_image(caught.value)
+    return problems.of(caught.value)
 
 
 @pytest.mark.parametrize(
