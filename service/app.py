@@ -1,4 +1,4 @@
-"""The application: its routes, its lifespan, and the one list of error handlers."""
+"""The application: its routes, its lifespan, and its error handlers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="Faster R-CNN",
-        description="Detects objects in images, and returns the region proposals behind the detections.",
+        description="Detects objects in images. It also returns the region proposals from which the detections are made.",
         version=_version(),
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from the internet

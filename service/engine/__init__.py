@@ -1,1 +1,1 @@
-"""Runs published models with ONNX Runtime: their files, their sessions, and the devices."""
+"""Loads published models and runs them on devices with ONNX Runtime."""

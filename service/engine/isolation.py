@@ -60,7 +60,7 @@ def isolate(error: Exception, run: Run, probe: Probe, canvases: Sequence[Canvas]
         size = (canvases[0].width, canvases[0].height)
         log.error("the engine failed on an image of %d x %d", *size, exc_info=error)
         return Ran([NoMemoryLeftError() if out_of_memory else EngineFailedError()], out_of_memory, None)
-    log.warning("a batch of %d failed; running each half of it", len(canvases), exc_info=error)
+    log.warning("a batch of %d images failed; running each half separately", len(canvases), exc_info=error)
     half = len(canvases) // 2
     first = _run_half(run, probe, canvases[:half])
     if first.fatal:
@@ -82,12 +82,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _dead(probe: Callable[[], None]) -> str | None:
-    """Why the engine is dead, or None if it works. Running out of memory does not count: it may become free again."""
+    """Why the engine is dead, or None if it works. Out of memory does not count, because it may pass."""
     try:
         probe()
     except Exception as error:
         if is_out_of_memory(error):
             return None
-        log.exception("the engine fails on a blank image too")
+        log.exception("the engine also fails on a blank image")
         return f"the engine fails on every image ({type(error).__name__}); the log has the reason"
     return None

@@ -1,4 +1,4 @@
-"""Extracts the part of an ONNX model that some of its outputs need.
+"""Extracts the part of an ONNX model on which given outputs depend.
 
 ONNX Runtime runs every node of a session, even if only some outputs are requested, so proposals without the RoI head
 need a session of their own. This module reads the protobuf wire format and copies the needed fields unchanged. The

@@ -20,7 +20,9 @@ from service.telemetry.metrics import Metrics
 
 JSON = "application/json"
 
-PIXEL_DECIMALS = 3  # finer than any detector is accurate; unrounded float32 values would double the size of the answer
+PIXEL_DECIMALS = (
+    3  # no detector is more accurate than that; unrounded float32 values would double the size of the answer
+)
 SCORE_DECIMALS = 6
 
 

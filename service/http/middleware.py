@@ -47,7 +47,7 @@ class Edge:
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(inner.get("route"), "path", "unmatched")
-            scope["state"]["route"] = route  # for traces
+            scope["state"]["route"] = route  # tracing reads it
             seconds = (response.ended or time.perf_counter()) - began
             self._runtime.metrics.requests.labels(method, route, str(response.status or 499)).observe(seconds)
 

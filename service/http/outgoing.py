@@ -15,7 +15,7 @@ if sys.platform == "linux":
 
 
 class Outgoing(asyncio.Transport):
-    """The transport that the HTTP protocol writes to, in front of the connection's real one.
+    """The transport to which the HTTP protocol writes. It passes data on to the connection's real transport.
 
     It sends the head of a response together with its body, in one system call and one packet. It disconnects a client
     that reads nothing for `seconds` while bytes are waiting to be sent, but keeps a slow reader. It discards writes to
@@ -61,7 +61,7 @@ class Outgoing(asyncio.Transport):
                 self._transport.writelines((held, data))
         elif data:
             self._held = data
-            self._loop.call_soon(self._flush)  # in case that nothing else is written
+            self._loop.call_soon(self._flush)  # in case nothing else is written
 
     def close(self) -> None:
         self._flush()

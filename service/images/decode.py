@@ -26,7 +26,7 @@ MAX_PIXELS = 64_000_000
 # An ordinary file has about ten scans. A crafted file of a few kB can have thousands, each of which costs a pass over
 # every pixel.
 MAX_JPEG_SCANS = 50
-# In entropy-coded data FF is always followed by 00, so FF DA can only be the start of a scan, or part of a small
+# In entropy-coded data FF is always followed by 00, so FF DA can only start a scan, or be part of a small embedded
 # thumbnail. The regular expression is three times as fast as bytes.count.
 JPEG_SCAN = re.compile(rb"\xff\xda")
 ORIENTATION = 0x0112  # the EXIF tag

@@ -46,4 +46,4 @@ def watch(registry: CollectorRegistry) -> None:
     try:
         GpuMemory(registry)
     except Exception as error:  # pynvml is not installed (the cuda extra includes it), or there is no driver
-        log.warning("no metrics of GPU memory: %s", type(error).__name__)
+        log.warning("metrics of GPU memory are not available: %s", type(error).__name__)

@@ -66,7 +66,9 @@ def test_responses_during_the_grace_close_their_connections(start, tmp_path):
             for connection in (kept, waiting, new):
                 connection.settimeout(SOON)
                 connection.sendall(request + GREY)
-                received = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))  # until it closes
+                received = b"".join(
+                    iter(lambda connection=connection: connection.recv(65536), b"")
+                )  # until the server closes it
                 assert received.startswith(b"HTTP/1.1 200 ")
                 assert b"\r\nconnection: close\r\n" in received.lower()
                 assert b'"scores":[0.4,0.2]' in received
@@ -135,7 +137,7 @@ def test_a_faulty_model_is_refused_and_the_others_are_served(start, tmp_path):
     assert server.http.get("/models").json()["refused"] == ready["refused"]
     assert any("odd/1" in line for line in server.lines)
     post = server.http.post
-    assert post("/detect", content=GREY).json()["model"] == {"name": "plain", "version": 2}  # the highest
+    assert post("/detect", content=GREY).json()["model"] == {"name": "plain", "version": 2}  # the highest version
     assert post("/detect?version=1", content=GREY).json()["model"]["version"] == 1
     assert server.http.get("/models/plain").json()["versions"] == [1, 2]
 
@@ -184,7 +186,7 @@ def test_a_dead_engine_ends_the_process_so_that_its_supervisor_restarts_it(start
     assert "700" not in document["detail"]
     with contextlib.suppress(httpx.TransportError):  # the server may have ended
         assert server.http.get("/readyz").status_code == 503
-    assert server.process.wait(SOON) == 1  # without the grace of 60 s
+    assert server.process.wait(SOON) == 1  # it did not wait for the grace of 60 s
     assert "the engine fails on every image" in "".join(server.lines)
 
 

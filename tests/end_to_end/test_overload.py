@@ -14,7 +14,7 @@ from tests.service import graphs
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))  # brightness 0.4
 WHITE = encoded(Image.new("RGB", (96, 64), "white"))
 SLOW = 100  # matrix products of 5 to 10 ms each: a run takes at least half a second
-HANG = 30  # seconds after which a socket read counts as hanging
+HANG = 30  # seconds after which a read from a socket counts as hanging
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def crowd(server: Server, number: int) -> list[httpx.Response]:
 def test_retry_after_follows_the_current_rate(start, tmp_path):
     graphs.publish(tmp_path, work=SLOW)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1, MAX_IN_FLIGHT=8).ready()
-    assert {each.status_code for each in crowd(server, 4)} == {200}  # now the rate is known
+    assert {each.status_code for each in crowd(server, 4)} == {200}  # from here on, the rate is known
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(server.http.post, "/detect", content=distinct(GREY, 10 + n)) for n in range(8)]
         server.wait_for("detector_queue_depth", 7)
@@ -170,7 +170,7 @@ def test_retry_after_follows_the_current_rate(start, tmp_path):
 def test_a_request_whose_timeout_is_shorter_than_the_queue_is_refused(start, tmp_path):
     graphs.publish(tmp_path, work=SLOW)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1).ready()
-    crowd(server, 3)  # now the rate is known
+    crowd(server, 3)  # from here on, the rate is known
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(server.http.post, "/detect", content=distinct(GREY, 10 + n)) for n in range(8)]
         server.wait_for("detector_queue_depth", 7)

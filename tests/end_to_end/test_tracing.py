@@ -66,7 +66,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def traced(receiver, tmp_path_factory) -> dict[str, httpx.Response]:
-    """Responses by name of the request. The service has shut down since then, so it has sent all its spans."""
+    """The responses, by the names of the requests. The service has shut down, so it has sent all its spans."""
     store = tmp_path_factory.mktemp("store")
     graphs.publish(store, "plain", 4)
     # the delay is much longer than the test, so all spans that arrive were sent at shutdown
@@ -167,7 +167,7 @@ def test_an_unreachable_receiver_delays_neither_answers_nor_shutdown(start):
         endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         running = start(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_EXPORTER_OTLP_TIMEOUT=300).ready()
         assert running.http.post("/detect", content=GREY).status_code == 200
-        assert running.stop() == 0  # which gives up after 30 s, a tenth of the exporter's timeout
+        assert running.stop() == 0  # `stop` waits for 30 s, a tenth of the exporter's timeout
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_help_lists_every_command_with_the_most_common_ones_first(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     usual, _, rest = text.partition("further commands:")
-    further, _, _ = rest.partition("options that mean the same")
+    further, _, _ = rest.partition("options with the same meaning")
     listed = [line.split()[0] for line in usual.splitlines() if line.startswith("  ")]
     assert listed == ["check", "train", "evaluate", "export", "serve"]
     assert [line.split()[0] for line in further.splitlines() if line.startswith("  ")] == [

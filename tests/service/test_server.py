@@ -31,7 +31,7 @@ def settings(tmp_path):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Restores the signal handlers, which the server never removes."""
+    """Restores the signal handlers that the server has replaced."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

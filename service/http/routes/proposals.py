@@ -42,7 +42,7 @@ async def post_proposals(request: Request, query: Annotated[ProposalsQuery, Quer
     },
 )
 async def get_proposals(request: Request, query: Annotated[RecentQuery, Query()]) -> Response:
-    """Takes the `image.id` of a recent answer. A GET request that carries an image is answered like a POST."""
+    """Uses the `image.id` of a recent answer. A GET request that carries an image is answered like a POST."""
     if uploads.has_body(request):
         if query.image_id:
             raise Problem(422, "parameter", "Give image_id or send an image, not both.")

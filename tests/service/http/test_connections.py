@@ -27,7 +27,7 @@ from service.http.problems import Problem
 
 SOON = 20  # seconds
 
-# h11 treats a request that offers another protocol differently: it reads nothing after it until the response is sent.
+# After a request that offers another protocol, h11 reads nothing until the response is sent.
 kinds = pytest.mark.parametrize("kind", [b"", b"Upgrade: h2c\r\n"], ids=["plain", "upgrade"])
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
 
@@ -153,7 +153,7 @@ def test_a_client_that_stops_sending_is_disconnected():
 HEADS = {
     b"Content-Length: 5\r\n": [b"200", b"200"],
     b"content-length:5\r\nX-Request-ID: a\r\n": [b"200", b"200"],
-    b"Content-Length: 5\r\nContent-Length: 5\r\n": [b"200", b"200"],  # RFC 9112, section 6.3: equal values count as one
+    b"Content-Length: 5\r\nContent-Length: 5\r\n": [b"200", b"200"],  # equal values count as one: RFC 9112, section 6.3
     b"Content-Length: 5, 5\r\n": [b"200", b"200"],
     b"Content-Length: 5\r\nContent-Length: 6\r\n": [b"400"],
     b"Content-Length: -5\r\n": [b"400"],
@@ -183,7 +183,7 @@ def test_a_request_whose_body_length_is_ambiguous_is_refused(head):
         b"POST / HTTP/1.1\r\nX: y\r\n\r\n",  # without Host
         b"POST  / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\r\nPOST / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00",  # TLS
+        b"\x16\x03\x01\x02\x00\x01\x00",  # the start of a TLS handshake
     ],
 )
 def test_bytes_that_are_not_valid_http_are_refused_at_once(head):
@@ -320,7 +320,9 @@ def test_a_connection_that_is_reset_leaves_no_objects_in_memory(kind):
             with connected(address) as connection:
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
                 answered(connection)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets
+                connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )  # makes close() send a reset
         wait_until_all_are_released(owners)
 
 
@@ -404,7 +406,7 @@ def test_a_client_that_reads_slowly_gets_its_whole_response(kind, end):
             more = connection.recv(4000)
             assert more, "closed"
             received += more
-            time.sleep(0.06)  # the client's pace
+            time.sleep(0.06)  # the speed at which the client reads
 
 
 class Other(asyncio.Protocol):

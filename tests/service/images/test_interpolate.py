@@ -30,7 +30,7 @@ def by_torchvision(pixels: np.ndarray, min_size: int, max_size: int) -> np.ndarr
     return resized.permute(1, 2, 0).numpy()
 
 
-def test_half_the_size_is_the_mean_of_two_by_two_pixels():
+def test_at_half_the_size_each_pixel_is_the_mean_of_two_by_two():
     pixels = np.array([[0, 10, 100, 200], [20, 30, 40, 50]], np.uint8)[..., None].repeat(3, 2)
     # (0 + 10 + 20 + 30) / 4 = 15 and (100 + 200 + 40 + 50) / 4 = 97.5, which is rounded up
     assert interpolate(pixels, 1, 2)[..., 0].tolist() == [[15, 98]]
@@ -41,7 +41,7 @@ def test_at_a_quarter_of_the_size_only_the_two_middle_pixels_are_used():
     assert interpolate(pixels, 1, 1)[..., 0].tolist() == [[20]]  # the centre lies between 10 and 30
 
 
-def test_twice_the_size_repeats_the_border():
+def test_at_twice_the_size_the_border_is_repeated():
     pixels = np.array([[0, 100]], np.uint8)[..., None].repeat(3, 2)
     # in old pixels, the centres lie at -0.25, 0.25, 0.75 and 1.25
     assert interpolate(pixels, 1, 4)[..., 0].tolist() == [[0, 25, 75, 100]]

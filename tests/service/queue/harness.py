@@ -245,7 +245,7 @@ class Queue:
         return sent
 
     async def expected_wait_behind_one(self, gate: Gate) -> float:
-        """The expected wait while one image is in the engine and one waits. Leaves the gate open."""
+        """The expected wait while one image is in the engine and one waits. The gate is open afterwards."""
         gate.close()
         sent = await self.after(gate, 101, 102)
         expected = self.batcher.expected_wait()

@@ -192,7 +192,7 @@ def test_one_of_two_requests_for_the_same_image_can_be_cancelled(gate, queue, ru
     run(test)
 
 
-def test_an_interactive_request_moves_the_same_bulk_image_forward(gate, queue, run, standstill):
+def test_an_interactive_request_moves_a_bulk_request_for_the_same_image_forward(gate, queue, run, standstill):
     async def test():
         waiting = queue(pixels=1)
         sent = [waiting.submit(gate, 1), waiting.submit(gate, 50, bulk=True), waiting.submit(gate, 2)]

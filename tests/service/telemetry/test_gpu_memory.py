@@ -39,4 +39,4 @@ def test_without_a_driver_there_are_no_metrics_of_gpu_memory(monkeypatch, caplog
     registry = CollectorRegistry()
     gpu_memory.watch(registry)
     assert generate_latest(registry) == b""
-    assert "no metrics of GPU memory" in caplog.text
+    assert "metrics of GPU memory are not available" in caplog.text
