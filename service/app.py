@@ -34,7 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="Faster R-CNN",
-        description="Detects objects in images. It also returns the region proposals from which the detections are made.",
+        description="Detects objects in images, and returns the region proposals from which detections are made.",
         version=_version(),
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from the internet
