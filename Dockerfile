@@ -1,17 +1,17 @@
-# The service in a container: not root, no torch, nothing of the offline half.
+# The service in a container. It runs without root rights and holds neither torch nor the offline half.
 #
-#   docker build -t faster-rcnn-service .                             for an NVIDIA GPU (CUDA comes with the cuda extra)
-#   docker build -t faster-rcnn-service:cpu --build-arg EXTRAS= .     for the CPU, 2 GB smaller
+#   docker build -t faster-rcnn-service .                             for an NVIDIA GPU (the cuda extra brings the CUDA libraries)
+#   docker build -t faster-rcnn-service:cpu --build-arg EXTRAS= .     for the CPU; the image is 2 GB smaller
 ARG BASE_IMAGE=python:3.12-slim
 FROM ${BASE_IMAGE}
 
 ARG EXTRAS=cuda
-# a certificate bundle for pip, where a proxy stands between
+# A certificate bundle for pip, needed behind a proxy that inspects TLS.
 ARG PIP_CERT
 
 WORKDIR /app
 
-# The libraries first: they change seldom and are nearly all of the image.
+# Install the dependencies first. They rarely change and make up most of the image, so Docker can cache this layer.
 COPY pyproject.toml ./
 RUN mkdir service && touch LICENSE README.md service/__init__.py \
     && pip install --no-cache-dir --root-user-action=ignore ".${EXTRAS:+[$EXTRAS]}" \

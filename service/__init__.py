@@ -1,1 +1,1 @@
-"""The online half: a Faster R-CNN detection service over ONNX Runtime. It knows nothing of torch."""
+"""The online half: a Faster R-CNN detection service over ONNX Runtime. It never imports torch."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 import sys
 
 from service import serve
-from service.serve import leave
-
-__all__ = ["leave", "main"]
 
 
 def main() -> int:

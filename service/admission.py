@@ -12,7 +12,7 @@ LONGEST_RETRY = 60  # seconds
 
 
 class TimeoutTooLongError(Exception):
-    """The request asks for more time than the service gives: more than `longest` seconds."""
+    """The request's timeout exceeds the longest that the service allows, `longest` seconds."""
 
     def __init__(self, longest: float) -> None:
         super().__init__(longest)
@@ -20,7 +20,7 @@ class TimeoutTooLongError(Exception):
 
 
 class OverloadedError(Exception):
-    """Too many requests are waiting. `retry_after`: seconds until there is probably room."""
+    """Too many requests are waiting. `retry_after`: seconds until a new request will probably be admitted."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(retry_after)
@@ -30,8 +30,8 @@ class OverloadedError(Exception):
 class Admitted(NamedTuple):
     """An accepted request.
 
-    timeout  seconds from the end of the upload after which the answer is of no use
-    bulk     whether interactive requests go first
+    timeout  seconds from the end of the upload to the deadline
+    bulk     whether interactive requests are run before it
     since    `time.perf_counter()` at admission
     """
 
@@ -41,10 +41,10 @@ class Admitted(NamedTuple):
 
 
 class Admission:
-    """The places for requests in flight. It belongs to the event loop, so it needs no lock."""
+    """Limits the number of requests in flight. Only the event loop uses it, so it needs no lock."""
 
     def __init__(self, places: int, longest_timeout: float, expected_wait: Callable[[], float]) -> None:
-        """`expected_wait`: seconds until an image that arrives now would be run."""
+        """Allows `places` requests in flight. `expected_wait` returns the seconds that a new image would wait."""
         self.in_flight = 0
         self._places = places
         self._longest_timeout = longest_timeout
@@ -52,9 +52,9 @@ class Admission:
 
     @contextlib.contextmanager
     def admit(self, timeout: float | None = None, bulk: bool = False) -> Iterator[Admitted]:
-        """Holds a place for a request until the context ends.
+        """Counts a request as in flight until the context ends.
 
-        Bulk requests may take only half of the places, so that they never shut out interactive ones.
+        Bulk requests may use only half of the places, so they never shut out interactive requests.
 
         Raises TimeoutTooLongError, or OverloadedError if all places are taken or the expected wait exceeds the
         request's timeout.

@@ -1,4 +1,4 @@
-"""The application: its routes, its lifespan, and the one list of error handlers."""
+"""The application: its routes, its lifespan, and its error handlers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from service.http.routes import detect, health, models, page, proposals
 from service.runtime import ClientGoneError, Runtime
 from service.settings import Settings
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has gone; nobody receives it, but the metrics count it
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has disconnected; only the metrics see it
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. It loads its models in the background once it runs; `/readyz` says when they are loaded."""
+    """The application. It loads its models in the background; `/readyz` answers 200 once they are loaded."""
     runtime = Runtime(settings or Settings())
 
     @asynccontextmanager
@@ -34,19 +34,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="Faster R-CNN",
-        description="Detects objects in images, and returns the region proposals behind the detections.",
+        description="Detects objects in images, and returns the region proposals from which detections are made.",
         version=_version(),
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from the internet
         redoc_url=None,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # it would look for a provider at every request
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # avoids a look-up at every request
     )
     app.state.runtime = runtime
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     app.add_middleware(Edge, runtime=runtime)
     for error in problems.ANSWERED:
         app.add_exception_handler(error, _problem)
-    for gone in (ClientDisconnect, ClientGoneError):  # while it sent its body, and while it waited for its answer
+    for gone in (ClientDisconnect, ClientGoneError):  # during its upload, and while it waited
         app.add_exception_handler(gone, _client_gone)
     for routes in (detect, proposals, models, health, page):
         app.include_router(routes.router)
@@ -69,5 +69,5 @@ async def _client_gone(_: Request, __: Exception) -> Response:
 def _version() -> str:
     try:
         return version("faster-rcnn-service")
-    except PackageNotFoundError:  # run from a checkout that is not installed
+    except PackageNotFoundError:  # the code runs from a checkout that is not installed
         return "0"

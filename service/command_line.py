@@ -1,7 +1,7 @@
 """The command `faster-rcnn`: finds the module of a subcommand and calls its `main`.
 
-It belongs to the serving half, so that a container which has nothing else can serve. The modules of the other
-subcommands are loaded by name and only when they are asked for: serving neither has nor needs them, or torch.
+It is part of `service`, so a container without the offline half can use it. The module of a subcommand is imported only
+when that subcommand runs, because serving must work without torch and without `faster_rcnn`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ PACKAGE = "faster-rcnn-service"
 
 
 class Command(NamedTuple):
-    """module: has `main(argv) -> exit code`;  summary: its line in --help."""
+    """A subcommand.
+
+    module   the module with its `main(argv) -> exit code`
+    summary  its line in --help
+    """
 
     module: str
     summary: str
@@ -34,7 +38,7 @@ MAIN = {
 }
 FURTHER = {
     "quantise": Command("faster_rcnn.commands.quantise", "publish an int8 copy of a published model, for CPUs"),
-    "propose": Command("faster_rcnn.commands.propose", "write region proposals into a file"),
+    "propose": Command("faster_rcnn.commands.propose", "write region proposals to a file"),
     "compare": Command("faster_rcnn.commands.compare", "train and compare detectors that differ in one thing"),
     "shapes": Command("faster_rcnn.commands.shapes", "write generated images to disk"),
     "benchmark": Command("benchmarks.command", "measure a graph, or the service under load (from a checkout only)"),
@@ -43,14 +47,14 @@ COMMANDS = MAIN | FURTHER
 SHARED_OPTIONS = {
     "--data": "the images: voc:DIR, coco:DIR, or shapes for generated ones",
     "--split": "the part of the data: train, val or test",
-    "--out": "where the command writes",
+    "--out": "where to write the result",
     "--limit-images": "use only the first N images",
-    "--weights": "pretrained weights, before any training of one's own",
+    "--weights": "pretrained weights to start from",
     "--checkpoint": "the result of a training run: best, last or a file",
     "--device": "where a model runs",
-    "--provider": "what a graph is made for",
-    "--seed": "for everything that is drawn at random",
-    "--workers": "threads or processes that prepare images",
+    "--provider": "the hardware that a graph is exported for: any, or cpu",
+    "--seed": "seed of all random numbers",
+    "--workers": "number of threads or processes that load images",
 }
 OTHER_SPELLINGS = {"quantize": "quantise"}
 
@@ -78,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(COMMANDS[name].module)
         code: int = module.main(words[1:])
     except ModuleNotFoundError as error:
-        if _is_a_part_of_ours(error.name):
+        if _belongs_to_the_project(error.name):
             raise
         remedy = f"pip install '{PACKAGE}[train]'"
         print(f"faster-rcnn {name}: {error.name} is not installed; install it with {remedy}", file=sys.stderr)
@@ -99,7 +103,7 @@ def help_text() -> str:
             "further commands:",
             *_lines({name: command.summary for name, command in FURTHER.items()}),
             "",
-            "options that mean the same in every command that has them:",
+            "options with the same meaning in every command:",
             *_lines(SHARED_OPTIONS),
             "",
             "faster-rcnn COMMAND --help shows the options of a command, with examples.",
@@ -117,7 +121,7 @@ def _nearest(word: str) -> str:
 
 
 def _benchmarks_are_here() -> bool:
-    """Makes the benchmarks of a checkout importable. They are not part of the installed package."""
+    """Whether this is a checkout, which has the benchmarks. Makes them importable; they are not installed."""
     scripts = CHECKOUT / "scripts"
     if not (scripts / "benchmarks" / "command.py").is_file():
         return False
@@ -126,10 +130,10 @@ def _benchmarks_are_here() -> bool:
     return True
 
 
-def _is_a_part_of_ours(module: str | None) -> bool:
-    """Whether a module that is missing cannot be installed with an extra, so that its absence is a bug.
+def _belongs_to_the_project(module: str | None) -> bool:
+    """Whether a missing module is the project's own, so that its absence is a bug rather than a missing extra.
 
-    `faster_rcnn` itself is not such a part: a container that only serves does not have it.
+    The package `faster_rcnn` as a whole is an exception: a container that only serves does not have it.
     """
     return module is None or module.partition(".")[0] in ("service", "benchmarks") or module.startswith("faster_rcnn.")
 

@@ -12,7 +12,7 @@ class UnknownImageError(Exception):
 class RecentUploads:
     """Uploads by the SHA-256 of their bytes, at most `max_bytes` in total.
 
-    To make room, the least recently used ones are dropped.
+    When the limit is reached, the least recently used uploads are dropped.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -24,7 +24,7 @@ class RecentUploads:
         return int(self._uploads.currsize)
 
     def add(self, image_id: str, data: bytes) -> None:
-        if len(data) <= self._uploads.maxsize:  # LRUCache raises ValueError for an item that can never fit
+        if len(data) <= self._uploads.maxsize:  # LRUCache raises ValueError for a larger item
             self._uploads[image_id] = data
 
     def get(self, image_id: str) -> bytes:

@@ -1,7 +1,7 @@
 """The running service: its models and its queue, from start to stop, and whether it can answer.
 
-Everything here runs on the event loop, except loading models and drawing, which have threads of their own. Decoding and
-inference have theirs behind the queue.
+Everything here runs on the event loop, except for loading models and drawing boxes, which have their own threads. The
+queue has further threads for decoding and inference.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class NotReadyError(Exception):
-    """The service cannot answer now. `failure`: what went wrong, if the reason is "failed"."""
+    """The service cannot answer now. `failure` explains the reason "failed"."""
 
     def __init__(self, reason: Literal["draining", "failed", "loading", "no_model"], failure: str = "") -> None:
         super().__init__(reason)
@@ -46,7 +46,7 @@ class NotReadyError(Exception):
 
 
 class TooLateError(Exception):
-    """There was no answer within `timeout` seconds of the end of the upload."""
+    """The request had no answer `timeout` seconds after the end of its upload."""
 
     def __init__(self, timeout: float) -> None:
         super().__init__(timeout)
@@ -54,7 +54,7 @@ class TooLateError(Exception):
 
 
 class ClientGoneError(Exception):
-    """The client closed its connection before it had its answer."""
+    """The client disconnected before it received its answer."""
 
 
 class Inference(NamedTuple):
@@ -98,9 +98,9 @@ class Runtime:
     # --- start and stop ------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Loads and warms up every model that keeps its contract, then scans the store for changes until cancelled.
+        """Loads and warms up every valid model, then scans the store for changes until cancelled.
 
-        A failure is kept for `/readyz` and the log.
+        If no model can be served, it logs the reason and sets `failure`, which `/readyz` reports.
         """
         try:
             await in_daemon_thread(self._load)
@@ -108,7 +108,7 @@ class Runtime:
             self.fail(str(error))
         except Exception as error:
             log.exception("start-up failed")
-            self.fail(f"start-up failed: {type(error).__name__}; the log has the reason")
+            self.fail(f"start-up failed: {type(error).__name__}; the log has the details")
         while self.loaded and self.settings.model_poll_seconds:
             await asyncio.sleep(self.settings.model_poll_seconds)
             await in_daemon_thread(self._refresh)
@@ -119,7 +119,7 @@ class Runtime:
         self._drawing_threads.shutdown(wait=False, cancel_futures=True)
 
     def drain(self) -> None:
-        """/readyz turns to 503 so that no new traffic is routed here; requests that still arrive are answered."""
+        """Makes /readyz answer 503, so load balancers stop sending requests; those that still arrive are answered."""
         if self._draining_since is None:
             self._draining_since = time.monotonic()
 
@@ -128,7 +128,7 @@ class Runtime:
         return self._draining_since is not None
 
     def fail(self, reason: str) -> None:
-        """Records that the service can never answer again, so that the server ends the process."""
+        """Records that the service has failed for good. The server then ends the process."""
         log.error("%s", reason)
         self.failure = self.failure or reason
 
@@ -146,11 +146,11 @@ class Runtime:
             raise ModelRefusedError(f"no model in {settings.model_store} can be served{_listed(catalogue.refused)}")
         if settings.default_model and settings.default_model not in catalogue.models:
             names = ", ".join(catalogue.models)
-            raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not among the models served: {names}")
+            raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not served; choose from {names}")
         decoders = (settings.decode_threads or usable_cores()) if self.provider == CUDA else 0
         self._batcher = Batcher(places, decoders, settings.max_pixels, self.metrics, self.fail)
         gc.collect()
-        gc.freeze()  # so that collections do not walk the objects that live as long as the process
+        gc.freeze()  # later collections skip these objects, which live as long as the process
         self._catalogue = catalogue
 
     def _refresh(self) -> None:
@@ -172,13 +172,13 @@ class Runtime:
         return self._catalogue is not None
 
     def not_ready(self) -> NotReadyError | None:
-        """Why no traffic should be routed here now, or None."""
+        """Why `/readyz` answers 503 now, or None if the service is ready."""
         if self.draining:
             return NotReadyError("draining")
         return self.cannot_answer()
 
     def cannot_answer(self) -> NotReadyError | None:
-        """Why no request can be answered now, or None. A service that is draining still answers."""
+        """Why requests cannot be answered now, or None if they can. A draining service still answers."""
         if self.failure:
             return NotReadyError("failed", self.failure)
         if not self.loaded:
@@ -189,12 +189,12 @@ class Runtime:
 
     @property
     def models(self) -> dict[str, dict[int, ServedModel]]:
-        """The served models by name and version. It is replaced as a whole, never changed."""
+        """The served models by name and version. The dictionary is never modified, only replaced."""
         return self._catalogue.models if self._catalogue else {}
 
     @property
     def refused(self) -> dict[str, str]:
-        """Why versions in the store are not served, by "name/version"."""
+        """The reason for each version in the store that is not served, by "name/version"."""
         return self._catalogue.refused if self._catalogue else {}
 
     @property
@@ -220,13 +220,13 @@ class Runtime:
         when_gone: Callable[[Callable[[], object]], None],
         image_id: str | None = None,
     ) -> Inference:
-        """What `model` finds in the image file `data`, whose SHA-256 is `image_id` if that is known already.
+        """What `model` finds in the image file `data`, whose SHA-256 is `image_id` if already known.
 
         `when_gone` registers a callback for the client's disconnect.
 
-        Raises TooLateError, ClientGoneError, and what Batcher.answer raises: ImageError, EngineFailedError.
+        Raises TooLateError, ClientGoneError, ImageError or EngineFailedError.
         """
-        assert self._batcher is not None  # there is a model, so `_load` has finished
+        assert self._batcher is not None  # a model exists, so `_load` has finished
         read = time.perf_counter() - admitted.since
         gone = False
 
@@ -259,9 +259,9 @@ class Runtime:
         return Inference(answer.digest, answer.width, answer.height, answer.result, seconds)
 
     async def drawn(self, inference: Inference, admitted: Admitted, draw: Callable[[], bytes]) -> bytes:
-        """What `draw` returns, from one of a few threads, whose number bounds the memory that drawing takes.
+        """Calls `draw` in a thread and returns its result. The number of these threads bounds the memory for drawing.
 
-        Raises TooLateError, NoMemoryLeftError, and what `draw` raises.
+        Raises TooLateError, NoMemoryLeftError, and whatever `draw` raises.
         """
         since_upload = inference.seconds["total"] - inference.seconds["read"]
         try:
@@ -279,7 +279,7 @@ class Runtime:
 
 
 async def in_daemon_thread(function: Callable[[], T]) -> T:
-    """Runs `function` in a daemon thread, which unlike a pool's does not delay the end of the process."""
+    """Runs `function` in a daemon thread. A thread pool would delay the exit of the process until it returns."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

@@ -1,6 +1,6 @@
-"""`faster-rcnn serve`: serves with the settings of its flags and of the environment, until SIGTERM or SIGINT.
+"""`faster-rcnn serve`: reads the settings from flags and environment variables, then serves until SIGTERM or SIGINT.
 
-Each field of `Settings` is a flag and a variable: `port` is --port and PORT. Flags override variables.
+Each field of `Settings` can be set by a flag or a variable: `port` by --port or PORT. Flags override variables.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ COMMON = (
     "request_timeout",
 )
 
-EPILOG = """Each option is also an environment variable, in capitals: --model-store is MODEL_STORE. Options override
-variables. With the extra otel, OTEL_EXPORTER_OTLP_ENDPOINT switches traces on.
+EPILOG = """Each option can also be set by an environment variable in capitals, such as MODEL_STORE for --model-store.
+Options override variables. With the extra otel, OTEL_EXPORTER_OTLP_ENDPOINT switches traces on.
 
   faster-rcnn serve --port 9000 --model-store models
   MODEL_STORE=models faster-rcnn serve
@@ -40,10 +40,10 @@ variables. With the extra otel, OTEL_EXPORTER_OTLP_ENDPOINT switches traces on.
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> int:
-    """Serves, then ends the process. Returns only if nothing could be started: 2 for a mistake in the settings."""
+    """Serves, then ends the process. Returns only if the settings are wrong, with exit code 2."""
     try:
         settings = read_settings(argv, prog)
-        from service.server import serve  # after --help and mistakes, which need not wait for it
+        from service.server import serve  # slow to import, and not needed for --help or a wrong option
         from service.telemetry import tracing
 
         traces = tracing.provider_from_environment()
@@ -55,16 +55,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> 
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process now: cleaning up could hang on a dead GPU, or wait for a model that is still loading."""
+    """Ends the process without cleaning up, which could hang on a dead GPU or wait for a model to load."""
     sys.stdout.flush()
     logging.shutdown()
     os._exit(code)
 
 
 def read_settings(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> Settings:
-    """The settings of the flags in `argv` and of the environment.
+    """The settings from the flags in `argv` and from the environment.
 
-    Raises ValueError with one line for each fault, which names the flag or the variable.
+    Raises ValueError with one line per fault, which names the flag or the variable.
     """
     parser = build_parser(prog)
     try:
@@ -81,10 +81,10 @@ def read_settings(argv: Sequence[str] | None = None, prog: str = "faster-rcnn se
 
 
 def build_parser(prog: str = "faster-rcnn serve") -> argparse.ArgumentParser:
-    """A parser with a flag for each setting. It leaves the values to `Settings`, which checks the variables too.
+    """A parser with a flag for each setting. `Settings` checks the values, together with those of the variables.
 
-    pydantic-settings could build one too, but its errors name neither the flag nor the variable, and its help has no
-    groups.
+    pydantic-settings can build such a parser, but its errors name neither the flag nor the variable, and its help has
+    no groups.
     """
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -115,7 +115,7 @@ def _flag(name: str) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default in words. Where it is None, the setting's description says what happens."""
+    """The default in words. If it is None, the setting's description explains what applies."""
     if field.default is None:
         return ""
     default = {True: "on", False: "off"}[field.default] if isinstance(field.default, bool) else field.default
@@ -139,7 +139,7 @@ def _unknown(word: str) -> str:
 
 
 def _fault(fault: Any, given: dict[str, Any]) -> str:
-    """One line for a value that a setting refuses: the flag or the variable that it comes from, and the reason."""
+    """One line about a value that a setting refuses: the flag or variable that holds it, and the reason."""
     name = str(fault["loc"][0])
     source = f"{_flag(name)} {fault['input']}" if name in given else f"{name.upper()}={fault['input']!r}"
     return f"{source}: {fault['msg']}"

@@ -1,4 +1,4 @@
-"""The service on a socket, until SIGTERM or SIGINT: uvicorn, started and stopped as a supervisor expects."""
+"""Runs the service on a socket until SIGTERM or SIGINT, with uvicorn as the HTTP server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of common load balancers, which would otherwise use closed connections
-FAILED_SECONDS = 2  # to flush responses after a fatal engine failure; what is stuck in the engine never returns
+FAILED_SECONDS = 2  # to send responses after a fatal engine failure; requests inside the engine never finish
 TICK_SECONDS = 0.1
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def serve(settings: Settings, traces: TracerProvider | None = None) -> int:
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """A listening socket for each address of `host`; every interface if it is empty. Raises OSError."""
+    """Opens a listening socket for each address of `host`; an empty one means every interface. Raises OSError."""
     with contextlib.ExitStack() as opened:
         sockets: list[socket.socket] = []
         for family, _, _, _, address in socket.getaddrinfo(
@@ -70,14 +70,14 @@ def listen(host: str, port: int) -> list[socket.socket]:
             try:
                 sockets.append(opened.enter_context(socket.create_server(address, family=family)))
             except OSError as error:
-                if error.errno != errno.EAFNOSUPPORT:  # which means that IPv6 is switched off
+                if error.errno != errno.EAFNOSUPPORT:  # raised if IPv6 is switched off
                     raise
         opened.pop_all()
         return sockets
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Uvloop where it is installed, else asyncio's own."""
+    """The factory of uvloop's event loops if it is installed, else None for asyncio's own."""
     try:
         import uvloop
     except ImportError:
@@ -89,11 +89,11 @@ class Lifecycle:
     """One run of `server` on `sockets`, from the first signal handler to the last answer.
 
     It announces the service when it is ready. SIGTERM turns /readyz to 503 at once and stops the server after
-    SHUTDOWN_GRACE. SIGINT, a second SIGTERM, or one before the service was ready skip the grace; a second SIGINT also
-    drops the requests in flight. The server also stops when the service has failed for good.
+    SHUTDOWN_GRACE. SIGINT, a second SIGTERM, or a SIGTERM before the service is ready skips this grace period. A second
+    SIGINT also drops the requests in flight. The server also stops when the service has failed for good.
 
-    uvicorn raises the signals that it handles again when it has stopped, which would end the process with 143 after
-    SIGTERM. So its handlers are replaced as soon as it runs.
+    After it has stopped, uvicorn raises again the signals that its own handlers caught. After SIGTERM the process would
+    then end with exit code 143, so this class replaces the handlers as soon as uvicorn runs.
     """
 
     def __init__(self, server: uvicorn.Server, runtime: Runtime, sockets: list[socket.socket]) -> None:
@@ -105,7 +105,7 @@ class Lifecycle:
 
     async def run(self) -> None:
         address = self._sockets[0].getsockname()
-        self._handle_signals()  # also before uvicorn runs: it raises again what its own handlers got in between
+        self._handle_signals()  # for signals that arrive before uvicorn has installed its own handlers
         serving = asyncio.create_task(self._server.serve(self._sockets))
         while not self._server.started and not serving.done():
             await asyncio.sleep(0.01)

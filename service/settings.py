@@ -1,11 +1,11 @@
-"""Every setting, read from the environment: its unit, its default, and its reason."""
+"""Every setting, with its unit, default and reason."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.images.decode import MAX_PIXELS
@@ -19,13 +19,13 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
     host: str = Field(default="127.0.0.1", description="address to listen on; the container image sets 0.0.0.0")
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 chooses any free port")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 chooses a free port")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level that is logged"
     )
     access_log: bool = Field(default=False, description="log one line per request; /metrics counts them either way")
 
-    model_store: Path = Field(default=Path("model_store"), description="folder of the models: <name>/<version>/")
+    model_store: Path = Field(default=Path("model_store"), description="folder of models, as <name>/<version>/")
     default_model: str | None = Field(
         default=None,
         description="model for requests that name none; if unset, the one named in MODEL_STORE/default, or the only "
@@ -53,18 +53,18 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=256,
-        description="threads for a run while nothing else runs (CPU only); default: all usable cores. "
-        "1 saves the memory of a second pair of sessions. Under load every run has one thread",
+        description="threads for a run while no other run is active (CPU only); default: all usable cores. "
+        "1 saves the memory of a second pair of sessions. Under load every run uses one thread",
     )
     allow_tf32: bool = Field(
         default=False,
-        description="let CUDA multiply in TF32: faster, but answers then vary by more than 1e-4 with the batch",
+        description="let CUDA multiply in TF32; this is faster, but answers then vary with the batch by more than 1e-4",
     )
     batch_pixels: int | None = Field(
         default=None,
         ge=1,
-        description="most canvas pixels in one batch, padding included, which bounds memory; default: 8 million on "
-        "CUDA, 0.25 million on the CPU, where only a long queue forms batches: images of a batch wait for each other",
+        description="maximum canvas pixels in one batch, padding included; bounds the memory for a run. Default: "
+        "8 million on CUDA; 0.25 million on the CPU, where batches form only if the queue is long",
     )
     decode_threads: int | None = Field(
         default=None,
@@ -77,49 +77,40 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(
         default=128,
         ge=1,
-        description="requests admitted but not yet answered; further ones get 429. "
-        "With MAX_UPLOAD_BYTES it bounds the memory that uploads can take",
+        description="maximum number of requests in flight; further requests get 429. "
+        "Together with MAX_UPLOAD_BYTES it bounds the memory for uploads",
     )
     max_upload_bytes: int = Field(
-        default=20 * MIB, ge=1, description="most bytes in the body of a request; a larger one gets 413"
+        default=20 * MIB, ge=1, description="maximum bytes in the body of a request; a larger body gets 413"
     )
     max_pixels: int = Field(
         default=MAX_PIXELS,
         ge=1,
-        description="most pixels (width x height) of an image, checked before it is decoded; a larger one gets 413",
+        description="maximum pixels (width x height) of an image, checked before decoding; a larger image gets 413",
     )
     receive_timeout: float = Field(
-        default=20, gt=0, description="seconds in which the body of a request must arrive; a slower one gets 408"
+        default=20, gt=0, description="seconds within which the body of a request must arrive; a slower upload gets 408"
     )
     request_timeout: float = Field(
         default=30,
         gt=0,
-        description="seconds from the end of the upload to the answer; a later one becomes 504. "
-        "A request may set less: ?timeout=",
+        description="maximum seconds from the end of the upload to the answer; after that the request gets 504. "
+        "A request may set a shorter time: ?timeout=",
     )
     shutdown_grace: float = Field(
         default=2,
         ge=0,
-        description="seconds after SIGTERM in which /readyz answers 503 but requests are still admitted, so that the "
-        "load balancer can notice. SIGINT or a second SIGTERM skips them",
+        description="seconds after SIGTERM during which /readyz answers 503 but requests are still admitted, so that "
+        "the load balancer can react. SIGINT or a second SIGTERM skips this period",
     )
     drain_timeout: float = Field(
         default=30,
         gt=0,
-        description="seconds after the grace period for requests in flight. The supervisor's kill timeout (compose: "
-        "stop_grace_period) must be longer than SHUTDOWN_GRACE + DRAIN_TIMEOUT + 3 s",
+        description="seconds after the grace period for answering requests in flight. The supervisor's kill timeout "
+        "(compose: stop_grace_period) must be longer than SHUTDOWN_GRACE + DRAIN_TIMEOUT + 3 s",
     )
     recent_bytes: int = Field(
         default=64 * MIB,
         ge=0,
-        description="most bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none",
+        description="maximum bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none",
     )
-
-
-def from_environment() -> Settings:
-    """The settings. Raises ValueError with one line per fault, which names the variable."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        faults = (f"{'.'.join(map(str, e['loc'])).upper()}={e['input']!r}: {e['msg']}" for e in error.errors())
-        raise ValueError("\n".join(faults)) from error

@@ -1,1 +1,1 @@
-"""A published model on ONNX Runtime: its file, its sessions, and the devices that run them."""
+"""Loads published models and runs them on devices with ONNX Runtime."""

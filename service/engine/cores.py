@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use: its affinity and its control groups' quotas, not what the host has."""
+"""The number of CPU cores that this process may use, according to its affinity and its control groups' quotas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def usable_cores(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """The smallest of the affinity and all quotas, a part of a core counting as a whole one.
+    """The smallest of the affinity and all quotas, each rounded up to whole cores.
 
     cgroups     where control groups are mounted
     membership  the file that lists the control groups of this process
@@ -19,7 +19,7 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path
 
 
 def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
-    """The quota, in cores, of each control group that holds this process, from the innermost to the root."""
+    """The quota in cores of each control group that contains this process, from the innermost to the root."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:  # not Linux
@@ -29,7 +29,7 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         mounted = cgroups / "cpu" if controllers else cgroups  # version 1 names controllers, version 2 does not
-        own = mounted / group.lstrip("/")  # missing in a version 1 container, which sees its own group as the root
+        own = mounted / group.lstrip("/")  # absent in a version 1 container, which sees its own group as the root
         for folder in (own, *own.parents):
             if not folder.is_relative_to(mounted):
                 break
@@ -40,7 +40,7 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
 
 
 def _numbers(file: Path) -> list[int]:
-    """The numbers in a file; empty if the file does not exist or holds anything else."""
+    """The numbers in a file; empty if the file does not exist or contains anything else."""
     try:
         return [int(word) for word in file.read_text().split()]
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The devices that run batches: each GPU, or the CPU cores that this process may use; and the budget of each."""
+"""The devices that run batches, and the budget of each."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from threading import Lock
 from service.engine.cores import usable_cores
 from service.engine.providers import CPU, CUDA, cuda_devices
 
-# The memory that a batch needs grows with its pixels, so this bounds it.
+# The memory for a batch grows with its pixels, so these numbers bound it.
 BATCH_PIXELS = {CUDA: 8_000_000, CPU: 250_000}
-# On a CPU a batch saves only 1 % of the work, and each of its images waits for all the others. So there a batch grows
+# On a CPU a batch saves only 1 % of the work, and each of its images waits for all the others. So a batch grows there
 # only if the queue is long compared with that wait.
 DEEP_QUEUE = 8
-RECOVERY_SECONDS = 300.0  # the memory may have been taken by another process, and may be free again
+RECOVERY_SECONDS = 300.0  # the memory may have been used by another process and be free again by then
 
 log = logging.getLogger(__name__)
 
 
 class Budget:
-    """The most canvas pixels that a batch may have: less after memory ran out, then raised again step by step.
+    """The most canvas pixels that a batch may have. It shrinks when memory runs out and then recovers step by step.
 
-    Any thread may use it. A lock of its own guards the changes; `pixels` is one number and may be read without it.
+    Any thread may use it. Its own lock guards changes; `pixels` is a single number and may be read without the lock.
     """
 
     def __init__(self, pixels: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class Budget:
             if self._clock() - self._changed > RECOVERY_SECONDS:
                 self.pixels = min(self._configured, self.pixels * 2)
                 self._changed = self._clock()
-                log.info("the limit for a batch is %d pixels again", self.pixels)
+                log.info("the limit for a batch was raised to %d pixels", self.pixels)
 
 
 @dataclass(eq=False)
@@ -56,9 +56,9 @@ class Device:
 
     index    the GPU's number, or the number of the share
     runs     concurrent runs
-    cores    threads for a run while nothing else runs (1 on a GPU)
-    decodes  whether the threads that run batches also decode: on a CPU both need the same cores
-    depth    waiting images per run that make a batch grow by one
+    cores    threads for a run while no other run is active (1 on a GPU)
+    decodes  whether the threads that run batches also decode, as on a CPU, where both need the same cores
+    depth    a batch grows by one image for every `depth` waiting images per run
     """
 
     provider: str
@@ -75,11 +75,11 @@ class Device:
 
     @property
     def thread_counts(self) -> tuple[int, ...]:
-        """The numbers of threads that sessions are opened for.
+        """The thread counts for which sessions are opened.
 
-        Under load, runs of one thread each give the most images a second. While one request is alone, a run with all
-        cores gives the earliest answer (scripts/RESULTS.md). Large machines have a step between. There are not more,
-        because each needs the weights in memory once more.
+        Under load, runs with one thread each process the most images per second. A request that is alone is answered
+        fastest by a run on all cores (docs/results.md). Large machines also have a step in between. Further steps would
+        cost memory, because each thread count needs its own copy of the weights.
         """
         return tuple(sorted({1, max(1, self.cores // 4), self.cores}))
 
@@ -87,7 +87,7 @@ class Device:
 def find(
     provider: str, engines: int | None, runs: int | None, batch_pixels: int | None, threads: int | None
 ) -> list[Device]:
-    """The devices to use, as the settings ask: ENGINES, ENGINE_WORKERS, BATCH_PIXELS, ENGINE_THREADS."""
+    """The devices to use, according to the settings ENGINES, ENGINE_WORKERS, BATCH_PIXELS and ENGINE_THREADS."""
     pixels = batch_pixels or BATCH_PIXELS[provider]
     if provider == CUDA:
         count = min(engines or 256, max(1, cuda_devices()))

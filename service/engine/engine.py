@@ -1,11 +1,11 @@
-"""A model's ONNX Runtime sessions: a batch of canvases in, one result per image out (contract 1).
+"""Runs a model's ONNX Runtime sessions: takes a batch of canvases, returns one result per image (contract 1).
 
 N  images in a batch;  H, W  the canvas;  h, w  an image on it
 D  detections and  P  proposals of an image, which the graph pads;  boxes are x1, y1, x2, y2
 
-A session computes all its nodes, whichever outputs are asked for. So one session holds the whole graph, and another
-only the part that proposals need. The number of threads is fixed when a session is opened, so there is such a pair for
-each number of threads that a run may use.
+A session computes all its nodes, even if only some outputs are requested. So one session holds the whole graph, and
+another only the part that computes proposals. A session's number of threads is fixed when it is opened, so there is one
+such pair for each number of threads that a run may use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.engine.model import Model, ModelRefusedError
 from service.engine.providers import CPU, CUDA, open_session, session_options
 from service.images.fit import Canvas, to_original
 
-# name: (type, rank)
+# Each name has a type and a rank.
 INPUTS = {"images": ("tensor(uint8)", 4), "sizes": ("tensor(int64)", 2)}
 PROPOSALS = {
     "num_proposals": ("tensor(int64)", 1),
@@ -49,7 +49,7 @@ Floats = NDArray[np.float32]
 class Result:
     """One image's detections and proposals, best first, in pixels of the upright image.
 
-    boxes [D, 4], scores [D], labels [D]: empty if only proposals were asked for;  proposals [P, 4], objectness [P]
+    boxes [D, 4], scores [D], labels [D]: empty if only proposals were requested;  proposals [P, 4], objectness [P]
     """
 
     boxes: Floats
@@ -75,10 +75,10 @@ class Engine:
     ) -> None:
         """Opens the sessions.
 
-        threads  the numbers of threads that a run on the CPU may use; each needs the weights in memory once more
-        tf32     lets CUDA round the factors of products to ten bits of mantissa; faster, but results may then depend
-                 on the batch
-        device   which GPU
+        threads  the numbers of threads that a run on the CPU may use; each needs its own copy of the weights
+        tf32     lets CUDA round factors to ten bits of mantissa; this is faster, but results may then depend on the
+                 batch
+        device   index of the GPU
         """
         self.card = model.card
         if provider == CUDA and model.card.provider == "cpu":
@@ -91,7 +91,7 @@ class Engine:
             proposals_graph = onnx_subgraph.extract(model.graph, list(PROPOSALS))
             self._full, self._proposals = (
                 {
-                    # more than one thread is only used while no other run is expected
+                    # more than one thread is used only while no other run is expected
                     count: open_session(graph, provider, session_options(count, runs_alone=count > 1), tf32, device)
                     for count in self.thread_counts
                 }
@@ -102,9 +102,9 @@ class Engine:
             raise ModelRefusedError(f"model.onnx: {error}") from error
 
     def run(self, canvases: Sequence[Canvas], proposals_only: bool = False, threads: int = 1) -> list[Result]:
-        """One result per canvas; all must have one size. Several threads may call this at once; it releases the GIL.
+        """One result per canvas; all canvases must have the same size. Safe for threads; releases the GIL.
 
-        threads  upper bound: the session with the most threads within it is used, else the one with the fewest
+        threads  upper bound; the session with the most threads within it is used, else the one with the fewest
 
         Raises ValueError for canvases of different sizes, and whatever ONNX Runtime raises.
         """
@@ -118,9 +118,9 @@ class Engine:
     def warm_up(self, batch_pixels: int = 0) -> None:
         """Runs every session, so that no request has to wait for the slow first run.
 
-        On a CPU the largest canvas is enough. After it, the first run on another canvas takes only 1.01 to 1.02 times
-        as long as later runs, and running all of them could take minutes (scripts/RESULTS.md).
-        CUDA needs a first run on every canvas. There the largest batch of `batch_pixels` comes first, so that the
+        On a CPU, one run on the largest canvas is enough. The first run on any other canvas then takes only 1.01
+        to 1.02 times as long as later runs, whereas running all of them could take minutes (docs/results.md).
+        CUDA needs a first run on every canvas. The largest batch within `batch_pixels` is run first, so that the
         memory pool allocates its largest blocks before it is fragmented.
         """
         largest_first = sorted(self.card.geometry.canvases, key=math.prod, reverse=True)
@@ -129,19 +129,19 @@ class Engine:
             if largest > 1:
                 try:
                     self.run([_blank(canvas)] * largest)
-                except Exception:  # most likely out of memory; the queue will halve such batches, which costs time
-                    log.warning("a batch of %d on %d x %d fails; lower BATCH_PIXELS", largest, *canvas)
+                except Exception:  # probably out of memory; the queue will have to halve such batches
+                    log.warning("a batch of %d images on %d x %d fails; lower BATCH_PIXELS", largest, *canvas)
             for count in self.thread_counts:
                 for proposals_only in (False, True):
                     self.run([_blank(canvas)], proposals_only, count)
 
     def probe(self) -> None:
-        """A small run that any working engine can do. Raises whatever ONNX Runtime raises."""
+        """A small run that succeeds on any working engine. Raises whatever ONNX Runtime raises."""
         self.run([_blank(min(self.card.geometry.canvases, key=math.prod))])
 
 
 def check_interface(session: onnxruntime.InferenceSession) -> None:
-    """Raises ValueError, naming the tensor, if the graph's inputs and outputs are not those of contract 1."""
+    """Raises ValueError, naming the tensor, if the graph's inputs or outputs differ from contract 1."""
     _check("input", session.get_inputs(), INPUTS)
     _check("output", session.get_outputs(), DETECTIONS | PROPOSALS)
     images = next(tensor.shape for tensor in session.get_inputs() if tensor.name == "images")
@@ -165,7 +165,7 @@ def _stack(canvases: Sequence[Canvas]) -> tuple[NDArray[np.uint8], NDArray[np.in
     (H, W) = canvases[0].size
     sizes = np.array([canvas.pixels.shape[:2] for canvas in canvases], dtype=np.int64)
     if len(canvases) == 1 and canvases[0].pixels.shape[:2] == (H, W):
-        return canvases[0].pixels[np.newaxis], sizes  # without a copy
+        return canvases[0].pixels[np.newaxis], sizes  # saves a copy
     images = np.zeros((len(canvases), H, W, 3), dtype=np.uint8)
     for row, canvas in enumerate(canvases):
         if canvas.size != (H, W):

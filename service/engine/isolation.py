@@ -1,4 +1,4 @@
-"""After a batch failed: which image causes it, whether memory ran out, or whether the GPU is dead."""
+"""Finds out why a batch failed: because of one image, because memory ran out, or because the engine is dead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from service.engine.engine import Result
 from service.images.fit import Canvas
 
-# The messages of ONNX Runtime, CUDA, cuDNN, cuBLAS and C++ when memory runs out; no exception type marks that.
+# The messages of ONNX Runtime, CUDA, cuDNN, cuBLAS and C++ when memory runs out, for which there is no exception type.
 NO_MEMORY = re.compile(
     r"out of memory|failed to allocate|bad_alloc|BFCArena|ALLOC_FAILED|CUDA failure 2\b", re.IGNORECASE
 )
@@ -19,23 +19,23 @@ log = logging.getLogger(__name__)
 
 
 class EngineFailedError(Exception):
-    """The engine failed on this image, run alone."""
+    """The engine failed on this image, even when it was run alone."""
 
 
 class NoMemoryLeftError(EngineFailedError):
-    """There is not enough memory even for this image alone."""
+    """There is not enough memory for this image, even when it is run alone."""
 
 
 class EngineDeadError(EngineFailedError):
-    """The engine cannot run even a blank image any more."""
+    """The engine can no longer run even a blank image."""
 
 
 class Ran(NamedTuple):
-    """What became of a batch.
+    """The outcome of a batch.
 
     results        one result or error per image
-    out_of_memory  whether memory ran out on the way
-    fatal          why the engine is dead, or None if it works
+    out_of_memory  whether memory ran out in any run
+    fatal          why the engine is dead, or None if it still works
     """
 
     results: list[Result | EngineFailedError]
@@ -48,10 +48,10 @@ Probe = Callable[[], None]
 
 
 def isolate(error: Exception, run: Run, probe: Probe, canvases: Sequence[Canvas]) -> Ran:
-    """After `run` failed on a batch with `error`: runs each half, until the image that causes the failure is alone.
+    """Runs each half of a batch on which `run` failed with `error`, until the image that causes the failure is alone.
 
-    Halving also helps if the batch is too large for memory. After any other failure `probe` runs a blank image. A dead
-    CUDA context fails that too and never recovers, so then the rest of the batch is not run.
+    Halving also helps if the batch is too large for the memory. After any other failure, `probe` runs a blank image. If
+    that fails too, the engine is dead: a broken CUDA context never recovers. The rest of the batch is then not run.
     """
     out_of_memory = is_out_of_memory(error)
     if not out_of_memory and (fatal := _dead(probe)):
@@ -60,7 +60,7 @@ def isolate(error: Exception, run: Run, probe: Probe, canvases: Sequence[Canvas]
         size = (canvases[0].width, canvases[0].height)
         log.error("the engine failed on an image of %d x %d", *size, exc_info=error)
         return Ran([NoMemoryLeftError() if out_of_memory else EngineFailedError()], out_of_memory, None)
-    log.warning("a batch of %d failed; running each half of it", len(canvases), exc_info=error)
+    log.warning("a batch of %d images failed; running each half separately", len(canvases), exc_info=error)
     half = len(canvases) // 2
     first = _run_half(run, probe, canvases[:half])
     if first.fatal:
@@ -82,12 +82,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _dead(probe: Callable[[], None]) -> str | None:
-    """Why the engine is dead, or None if it is not. Out of memory is not dead: memory may become free again."""
+    """Why the engine is dead, or None if it works. Out of memory does not count, because it may pass."""
     try:
         probe()
     except Exception as error:
         if is_out_of_memory(error):
             return None
-        log.exception("the engine fails on a blank image too")
+        log.exception("the engine also fails on a blank image")
         return f"the engine fails on every image ({type(error).__name__}); the log has the reason"
     return None

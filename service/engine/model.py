@@ -1,4 +1,4 @@
-"""A published version, `model.onnx` with `model.json`: loaded and checked, or refused with a reason (contract 4)."""
+"""Loads and checks a published version, `model.onnx` with `model.json`, or refuses it with a reason (contract 4)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.images.fit import Geometry
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # what a model may be called
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # the pattern of a model's name
 
 
 class ModelRefusedError(Exception):
-    """A version that cannot be served; the message says why and what to do."""
+    """A version that cannot be served; the message gives the reason and the remedy."""
 
 
 class Resize(BaseModel):
@@ -27,21 +27,21 @@ class Resize(BaseModel):
 
 
 class Card(BaseModel):
-    """The contents of `model.json`. Further members are kept and shown unchanged."""
+    """The contents of `model.json`. Members that are not listed here are kept and shown unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(pattern=NAME)
     version: int = Field(ge=0)
-    labels: list[str] = Field(min_length=1, description="index 0 first; background is not among them")
+    labels: list[str] = Field(min_length=1, description="in order of their index, from 0; without the background")
     canvases: list[tuple[int, int]] = Field(min_length=1, description="height, width")
     resize: Resize
-    score_threshold: float = Field(ge=0, le=1, description="what /detect uses when the request does not say")
+    score_threshold: float = Field(ge=0, le=1, description="the default of the request parameter score_threshold")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of model.onnx")
     metrics: dict[str, Any] = {}
     training: Any = None
     opset: int | None = None
-    provider: Literal["any", "cpu"] = Field(default="any", description="cpu: the graph is made for the CPU alone")
+    provider: Literal["any", "cpu"] = Field(default="any", description="cpu: the graph was exported for the CPU only")
 
     @field_validator("labels")
     @classmethod
@@ -57,7 +57,7 @@ class Card(BaseModel):
 
 @dataclass(frozen=True)
 class Model:
-    """A version whose files were checked: its card, and exactly the bytes whose hash was checked."""
+    """A version whose files were checked: its card, and the bytes of the graph whose hash was checked."""
 
     card: Card
     graph: bytes
@@ -69,7 +69,7 @@ class Model:
 
 def load_model(directory: Path | str) -> Model:
     """The version in `directory`. Raises ModelRefusedError with the reason."""
-    directory = Path(directory).absolute()  # not resolved, since a mounted store may consist of links
+    directory = Path(directory).absolute()  # not resolve(): a mounted store may consist of symbolic links
     try:
         card = Card.model_validate_json((directory / "model.json").read_bytes())
         graph = (directory / "model.onnx").read_bytes()
@@ -93,9 +93,9 @@ def load_model(directory: Path | str) -> Model:
     long = card.resize.max_size
     short = min(card.resize.min_size, long)
     for height, width in ((short, long), (long, short)):
-        # `images.fit` makes no image larger than one of these two, so canvases that hold both hold every image.
+        # `images.fit` makes no image larger than one of these two sizes, so canvases that hold both hold every image.
         if not any(height <= H and width <= W for H, W in card.canvases):
             raise ModelRefusedError(
-                f"model.json: no canvas holds {height} x {width}, a size that resize can give; add one"
+                f"model.json: no canvas holds {height} x {width}, a size that images may have after resizing; add one"
             )
     return Model(card, graph)

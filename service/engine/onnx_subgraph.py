@@ -1,10 +1,10 @@
-"""Extracts the part of an ONNX model that some of its outputs need.
+"""Extracts the part of an ONNX model on which given outputs depend.
 
-ONNX Runtime runs every node of a session, whichever outputs are asked for, so proposals without the head need a
-session of their own. This reads the protobuf wire format and copies the needed fields unchanged. The `onnx` package
-would add 20 MB and half a second of start-up time to a service that needs it for nothing else.
+ONNX Runtime runs every node of a session, even if only some outputs are requested, so proposals without the RoI head
+need a session of their own. This module reads the protobuf wire format and copies the needed fields unchanged. The
+`onnx` package would add 20 MB and half a second of start-up time, and the service has no other use for it.
 
-Field numbers are those of onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+The field numbers are defined in onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Field(NamedTuple):
 
 
 def extract(model: bytes, outputs: Sequence[str]) -> bytes:
-    """`model` with only the nodes and initializers that `outputs` need.
+    """A copy of `model` with only the nodes and initializers that `outputs` depend on.
 
     Raises ValueError if an output is missing or the bytes are not an ONNX model.
     """
@@ -46,7 +46,7 @@ def extract(model: bytes, outputs: Sequence[str]) -> bytes:
 
 
 def refuse_external_data(model: bytes) -> None:
-    """Raises ValueError if a tensor's values are in another file: its path could lead out of the model store."""
+    """Raises ValueError if a tensor's values are in another file, whose path could lead out of the model store."""
     for field in _fields(memoryview(model)):
         if field.number == MODEL_GRAPH:
             for tensor in _payloads(field.payload, GRAPH_INITIALIZER):
@@ -76,7 +76,7 @@ def _extract_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
         fresh = set(_read_by(nodes[index])) - needed
         needed |= fresh
         waiting.extend(fresh)
-    for index in kept:  # so that the type information of a kept node's other outputs is kept too
+    for index in kept:  # to keep the type information of their other outputs too
         needed.update(_strings(nodes[index], NODE_OUTPUT))
 
     parts = []
@@ -101,8 +101,8 @@ def _extract_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
 def _read_by(node: memoryview) -> Iterator[str]:
     """The names that a node reads.
 
-    The body of a loop or branch may read any name of the graph around it, so every name in it counts. One node too
-    many only costs time, but one too few breaks the model.
+    The body of a loop or branch may read any name of the surrounding graph, so every name in it counts. A superfluous
+    node only costs time, but a missing one breaks the model.
     """
     yield from _strings(node, NODE_INPUT)
     for attribute in _payloads(node, NODE_ATTRIBUTE):

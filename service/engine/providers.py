@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: which one this machine can use, and sessions on it."""
+"""ONNX Runtime's execution providers: chooses the one that this machine can use, and opens sessions on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = "CPUExecutionProvider"
 LOG_ERRORS_ONLY = 3
 SPIN_MICROSECONDS = 100
 
-# y = Identity(x), one float, opset 18: the smallest model that shows whether a provider starts.
+# y = Identity(x), one float, opset 18: the smallest model that can show whether a provider starts.
 SMALLEST_MODEL = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
     "0f0a0179120a0a08080112040a02080142040a001012"
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class ProviderUnavailableError(Exception):
-    """CUDA is required but cannot be used; the message says why and what to do."""
+    """CUDA is required but cannot be used; the message gives the reason and the remedy."""
 
 
 def pick_provider(require_cuda: bool = False) -> str:
@@ -55,7 +55,7 @@ def pick_provider(require_cuda: bool = False) -> str:
 def cuda_devices() -> int:
     """The number of GPUs that the driver reports.
 
-    The driver is asked directly, because ONNX Runtime logs errors when it is asked on a machine without a GPU.
+    This queries the driver directly, because ONNX Runtime would log errors on a machine without a GPU.
     """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -69,7 +69,7 @@ def cuda_devices() -> int:
 
 def _cuda_starts() -> bool:
     """Whether a session on CUDA can be opened. ONNX Runtime falls back to the CPU silently, without an exception."""
-    onnxruntime.preload_dlls()  # from the wheels of the cuda extra, if CUDA is not installed on the system
+    onnxruntime.preload_dlls()  # uses the wheels of the cuda extra if CUDA is not installed on the system
     try:
         return CUDA in open_session(SMALLEST_MODEL, CUDA, session_options(1)).get_providers()
     except ValueError:
@@ -79,20 +79,19 @@ def _cuda_starts() -> bool:
 def session_options(threads: int, runs_alone: bool = False) -> onnxruntime.SessionOptions:
     """Options for a session whose runs use `threads` threads each.
 
-    runs_alone  no other run is expected at the same time, so its threads may spin briefly while they wait
+    runs_alone  whether no other run is expected at the same time; its threads then spin briefly while they wait
 
-    All other options are ONNX Runtime's defaults; none was found to be slower than its alternatives
-    (scripts/RESULTS.md).
+    All other options keep ONNX Runtime's defaults. Measurements found no faster alternative (docs/results.md).
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # 1.13 to 1.18 times as fast as the next lower level, which keeps convolutions in the file's layout
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Threads that spin while they wait take cores from decoding and from other runs: with two threads on two cores
-    # that were used by others too, a run took 1.4 to 1.8 times as long as with threads that sleep.
-    # A run that is alone may spin for as long as most gaps between two nodes last, but not after its end. That is 4 %
-    # faster, and no slower beside another process, where threads that spin longer took twice as long.
+    # Threads that spin while they wait take cores away from decoding and from other runs. With two threads on two busy
+    # cores, a run took 1.4 to 1.8 times as long as with threads that sleep.
+    # A run that is alone may spin, but only as long as most gaps between two nodes last, and not after its end. That is
+    # 4 % faster, and no slower while another process is busy. Threads that spun longer doubled the time there.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(runs_alone)))
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -105,8 +104,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """A session for the model `graph`, with the service's settings for its provider.
 
-    tf32    lets CUDA round the factors of products to ten bits of mantissa
-    device  which GPU
+    tf32    lets CUDA round factors to ten bits of mantissa
+    device  index of the GPU
 
     Raises ValueError if ONNX Runtime cannot load the graph.
     """
@@ -125,7 +124,7 @@ def open_session(
 
 @contextlib.contextmanager
 def _as_file(graph: bytes) -> Iterator[str]:
-    """The path of a file that holds exactly these bytes, in memory if the system supports that.
+    """The path of a file with exactly these bytes, held in memory if the system supports that.
 
     ONNX Runtime holds the GIL while it parses bytes (90 ms for 175 MB, during which no request is answered), but
     releases it while it reads a file. The model's own file may have changed since its hash was checked.

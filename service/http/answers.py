@@ -1,4 +1,4 @@
-"""From an inference to a response: as JSON, for NumPy, or as an image with the boxes drawn."""
+"""Turns an inference into a response: JSON, an .npz file, or an image with the boxes drawn."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from service.telemetry.metrics import Metrics
 
 JSON = "application/json"
 
-PIXEL_DECIMALS = 3  # finer than any detector; unrounded float32 values would double the size of the answer
+PIXEL_DECIMALS = (
+    3  # no detector is more accurate than that; unrounded float32 values would double the size of the answer
+)
 SCORE_DECIMALS = 6
 
 
 def detections(inference: Inference, card: Card, query: DetectQuery) -> dict[str, Any]:
-    """The answer to /detect, whose numbers are still NumPy arrays."""
+    """The answer to /detect, with its numbers as NumPy arrays."""
     result = inference.result
     threshold = card.score_threshold if query.score_threshold is None else query.score_threshold
     wanted = result.scores >= threshold
@@ -46,19 +48,22 @@ def detections(inference: Inference, card: Card, query: DetectQuery) -> dict[str
 
 
 def proposals(inference: Inference, card: Card, query: ProposalsQuery) -> dict[str, Any]:
-    """The answer to /proposals, whose numbers are still NumPy arrays."""
+    """The answer to /proposals, with its numbers as NumPy arrays."""
     return _head(inference, card) | _proposals(inference.result, query) | {"timing": _timing(inference)}
 
 
 def response(answer: dict[str, Any], inference: Inference, card: Card, media_type: str, metrics: Metrics) -> Response:
-    """`answer` as JSON or for NumPy."""
+    """`answer` as JSON or as an .npz file."""
     began = time.perf_counter()
     body = to_npz(answer, card) if media_type == npz.MEDIA_TYPE else to_json(answer)
     return encoded_response(body, inference, media_type, began, metrics)
 
 
 def encoded_response(body: bytes, inference: Inference, media_type: str, began: float, metrics: Metrics) -> Response:
-    """`body` with the time of every stage in its header. Encoding began at `began` (`time.perf_counter()`)."""
+    """A response with `body` and, in its header, the time of every stage.
+
+    began  `time.perf_counter()` when encoding began
+    """
     took = time.perf_counter() - began
     metrics.stage["encode"].observe(took)
     stages = {**inference.seconds, "encode": took}
@@ -79,7 +84,7 @@ def preferred(accept: str, offered: tuple[str, ...]) -> str:
             weight = 0.0
         # image/* means PNG; */* means JSON
         kind = {"image/*": "image/png", "application/*": JSON, "*/*": JSON}.get(name, name)
-        if weight > best and kind in offered:  # among equals the first wins
+        if weight > best and kind in offered:  # of equally preferred types, the first wins
             best, chosen = weight, kind
     return chosen
 
@@ -89,7 +94,7 @@ def to_json(answer: dict[str, Any]) -> bytes:
 
 
 def to_npz(answer: dict[str, Any], card: Card) -> bytes:
-    """The members of the JSON answer except timing, nested names joined by `_`, and the labels' indices."""
+    """The members of the JSON answer except timing, plus the labels' indices. Nested names are joined by `_`."""
     members: dict[str, Any] = {}
     for name, value in answer.items():
         inner = {f"{name}_{each}": value[each] for each in value} if isinstance(value, dict) else {name: value}
@@ -120,6 +125,6 @@ def _timing(inference: Inference) -> dict[str, float]:
 
 
 def _rounded(values: NDArray[np.float32], decimals: int) -> NDArray[np.float64]:
-    # orjson writes the shortest decimal form, which only in float64 is the rounded one, and needs C memory order
+    # orjson needs C memory order, and writes the rounded decimals only for float64
     rounded: NDArray[np.float64] = values.astype(np.float64, order="C").round(decimals)
     return rounded

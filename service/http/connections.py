@@ -1,10 +1,10 @@
-"""Clients' connections: who may send what when, how long it may take, and how the application learns of a disconnect.
+"""Clients' connections: deadlines, the order of what is read, and the notice that a client has disconnected.
 
-`Connection` stands between the socket and uvicorn's own HTTP/1.1 protocol, which is used as it is, through the
-interface that asyncio defines for every protocol. uvicorn waits for ever for the rest of a head or of a body and for a
-client to read; a `Connection` has deadlines for these (`service.http.deadlines`). It hands bytes on in the steps of
-HTTP: a head, then its body, then nothing before the response is complete. It learns the steps from
-`service.http.http1`, the ASGI side of the same connection.
+`Connection` sits between the socket and uvicorn's unmodified HTTP/1.1 protocol, and uses it through the interface that
+asyncio defines for every protocol. uvicorn waits for ever for the rest of a head or body, and for a client to read; a
+`Connection` has deadlines for these (`service.http.deadlines`). It passes bytes on in the steps of HTTP: a head, then
+its body, then nothing until the response is complete. It learns about the steps from `service.http.http1`, the ASGI
+side of the same connection.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from service.http.deadlines import Alarm, Deadlines
 from service.http.outgoing import Outgoing
 
-CONNECTION = "connection"  # key of the connection in a request's scope["state"]
+CONNECTION = "connection"  # the key under which a request's scope["state"] holds its connection
 
-BODY_PIECE = 2**18  # bytes of a body that are worth waking a handler for before the body is complete
-# h11 takes 15 µs for a chunk, however small, so chunked bodies are handed on in slices, between which other
-# connections have their turn; and the bytes that are not the body's own are limited.
+BODY_PIECE = 2**18  # bytes; smaller pieces of an incomplete body are collected, so that they do not wake its handler
+# h11 needs 15 µs for a chunk, however small. So chunked bodies are passed on in slices, between which the event loop
+# serves other connections, and the bytes that frame the chunks are limited.
 CHUNKED_SLICE = 2**12
 FREE_FRAMING = 12_000  # bytes: 2,000 chunks of one byte each, with 6 bytes of framing
-FRAMING_SHARE = 6 / 32  # of the body's bytes, beyond FREE_FRAMING: chunks of 32 bytes on average
+FRAMING_SHARE = 6 / 32  # of the body's bytes, in addition to FREE_FRAMING: allows chunks of 32 bytes on average
 
 _HEAD_END = re.compile(rb"\n\r?\n")  # h11 accepts a bare line feed too
 _LONGEST_HEAD_END = 3
@@ -39,30 +39,25 @@ _LONGEST_HEAD_END = 3
 def when_gone(request: Request, callback: Callable[[], object]) -> None:
     """Calls `callback` once, on the event loop, if the client disconnects before its response is complete.
 
-    It is called at once if the client has gone already, and never under a server without these connections. A second
-    callback replaces the first.
+    If the client has already disconnected, the call happens at once. Under a server without these connections it never
+    happens. A second callback replaces the first.
     """
     connection: Connection | None = request.scope["state"].get(CONNECTION)
     if connection:
         connection.when_gone(callback)
 
 
-def has_gone(request: Request) -> bool:
-    """Whether the client disconnected before its response was complete."""
-    connection: Connection | None = request.scope["state"].get(CONNECTION)
-    return connection is not None and connection.gone
-
-
 class _Step(Enum):
-    HEAD = auto()  # no request; bytes up to the end of a head pass
+    HEAD = auto()  # no request is in progress; bytes up to the end of a head pass
     CALL = auto()  # a head has passed, and the application is about to be called; nothing passes
-    BODY = auto()  # the rest of a body of known length passes
-    CHUNKS = auto()  # the length is unknown: everything passes, in slices
-    RESPONSE = auto()  # the body is complete, the response is not; nothing passes
+    BODY = auto()  # the body's length is known; its remaining bytes pass
+    CHUNKS = auto()  # the body's length is unknown; everything passes, in slices
+    DISCARD = auto()  # the chunks of the body are too small; everything that arrives is discarded
+    RESPONSE = auto()  # the body is complete but the response is not; nothing passes
 
 
 class Connection(asyncio.Protocol):
-    """One connection. uvicorn makes it (option `http`), so the arguments are uvicorn's."""
+    """One connection. uvicorn creates it (option `http`) and so determines the arguments."""
 
     deadlines = Deadlines()
 
@@ -79,11 +74,11 @@ class Connection(asyncio.Protocol):
         self._when_gone: Callable[[], object] | None = None
         self._head_alarm = Alarm(self._loop)
         self._step = _Step.HEAD
-        self._last_of_head = b""  # its last bytes so far: the blank line at its end may come in two pieces
-        self._body_left = 0  # in step BODY: bytes that have not passed
-        self._chunked_bytes = 0  # in step CHUNKS: bytes that have passed, and how many of them were the body's own
-        self._chunked_body = 0
-        self._waiting: list[bytes] = []  # bytes received that may not pass yet
+        self._last_of_head = b""  # its last bytes so far, because the blank line at its end may arrive in two pieces
+        self._body_left = 0  # in step BODY: bytes that have not passed yet
+        self._chunked_bytes = 0  # in step CHUNKS: bytes that have passed, framing included
+        self._chunked_body = 0  # in step CHUNKS: bytes of the body without framing
+        self._waiting: list[bytes] = []  # received bytes that may not pass yet
         self._waiting_size = 0
         self._pauses_between_slices = False
         self._http_pauses = False
@@ -98,12 +93,14 @@ class Connection(asyncio.Protocol):
         self._head_alarm.set(self.deadlines.read, self._outgoing.close)
 
     def data_received(self, data: bytes) -> None:
+        if self._step is _Step.DISCARD:
+            return
         self._waiting.append(data)
         self._waiting_size += len(data)
         self._pass_on()
 
     def eof_received(self) -> None:
-        self._outgoing.expect_progress()  # the transport closes by itself once everything is sent
+        self._outgoing.expect_progress()  # once everything is sent, the transport closes by itself
 
     def pause_writing(self) -> None:
         self._http.pause_writing()
@@ -114,16 +111,17 @@ class Connection(asyncio.Protocol):
         if not self._outgoing.is_closing():
             self._outgoing.expect_nothing()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
         self._outgoing.expect_nothing()
         self._abandon()
 
     # --- the application's side (service.http.http1) ---------------------------------------------------------------
 
     def request_began(self, length: int | None) -> None:
-        """The application is called for a request whose body has `length` bytes; None if that is unknown."""
+        """Called when the application starts on a request. `length`: bytes of its body, None if unknown."""
         self._head_alarm.clear()
-        # Behind a chunked body the next head may pass with some of its own body, so the rest's length is unknown.
+        # After a chunked body, the next head may pass together with part of its own body, so it is unknown how much of
+        # that body is still to come.
         known = length is not None and self._step is _Step.CALL
         self._chunked_bytes = self._chunked_body = 0
         self._body_left = length or 0
@@ -134,18 +132,24 @@ class Connection(asyncio.Protocol):
         self._pass_on()
 
     def body_received(self, size: int, complete: bool) -> None:
-        """The application has `size` more bytes of the body, and with them the whole body if `complete`."""
+        """Called when the application has received `size` more bytes of the body. `complete`: they are the last."""
         if complete:
             self._step = _Step.RESPONSE
             self._choose_whether_to_read()
         elif self._step is _Step.CHUNKS:
             self._chunked_body += size
             if self._chunked_bytes - self._chunked_body > FREE_FRAMING + FRAMING_SHARE * self._chunked_body:
-                self._outgoing.close()
-                self._abandon()
+                self._step = _Step.DISCARD
+                self._waiting, self._waiting_size = [], 0
+                self._choose_whether_to_read()
+
+    @property
+    def discards_body(self) -> bool:
+        """Whether the chunks of the body are too small, so that the rest of it is discarded unparsed."""
+        return self._step is _Step.DISCARD
 
     def response_complete(self, body_complete: bool) -> None:
-        """The response is complete. If the body is not, the connection is of no further use."""
+        """Called when the response is complete. If the request's body is not, the connection is closed."""
         self._when_gone = None
         self._step = _Step.HEAD
         self._last_of_head = b""
@@ -162,7 +166,7 @@ class Connection(asyncio.Protocol):
     # --- bytes on their way in -------------------------------------------------------------------------------------
 
     def _pass_on(self) -> None:
-        """Hands on those of the waiting bytes that may pass now."""
+        """Passes on those of the waiting bytes that may pass now."""
         while self._waiting and self._may_pass() and not self._outgoing.is_closing():
             data = b"".join(self._waiting)
             size = self._passing(data)
@@ -179,7 +183,7 @@ class Connection(asyncio.Protocol):
         return self._step is _Step.HEAD
 
     def _passing(self, data: bytes) -> int:
-        """How many of the bytes pass now: more than 0. Takes the step that they lead to."""
+        """How many of the bytes pass now, at least 1. Changes to the step that follows them."""
         if self._step is _Step.HEAD:
             return self._passing_of_head(data)
         if self._step is _Step.BODY:
@@ -215,14 +219,14 @@ class Connection(asyncio.Protocol):
         try:
             self._http.data_received(data)
         except h11.LocalProtocolError:
-            self._outgoing.close()  # uvicorn tried to send a 400 for malformed bytes after a response had begun
+            self._outgoing.close()  # uvicorn tried to send a 400 for malformed bytes although a response had begun
         if self._outgoing.is_closing():
             self._abandon()  # uvicorn has sent a 400; the handler's own response must not follow it
 
     def _abandon(self) -> None:
-        """Ends the request in progress, whose response cannot be sent any more."""
-        http, self._http = self._http, asyncio.Protocol()  # whose methods do nothing
-        http.connection_lost(None)  # with an error uvicorn would leave its keep-alive timer running
+        """Ends the request in progress. Its response can no longer be sent."""
+        http, self._http = self._http, asyncio.Protocol()  # its methods do nothing
+        http.connection_lost(None)  # None, because with an error uvicorn leaves its keep-alive timer running
         self._waiting, self._waiting_size = [], 0
         self._head_alarm.clear()
         self.gone = True
@@ -237,11 +241,13 @@ class Connection(asyncio.Protocol):
         self._choose_whether_to_read()
 
     def _choose_whether_to_read(self) -> None:
-        """While a response is awaited, only reading shows that the client has gone."""
+        """Pauses or resumes reading. Reading while a response is awaited is how a disconnect is noticed."""
         if self._step is _Step.RESPONSE:
             reads = not self._waiting
         elif self._step is _Step.BODY:
             reads = not self._http_pauses
+        elif self._step is _Step.DISCARD:
+            reads = True
         else:
             reads = not self._waiting and not self._http_pauses
         if reads != self._reading and not self._transport.is_closing():

@@ -1,4 +1,4 @@
-"""How long a client may take, and the timer that ends its connection when it takes longer."""
+"""How long a client may take to send and to read, and the timer that ends its connection after that time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 
 class Deadlines(NamedTuple):
-    """Seconds.
+    """All in seconds.
 
-    read   for a complete head, from its first byte or from connecting; and for the rest of a body that is not needed
-           any more because its request has been answered
-    write  within which the client must take some bytes of the response. It is long, because the system reports what
-           was taken in steps of up to a sixteenth of the client's buffer: 16 s apart at 4 kB/s
+    read   for receiving a complete head, from its first byte or from connecting; also for receiving the rest of a
+           body whose request has already been answered
+    write  within which the client must read some bytes of the response. It is long, because the system reports
+           progress only in steps of up to a sixteenth of the client's buffer: every 16 s at 4 kB/s
     """
 
     read: float = 10.0
@@ -21,7 +21,7 @@ class Deadlines(NamedTuple):
 
 
 class Alarm:
-    """A call in the future that can be put off."""
+    """A timer for one callback at a time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -32,7 +32,7 @@ class Alarm:
         return self._timer is not None
 
     def set(self, seconds: float, callback: Callable[..., object], *arguments: object) -> None:
-        """Calls `callback` in `seconds`, instead of what was set before."""
+        """Calls `callback` in `seconds`. This replaces any call that was set before."""
         self.clear()
         self._timer = self._loop.call_later(seconds, self._ring, callback, arguments)
 

@@ -1,7 +1,7 @@
-"""The rules of HTTP/1.1 that uvicorn leaves to the application, and a request's progress for its connection.
+"""The rules of HTTP/1.1 that uvicorn leaves to the application.
 
-`Http1` is the outermost layer. What `service.http.connections` cannot see in bytes it reports there: that a request
-began, that its body is complete, that its response is.
+`Http1` is the outermost layer of the application. It also reports a request's progress to `service.http.connections`,
+which cannot see it in the bytes: that a request began, that its body is complete, that its response is complete.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.connections import CONNECTION, Connection
+from service.http.problems import Problem
 
-# TCP resets a connection that is closed with bytes unread, and the client would lose a response that refuses its body.
-# So the rest of the body is read and dropped, within these bounds.
+# TCP resets a connection that is closed while received bytes are unread. The client would then lose the response that
+# refuses its body. So the rest of the body is read and discarded, within these bounds.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 2**20
-SMALL_BODY = 2**20  # bytes; a connection is kept for the rest of such a body
+SMALL_BODY = 2**20  # bytes; after a body up to this size, the connection stays open
 
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://(?:[^/?#]*@)?(?P<authority>[^/?#@]+)(?P<path>.*)")
 
 
 class Http1:
-    """`app` behind these rules. It needs connections of the class `Connection`."""
+    """Applies these rules to requests for `app`. It needs connections of the class `Connection`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,7 +40,7 @@ class Http1:
 
 
 def in_origin_form(scope: Scope) -> Scope:
-    """A target may be a whole URL, whose authority then counts instead of Host (RFC 9112, section 3.2.2)."""
+    """Reduces a target that is a whole URL to its path. Its authority replaces Host (RFC 9112, section 3.2.2)."""
     if scope["raw_path"].startswith(b"/"):
         return scope
     url = _ABSOLUTE_FORM.fullmatch(scope["raw_path"])
@@ -68,18 +69,27 @@ class _Exchange:
             elif name == b"connection" and b"close" in value.lower():
                 self._closes = True
         if chunked and length is not None:
-            scope = self._of_one_length(scope)
+            scope = self._without_content_length(scope)
         self.scope = scope
         self._body_complete = not length and not chunked
         self._has_small_body = not chunked and (length or 0) <= SMALL_BODY
         self._connection.request_began(None if chunked else length or 0)
 
-    def _of_one_length(self, scope: Scope) -> Scope:
-        """Transfer-Encoding overrides Content-Length, and the connection ends (RFC 9112, sections 6.1 and 6.3)."""
+    def _without_content_length(self, scope: Scope) -> Scope:
+        """Transfer-Encoding overrides Content-Length, and the connection closes (RFC 9112, sections 6.1 and 6.3)."""
         self._closes = True
         return {**scope, "headers": [each for each in scope["headers"] if each[0] != b"content-length"]}
 
     async def receive(self) -> Message:
+        """The next part of the body. Raises Problem (400) if the chunks of the body are too small."""
+        message = await self._receive_and_report()
+        if self._connection.discards_body:
+            self._closes = True
+            detail = "The chunks of the body are too small. Send chunks of at least 32 bytes."
+            raise Problem(400, "tiny_chunks", detail)
+        return message
+
+    async def _receive_and_report(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._body_complete = True
@@ -117,6 +127,6 @@ class _Exchange:
         try:
             async with asyncio.timeout(seconds):
                 while not self._body_complete and dropped < LINGER_BYTES:
-                    dropped += len((await self.receive()).get("body", b""))
+                    dropped += len((await self._receive_and_report()).get("body", b""))
         except TimeoutError:
             pass

@@ -1,4 +1,4 @@
-"""What every request gets, whatever its route: an id, a place in the metrics, and an answer when its handler fails."""
+"""The layer around all routes: request ids, metrics, and an answer when a handler fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Edge:
             return
         began = time.perf_counter()
         response = _Response(scope, send, self._runtime)
-        # HEAD is answered like GET; the server leaves out the body
+        # HEAD is answered like GET; the server omits the body
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
             await self._app(inner, receive, response.send)
@@ -47,13 +47,13 @@ class Edge:
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(inner.get("route"), "path", "unmatched")
-            scope["state"]["route"] = route  # for traces
+            scope["state"]["route"] = route  # tracing reads it
             seconds = (response.ended or time.perf_counter()) - began
             self._runtime.metrics.requests.labels(method, route, str(response.status or 499)).observe(seconds)
 
 
 class _Response:
-    """The response to one request, watched as it passes.
+    """Sends the response to one request and records its progress.
 
     status  0 until the response begins        ended  `time.perf_counter()` when its last bytes were sent, else None
     """
@@ -73,10 +73,10 @@ class _Response:
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self.request_id.encode())]
             if self._runtime.draining and not any(name == b"connection" for name, _ in headers):
-                headers.append((b"connection", b"close"))  # the client's next request belongs to another server
+                headers.append((b"connection", b"close"))  # the client should send its next request to another server
             message = {**message, "headers": headers}
         elif not message.get("more_body", False):
-            self.ended = time.perf_counter()  # sending may return later, when the rest of the request's body has come
+            self.ended = time.perf_counter()  # `send` may return only after the rest of the request's body has arrived
         await self._send(message)
 
     async def send_problem(self, problem: Problem) -> None:

@@ -1,6 +1,6 @@
-"""Answers for NumPy: an `.npz`, which is a zip of `.npy` files, read by `np.load(io.BytesIO(body))`.
+"""Encodes answers as `.npz` files, zip archives of `.npy` files that `np.load(io.BytesIO(body))` reads.
 
-numpy.savez writes the same file in twice the time, because it writes each member in small pieces.
+numpy.savez produces the same file but takes twice as long, because it writes each member in small pieces.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MEDIA_TYPE = "application/x-npz"
 
 
 def encode(members: Mapping[str, ArrayLike]) -> bytes:
-    """An uncompressed file with `members`. Raises ValueError for a value that NumPy could only pickle."""
+    """An uncompressed file with `members`. Raises ValueError for a value that NumPy would have to pickle."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, value in members.items():

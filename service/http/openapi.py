@@ -17,19 +17,19 @@ PROBLEMS = {
     413: "Too many bytes or pixels; the problem names the limit",
     415: "Unsupported Content-Type or Content-Encoding",
     422: "A bad or unknown parameter",
-    429: "Too many requests in flight, or this one would wait longer than its timeout; Retry-After says when to try "
-    "again",
-    500: "An error of the service. reason is engine (the model failed on this image; others are not affected) or "
+    429: "Too many requests are in flight, or this one would wait longer than its timeout; try again after "
+    "Retry-After seconds",
+    500: "An internal error. reason is engine (the model failed on this image; others are not affected) or "
     "internal (the server log has the details under request_id)",
-    503: "No answer now; Retry-After says when to try again. reason is loading, no_model (the store is empty), "
-    "draining (shutting down), out_of_memory (for this image) or failed (the engine is dead)",
+    503: "No answer is possible now; try again after Retry-After seconds. reason is loading, no_model (the store "
+    "is empty), draining (shutting down), out_of_memory (for this image) or failed (the engine is dead)",
     504: "No answer before the deadline",
 }
 
 REQUEST_ID = {
     "X-Request-ID": {
-        "description": "the request's own X-Request-ID if it consists of 1 to 64 of `A-Z a-z 0-9 . _ -`, else a new "
-        "one; problem documents repeat it, and so does the log of an internal error",
+        "description": "the request's own X-Request-ID if it has 1 to 64 characters of `A-Z a-z 0-9 . _ -`, else a new "
+        "id; it also appears in problem documents and in the log of an internal error",
         "schema": {"type": "string"},
     }
 }
@@ -42,7 +42,7 @@ RETRY_AFTER = {
 SERVER_TIMING = {
     "Server-Timing": {
         "description": "milliseconds in each stage: read, decode, queue (waiting for a decoding thread and for an "
-        "engine), inference, total (of all these), encode; for example `queue;dur=1.25, …`",
+        "engine), inference, total (from admission to the result), encode; for example `queue;dur=1.25, …`",
         "schema": {"type": "string"},
     }
 }
@@ -116,15 +116,16 @@ NPZ = {
         "schema": {
             "type": "string",
             "format": "binary",
-            "description": "for `numpy.load(io.BytesIO(body))`: the members of the JSON answer except timing, as "
-            "arrays, numbers in float32; nested ones have both names (`proposals_boxes`); `label_indices` start at 0",
+            "description": "read it with `numpy.load(io.BytesIO(body))`. It holds the members of the JSON answer "
+            "except timing as arrays, with float32 numbers. A nested member has both names, such as `proposals_boxes`. "
+            "`label_indices` start at 0",
         }
     }
 }
 
 
 def upload(route: str) -> dict[str, Any]:
-    """The `openapi_extra` of a route to which an image is sent."""
+    """The `openapi_extra` of a route that accepts an image."""
     return BODY | {"x-codeSamples": [{"lang": "shell", "source": line} for line in CURL[route]]}
 
 
@@ -157,7 +158,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an optional parameter without its null: a query can leave a parameter out, but not send null."""
+    """The schema of an optional parameter without null, because a query can omit a parameter but cannot send null."""
     schema = dict(schema)
     for kind in schema.pop("anyOf", []):
         if kind != {"type": "null"}:

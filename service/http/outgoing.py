@@ -1,4 +1,4 @@
-"""The way out of a connection: responses in few packets, and a deadline for a client that does not read."""
+"""Sends a connection's responses, in few packets and with a deadline for clients that do not read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if sys.platform == "linux":
 
 
 class Outgoing(asyncio.Transport):
-    """The transport that the HTTP protocol writes to, in front of the connection's real one.
+    """The transport to which the HTTP protocol writes. It passes data on to the connection's real transport.
 
-    It sends the head of a response together with its body: one system call, one packet. It drops a client that reads
-    nothing for `seconds` while bytes wait for it, but keeps a slow reader. It discards what is written to a closing
-    connection, as asyncio does; uvloop would raise.
+    It sends the head of a response together with its body, in one system call and one packet. It disconnects a client
+    that reads nothing for `seconds` while bytes are waiting to be sent, but keeps a slow reader. It discards writes to
+    a closing connection, as asyncio does; uvloop would raise an error.
 
-    on_flow: called when the protocol pauses reading (True) or resumes it (False). The connection decides, because it
-    has reasons of its own to read.
+    on_flow: called when the protocol pauses reading (True) or resumes it (False). Whether to read is the connection's
+    decision, because it has further reasons to read.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Outgoing(asyncio.Transport):
         self._held = b""
         self._alarm = Alarm(loop)
 
-    # --- the transport's interface, as far as an HTTP protocol uses it -----------------------------------------------
+    # --- the part of the transport interface that an HTTP protocol uses ----------------------------------------------
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._transport.get_extra_info(name, default)
@@ -54,19 +54,19 @@ class Outgoing(asyncio.Transport):
     def resume_reading(self) -> None:
         self._on_flow(False)
 
-    def write(self, data: bytes) -> None:  # type: ignore[override]  # bytes is all that is ever written
+    def write(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn writes nothing but bytes
         if self._held:
             held, self._held = self._held, b""
             if not self._transport.is_closing():
                 self._transport.writelines((held, data))
         elif data:
             self._held = data
-            self._loop.call_soon(self._flush)  # nothing may follow
+            self._loop.call_soon(self._flush)  # in case nothing else is written
 
     def close(self) -> None:
         self._flush()
         if not self._transport.is_closing():
-            self._transport.close()  # only when everything is sent
+            self._transport.close()  # takes effect once everything is sent
             self.expect_progress()
 
     def abort(self) -> None:
@@ -75,7 +75,7 @@ class Outgoing(asyncio.Transport):
     # --- the deadline ------------------------------------------------------------------------------------------------
 
     def expect_progress(self) -> None:
-        """From now on the client must read some of what waits for it, again and again."""
+        """From now on, the client must read some of the unsent bytes within every period of `seconds`."""
         self._alarm.clear()
         if unsent := self.unsent():
             self._alarm.set(self._seconds, self._check_progress, unsent)
@@ -84,9 +84,9 @@ class Outgoing(asyncio.Transport):
         self._alarm.clear()
 
     def unsent(self) -> int:
-        """Bytes that the client has not taken.
+        """The number of bytes that the client has not received.
 
-        They include the system's buffer, which accepts more from the process in large steps only.
+        It includes the system's send buffer, which accepts more bytes only in large steps and so hides slow progress.
         """
         size = self._transport.get_write_buffer_size()
         if size and sys.platform == "linux":

@@ -1,7 +1,7 @@
 """Every error as a problem document (RFC 9457, `application/problem+json`).
 
-A `detail` names the fault and the remedy. It is always a sentence of this service: decoders and runtimes put file names
-and heap addresses into their messages (vLLM's CVE-2026-22778 began with an echoed Pillow message).
+A `detail` names the fault and the remedy. It never quotes a library's message, because decoders and runtimes put file
+names and heap addresses into theirs (vLLM's CVE-2026-22778 began with a quoted Pillow message).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from service.models.choice import NoDefaultModelError, UnknownModelError
 from service.recent_uploads import UnknownImageError
 from service.runtime import NotReadyError, TooLateError
 
-MAX_LISTED = 10  # bad parameters that a problem lists
-LONGEST_NAME = 100  # characters of a parameter's name that are repeated to the client
+MAX_LISTED = 10  # bad parameters listed in one problem
+LONGEST_NAME = 100  # characters of a parameter's name that a problem quotes
 
 
-class Problem(Exception):  # noqa: N818  RFC 9457's own word
-    """A request that is answered with an error.
+class Problem(Exception):  # noqa: N818  the term of RFC 9457
+    """An error with which a request is answered.
 
     status   HTTP status
     reason   one of a few fixed words, for the metrics and for programs
@@ -65,7 +65,7 @@ class Problem(Exception):  # noqa: N818  RFC 9457's own word
 
 
 def of(error: Exception) -> Problem:
-    """The problem that answers a request which `error` ended. Raises TypeError for an error that is not in ANSWERED."""
+    """The problem for a request that ended with `error`. Raises TypeError for an error that is not in ANSWERED."""
     for kind in type(error).__mro__:
         if kind in _PROBLEMS:
             problem: Problem = _PROBLEMS[kind](error)
@@ -74,7 +74,7 @@ def of(error: Exception) -> Problem:
 
 
 def _retry_later(status: int, reason: str, detail: str, seconds: int) -> Problem:
-    """A problem that may pass: the client is asked to try again after `seconds`."""
+    """A temporary problem. Its Retry-After header asks the client to try again after `seconds`."""
     return Problem(status, reason, detail, headers={"Retry-After": str(seconds)})
 
 
@@ -112,7 +112,7 @@ def _engine_failed(error: EngineFailedError) -> Problem:
 def _bad_parameters(error: RequestValidationError) -> Problem:
     listed = [
         {
-            "parameter": str(fault["loc"][1])[:LONGEST_NAME],  # after the word "query"
+            "parameter": str(fault["loc"][1])[:LONGEST_NAME],  # the first item is "query"
             "detail": "unknown parameter" if fault["type"] == "extra_forbidden" else fault["msg"],
         }
         for fault in error.errors()[:MAX_LISTED]
@@ -122,7 +122,7 @@ def _bad_parameters(error: RequestValidationError) -> Problem:
 
 
 def _not_routed(error: HTTPException) -> Problem:
-    """What the router refuses: an unknown path, or a method that the path does not have."""
+    """The problem for an unknown path, or for a method that the path does not support."""
     allowed = (error.headers or {}).get("Allow", "others")
     reason, detail = {
         404: ("unknown_path", "No such path. GET /docs lists all endpoints."),
@@ -149,4 +149,4 @@ _PROBLEMS: dict[type, Callable[[Any], Problem]] = {
     HTTPException: _not_routed,
 }
 
-ANSWERED = tuple(_PROBLEMS)  # the errors, subclasses included, that are answered with a problem document
+ANSWERED = tuple(_PROBLEMS)  # the errors that are answered with a problem document; subclasses too

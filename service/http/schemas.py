@@ -1,7 +1,7 @@
-"""The API's documents: what a query may hold and what an answer holds, for validation and for /openapi.json.
+"""Schemas of the API's queries and answers, for validation and for /openapi.json.
 
-The answers themselves are built from arrays and written by orjson (answers.py): walking a thousand proposals in
-pydantic or FastAPI's encoder would cost more than the rest of the request.
+Answers are not built from these classes but from arrays, which orjson writes (answers.py). To encode a thousand
+proposals, pydantic or FastAPI would take longer than the rest of the request.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ class VersionQuery(BaseModel):
 class ModelQuery(VersionQuery):
     """Which model to use."""
 
-    model: str | None = Field(None, description="name of a served model; default: the one that GET /models names")
+    model: str | None = Field(None, description="name of a served model; default: `default` in GET /models")
 
 
 class ProposalsQuery(ModelQuery):
-    max_proposals: int | None = Field(None, ge=1, description="maximum number to return, best first; default: all")
+    max_proposals: int | None = Field(
+        None, ge=1, description="maximum number of proposals to return, best first; default: all"
+    )
     timeout: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="deadline in seconds from the end of the upload; a request still waiting then is dropped with 504. "
+        description="seconds from the end of the upload to the deadline, after which the request gets 504. "
         "Default and maximum: REQUEST_TIMEOUT",
     )
     priority: Literal["interactive", "bulk"] = Field(
@@ -57,11 +59,13 @@ class DetectQuery(ProposalsQuery):
         allow_inf_nan=False,
         description="drop detections below this score; default: the model's threshold",
     )
-    max_detections: int | None = Field(None, ge=1, description="maximum number to return, best first; default: all")
+    max_detections: int | None = Field(
+        None, ge=1, description="maximum number of detections to return, best first; default: all"
+    )
     label: list[str] = Field(
         [], description="return only these labels; repeat the parameter for several: `label=circle&label=star`"
     )
-    proposals: bool = Field(False, description="also return the proposals that the detections were made from")
+    proposals: bool = Field(False, description="also return the proposals from which the detections were made")
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -81,13 +85,13 @@ class ModelId(BaseModel):
 
 
 class Timing(BaseModel):
-    """Where the time went, in milliseconds."""
+    """The time that each stage took, in milliseconds."""
 
     read_ms: float = Field(description="receiving the body")
     decode_ms: float = Field(description="decoding the file and resizing the image onto the canvas")
     queue_ms: float = Field(description="waiting for a decoding thread and for an engine")
     inference_ms: float = Field(description="the run of the batch that held this image")
-    total_ms: float = Field(description="from admission until the result is there")
+    total_ms: float = Field(description="from admission until the result is available")
 
 
 class Proposals(BaseModel):
@@ -108,7 +112,7 @@ class DetectAnswer(BaseModel):
 
 
 class ProposalsAnswer(Proposals):
-    """What the RPN found: the regions that the RoI head would classify, best first."""
+    """The proposals of the RPN, which the RoI head would classify, best first."""
 
     image: Image
     model: ModelId
@@ -155,6 +159,6 @@ class ProblemAnswer(BaseModel):
     type: str = "about:blank"
     title: str
     status: int
-    detail: str = Field(description="what is wrong, and what to do about it")
-    reason: str = Field(description="a fixed word for programs to test")
+    detail: str = Field(description="the fault and the remedy")
+    reason: str = Field(description="a fixed word that identifies the kind of problem, for programs")
     request_id: str

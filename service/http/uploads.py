@@ -1,4 +1,4 @@
-"""Reads the image file from a request's body (multipart, raw, or base64 in JSON), bounded in bytes and in time.
+"""Reads the image file from a request's body (multipart, raw, or base64 in JSON), with limits on size and time.
 
 The declared size is checked before anything is read, and the received bytes are counted as they arrive.
 """
@@ -23,14 +23,14 @@ from service.telemetry.metrics import Metrics
 
 FIELDS = ("image", "file")
 CURL = "curl -F image=@image.jpg"
-# A data: URL contains one comma, base64 none. Parsing many small values takes 25 times their size in memory.
+# A data: URL contains one comma, base64 none. JSON with many small values would need 25 times its size in memory.
 MAX_COMMAS = 8
 WHITESPACE = string.whitespace.encode()
 ACCEPTED = "multipart/form-data, image/*, application/octet-stream or application/json"
 
 
 class _InMemoryParser(MultiPartParser):
-    spool_max_size = 2**62  # the body is bounded already; Starlette would write files above 1 MB to disk, in a thread
+    spool_max_size = 2**62  # Starlette would write files above 1 MB to disk; the size of the body is limited anyway
 
 
 def has_body(request: Request) -> bool:
@@ -44,7 +44,7 @@ async def read(request: Request, settings: Settings, metrics: Metrics) -> bytes:
     """
     limit, timeout = settings.max_upload_bytes, settings.receive_timeout
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "media_type", "Content-Encoding is not supported. Send the image without it.")
+        raise Problem(415, "media_type", "Content-Encoding is not supported. Send the image without this header.")
     if int(request.headers.get("content-length", 0)) > limit:
         raise _too_large(limit)
     try:
@@ -62,7 +62,7 @@ async def read(request: Request, settings: Settings, metrics: Metrics) -> bytes:
         raise
     metrics.upload_bytes.inc(len(data))
     if not data:
-        raise Problem(400, "empty", f"The request carries no image. For example: {CURL}")
+        raise Problem(400, "empty", f"The request contains no image. For example: {CURL}")
     return data
 
 
@@ -101,7 +101,7 @@ def from_json(body: bytes) -> bytes:
         if not head.endswith(";base64"):
             raise Problem(400, "bad_base64", f"A data: URL must be in base64. {wanted}")
     try:
-        return base64.b64decode(text.encode("ascii").translate(None, WHITESPACE), validate=True)  # some wrap lines
+        return base64.b64decode(text.encode("ascii").translate(None, WHITESPACE), validate=True)
     except (binascii.Error, ValueError) as error:
         raise Problem(400, "bad_base64", f"The member image is not valid base64. {wanted}") from error
 
@@ -129,7 +129,7 @@ async def _multipart(request: Request, chunks: AsyncGenerator[bytes, None]) -> b
 
 
 async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body's chunks. Raises Problem (413) once they are more than `limit` bytes."""
+    """The body's chunks. Raises Problem (413) once their total exceeds `limit` bytes."""
     received = 0
     async for chunk in request.stream():
         received += len(chunk)

@@ -1,8 +1,8 @@
 """Decodes an image's bytes to upright RGB pixels at a model's scale (contract 2).
 
-*Stored* is how the file keeps the pixels; *upright* is after the EXIF orientation has been applied.
+*Stored* pixels are as in the file; *upright* pixels are after the EXIF orientation has been applied.
 
-Everything here is synchronous and has no state: the service runs it in threads, the offline half calls it directly.
+These functions are synchronous and have no state. The service calls them in threads, the offline half directly.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from service.images.fit import Canvas, Fit, Geometry, fit
 from service.images.interpolate import interpolate
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-# Photos of 50-megapixel phones (8160 x 6120) are within it. Pillow needs up to 8 bytes per pixel on the way to RGB.
+# Allows photos from 50-megapixel phones (8160 x 6120). Pillow needs up to 8 bytes per pixel to convert them to RGB.
 MAX_PIXELS = 64_000_000
-# An ordinary file has about ten scans. A crafted file of a few kB can have thousands, and each costs a pass over every
-# pixel.
+# An ordinary file has about ten scans. A crafted file of a few kB can have thousands, each of which costs a pass over
+# every pixel.
 MAX_JPEG_SCANS = 50
-# In entropy-coded data FF is always followed by 00, so FF DA can only be the start of a scan, or part of a small
+# In entropy-coded data FF is always followed by 00, so FF DA can only start a scan, or be part of a small embedded
 # thumbnail. The regular expression is three times as fast as bytes.count.
 JPEG_SCAN = re.compile(rb"\xff\xda")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -40,16 +40,16 @@ TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# `decode` checks a lower limit of its own; the warning would only fill the log.
+# `decode` checks a lower limit of its own; Pillow's warning would only fill the log.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # the decoders' remarks on odd files
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # decoders' warnings about unusual files
 
 
 class ImageError(ValueError):
     """The bytes cannot be decoded.
 
-    fault   what is wrong, as a clause about "it"
-    remedy  what to do, as a sentence
+    fault   a clause whose subject is the upload, such as "it is empty"
+    remedy  a sentence
     """
 
     def __init__(self, fault: str, remedy: str) -> None:
@@ -59,7 +59,7 @@ class ImageError(ValueError):
 
 
 class NotAnImageError(ImageError):
-    """The bytes are not an image in one of FORMATS, or they are broken."""
+    """The bytes are not an image in one of FORMATS, or the image is broken."""
 
 
 class TooManyPixelsError(ImageError):
@@ -73,14 +73,14 @@ class TooManyPixelsError(ImageError):
 def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Canvas:
     """The image in `data`, upright, RGB, resized for the model.
 
-    Raises NotAnImageError or TooManyPixelsError and nothing else, whatever the bytes; MemoryError is passed on.
+    For any bytes it raises only NotAnImageError, TooManyPixelsError or MemoryError.
     """
     image = _open(data, max_pixels)
     try:
         return _decode(image, geometry)
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise a dozen types for crafted files
+    except Exception as error:  # decoders raise many types of exception for crafted files
         raise _broken(image) from error
 
 
@@ -97,12 +97,12 @@ def upright(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Reads the header and checks it. No pixel is decoded yet."""
+    """Reads and checks the header, without decoding any pixels."""
     if not data:
         raise NotAnImageError("it is empty", "Send the bytes of an image.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:  # Pillow's own limit; it does not give the size
+    except Image.DecompressionBombError:  # from Pillow's own limit; this error does not contain the size
         raise TooManyPixelsError("far too many pixels", max_pixels) from None
     except MemoryError:
         raise
@@ -125,7 +125,7 @@ def _broken(image: Image.Image) -> NotAnImageError:
 
 
 def _decode(image: Image.Image, geometry: Geometry) -> Canvas:
-    if image.format == "PNG":  # its EXIF may follow the pixels, and asking for it decodes them
+    if image.format == "PNG":  # its EXIF data may follow the pixels, so reading it decodes them
         image.load()
     orientation = _orientation(image)
     width, height = _swapped(image.size, orientation)
@@ -135,14 +135,14 @@ def _decode(image: Image.Image, geometry: Geometry) -> Canvas:
 
 
 def _antialiased(image: Image.Image, orientation: int, target: Fit) -> NDArray[np.uint8]:
-    """The upright pixels at the target size, by Pillow's filter, which averages over all pixels."""
+    """The upright pixels at the target size, resized by Pillow's filter, which averages over all pixels."""
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time. `draft` picks the smallest scale
     # that is not below the requested size.
     size = target.width, target.height
     drafted = image.draft(None, _swapped(size, orientation))
     kept = drafted[1][2:] if drafted else image.size
     image.load()
-    # Turned before it is resized, so that a turned file gives exactly the pixels of the upright one.
+    # Turn before resizing, so that a turned file yields exactly the same pixels as the upright one.
     image = _turned(_in_plain_mode(image), orientation)
     box = _box_after_turning(image.size, kept, orientation)
     return np.asarray(_on_white(image.resize(size, Image.Resampling.BILINEAR, box=box)))
@@ -156,7 +156,7 @@ def _interpolated(image: Image.Image, orientation: int, target: Fit) -> NDArray[
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8. A missing, broken or unknown one counts as 1."""
+    """The EXIF orientation, 1 to 8. A missing, broken or unknown value counts as 1."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # the image can be decoded even if its EXIF block is broken
@@ -165,7 +165,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """A stored width and height as upright ones, or the reverse."""
+    """Converts a stored width and height to the upright ones, or the reverse."""
     width, height = size
     return (height, width) if orientation >= 5 else (width, height)
 
@@ -177,10 +177,10 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 def _box_after_turning(
     size: tuple[int, int], kept: tuple[float, float], orientation: int
 ) -> tuple[float, float, float, float]:
-    """Where the top left `kept` width and height of the stored image are after it has been turned to `size`.
+    """The box that the top left `kept` width and height of the stored image cover after it was turned to `size`.
 
-    A JPEG decoded at 1/8 has ceil(side / 8) pixels per side, and the last may stand for less than eight of the
-    original: the resize must not count all of it.
+    A JPEG decoded at 1/8 has ceil(side / 8) pixels per side. The last of them may represent fewer than eight original
+    pixels, so the resize must count only a part of it.
     """
     width, height = size
     w, h = reversed(kept) if orientation >= 5 else kept
@@ -192,7 +192,7 @@ def _box_after_turning(
 def _in_plain_mode(image: Image.Image) -> Image.Image:
     """`image` in a mode that can be turned and resized: L, RGB or RGBA."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        # the high byte, which Pillow itself takes of 16-bit colour
+        # keep the high byte, as Pillow itself does for 16-bit colour
         return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         return image.convert("RGBA")

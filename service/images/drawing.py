@@ -11,7 +11,7 @@ from PIL import ImageDraw, ImageFont
 from service.images.decode import upright
 
 JPEG_MAX_SIDE = 65_500  # libjpeg's limit
-GOLDEN_RATIO = 0.618034  # steps of this share of the colour circle give distinct hues for any number of labels
+GOLDEN_RATIO = 0.618034  # hues at steps of this share of the colour circle are distinct for any number of labels
 
 
 class SideTooLongError(ValueError):
@@ -35,7 +35,7 @@ def draw(data: bytes, max_pixels: int, answer: dict[str, Any], labels: list[str]
     line = max(1, round(side / 400))
     font = ImageFont.load_default(max(10, min(64, round(side / 45))))
     rows = list(zip(answer["boxes"].tolist(), answer["scores"].tolist(), answer["labels"], strict=True))
-    for box, score, label in reversed(rows):  # in reverse, so that the best is on top
+    for box, score, label in reversed(rows):  # in reverse, so that the best one is drawn on top
         colour = colour_of(labels.index(label))
         pen.rectangle(box, outline=colour, width=line)
         _tag(pen, image.size, box, f"{label} {score:.0%}", font, colour)
@@ -45,7 +45,7 @@ def draw(data: bytes, max_pixels: int, answer: dict[str, Any], labels: list[str]
     else:
         image.save(
             out, "PNG", compress_level=1
-        )  # the default level takes five times as long and saves a tenth of the size
+        )  # the default level takes five times as long and saves only a tenth of the size
     return out.getvalue()
 
 
@@ -63,7 +63,7 @@ def _tag(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     colour: tuple[int, int, int],
 ) -> None:
-    """Writes the label above the box, or just inside it if there is no room above; never beyond the image's edge."""
+    """Writes the label above the box, or inside it if there is no room above, and always within the image."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     pad = max(1, (bottom - top) // 4)
     width, height = right - left + 2 * pad, bottom - top + 2 * pad

@@ -2,7 +2,7 @@
 
 H, W  canvas;  h, w  the image on it;  boxes are x1, y1, x2, y2.
 
-Size and canvas are a function of the image and the model alone, so an answer never depends on other requests.
+Size and canvas depend only on the image and the model, so an answer never depends on other requests.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a model wants its images.
+    """How images are resized and padded for a model.
 
-    canvases   as (H, W)
-    min_size   of the shorter side after resizing, in pixels
-    max_size   of the longer side, which takes precedence
-    antialias  True: Pillow's filter, and sides rounded to the nearest pixel; False: as torchvision's detectors resize
+    canvases   each as (H, W)
+    min_size   length of the shorter side after resizing, in pixels
+    max_size   upper limit of the longer side; it takes precedence over min_size
+    antialias  True: use Pillow's filter and round sides to whole pixels; False: resize like torchvision's detectors
     """
 
     canvases: tuple[tuple[int, int], ...]

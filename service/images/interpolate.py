@@ -1,6 +1,6 @@
-"""Bilinear interpolation between the four nearest pixels at any scale, which torchvision's detectors are trained with.
+"""Bilinear interpolation between the four nearest pixels, as torchvision's detectors resize.
 
-When it makes an image smaller, it skips pixels that Pillow's filter would average (antialiasing).
+To make an image smaller, it skips pixels that Pillow's filter would average (antialiasing).
 
 H, W  size before;  h, w  size after.
 """
@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BAND = 16  # rows at a time, few enough to stay in the processor's cache
+BAND = 16  # rows per step, few enough to stay in the processor's cache
 
 
 def interpolate(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Resizes `pixels` [H, W, 3] to [h, w, 3].
 
-    The same as torch.nn.functional.interpolate(mode="bilinear", align_corners=False), rounded to whole values, with
-    float32 coordinates and weights as in torch.
+    The result equals torch.nn.functional.interpolate(mode="bilinear", align_corners=False), rounded to whole values.
+    Coordinates and weights are float32, as in torch.
     """
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -31,7 +31,7 @@ def interpolate(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[n
         rows += (pixels[lower[band]] - rows) * down[band]
         columns = rows.take(left, axis=1)
         columns += (rows.take(right, axis=1) - columns) * across
-        columns += 0.5  # the cast to integers below drops the fraction
+        columns += 0.5  # to round, because the cast to integers below truncates
         result[band] = columns
     return result
 

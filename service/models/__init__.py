@@ -1,1 +1,1 @@
-"""The models that are served, and the model store that they come from."""
+"""The served models, and the model store from which they are loaded."""

@@ -1,8 +1,8 @@
-"""The models that are served now: polls the store, loads and warms up new versions, then switches to them.
+"""The served models: scans the store, loads and warms up new versions, then switches to them.
 
-Versions load in a thread while those served before go on answering. A request that was admitted before the switch is
-answered by the version that was current then. A version that cannot be served is refused with the reason, and does not
-affect those that are served.
+New versions are loaded in a thread while the current ones continue to answer. A request that was admitted before the
+switch is answered by the version that was current then. A version that cannot be served is refused with a reason and
+does not affect the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 class ServedModel:
     """A version that is served: an engine on every device, and a count of the requests that use it.
 
-    Any thread may use it. Its lock guards the count, and the callback for when that reaches 0 after `retire`.
+    Any thread may use it. Its lock guards the count, and the callback that is called when the count reaches 0 after
+    `retire`.
     """
 
     card: Card
@@ -54,7 +55,7 @@ class ServedModel:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Counts one request as using this version for as long as the context lasts."""
+        """Counts one request as using this version until the context ends."""
         with self._lock:
             self._in_flight += 1
         try:
@@ -63,9 +64,9 @@ class ServedModel:
             self._count_out(1)
 
     def retire(self, drained: Callable[[float], object]) -> None:
-        """To be called once, when no new request will use this version.
+        """Must be called once, when no new request will use this version.
 
-        `drained` is called once, after the last request has ended, with the seconds since the call of `retire`.
+        `drained` is called once, after the last request has ended, with the seconds since this call.
         """
         with self._lock:
             self._retired, self._drained = time.monotonic(), drained
@@ -84,12 +85,12 @@ class ServedModel:
 class Catalogue:
     """The models of the store `folder`, served on `devices`.
 
-    models   name to version to model
-    refused  "name/version" to the reason
-    default  the model that the store names for requests that name none
+    models   the served models, by name and version
+    refused  the reason for each version that is not served, by "name/version"
+    default  the name of the store's default model, for requests that name no model
 
-    One thread at a time may call `refresh`. It never changes a dictionary that can be seen from outside, but replaces
-    it, so other threads may read these three at any time without a lock.
+    Only one thread at a time may call `refresh`. It replaces these three attributes and never modifies a dictionary in
+    place, so other threads may read them at any time without a lock.
     """
 
     def __init__(
@@ -111,10 +112,10 @@ class Catalogue:
         self._known: dict[Path, Signature] = {}
         self._unreadable: list[Path] = []
         self._default_unread = False
-        self._retry_at: dict[Path, float] = {}  # for versions that failed for a reason that may pass
+        self._retry_at: dict[Path, float] = {}  # for versions that failed for a reason that may be temporary
 
     def refresh(self) -> None:
-        """Loads new and changed versions and removes those that left the store. Raises StoreMissingError."""
+        """Loads new and changed versions, and removes those that have left the store. Raises StoreMissingError."""
         listing = directories(self._folder)
         self._warn_of(listing.unreadable)
         found = {directory: signature(directory) for directory in listing.versions}
@@ -124,7 +125,7 @@ class Catalogue:
                 self._known[directory] = seen
                 self._retry_at.pop(directory, None)
                 self._load(directory)
-        # remove vanished versions last, so that a replacement already serves
+        # remove versions last, so that their replacements are already served
         gone = [known for known in self._known if known not in found and known.parent not in listing.unreadable]
         for directory in gone:
             self._remove(directory)
@@ -146,7 +147,7 @@ class Catalogue:
     def _warn_of(self, unreadable: list[Path]) -> None:
         if unreadable != self._unreadable:
             for folder in unreadable:
-                log.warning("%s cannot be listed; its versions stay served, but new ones are not found", folder)
+                log.warning("%s cannot be listed; its versions are still served, but new ones are not found", folder)
             self._unreadable = unreadable
 
     def _load(self, directory: Path) -> None:
@@ -156,7 +157,7 @@ class Catalogue:
         except ModelRefusedError as error:
             self._refuse(place, str(error))
             return
-        except Exception as error:  # such as too little memory, which may be free later
+        except Exception as error:  # for example too little memory, which may be free later
             log.exception("loading %s failed", directory)
             self._retry_at[directory] = self._clock() + RETRY_SECONDS
             self._refuse(place, f"it cannot be loaded and run now ({type(error).__name__}); the log has the reason")
@@ -208,11 +209,11 @@ class Catalogue:
             self._metrics.model.remove(name, version)
             self._metrics.model_changes.labels("removed").inc()
             served.retire(self._metrics.model_drain_seconds.observe)
-            log.info("model %s is no longer served: it left the store", place)
+            log.info("model %s is no longer served, because it was removed from the store", place)
 
 
 def signature(directory: Path) -> Signature:
-    """A value that changes when a version's files do. It leaves out missing files."""
+    """A value that changes when the files of a version change. Missing files are left out."""
     files = []
     for name in ("model.json", "model.onnx"):
         try:

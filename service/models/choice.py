@@ -1,4 +1,4 @@
-"""Which served model answers a request."""
+"""Chooses the served model that answers a request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Served = Mapping[str, Mapping[int, ServedModel]]  # by name and version
 
 
 class UnknownModelError(Exception):
-    """No such model, or no such version of it. The message lists those that are available."""
+    """The request names a model or version that is not served. The message lists those that are available."""
 
 
 class NoDefaultModelError(Exception):

@@ -1,4 +1,4 @@
-"""The model store: a folder with `<name>/<version>/` for each published version (contract 4; Triton's layout)."""
+"""The model store: a folder with `<name>/<version>/` for each published version, as in Triton (contract 4)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class StoreMissingError(Exception):
-    """The model store is not a directory; the message says what to do."""
+    """The model store is not a directory; the message contains the remedy."""
 
 
 class Listing(NamedTuple):
@@ -23,7 +23,7 @@ class Listing(NamedTuple):
 
 
 def directories(store: Path) -> Listing:
-    """Lists the store. Hidden folders are left out: they are versions that are still being written.
+    """Lists the store. Hidden folders are skipped, because they hold versions that are still being written.
 
     Raises StoreMissingError.
     """

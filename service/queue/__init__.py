@@ -1,1 +1,1 @@
-"""Between the HTTP edge and the engines: waiting tasks, estimates of their pace, and the threads that work on them."""
+"""The queue between the HTTP edge and the engines: waiting tasks, time estimates, and worker threads."""

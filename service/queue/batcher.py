@@ -1,15 +1,15 @@
-"""Threads that decode images and run them in batches; deadlines, cancellation and priorities (contract 5).
+"""Decodes images and runs them in batches, in threads; handles deadlines, cancellation and priorities (contract 5).
 
-Threads take their work from the queue themselves. None waits for the event loop between two batches: when the event
-loop handed out the work, two cores were idle for 7 % of the time with 16 clients. A GPU's threads only run batches, and
-others decode for them; a CPU's threads do both, since both need the same cores.
+Threads take their work from the queue themselves, so they never wait for the event loop between two batches. When the
+event loop distributed the work, two cores were idle for 7 % of the time with 16 clients. A GPU's threads only run
+batches, and further threads decode; a CPU's threads do both, because both need the same cores.
 
-Work-conserving: an idle engine takes what waits at once, and a batch forms only while all engines are busy, so there is
-no delay to tune. A batch never mixes models, canvases or graphs. The batch key whose first task has waited longest goes
-first, so that no canvas can starve another.
+Batching is work-conserving: an idle engine takes waiting images at once, and a batch forms only while all engines are
+busy, so there is no delay to tune. A batch never mixes models, canvases or graphs. The batch key whose first task has
+waited longest is run first, so that no canvas can starve another.
 
-One lock guards all state that changes: the queue, the estimates, and the counts here. It is never held while an image
-is decoded or run. Futures and timers belong to the event loop and are only touched there.
+One lock guards all changing state: the queue, the estimates, and the counts in this class. It is never held while an
+image is decoded or run. Futures and timers belong to the event loop and are used only there.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from service.queue.pace import Pace
 from service.queue.tasks import BatchKey, RunnableModel, Task, TaskQueue, TimedResult, Waiter
 from service.telemetry.metrics import Metrics
 
-BULK_PATIENCE = 5.0  # seconds that a bulk request gives way to interactive ones; limited, so that it is not starved
+BULK_PATIENCE = 5.0  # seconds for which a bulk request yields to interactive ones; limited, so that it is not starved
 
 log = logging.getLogger(__name__)
 
 
 class DeadlinePassedError(Exception):
-    """The result would come after the request's deadline."""
+    """The request's deadline passed before its result was ready, or would pass before it could be."""
 
 
 class Batch(NamedTuple):
-    """Tasks for one run, and how many threads that may use."""
+    """The tasks of one run, and the number of threads that it may use."""
 
     key: BatchKey
     tasks: list[Task]
@@ -67,7 +67,7 @@ class Batcher:
         decoders    number of threads that only decode
         max_pixels  limit per image
         on_fatal    called on the event loop with the reason when an engine dies
-        clock       seconds from any starting point
+        clock       returns seconds since an arbitrary time
         """
         self._concurrent_runs = sum(device.runs for device in devices)
         self._decode_ahead = sum(
@@ -83,7 +83,7 @@ class Batcher:
         self._to_run = Condition(self._lock)
         self._queue = TaskQueue()
         self._pace = Pace()
-        self._busy = 0  # threads that decode or run now
+        self._busy = 0  # number of threads that are decoding or running a batch
         self._closing = False
 
         self._busy_seconds = {device: metrics.engine_seconds.labels(device.name) for device in devices}
@@ -108,9 +108,9 @@ class Batcher:
         digest: str | None = None,
         when_gone: Callable[[Callable[[], object]], None] | None = None,
     ) -> TimedResult:
-        """The result for the image in `data`, whose SHA-256 is `digest` if that is known already.
+        """The result for the image in `data`, whose SHA-256 is `digest` if already known.
 
-        `when_gone` registers a callback for client disconnect; queued work is then dropped and CancelledError raised.
+        `when_gone` registers a callback for the client's disconnect, which drops queued work and raises CancelledError.
 
         Raises DeadlinePassedError after `timeout` seconds, ImageError if the bytes cannot be decoded,
         EngineFailedError if the engine fails on the image.
@@ -132,7 +132,7 @@ class Batcher:
             raise
         finally:
             timer.cancel()
-            del data, task, waiter  # the exception keeps this frame alive, and with it these objects
+            del data, task, waiter  # an exception would keep this frame, and so these objects, in memory
 
     def expected_wait(self) -> float:
         """Seconds that a new image would wait at the current rate."""
@@ -140,7 +140,7 @@ class Batcher:
             return len(self._queue) * self._pace.seconds_between_answers
 
     def close(self) -> None:
-        """Ends the threads. They finish what is queued first."""
+        """Ends the threads after they have finished the queued work."""
         with self._lock:
             self._closing = True
             self._to_decode.notify_all()
@@ -161,7 +161,7 @@ class Batcher:
             self._leave(task, waiter, "deadline")
 
     def _leave(self, task: Task, waiter: Waiter, reason: str) -> None:
-        """Takes out a request that ends without a result."""
+        """Removes a request that ends without a result."""
         with self._lock:
             stage = task.stage
             if self._queue.leave(task, waiter):
@@ -178,7 +178,7 @@ class Batcher:
             self._settle(task, outcome)
 
     def _settle(self, task: Task, outcome: Result | Exception) -> None:
-        """Gives all requests that wait for a task its result, or the reason why there is none."""
+        """Passes a task's result or error to all requests that wait for it."""
         with self._lock:
             waiters = self._queue.close(task)
             self._ignore_idle_time()
@@ -186,7 +186,7 @@ class Batcher:
             waiter.settle(outcome if isinstance(outcome, Exception) else task.timed(outcome, waiter.arrived))
 
     def _give_up(self, tasks: Sequence[Task]) -> None:
-        """Ends tasks whose deadline would pass before their run ended."""
+        """Ends tasks whose deadline would pass before the end of their run."""
         for task in tasks:
             with self._lock:
                 waiters = list(task.waiters)
@@ -221,7 +221,7 @@ class Batcher:
                     condition.wait()
                 self._busy += 1
             self._do(device, job)
-            del job  # or a waiting thread would keep the last image in memory
+            del job  # otherwise a waiting thread would keep its last image in memory
             with self._lock:
                 self._busy -= 1
 
@@ -233,34 +233,34 @@ class Batcher:
                 assert device is not None
                 self._run(device, job)
         except BaseException:  # the thread must survive any failure
-            log.exception("a thread of the queue failed")
+            log.exception("a thread of the queue failed on its work")
             tasks = [job] if isinstance(job, Task) else job.tasks
             _call_soon(tasks[0].loop, self._deliver, tasks, [EngineFailedError()] * len(tasks))
 
     # The methods from here to _form_batch need the lock.
 
     def _next(self, device: Device | None, decodes: bool) -> Task | Batch | None:
-        """What a thread does next: run a batch, or decode (the task returned). None if there is nothing to do."""
+        """The next job of a thread: a batch to run, a task to decode, or None if there is nothing to do."""
         if device is not None:
             decode_first = decodes and self._may_decode() and not self._has_full_batch(device)
             if not decode_first and (batch := self._form_batch(device)):
                 return batch
-        # asked again, because forming a batch may have made room by dropping decoded images
+        # checked again, because forming a batch may have dropped decoded images and so made room
         return self._queue.take_undecoded() if decodes and self._may_decode() else None
 
     def _may_decode(self) -> bool:
         return self._queue.has_undecoded and self._queue.ready_pixels < self._decode_ahead
 
     def _share(self, device: Device) -> int:
-        """Images that one run may take now.
+        """The number of images that one run may take now.
 
-        The queue is shared among all engines and not only among the idle ones. The busy ones will soon be free, and
+        The queue is divided among all engines, not only among the idle ones. The busy engines will soon be free, and
         would have no work if one engine took everything.
         """
         return math.ceil(len(self._queue) / (self._concurrent_runs * device.depth))
 
     def _has_full_batch(self, device: Device) -> bool:
-        """Whether decoding more images first could not make the next batch larger."""
+        """Whether a batch is already as large as it may be, so that decoding further images would not enlarge it."""
         share = self._share(device)
         return any(ready >= min(share, _capacity(device, key)) for key, ready in self._queue.ready_counts())
 
@@ -275,7 +275,7 @@ class Batcher:
             while len(tasks) < limit and (task := self._queue.take_ready(key)):
                 (tasks if task.last_deadline > earliest_end else late).append(task)
         if late or tasks:
-            self._to_decode.notify_all()  # there is room for decoded images again
+            self._to_decode.notify_all()  # there is again room for decoded images
         for task in late:
             self._queue.close(task)
             self._pace.lower_run_estimate(task.model, task.batch_key.canvas)
@@ -299,7 +299,7 @@ class Batcher:
             _call_soon(task.loop, self._settle, task, NoMemoryLeftError())
             return
         except ImageError as error:
-            # Without its traceback, whose frames would keep the image for as long as anything keeps the error.
+            # Drop the traceback, because its frames would keep the image in memory as long as the error exists.
             error.__cause__ = error.__context__ = None
             _call_soon(task.loop, self._settle, task, error.with_traceback(None))
             return
@@ -307,7 +307,7 @@ class Batcher:
         with self._lock:
             if self._queue.add_ready(task, canvas):
                 self._to_run.notify()
-                self._to_decode.notify()  # an idle thread of a CPU, which waits on this condition, may run it
+                self._to_decode.notify()  # on a CPU, idle threads wait on this condition and may run it
 
     def _run(self, device: Device, batch: Batch) -> None:
         key, tasks, threads = batch
@@ -324,7 +324,7 @@ class Batcher:
             task.run_began, task.run_ended = began, ended
         with self._lock:
             self._pace.learn_run(key.model, key.canvas, ended - began)
-        # before anyone is answered, so that a client that reads the metrics next finds its own request counted
+        # Count before answering, so that a client that then reads the metrics finds its own request counted.
         self._observe(device, key, canvases, ended - began)
         if ran.out_of_memory:
             self._shrink_budget(device, key, len(tasks))
@@ -333,7 +333,7 @@ class Batcher:
         _call_soon(tasks[0].loop, self._deliver, tasks, ran.results)
 
     def _shrink_budget(self, device: Device, key: BatchKey, images: int) -> None:
-        """Allows half of the batch for which memory ran out. After a single image, the budget stays as it is."""
+        """Reduces the budget to half of the batch for which memory ran out, unless that was a single image."""
         canvas = math.prod(key.canvas)
         if images > 1:
             device.budget.shrink(max(canvas, canvas * images // 2))
@@ -356,6 +356,6 @@ def _capacity(device: Device, key: BatchKey) -> int:
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:
-    """Calls `function` on the event loop, unless that has ended."""
+    """Calls `function` on the event loop, unless the loop is closed."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(function, *arguments)

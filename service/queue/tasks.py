@@ -1,7 +1,7 @@
-"""Tasks, and the queue of those that wait: first to be decoded, then for an engine.
+"""Tasks, and the queue in which they wait, first for a decoding thread and then for an engine.
 
-Nothing here is safe for threads by itself; the batcher's lock guards the queue, and of every task `rank`, `stage` and
-`waiters`. A task's other fields are set by the thread that decodes or runs it, and read once that has handed it back.
+These classes are not thread-safe. The batcher's lock guards the queue, and the fields `rank`, `stage` and `waiters` of
+every task. The other fields of a task are set by the thread that decodes or runs it, and read only after that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.images.fit import Canvas, Geometry
 
 
 class RunnableModel(Protocol):
-    """A version that is served: how it wants images prepared, and its engine on each device."""
+    """A served version: how its images are prepared, and its engine on each device."""
 
     geometry: Geometry
 
@@ -27,7 +27,7 @@ class RunnableModel(Protocol):
 
 
 class UploadKey(NamedTuple):
-    """Cheap lookup key for identical uploads in flight; a match is confirmed by comparing the bytes."""
+    """A cheap lookup key for identical uploads in flight. After a match, the bytes are compared too."""
 
     tail: bytes
     length: int
@@ -36,7 +36,7 @@ class UploadKey(NamedTuple):
 
 
 class BatchKey(NamedTuple):
-    """All tasks of a batch have the same."""
+    """Tasks can share a batch if their keys are equal."""
 
     model: RunnableModel
     canvas: tuple[int, int]
@@ -59,9 +59,9 @@ class TimedResult(NamedTuple):
 class Waiter:
     """One request that waits for a task.
 
-    The future only signals that `outcome` is set. An exception set on the future would keep the frames that it is
-    raised through, those frames keep the request, and the request keeps the future: a cycle, so that every refused
-    image would stay in memory until the garbage collector runs.
+    The future only signals that `outcome` is set. An exception set on the future would refer to the frames that raise
+    it, these frames refer to the request, and the request to the future. This cycle would keep every refused image in
+    memory until the garbage collector runs.
     """
 
     future: asyncio.Future[None]
@@ -79,8 +79,8 @@ class Waiter:
 class Task:
     """One image, and the requests that wait for it.
 
-    loop   the event loop of those requests
-    rank   the place in the queue: smaller goes first
+    loop   the event loop of these requests
+    rank   determines the order in the queue; the smallest comes first
     stage  queue, decode or inference
     """
 
@@ -100,7 +100,7 @@ class Task:
 
     @property
     def upload_key(self) -> UploadKey:
-        # the tail, because many files of one camera or program begin alike
+        # The tail is used because files from the same camera or program often begin with the same bytes.
         return UploadKey(self.data[-32:], len(self.data), self.model, self.proposals_only)
 
     @property
@@ -116,7 +116,7 @@ class Task:
         return len(self.data) + (self.canvas.pixels.nbytes if self.canvas else 0)
 
     def timed(self, result: Result, arrived: float) -> TimedResult:
-        """The result for a request that came at `arrived`, without the time spent for another request before that."""
+        """The result for a request that arrived at `arrived`. Time spent on the task before that is not counted."""
         assert self.canvas is not None
         return TimedResult(
             result,
@@ -134,14 +134,14 @@ def _rank(task: Task) -> float:
 
 
 class TaskQueue:
-    """The tasks that wait, in order of rank, and an index of all tasks that a request with the same bytes may join.
+    """The waiting tasks in order of rank, and an index of all tasks that a request with the same bytes may join.
 
     ready_pixels  canvas pixels of the decoded tasks that wait for an engine
     """
 
     def __init__(self) -> None:
         self.ready_pixels = 0
-        self._joinable: dict[UploadKey, Task] = {}  # if two tasks have one key but other bytes, the later one
+        self._joinable: dict[UploadKey, Task] = {}  # the later one if two tasks with different bytes have the same key
         self._undecoded: list[Task] = []
         self._ready: dict[BatchKey, list[Task]] = {}
 
@@ -149,13 +149,13 @@ class TaskQueue:
         return len(self._undecoded) + sum(map(len, self._ready.values()))
 
     def bytes(self) -> int:
-        """Bytes of the uploads and decoded images that wait."""
+        """The total size of the waiting uploads and decoded images."""
         return sum(task.bytes() for tasks in (self._undecoded, *self._ready.values()) for task in tasks)
 
     # --- requests ------------------------------------------------------------------------------------------------
 
     def join(self, task: Task, waiter: Waiter) -> Task:
-        """Adds a request with its new `task`, or to a task with the same bytes. Returns the task that it waits for."""
+        """Adds a request to an existing task with the same bytes, else to its new `task`. Returns the task used."""
         key = task.upload_key
         same = self._joinable.get(key)
         if same is None or same.data != task.data:
@@ -169,9 +169,10 @@ class TaskQueue:
         return same
 
     def leave(self, task: Task, waiter: Waiter) -> bool:
-        """Takes a request out, and its task too if that waits and has no other request.
+        """Removes a request, and also its task if the task is waiting and has no other request.
 
-        A task that a thread is working on is finished, and its result dropped. Returns whether a decoded image left.
+        A task on which a thread is working is finished, but its result is discarded. Returns whether a decoded image
+        was removed.
         """
         if waiter in task.waiters:
             task.waiters.remove(waiter)
@@ -185,7 +186,7 @@ class TaskQueue:
         return self._remove_ready(task)
 
     def close(self, task: Task) -> list[Waiter]:
-        """No request can join from here on. Returns the requests that wait for the task."""
+        """Prevents further requests from joining the task. Returns the requests that wait for it."""
         key = task.upload_key
         if self._joinable.get(key) is task:
             del self._joinable[key]
@@ -203,7 +204,7 @@ class TaskQueue:
         return task
 
     def add_ready(self, task: Task, canvas: Canvas) -> bool:
-        """Puts a task back that has been decoded. Drops it and returns False if no request waits for it any more."""
+        """Puts a decoded task back into the queue. If no request waits for it any more, drops it and returns False."""
         task.stage = "queue"
         task.canvas = canvas
         if not task.waiters:
@@ -214,15 +215,15 @@ class TaskQueue:
         return True
 
     def ready_counts(self) -> Iterator[tuple[BatchKey, int]]:
-        """How many decoded tasks wait, by batch key."""
+        """The number of waiting decoded tasks for each batch key."""
         return ((key, len(tasks)) for key, tasks in self._ready.items())
 
     def first_key(self) -> BatchKey | None:
-        """The batch key whose first task has waited longest, or None if no decoded task waits."""
+        """The batch key of the waiting decoded task with the smallest rank, or None if no decoded task waits."""
         return min(self._ready, key=lambda key: self._ready[key][0].rank, default=None)
 
     def take_ready(self, key: BatchKey) -> Task | None:
-        """The first decoded task with this key, or None if there is none."""
+        """Removes and returns the first decoded task with this key, or returns None if there is none."""
         tasks = self._ready.get(key)
         if tasks is None:
             return None

@@ -1,4 +1,4 @@
-"""The GPUs' memory use, read from the driver at each scrape."""
+"""A metric of the GPUs' memory use, read from the driver at each scrape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class GpuMemory(Collector):
-    """`detector_gpu_memory_bytes` by GPU number, as in nvidia-smi, and kind: used (by all processes) and total.
+    """The metric `detector_gpu_memory_bytes`, by GPU number (as in nvidia-smi) and kind (used or total).
 
     Raises pynvml's errors if there is no driver.
     """
@@ -33,7 +33,7 @@ class GpuMemory(Collector):
         for index in range(self._nvml.nvmlDeviceGetCount()):
             try:
                 info = self._nvml.nvmlDeviceGetMemoryInfo(self._nvml.nvmlDeviceGetHandleByIndex(index))
-            except self._nvml.NVMLError as error:  # a lost GPU must not hide the other metrics
+            except self._nvml.NVMLError as error:  # a GPU that has failed must not hide the other metrics
                 log.warning("the memory of GPU %d cannot be read: %s", index, type(error).__name__)
                 continue
             memory.add_metric([str(index), "used"], info.used)
@@ -42,8 +42,8 @@ class GpuMemory(Collector):
 
 
 def watch(registry: CollectorRegistry) -> None:
-    """Adds the GPUs' memory to the metrics. Without a driver the service runs without these metrics."""
+    """Adds this metric to `registry`. If the driver cannot be used, it logs a warning and adds nothing."""
     try:
         GpuMemory(registry)
-    except Exception as error:  # not installed (the cuda extra brings it), or no driver
-        log.warning("no metrics of GPU memory: %s", type(error).__name__)
+    except Exception as error:  # pynvml is not installed (the cuda extra includes it), or there is no driver
+        log.warning("metrics of GPU memory are not available: %s", type(error).__name__)

@@ -1,7 +1,7 @@
-"""Every metric, named and explained in one place. Base units: seconds, bytes, ratios from 0 to 1.
+"""All metrics, with their names and help texts. Base units: seconds, bytes, ratios from 0 to 1.
 
-Label values come from fixed sets (route templates, reason words, the store's models and their labels), never from what
-a client sent, so no client can make the number of series grow.
+Label values come from fixed sets (route templates, reason words, the store's models and their labels) and never from a
+request, so clients cannot increase the number of series.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # any other is counted as "other"
 
-# Seconds, from encoding (a tenth of a millisecond) to the deadline. Neighbours differ by a factor of about two, so that
-# any quantile is right within that factor.
+# Bucket bounds in seconds, from encoding (below a millisecond) to the deadline. Neighbouring bounds differ by a factor
+# of about two, so any quantile is accurate within that factor.
 LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 LOADING = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -51,20 +51,20 @@ class Metrics:
         """Latency by stage, and work in progress."""
         self.requests = self._histogram(
             "request_seconds",
-            "Time from the request's head until the last byte of the response is handed to the socket",
+            "Time from the request's head until the last byte of the response is written to the socket",
             LATENCY,
             ("method", "route", "status"),
         )
         stages = self._histogram(
             "stage_seconds",
-            "Time of one request in a stage: read (receiving the body), queue (waiting for a decoding thread and for "
-            "an engine), decode (file to canvas), inference (the run of its batch), encode (writing the answer)",
+            "Time that a request spends in a stage: read (receiving the body), queue (waiting for a decoding thread "
+            "and for an engine), decode (file to canvas), inference (the run of its batch), encode (the answer)",
             LATENCY,
             ("stage",),
         )
         self.stage = {name: stages.labels(name) for name in STAGES}
         self.in_flight = self._gauge("requests_in_flight", "Requests admitted but not yet answered")
-        self.queue_depth = self._gauge("queue_depth", "Images waiting to be decoded or for an engine")
+        self.queue_depth = self._gauge("queue_depth", "Images waiting for a decoding thread or an engine")
         self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of the uploads and decoded images that are waiting")
         self.upload_bytes = self._counter("upload_bytes_total", "Bytes of request bodies read")
         self.recent_bytes = self._gauge("recent_uploads_bytes", "Bytes of recent uploads kept for GET /proposals")
@@ -74,7 +74,7 @@ class Metrics:
         sizes = self._histogram("batch_size", "Images per batch", BATCH_SIZES, ("graph",))
         self.batch_size = {graph: sizes.labels(graph) for graph in ("full", "proposals")}
         self.batch_fill = self._histogram(
-            "batch_filled_ratio", "Share of its pixel budget that a batch uses, padding included", SHARES
+            "batch_filled_ratio", "Share of the pixel budget that a batch uses, padding included", SHARES
         )
         self.padding = self._histogram("batch_padded_ratio", "Share of a batch's pixels that are padding", SHARES)
         self.engine_seconds = self._counter(
@@ -85,7 +85,7 @@ class Metrics:
         )
         self.batch_budget = self._gauge(
             "batch_budget_pixels",
-            "Most canvas pixels that a batch may have now; halved when memory runs out",
+            "Current limit of canvas pixels per batch; halved when memory runs out",
             ("device",),
         )
         self.out_of_memory = self._counter("out_of_memory_total", "Batches that ran out of memory", ("device",))
@@ -93,16 +93,18 @@ class Metrics:
     def _outcomes(self) -> None:
         """Requests refused, dropped, shared or failed, and the detections in the others."""
         self.rejected = self._counter(
-            "rejected_total", "Requests refused because of their content, overload or an unready service", ("reason",)
+            "rejected_total",
+            "Requests refused because of their content, of overload, or because the service is not ready",
+            ("reason",),
         )
         self.cancelled = self._counter(
             "cancelled_total",
-            "Requests dropped before their answer: disconnected (the client has gone) or deadline (it has passed); "
-            "those in stage read or queue cost no inference",
+            "Requests dropped before their answer, because the client disconnected or the deadline passed; "
+            "those dropped in stage read or queue cost no inference",
             ("reason", "stage"),
         )
         self.shared = self._counter(
-            "shared_total", "Requests that shared the inference of another request in flight with the same image"
+            "shared_total", "Requests that shared the inference of another request in flight for the same image"
         )
         self.failed = self._counter("failed_total", "Requests that failed because of the service", ("reason",))
         self.detections = self._counter("detections_total", "Detections returned", ("model", "version", "label"))
@@ -111,7 +113,7 @@ class Metrics:
         )
 
     def _models(self) -> None:
-        """Readiness, served models, and how long changes take."""
+        """Readiness, served models, and the time that changes take."""
         self.ready = self._gauge("ready", "1 while /readyz answers 200, else 0")
         self.draining_seconds = self._gauge("draining_seconds", "Seconds since the service was asked to stop")
         self.model = Info(
@@ -127,10 +129,12 @@ class Metrics:
             "model_changes_total", "Changes of versions: served, refused or removed", ("change",)
         )
         self.model_load_seconds = self._histogram(
-            "model_load_seconds", "Time from finding a version to serving it: check, sessions, warm-up", LOADING
+            "model_load_seconds",
+            "Time from finding a version to serving it, for checks, opening sessions and warm-up",
+            LOADING,
         )
         self.model_drain_seconds = self._histogram(
-            "model_drain_seconds", "Time from a version's replacement or removal to its last answer", LATENCY
+            "model_drain_seconds", "Time from the replacement or removal of a version to its last answer", LATENCY
         )
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:

@@ -1,9 +1,10 @@
-"""OpenTelemetry traces: one span per request and one per stage, if the environment names where to send them.
+"""OpenTelemetry traces with one span per request and one per stage, if environment variables set a destination.
 
 Without tracing, the SDK is not imported and the application is not wrapped. With tracing, a layer around the
-application makes the spans from the request and from the response's Server-Timing, so the rest of the service needs no
-code for it.
-The SDK's own variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, …) apply. FastAPI's own spans would have no stages.
+application creates the spans from the request and from the response's Server-Timing header, so the rest of the service
+needs no code for them. FastAPI's own spans would not show the stages.
+
+The SDK's own variables (OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, …) apply.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ FLUSH_SECONDS = 3.0
 
 
 def provider_from_environment() -> TracerProvider | None:
-    """The provider that sends spans (OTLP over HTTP), or None if no variable asks for traces.
+    """The provider that sends spans (OTLP over HTTP), or None if no variable switches tracing on.
 
-    Raises ValueError with a message of one line if a variable asks for traces that cannot be sent.
+    Raises ValueError with a one-line message if tracing is switched on but cannot work.
     """
-    variable = _variable_that_asks()
+    variable = _variable_that_switches_on()
     if variable is None:
         return None
     try:
@@ -54,8 +55,8 @@ def provider_from_environment() -> TracerProvider | None:
     return provider
 
 
-def _variable_that_asks() -> str | None:
-    """The environment variable that asks for traces, or None. Raises ValueError for an unknown exporter."""
+def _variable_that_switches_on() -> str | None:
+    """The environment variable that switches tracing on, or None. Raises ValueError for an unknown exporter."""
     exporter = os.environ.get("OTEL_TRACES_EXPORTER", "")
     if exporter == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
@@ -65,7 +66,7 @@ def _variable_that_asks() -> str | None:
 
 
 class Traced:
-    """`app` with a server span around each request. Spans not yet sent are sent when the application shuts down."""
+    """Records a server span for each request to `app`. Unsent spans are sent when the application shuts down."""
 
     def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
         from opentelemetry import trace
@@ -97,7 +98,7 @@ class Traced:
     def _flushing(self, send: Send) -> Send:
         async def flushing(message: Message) -> None:
             if message["type"] == "lifespan.shutdown.complete":
-                # the exporter tries for OTEL_EXPORTER_OTLP_TIMEOUT, 10 s by default, too long a delay for an exit
+                # the exporter retries for OTEL_EXPORTER_OTLP_TIMEOUT, 10 s by default, and would delay the exit
                 flush = threading.Thread(target=self._provider.shutdown, daemon=True)
                 flush.start()
                 await asyncio.to_thread(flush.join, FLUSH_SECONDS)
@@ -106,13 +107,13 @@ class Traced:
         return flushing
 
     def _record(self, scope: Scope, response: list[Message], began: int, ended: int) -> None:
-        """Records the span of a finished request, from `began` to `ended` (ns since 1970), and those of its stages."""
+        """Records the spans of a finished request and of its stages. `began` and `ended` are in ns since 1970."""
         kind = self._trace.SpanKind
         request_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         state = scope.get("state", {})
         route = state.get("route", "unmatched")
         status = response[0]["status"] if response else CLIENT_GONE
-        method = scope["method"] if scope["method"] in METHODS else "_OTHER"  # OpenTelemetry's word
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"  # OpenTelemetry's name for it
         attributes = {
             "http.request.method": method,
             "http.route": route,
@@ -134,7 +135,7 @@ class Traced:
 def _stages(headers: Iterable[tuple[bytes, bytes]], began: int) -> Iterator[tuple[str, int, int]]:
     """The stages in a response's Server-Timing: name, start and end (ns).
 
-    They follow each other from `began` without gaps; all of a request's waiting is one span.
+    They follow one another from `began` without gaps. All the waiting of a request is one span.
     """
     timing = next((value.decode("latin-1") for name, value in headers if name == b"server-timing"), "")
     parts = (part.strip().partition(";dur=") for part in timing.split(","))

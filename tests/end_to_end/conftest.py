@@ -1,4 +1,4 @@
-"""A real server: `python -m service` in a process of its own, asked over a real socket."""
+"""A real server: `python -m service` in its own process, with requests over a real socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
-# The embedded model alone: whoever has published models of their own runs the same tests.
+# Only the embedded model, so that the tests are the same if other models have been published.
 _ALONE = tempfile.TemporaryDirectory(prefix="model-store-")
 STORE = Path(os.environ.get("MODEL_STORE", _ALONE.name))
 (Path(_ALONE.name) / "shapes").mkdir()
@@ -30,7 +30,7 @@ STORE = Path(os.environ.get("MODEL_STORE", _ALONE.name))
 
 
 class Server:
-    """One running service. `http` is a client for it; `lines` is what it has printed so far."""
+    """A running service. `http` is a client for it; `lines` holds the lines that it has printed so far."""
 
     def __init__(self, program: Sequence[str] = ("-m", "service"), **settings: object) -> None:
         environment = os.environ | {"MODEL_STORE": str(STORE), "HOST": "127.0.0.1", "PORT": "0", "SHUTDOWN_GRACE": "0"}
@@ -101,7 +101,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Server]]:
-    """Starts further services with settings of their own."""
+    """Starts further services with other settings."""
     running: list[Server] = []
 
     def start(*program: Sequence[str], **settings: object) -> Server:
@@ -114,7 +114,7 @@ def start() -> Iterator[Callable[..., Server]]:
 
 
 def scene(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Coloured shapes on a plain ground: things that the embedded model finds."""
+    """Coloured shapes on a plain background, which the embedded model detects."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (width, height), tuple(rng.integers(180, 250, 3).tolist()))
     pen = ImageDraw.Draw(image)
@@ -137,7 +137,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 
 def distinct(data: bytes, number: int) -> bytes:
-    """The same image as other bytes, since the service computes identical uploads in flight once."""
+    """The same image in different bytes, because the service runs identical uploads in flight only once."""
     return data + b"\0%d" % number
 
 
@@ -148,7 +148,7 @@ def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 
 def answer(response: httpx.Response) -> dict[str, Any]:
-    """A 200's document, without what differs from call to call."""
+    """The document of a response with status 200, without the members that differ between calls."""
     assert response.status_code == 200, response.text
     document: dict[str, Any] = response.json()
     document.pop("timing")
@@ -156,7 +156,7 @@ def answer(response: httpx.Response) -> dict[str, Any]:
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The problem document of an error, which is what RFC 9457 wants and says nothing of our insides."""
+    """The problem document of an error, after checks that it follows RFC 9457 and exposes no internal details."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     document: dict[str, Any] = response.json()

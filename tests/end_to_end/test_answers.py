@@ -1,4 +1,4 @@
-"""Answers, and that each depends only on its image."""
+"""The contents of answers, and tests that each answer depends only on its image."""
 
 import base64
 import hashlib
@@ -61,7 +61,7 @@ def test_images_in_a_batch_get_the_same_answers_as_alone(server, start, uploads)
         np.testing.assert_allclose(among_others["proposals"]["scores"], expected["proposals"]["scores"], atol=1e-4)
         for name in ("boxes", "proposals"):
             mine, theirs = (d[name]["boxes"] if name == "proposals" else d[name] for d in (among_others, expected))
-            # 0.01 px on the canvas is more on an original that is larger than the canvas
+            # 0.01 px on the canvas corresponds to more on an original that is larger than the canvas
             width, height = expected["image"]["width"], expected["image"]["height"]
             np.testing.assert_allclose(mine, theirs, atol=0.01 * max(1, max(width, height) / 320))
 
@@ -75,7 +75,7 @@ def test_the_parameters_of_one_request_do_not_affect_another(server, uploads):
     assert found == [len(everything["boxes"]), 0, 1] * 8
 
 
-def test_proposals_alone_equal_those_of_detect(server, uploads):
+def test_the_proposals_route_returns_the_same_proposals_as_detect(server, uploads):
     for data in uploads:
         whole = detect(server.http, data, proposals=True, max_proposals=50)
         alone = answer(
@@ -87,7 +87,7 @@ def test_proposals_alone_equal_those_of_detect(server, uploads):
         assert 1 <= len(alone["boxes"]) <= 50
 
 
-def test_a_recent_upload_needs_no_second_upload_for_its_proposals(server, uploads):
+def test_proposals_of_a_recent_upload_need_no_second_upload(server, uploads):
     first = answer(server.http.post("/proposals", files={"image": uploads[0]}))
     again = answer(server.http.get("/proposals", params={"image_id": first["image"]["id"]}))
     assert again == first
@@ -99,7 +99,7 @@ def test_a_get_with_an_image_is_answered_like_a_post(server, uploads):
     assert answer(by_get) == answer(server.http.post("/proposals", content=uploads[1], headers=headers))
 
 
-def test_every_kind_of_upload_gives_the_same_answer(server, uploads):
+def test_every_kind_of_upload_gets_the_same_answer(server, uploads):
     data = uploads[2]
     text = base64.b64encode(data).decode()
     post = server.http.post
@@ -121,7 +121,7 @@ def test_every_kind_of_upload_gives_the_same_answer(server, uploads):
 
 
 @pytest.mark.parametrize("orientation", ROTATIONS)
-def test_an_image_with_an_exif_orientation_gives_the_boxes_of_the_upright_one(server, orientation):
+def test_an_image_with_an_exif_orientation_gets_the_boxes_of_the_upright_image(server, orientation):
     upright = scene(600, 400, 11)
     stored = upright if ROTATIONS[orientation] is None else upright.transpose(ROTATIONS[orientation])
     exif = Image.Exif()
@@ -153,7 +153,7 @@ def test_label_and_score_filters_keep_the_matching_detections(server, uploads):
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "image/jpeg"])
-def test_the_image_comes_back_with_its_boxes_drawn(server, media_type):
+def test_the_answer_can_be_the_image_with_its_boxes_drawn(server, media_type):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(scene(400, 600, 3), exif=exif)
@@ -202,7 +202,7 @@ def test_a_running_service_is_alive_and_ready(server):
     assert ready["provider"].endswith("ExecutionProvider")
 
 
-def test_a_request_keeps_its_id_if_the_id_is_harmless(server):
+def test_a_request_keeps_its_own_id_if_the_id_is_valid(server):
     assert server.http.get("/healthz", headers={"X-Request-ID": "a-1.b_2"}).headers["x-request-id"] == "a-1.b_2"
     for harmful in ("a b", "x" * 65, "<script>", ""):
         assert server.http.get("/healthz", headers={"X-Request-ID": harmful}).headers["x-request-id"] != harmful
@@ -214,7 +214,7 @@ def test_answers_and_problems_repeat_the_id_of_their_request(server, uploads):
         assert (response.status_code, response.headers["x-request-id"]) == (status, "mine")
 
 
-def test_head_is_answered_wherever_get_is(server):
+def test_head_is_answered_on_every_route_that_answers_get(server):
     for path in ("/", "/docs", "/healthz", "/readyz", "/metrics", "/models", "/models/shapes", "/openapi.json"):
         response = server.http.head(path)
         assert (response.status_code, response.content) == (200, b""), path

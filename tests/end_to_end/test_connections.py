@@ -1,4 +1,4 @@
-"""The service's answers to unusual clients: chunks, pipelining, cuts anywhere, absolute URLs, other protocols."""
+"""The service's answers to unusual clients: chunks, pipelining, split requests, absolute URLs, other protocols."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ if sys.platform == "linux":
     from termios import TIOCOUTQ
 
 PNG = encoded(Image.new("RGB", (100, 80), (90, 120, 30)))
-LARGE = PNG + b"\0" * 3_000_000  # decoders stop at an image's end
+LARGE = PNG + b"\0" * 3_000_000  # decoders ignore bytes after the end of the image
 HEAD = b"POST /detect HTTP/1.1\r\nHost: x\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n%b\r\n"
 
-# A header of the request. h11 reads nothing behind an Upgrade before the response.
+# A header of the request. After a request with Upgrade, h11 reads nothing until the response is sent.
 PLAIN, UPGRADE = b"", b"Upgrade: h2c\r\n"
 kinds = pytest.mark.parametrize("kind", [PLAIN, UPGRADE], ids=["plain", "upgrade"])
 
@@ -41,7 +41,7 @@ def until_closed(connection: socket.socket) -> bytes:
 
 
 def wait_until_delivered(connection: socket.socket) -> None:
-    """Waits until the server's machine has all that was sent, so that what follows arrives on its own."""
+    """Waits until everything that was sent has reached the server's system, so that later bytes arrive separately."""
     if sys.platform == "linux":
         eventually(lambda: ioctl(connection, TIOCOUTQ, bytes(4)) == bytes(4))
 
@@ -60,12 +60,11 @@ def one_answer(connection: socket.socket) -> tuple[int, bytes]:
     return int(head.split()[1]), body
 
 
-def test_a_body_in_tiny_chunks_is_cut_off(server):
-    with socket.create_connection(server.address) as connection, contextlib.suppress(ConnectionError):
-        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
-        for _ in range(1000):
-            connection.sendall(b"1\r\na\r\n" * 1000)
-        pytest.fail("a million chunks were accepted")
+def test_a_body_in_tiny_chunks_is_refused(server):
+    with socket.create_connection(server.address) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 100_000)
+        status, body = one_answer(connection)
+    assert (status, json.loads(body)["reason"]) == (400, "tiny_chunks")
     assert server.http.get("/healthz").status_code == 200
 
 
@@ -91,7 +90,7 @@ def test_transfer_encoding_overrides_content_length_and_closes_the_connection(se
 
 
 @pytest.mark.parametrize("start", [b"http://x", b"HTTPS://a@b:80", b"http://[::1]:8000"])
-def test_a_target_may_be_a_whole_url(server, start):
+def test_the_target_of_a_request_may_be_a_whole_url(server, start):
     with socket.create_connection(server.address) as connection:
         for target, status in (
             (b"/healthz", 200),
@@ -105,7 +104,7 @@ def test_a_target_may_be_a_whole_url(server, start):
 
 
 @kinds
-def test_an_endless_head_is_cut_off(server, kind):
+def test_a_client_that_sends_an_endless_head_is_disconnected(server, kind):
     with socket.create_connection(server.address) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(b"GET /healthz HTTP/1.1\r\n" + kind + b"X: yyyyyyyyyyyyyyyy\r\n" * 20_000)
@@ -128,7 +127,7 @@ def test_pipelined_requests_are_answered_in_order(server, mixture):
 
 @kinds
 @pytest.mark.parametrize("image", [PNG, LARGE], ids=["small", "large"])
-def test_a_request_may_arrive_in_any_pieces(server, kind, image):
+def test_a_request_may_be_split_anywhere(server, kind, image):
     request = upload(kind, image)
     head = len(request) - len(image)
     with socket.create_connection(server.address) as connection:
@@ -153,7 +152,7 @@ def test_a_short_response_arrives_in_one_piece(server, kind):
 
 
 @kinds
-def test_a_connection_is_kept_after_a_response_that_overtook_the_body(server, kind):
+def test_a_connection_stays_open_if_the_response_was_sent_before_the_body_arrived(server, kind):
     with socket.create_connection(server.address) as connection:
         connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\n" + kind + b"Content-Length: 6\r\n\r\nabc")
         assert one_answer(connection)[0] == 404
@@ -181,7 +180,7 @@ def test_a_disconnect_is_noticed_whatever_the_size_of_the_upload(server, kind, i
     server.wait_for("detector_requests_in_flight", 0)
 
 
-def test_clients_that_offer_http2_or_wait_for_100_continue_are_served_in_http1(server, tmp_path):
+def test_clients_that_offer_http2_or_expect_100_continue_are_served_over_http1(server, tmp_path):
     (tmp_path / "image.png").write_bytes(PNG)
     for option in (["--http2"], ["-H", "Expect: 100-continue"], ["--http1.0"]):
         command = ["curl", "-sS", "--fail", *option, "-F", f"image=@{tmp_path}/image.png", f"{server.url}/detect"]

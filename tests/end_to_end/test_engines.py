@@ -1,4 +1,4 @@
-"""Several engines, here two on the CPU: any idle engine takes the next waiting request."""
+"""Several engines, here two on the CPU: any idle engine runs the next waiting image."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,5 +49,5 @@ def test_one_engine_answers_while_the_other_is_busy_with_a_slow_image(server):
         answers = [server.http.post("/detect", content=distinct(GREY, n)) for n in range(1, 6)]
         assert not slow.done()
         assert all(answer.json()["scores"] == [0.4, 0.2] for answer in answers)
-        # one engine has finished runs, the other is still in its first
+        # one engine has finished runs, and the other is still busy with its first
         assert sorted(seconds > 0 for seconds in busy(server)) == [False, True]

@@ -1,4 +1,4 @@
-"""A client's mistakes: each gets a 4xx that says what is wrong and what to do."""
+"""Errors of clients: each gets a 4xx response with the fault and the remedy."""
 
 import base64
 import contextlib
@@ -145,14 +145,14 @@ def strict():
     assert running.stop() == 0
 
 
-def test_too_many_bytes_name_the_limit(strict):
+def test_the_problem_for_too_many_bytes_names_the_limit(strict):
     for body in (b"a" * 50_001, iter([b"a" * 30_000] * 100)):  # declared, and chunked
         document = problem(strict.http.post("/detect", content=body), 413)
         assert "50,000 bytes" in document["detail"]
         assert document["limit_bytes"] == 50_000
 
 
-def test_too_many_pixels_name_the_limit(strict):
+def test_the_problem_for_too_many_pixels_names_the_limit_over_http(strict):
     data = encoded(Image.new("L", (201, 100)))
     document = problem(strict.http.post("/detect", content=data), 413)
     assert "201 x 100" in document["detail"]
@@ -168,7 +168,7 @@ def test_a_body_declared_too_large_is_refused_before_it_is_sent(strict):
 
 
 def test_a_client_that_sends_far_too_much_can_still_read_the_problem(strict):
-    # httpx reads only after it has sent everything: if the server closed at once, it would see a reset
+    # httpx reads only after it has sent everything; if the server closed at once, httpx would get a reset
     response = strict.http.post("/detect", content=b"a" * 20_000_000)
     assert "50,000 bytes" in problem(response, 413)["detail"]
 
@@ -199,7 +199,9 @@ def test_a_client_that_keeps_sending_slowly_can_still_read_the_408(strict):
 @pytest.mark.parametrize(
     ("version", "header"), [(b"1.1", b"Connection: close\r\n"), (b"1.0", b"")], ids=["close", "HTTP/1.0"]
 )
-def test_a_client_that_reads_only_after_sending_gets_its_answer_on_a_connection_that_closes(server, version, header):
+def test_a_client_that_reads_only_after_sending_can_read_its_answer_before_the_connection_closes(
+    server, version, header
+):
     request = b"POST /detect?timeout=1000 HTTP/%b\r\nHost: x\r\n%bContent-Length: 900000\r\n\r\n" % (version, header)
     refused = server.metric("detector_rejected_total", reason="parameter")
     with socket.create_connection(server.address, HANG) as connection:
@@ -224,7 +226,7 @@ def test_without_recent_uploads_every_image_id_is_unknown(strict):
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
     ],
 )
-def test_a_request_that_is_not_valid_http_is_refused_and_does_no_harm(strict, head):
+def test_a_request_that_is_not_valid_http_is_refused_and_the_service_continues(strict, head):
     with socket.create_connection(strict.address, HANG) as connection:
         connection.sendall(head)
         try:

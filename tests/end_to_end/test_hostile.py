@@ -1,6 +1,6 @@
-"""A corpus of hostile and odd files: each is answered or refused, and none of them by a fault of ours.
+"""A corpus of hostile and unusual files: each is answered or refused, and none causes an internal error.
 
-REAL_DATA_DIR/abuse holds the files; index.csv says of each what it is and what Pillow makes of it.
+REAL_DATA_DIR/abuse holds the files. Its index.csv describes each file and gives Pillow's result for it.
 """
 
 import csv
@@ -16,7 +16,7 @@ FOLDER = Path(os.environ.get("REAL_DATA_DIR", "")) / "abuse"
 TAKEN = {"JPEG", "PNG", "WEBP", "BMP", "GIF", "MPO"}
 
 pytestmark = pytest.mark.skipif(
-    not os.environ.get("REAL_DATA_DIR") or not FOLDER.is_dir(), reason="REAL_DATA_DIR/abuse, the corpus, is not here"
+    not os.environ.get("REAL_DATA_DIR") or not FOLDER.is_dir(), reason="the corpus, REAL_DATA_DIR/abuse, does not exist"
 )
 
 

@@ -1,4 +1,4 @@
-"""Start, stop, and model stores with faults."""
+"""Start-up, shutdown, and model stores with faults."""
 
 import contextlib
 import signal
@@ -15,7 +15,7 @@ from service.engine.providers import CUDA, pick_provider
 from tests.end_to_end.conftest import encoded, eventually, problem
 from tests.service import graphs
 
-SOON = 30  # seconds; bounds a wait for what must happen
+SOON = 30  # seconds; limits how long a test waits
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))
 
 
@@ -39,7 +39,7 @@ def test_requests_in_flight_are_answered_after_a_signal(start, tmp_path, number)
         socket.create_connection(server.address)
 
 
-def test_after_sigterm_it_is_unready_but_answers_until_the_grace_is_over(start, tmp_path):
+def test_after_sigterm_the_service_is_unready_but_answers_until_the_grace_is_over(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=4).ready()
     began = time.monotonic()
@@ -53,7 +53,7 @@ def test_after_sigterm_it_is_unready_but_answers_until_the_grace_is_over(start, 
     assert time.monotonic() - began > 3.9
 
 
-def test_responses_in_the_grace_close_their_connections(start, tmp_path):
+def test_responses_during_the_grace_close_their_connections(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     request = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(GREY)
@@ -66,14 +66,16 @@ def test_responses_in_the_grace_close_their_connections(start, tmp_path):
             for connection in (kept, waiting, new):
                 connection.settimeout(SOON)
                 connection.sendall(request + GREY)
-                received = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))  # until it closes
+                received = b"".join(
+                    iter(lambda connection=connection: connection.recv(65536), b"")
+                )  # until the server closes it
                 assert received.startswith(b"HTTP/1.1 200 ")
                 assert b"\r\nconnection: close\r\n" in received.lower()
                 assert b'"scores":[0.4,0.2]' in received
     assert server.stop() == 0  # by a second signal, before the grace is over
 
 
-def test_a_client_refused_in_the_grace_is_not_cut_off_while_it_sends(start, tmp_path):
+def test_a_client_that_is_refused_during_the_grace_can_read_the_response_after_sending(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     server.process.send_signal(signal.SIGTERM)
@@ -82,7 +84,7 @@ def test_a_client_refused_in_the_grace_is_not_cut_off_while_it_sends(start, tmp_
         connection.settimeout(SOON)
         connection.sendall(b"POST /detect?timeout=1000 HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n")
         connection.sendall(b"a" * 450_000)
-        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")  # refused before the rest
+        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")  # refused before the rest of the body is sent
         connection.sendall(b"a" * 450_000)
         while connection.recv(4096):  # the connection is closed, not reset
             pass
@@ -102,12 +104,12 @@ def cpu_seconds(server) -> float:
     return times.user + times.system
 
 
-def test_a_model_that_is_still_loading_does_not_delay_the_end(start, tmp_path):
+def test_a_model_that_is_still_loading_does_not_delay_the_end_of_the_process(start, tmp_path):
     graphs.publish(tmp_path, version=1)
     server = start(MODEL_STORE=tmp_path, MODEL_POLL_SECONDS=0.1).ready()
-    graphs.publish(tmp_path, version=2, work=2500)  # is warmed up for many seconds
+    graphs.publish(tmp_path, version=2, work=2500)  # its warm-up takes many seconds
     idle = cpu_seconds(server)
-    eventually(lambda: cpu_seconds(server) > idle + 0.5)  # nothing else is to be done
+    eventually(lambda: cpu_seconds(server) > idle + 0.5)  # there is nothing else to do
     assert server.stop() == 0
     assert not any("plain/2 is served" in line for line in server.lines)
 
@@ -135,12 +137,12 @@ def test_a_faulty_model_is_refused_and_the_others_are_served(start, tmp_path):
     assert server.http.get("/models").json()["refused"] == ready["refused"]
     assert any("odd/1" in line for line in server.lines)
     post = server.http.post
-    assert post("/detect", content=GREY).json()["model"] == {"name": "plain", "version": 2}  # the highest
+    assert post("/detect", content=GREY).json()["model"] == {"name": "plain", "version": 2}  # the highest version
     assert post("/detect?version=1", content=GREY).json()["model"]["version"] == 1
     assert server.http.get("/models/plain").json()["versions"] == [1, 2]
 
 
-def test_among_several_models_the_request_names_one_or_the_default_answers(start, tmp_path):
+def test_a_request_is_answered_by_the_model_that_it_names_or_by_the_default(start, tmp_path):
     graphs.publish(tmp_path, "one")
     graphs.publish(tmp_path, "two")
     server = start(MODEL_STORE=tmp_path).ready()
@@ -162,19 +164,19 @@ from service.engine import engine
 run = engine.Engine.run
 dead = False
 
-def mortal(self, canvases, *arguments, **options):
+def run_until_dead(self, canvases, *arguments, **options):
     global dead
     dead = dead or any((canvas.pixels == 255).any() for canvas in canvases)
     if dead:
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
     return run(self, canvases, *arguments, **options)
 
-engine.Engine.run = mortal
-__main__.leave(__main__.main())
+engine.Engine.run = run_until_dead
+sys.exit(__main__.main())
 """
 
 
-def test_a_dead_engine_ends_the_process_for_its_supervisor(start, tmp_path):
+def test_a_dead_engine_ends_the_process_so_that_its_supervisor_restarts_it(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(["-c", DYING], MODEL_STORE=tmp_path, SHUTDOWN_GRACE=60).ready()
     assert server.http.post("/detect", content=GREY).status_code == 200
@@ -184,12 +186,12 @@ def test_a_dead_engine_ends_the_process_for_its_supervisor(start, tmp_path):
     assert "700" not in document["detail"]
     with contextlib.suppress(httpx.TransportError):  # the server may have ended
         assert server.http.get("/readyz").status_code == 503
-    assert server.process.wait(SOON) == 1  # without the grace of 60 s
+    assert server.process.wait(SOON) == 1  # it did not wait for the grace of 60 s
     assert "the engine fails on every image" in "".join(server.lines)
 
 
 def ending(server) -> tuple[int, str]:
-    """The exit code and everything that was printed."""
+    """The exit code of the process and everything that it printed."""
     code = server.process.wait(SOON)
     server.reader.join(SOON)
     return code, "".join(server.lines)
@@ -205,14 +207,14 @@ def ending(server) -> tuple[int, str]:
         ({"DEFAULT_MODEL": "unicorn"}, 1, "DEFAULT_MODEL"),
     ],
 )
-def test_one_clear_line_says_why_it_cannot_serve(start, settings, code, word):
+def test_the_service_ends_with_one_line_that_gives_the_reason(start, settings, code, word):
     found, printed = ending(start(**settings))
     assert found == code, printed
     assert word in printed
     assert "Traceback" not in printed
 
 
-def test_a_store_with_faulty_models_only_ends_it(start, tmp_path):
+def test_a_store_with_only_faulty_models_ends_the_process(start, tmp_path):
     graphs.publish(tmp_path, card={"sha256": "0" * 64})
     code, printed = ending(start(MODEL_STORE=tmp_path))
     assert code == 1
@@ -221,13 +223,13 @@ def test_a_store_with_faulty_models_only_ends_it(start, tmp_path):
 
 
 @pytest.mark.skipif(pick_provider() == CUDA, reason="this machine has a GPU")
-def test_required_but_missing_cuda_ends_it(start):
+def test_cuda_that_is_required_but_missing_ends_the_process(start):
     code, printed = ending(start(REQUIRE_CUDA=1))
     assert code == 1
     assert "REQUIRE_CUDA" in printed
 
 
-def test_a_taken_port_ends_it(start, server):
+def test_a_port_in_use_ends_the_process(start, server):
     code, printed = ending(start(PORT=server.address[1]))
     assert code != 0
     assert "address already in use" in printed

@@ -57,7 +57,7 @@ def counted(tmp_path_factory):
         ("detector_model_info", {"model": "plain", "version": "4"}, 1),
     ],
 )
-def test_a_metric_has_the_value_of_the_known_requests(counted, name, labels, value):
+def test_a_metric_has_the_value_expected_after_the_known_requests(counted, name, labels, value):
     assert counted.metric(name, **labels) == pytest.approx(value)
 
 

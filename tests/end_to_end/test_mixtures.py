@@ -1,4 +1,4 @@
-"""Concurrent requests with different parameters over HTTP: each is answered as if it had come alone."""
+"""Concurrent requests with different parameters over HTTP: each gets the same answer as when it is alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -43,7 +43,7 @@ def batching(tmp_path_factory):
     running.stop()
 
 
-def test_any_mixture_of_requests_is_answered_as_each_alone(batching):
+def test_any_mixture_of_requests_gets_the_same_answers_as_each_request_alone(batching):
     alone: dict[Any, Any] = {}
 
     def ask(number: int, path: str, query: dict[str, Any], which: int, own: bool) -> Any:

@@ -1,4 +1,4 @@
-"""The document at /openapi.json, and that its examples work when pasted."""
+"""The document at /openapi.json, and its examples, which must work when pasted."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Overload, clients that disconnect, deadlines that pass, images that break the engine."""
+"""Overload, clients that disconnect, deadlines that pass, and images on which the engine fails."""
 
 import socket
 import threading
@@ -14,7 +14,7 @@ from tests.service import graphs
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))  # brightness 0.4
 WHITE = encoded(Image.new("RGB", (96, 64), "white"))
 SLOW = 100  # matrix products of 5 to 10 ms each: a run takes at least half a second
-HANG = 30  # seconds after which a socket read counts as hanging
+HANG = 30  # seconds after which a read from a socket counts as hanging
 
 
 @pytest.fixture
@@ -28,15 +28,15 @@ def raw_request(length: int) -> bytes:
     return head.encode()
 
 
-def test_a_service_without_free_places_answers_429_at_once_and_recovers(start, slow_store):
+def test_a_service_at_its_limit_of_requests_answers_429_at_once_and_recovers(start, slow_store):
     server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=3, ENGINE_WORKERS=1, RECEIVE_TIMEOUT=HANG).ready()
     holders = [socket.create_connection(server.address, HANG) for _ in range(3)]
     for holder in holders:
-        holder.sendall(raw_request(len(GREY)))  # without a body, so each keeps its place
+        holder.sendall(raw_request(len(GREY)))  # without a body, so each request keeps its place
     server.wait_for("detector_requests_in_flight", 3)
     with ThreadPoolExecutor(9) as pool:
         refused = list(pool.map(lambda n: server.http.post("/detect", content=distinct(GREY, n)), range(9)))
-    for response in refused:  # which did not wait for any of the three
+    for response in refused:  # it did not wait for any of the three requests
         problem(response, 429)
         assert int(response.headers["retry-after"]) >= 1
     assert server.metric("detector_rejected_total", reason="overloaded") == 9
@@ -66,7 +66,9 @@ def test_a_deadline_that_passes_in_the_queue_or_in_the_engine_gets_504(start, tm
     running = distinct(GREY, 1)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.http.post, "/detect", content=running)
-        server.wait_for("detector_upload_bytes_total", len(running))  # so the only engine has it, for at least 2 s
+        server.wait_for(
+            "detector_upload_bytes_total", len(running)
+        )  # the only engine is now busy with it for at least 2 s
         assert "1 s" in problem(server.http.post("/detect", content=GREY), 504)["detail"]
         problem(first.result(), 504)
     assert server.metric("detector_cancelled_total", reason="deadline", stage="queue") == 1
@@ -74,7 +76,7 @@ def test_a_deadline_that_passes_in_the_queue_or_in_the_engine_gets_504(start, tm
 
 
 def test_a_client_that_disconnects_costs_no_inference(start, tmp_path):
-    graphs.publish(tmp_path, work=4 * SLOW)  # the first must still be running when the others have disconnected
+    graphs.publish(tmp_path, work=4 * SLOW)  # the first run must not end before the other clients have disconnected
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1).ready()
     running = threading.Thread(target=lambda: server.http.post("/detect", content=GREY))
     running.start()
@@ -115,7 +117,7 @@ def test_an_image_that_breaks_the_engine_fails_alone(start, tmp_path):
         else:
             assert response.json()["scores"] == [0.4, 0.2]
     assert server.metric("detector_failed_total", reason="engine") == 4
-    assert server.http.get("/readyz").status_code == 200  # because a blank image still succeeds
+    assert server.http.get("/readyz").status_code == 200  # it is not dead, because a blank image still succeeds
     assert server.metric("detector_batch_size_bucket", le="1.0") < server.metric("detector_batch_size_count")
 
 
@@ -127,7 +129,7 @@ def test_broken_images_do_not_affect_good_ones(server):
     assert statuses == [200, 400, 400, 400, 200] * 4
 
 
-def test_proposals_cost_no_time_in_the_head(start, slow_store):
+def test_requests_for_proposals_do_not_run_the_roi_head(start, slow_store):
     server = start(MODEL_STORE=slow_store).ready()
     whole = server.http.post("/detect", content=GREY).json()["timing"]["inference_ms"]
     alone = server.http.post("/proposals", content=GREY).json()["timing"]["inference_ms"]
@@ -169,7 +171,7 @@ def test_retry_after_follows_the_current_rate(start, tmp_path):
 def test_a_request_whose_timeout_is_shorter_than_the_queue_is_refused(start, tmp_path):
     graphs.publish(tmp_path, work=SLOW)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1).ready()
-    crowd(server, 3)  # now the rate is known
+    crowd(server, 3)  # from here on, the rate is known
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(server.http.post, "/detect", content=distinct(GREY, 10 + n)) for n in range(8)]
         server.wait_for("detector_queue_depth", 7)
@@ -190,7 +192,7 @@ def test_a_request_may_set_its_own_timeout(start, slow_store):
     assert "20 s" in problem(server.http.post("/detect?timeout=21", content=GREY), 422)["detail"]
 
 
-def test_bulk_requests_wait_behind_interactive_ones_and_have_half_the_places(start, tmp_path):
+def test_bulk_requests_yield_to_interactive_ones_and_may_use_half_of_the_places(start, tmp_path):
     graphs.publish(tmp_path, work=SLOW)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1, MAX_IN_FLIGHT=6).ready()
     finished: list[str] = []
@@ -206,7 +208,14 @@ def test_bulk_requests_wait_behind_interactive_ones_and_have_half_the_places(sta
         assert send(9, "bulk") == 429
         interactive = [pool.submit(send, 10 + number, "interactive") for number in range(2)]
         assert [each.result() for each in bulk + interactive] == [200] * 5
-    assert finished == ["bulk", "bulk", "interactive", "interactive", "bulk", "bulk"]  # the first is the refused one
+    assert finished == [
+        "bulk",
+        "bulk",
+        "interactive",
+        "interactive",
+        "bulk",
+        "bulk",
+    ]  # the first of them is the refused request
 
 
 def test_identical_images_sent_at_once_share_one_inference(start, slow_store):

@@ -1,4 +1,4 @@
-"""The pages at / and /docs: each a single file; tested in a real browser if one is installed."""
+"""The pages at / and /docs, each of them a single file. A real browser tests them if one is installed."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the service: its rates and quantiles say what was asked of it."""
+"""A real Prometheus scrapes the service. Its rates and quantiles must match the requests that were sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.service import graphs
 
 PROMETHEUS = shutil.which("prometheus")
 PROMTOOL = shutil.which("promtool")
-GREY = encoded(Image.new("RGB", (96, 32), (102, 102, 102)))  # two detections; on a canvas of 96 x 64
+GREY = encoded(Image.new("RGB", (96, 32), (102, 102, 102)))  # two detections, on a canvas of 96 x 64
 REQUESTS = "detector_request_seconds_count"
 ANSWERED = f"{REQUESTS}{{route='/detect', status='200'}}"
 SCRAPE = """
@@ -50,9 +50,9 @@ def _ask(service: Server) -> None:
 
 @pytest.fixture(scope="module")
 def query(service, tmp_path_factory) -> Iterator[Callable[[str], list[float]]]:
-    """Asks a Prometheus that scrapes the service."""
+    """Sends queries to a Prometheus that scrapes the service."""
     if PROMETHEUS is None:
-        pytest.skip("no prometheus here to scrape with (Debian's package has it)")
+        pytest.skip("prometheus is not installed (it is in Debian's package of that name)")
     folder = tmp_path_factory.mktemp("prometheus")
     (folder / "prometheus.yml").write_text(SCRAPE.format(target="{}:{}".format(*service.address)))
     with socket.socket() as free:
@@ -77,7 +77,7 @@ def query(service, tmp_path_factory) -> Iterator[Callable[[str], list[float]]]:
 def _values(api: httpx.Client, expression: str) -> list[float]:
     try:
         answer = api.get("/query", params={"query": expression}).json()
-    except (httpx.TransportError, ValueError):  # it still starts
+    except (httpx.TransportError, ValueError):  # it is still starting
         return []
     assert answer["status"] == "success", answer
     return [float(series["value"][1]) for series in answer["data"]["result"]]
@@ -92,9 +92,9 @@ def _wait_until(condition: Callable[[], bool], explain: Callable[[], str]) -> No
 
 @pytest.fixture(scope="module")
 def scraped(service, query) -> Callable[[str], list[float]]:
-    """`query`, once Prometheus has seen what `service` had answered, and the same again.
+    """The fixture `query`, after the requests were sent and scraped twice.
 
-    The same again, so that its guess at what lies before its first sample is in proportion.
+    One round is not enough, because Prometheus computes rates from the difference between two samples.
     """
     _wait_until(lambda: query(ANSWERED) == [3], lambda: f"{ANSWERED} is {query(ANSWERED)}, not 3")
     _ask(service)
@@ -107,27 +107,27 @@ def scraped(service, query) -> Callable[[str], list[float]]:
     [
         ("detector_ready", 1),
         ('detector_model_info{model="plain", version="4", provider=~"C.*ExecutionProvider"}', 1),
-        # what came between the first scrape and the last
+        # requests between the first scrape and the last
         (f"max_over_time({ANSWERED}[1m]) - min_over_time({ANSWERED}[1m])", 3),
         # one of four was refused
         (f"sum(rate({REQUESTS}{{status='400'}}[1m])) / sum(rate({REQUESTS}{{route='/detect'}}[1m]))", 1 / 4),
         (f"increase(detector_rejected_total[1m]) / on() increase({REQUESTS}{{status='400'}}[1m])", 1),
-        # two detections an image: all lie in the bucket from 1 to 2, whose middle is 1.5
+        # two detections per image: all lie in the bucket from 1 to 2, and its middle is 1.5
         ("histogram_quantile(0.5, rate(detector_detections_per_image_bucket[1m]))", 1.5),
-        # one image a batch: all lie in the bucket from 0 to 1
+        # one image per batch: all lie in the bucket from 0 to 1
         ("histogram_quantile(0.9, sum by (le) (rate(detector_batch_size_bucket[1m])))", 0.9),
         # half of the canvas is padding: the bucket from 0.4 to 0.5
         ("histogram_quantile(1, rate(detector_batch_padded_ratio_bucket[1m]))", 0.5),
         ("rate(detector_batch_padded_ratio_sum[1m]) / rate(detector_batch_padded_ratio_count[1m])", 0.5),
-        # read, decode, queue, inference and encode are seen once an image
+        # read, decode, queue, inference and encode are observed once per image
         ("count(detector_stage_seconds_count == 6)", 5),
     ],
 )
-def test_prometheus_says_what_was_asked(scraped, expression, expected):
+def test_prometheus_reports_the_known_requests(scraped, expression, expected):
     assert scraped(expression) == [pytest.approx(expected, rel=1e-3)]
 
 
-def test_the_stages_are_a_part_of_their_requests(scraped):
+def test_the_stages_take_less_time_than_their_requests(scraped):
     answered = ANSWERED.replace("_count", "_sum")
     (share,) = scraped(f"sum(detector_stage_seconds_sum) / sum({answered})")
     assert 0 < share <= 1
@@ -140,8 +140,8 @@ def test_a_quantile_of_latency_lies_between_the_fastest_and_the_slowest(scraped)
     assert 0 < median <= slowest <= 30  # seconds: the last bucket's bound
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="no promtool here to check with (Debian's package prometheus has it)")
-def test_promtool_finds_nothing_to_say_about_the_metrics(service):
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (it is in Debian's package prometheus)")
+def test_promtool_finds_no_fault_in_the_metrics(service):
     assert PROMTOOL
     service.http.post("/detect", content=GREY)
     scrape = service.http.get("/metrics").content

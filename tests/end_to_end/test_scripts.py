@@ -31,12 +31,12 @@ def run(folder, script, *arguments, **environment):
 
 def old_python(folder):
     path = folder / "python-old"
-    path.write_text("#!/bin/sh\nexit 1\n")  # as `sys.exit(version < 3.11)` does
+    path.write_text("#!/bin/sh\nexit 1\n")  # like `sys.exit(version < 3.11)`
     path.chmod(0o755)
     return str(path)
 
 
-def test_a_python_that_is_too_old_is_refused(fresh):
+def test_a_python_version_that_is_too_old_is_refused(fresh):
     done = run(fresh, "bootstrap", PYTHON=old_python(fresh))
     assert done.returncode == 1
     assert "is not Python 3.11 or newer" in done.stderr
@@ -53,9 +53,9 @@ def test_a_missing_python_is_reported(fresh):
     assert "no Python 3.11 or newer found" in done.stderr
 
 
-def test_the_server_starts_at_once_if_everything_is_set_up(fresh):
+def test_the_server_starts_at_once_if_the_project_is_installed(fresh):
     (fresh / ".venv" / "bin").mkdir(parents=True)
-    # stands in for the service, and prints how it was started
+    # replaces the service, and prints its command line
     python = fresh / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\necho "$MODEL_STORE" "$@"\n')
     python.chmod(0o755)
@@ -68,5 +68,5 @@ def test_the_server_starts_at_once_if_everything_is_set_up(fresh):
     done = subprocess.run([fresh / "scripts" / "server"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == f"{fresh}/model_store -P -m service\n"
     assert run(fresh, "server", "--port", "9000", MODEL_STORE="/x").stdout == "/x -P -m service --port 9000\n"
-    (fresh / "pyproject.toml").write_text("# changed\n")  # which is what the stamp depends on
+    (fresh / "pyproject.toml").write_text("# changed\n")  # the stamp depends on this file
     assert "bootstrap: installing" in run(fresh, "server").stderr

@@ -26,7 +26,7 @@ def server(start, store) -> Server:
 
 
 def drop_in(store, version, **kind):
-    """Publishes as export.py does: writes the version elsewhere, then renames it."""
+    """Publishes a version as export.py does: writes it to another folder, then renames that."""
     aside = store.parent / "aside"
     graphs.publish(aside, version=version, **kind)
     target = store / "plain" / str(version)
@@ -66,7 +66,9 @@ def test_a_new_version_takes_over_under_load_and_no_request_fails(server, store)
             answers = each.result()
             assert {status for status, _ in answers} == {200}
             versions = [version for _, version in answers]
-            assert versions == sorted(versions)  # no client sees an older version after a newer one
+            assert versions == sorted(
+                versions
+            )  # no client gets an answer from an older version after one from a newer version
             assert {1, 2} <= set(versions)
     assert server.metric("detector_failed_total") == 0
     assert server.metric("detector_model_changes_total", change="served") == 3
@@ -110,7 +112,7 @@ def test_an_incomplete_version_is_served_once_it_is_complete(server, store):
 def test_a_removed_version_still_answers_the_requests_admitted_before(start, tmp_path):
     store = tmp_path / "store"
     graphs.publish(store, version=1)
-    graphs.publish(store, version=2, work=150)  # so slow that it is removed before it answers
+    graphs.publish(store, version=2, work=150)  # slow enough to be removed before it answers
     server = start(MODEL_STORE=store, MODEL_POLL_SECONDS=0.1, ENGINE_WORKERS=1).ready()
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(server.http.post, "/detect", content=distinct(GREY, n)) for n in range(2)]
@@ -143,7 +145,7 @@ def test_the_service_is_not_ready_while_the_store_has_no_model(server, store):
     assert version(server) == 1
 
 
-def test_a_default_model_that_left_the_store_is_not_replaced_by_another(start, tmp_path):
+def test_a_default_model_removed_from_the_store_is_not_replaced_by_another(start, tmp_path):
     store = tmp_path / "store"
     graphs.publish(store, "one")
     graphs.publish(store, "two")

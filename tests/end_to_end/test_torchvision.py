@@ -20,7 +20,7 @@ from tests.end_to_end.conftest import ROOT, answer, encoded, scene
 
 BUILDER = "fasterrcnn_mobilenet_v3_large_320_fpn"
 LABELS = ["red cell", "white cell", "platelet"]
-FLOOR = 0.05  # torchvision's box_score_thresh; neither returns a detection below it
+FLOOR = 0.05  # torchvision's box_score_thresh; no detection below it is returned
 MOST = 100  # torchvision's box_detections_per_img
 
 # An image of the model's own size is not resized, so both see the same bytes and differ only by float32 rounding.
@@ -64,7 +64,7 @@ def boxes(corners: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Boxes:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    """The model, and the store into which it was exported."""
+    """The model, and the store to which it was exported."""
     folder = tmp_path_factory.mktemp("torchvision")
     model = talkative()
     torch.save({"model": model.state_dict(), "epoch": 25}, folder / "model_25.pth")
@@ -87,8 +87,8 @@ def test_the_service_answers_as_torchvision_does(published, start):
     for (width, height), tolerance in (
         ((427, 320), SAME_PIXELS),
         ((320, 640), SAME_PIXELS),
-        ((803, 611), ROUNDED_PIXELS),  # made smaller for the model
-        ((150, 201), ROUNDED_PIXELS),  # made larger
+        ((803, 611), ROUNDED_PIXELS),  # reduced for the model
+        ((150, 201), ROUNDED_PIXELS),  # enlarged
         ((1200, 300), ROUNDED_PIXELS),  # limited by its longer side
     ):
         image = scene(width, height, seed=width)
@@ -109,7 +109,7 @@ def test_the_service_answers_as_torchvision_does(published, start):
         assert difference.score <= tolerance.score
 
 
-def test_the_card_says_where_the_model_comes_from_and_how_it_resizes(published):
+def test_the_card_names_the_models_origin_and_its_way_of_resizing(published):
     _, store = published
     card = json.loads((store / "cells" / "1" / "model.json").read_text())
     assert card["labels"] == LABELS

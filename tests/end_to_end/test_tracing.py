@@ -1,4 +1,4 @@
-"""A real OTLP receiver gets the spans of real requests; without tracing the SDK is not imported."""
+"""A real OTLP receiver gets the spans of real requests. Without tracing, the SDK is not imported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAGES = ["read", "queue", "decode", "inference", "encode"]
 
 
 class Receiver(HTTPServer):
-    """Receives what an OpenTelemetry exporter sends; `resources` holds it."""
+    """Receives the data of an OpenTelemetry exporter in `resources`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -66,10 +66,10 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def traced(receiver, tmp_path_factory) -> dict[str, httpx.Response]:
-    """Responses, by name of the request, of a service that has shut down since, and so has sent all its spans."""
+    """The responses, by the names of the requests. The service has shut down, so it has sent all its spans."""
     store = tmp_path_factory.mktemp("store")
     graphs.publish(store, "plain", 4)
-    # the delay is far longer than the test, so all spans that arrive were sent at shutdown
+    # the delay is much longer than the test, so all spans that arrive were sent at shutdown
     running = Server(
         MODEL_STORE=store, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY=60_000
     ).ready()
@@ -98,7 +98,7 @@ def children(receiver: Receiver, parent: Span) -> list[Span]:
     return [span for span in receiver.spans() if span.parent_span_id == parent.span_id]
 
 
-def test_a_request_is_a_span_of_the_trace_that_the_client_began(traced, receiver):
+def test_a_request_becomes_a_span_in_the_trace_of_its_client(traced, receiver):
     assert traced["good"].status_code == 200
     (span,) = (span for span in named(receiver, "POST /detect") if span.trace_id.hex() == TRACE)
     assert span.parent_span_id.hex() == PARENT
@@ -125,7 +125,7 @@ def test_stages_are_child_spans_with_the_durations_of_server_timing(traced, rece
     assert stages[-1].end_time_unix_nano <= span.end_time_unix_nano
 
 
-def test_a_request_without_a_trace_starts_one(traced, receiver):
+def test_a_request_without_a_trace_starts_a_new_trace(traced, receiver):
     (span,) = named(receiver, "POST /proposals")
     assert span.parent_span_id == b""
     assert span.trace_id.hex() not in (TRACE, "0" * 32)
@@ -133,7 +133,7 @@ def test_a_request_without_a_trace_starts_one(traced, receiver):
     assert sorted(stage.name for stage in children(receiver, span)) == sorted(STAGES)
 
 
-def test_a_refused_image_is_a_span_without_stages_or_error_status(traced, receiver):
+def test_a_refused_image_becomes_a_span_without_stages_or_error_status(traced, receiver):
     assert traced["broken"].status_code == 400
     (span,) = (span for span in named(receiver, "POST /detect") if attributes(span)["request_id"] == "broken")
     assert attributes(span)["http.response.status_code"] == 400
@@ -167,7 +167,7 @@ def test_an_unreachable_receiver_delays_neither_answers_nor_shutdown(start):
         endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         running = start(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_EXPORTER_OTLP_TIMEOUT=300).ready()
         assert running.http.post("/detect", content=GREY).status_code == 200
-        assert running.stop() == 0  # which gives up after 30 s, a tenth of the exporter's timeout
+        assert running.stop() == 0  # `stop` waits for 30 s, a tenth of the exporter's timeout
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_an_unreachable_receiver_delays_neither_answers_nor_shutdown(start):
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER='zipkin'"),
     ],
 )
-def test_traces_that_cannot_be_sent_are_refused_at_start_with_one_line(variables, said):
+def test_the_service_does_not_start_if_traces_cannot_be_sent(variables, said):
     without = "import sys; sys.modules['opentelemetry.sdk'] = None; from service.__main__ import main; sys.exit(main())"
     run = subprocess.run(
         [sys.executable, "-c", without], cwd=ROOT, capture_output=True, text=True, timeout=60, env=variables

@@ -17,7 +17,7 @@ STORE = Path(os.environ.get("MODEL_STORE", Path(__file__).parents[2] / "model_st
 
 @pytest.fixture(scope="session")
 def embedded() -> Path:
-    """The folder of the model that comes with the project."""
+    """The folder of the embedded model, which is part of the project."""
     return STORE / "shapes" / "1"
 
 

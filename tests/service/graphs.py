@@ -1,7 +1,7 @@
-"""Small models that keep contract 1, or break it in one way, for tests that the embedded model is not suited to.
+"""Small models that fulfil contract 1, or break it in one way, for tests for which the embedded model is unsuitable.
 
 Their detector is simple: the score is the image's mean brightness b (0 to 1, without the padding), and the boxes are
-fixed shares of the image. So the right answer for any image can be worked out by hand:
+fixed shares of the image. So the correct answer for any image can be calculated by hand:
 
     detections  [0, 0, w/2, h/2] scored b, label 0;  [w/4, h/4, w, h] scored b/2, label 1
     proposals   the same two boxes, and [0, 0, w, h] scored b/4
@@ -28,8 +28,8 @@ def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str]
     """A model of this kind.
 
     fails_on_white  the engine raises for an image with a value of 255
-    work            number of matrix products in the head, about 10 ms each
-    rename          old to new names of outputs
+    work            number of matrix products in the RoI head, about 10 ms each
+    rename          new names of outputs, by their old names
     """
     nodes: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []
@@ -53,7 +53,7 @@ def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str]
         node("ReduceMax", ["pixels"], "brightest", axes=[1, 2, 3], keepdims=0)
         node("Div", ["brightest", constant(255, np.float32)], "as_share")
         node("Cast", ["as_share"], "index", to=TensorProto.INT64)
-        node("Gather", [constant([1], np.float32), "index"], "one")  # there is no element 1
+        node("Gather", [constant([1], np.float32), "index"], "one")  # element 1 does not exist
         node("Mul", ["brightness", "one"], "brightness_checked")
     brightness = "brightness_checked" if fails_on_white else "brightness"
 
@@ -106,7 +106,7 @@ def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str]
 def publish(
     store: Path, name: str = "plain", version: int = 1, card: dict[str, Any] | None = None, **kind: Any
 ) -> Path:
-    """Writes `<store>/<name>/<version>/` and returns it. `card` changes model.json; `kind` goes to `graph`."""
+    """Writes and returns `<store>/<name>/<version>/`. `card` changes model.json; `kind` is passed to `graph`."""
     folder = store / name / str(version)
     folder.mkdir(parents=True)
     data = graph(**kind).SerializeToString()

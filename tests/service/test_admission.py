@@ -21,7 +21,7 @@ def test_a_place_is_free_again_after_the_answer_or_an_error():
     assert one.in_flight == 0
 
 
-def test_bulk_requests_take_half_of_the_places_rounded_up():
+def test_bulk_requests_may_use_half_of_the_places_rounded_up():
     three = admission(places=3)  # so 2 for bulk
     with contextlib.ExitStack() as held:
         for _ in range(2):
@@ -32,7 +32,7 @@ def test_bulk_requests_take_half_of_the_places_rounded_up():
             assert three.in_flight == 3
 
 
-def test_a_request_without_a_timeout_has_the_longest():
+def test_a_request_without_a_timeout_has_the_longest_timeout():
     before = time.perf_counter()
     with admission().admit() as admitted:
         assert (admitted.timeout, admitted.bulk) == (30, False)

@@ -32,7 +32,7 @@ def test_every_metric_has_a_help_text():
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/models/x"), ("POST", "/detect"), ("POST", "/proposals")])
 def test_every_route_answers_an_error_with_the_same_problem(method, path):
-    app = create_app(Settings())  # which never starts, and so has no models
+    app = create_app(Settings())  # it never starts, so it has no models
 
     async def ask() -> tuple[httpx.Response, httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
@@ -63,11 +63,11 @@ def test_every_route_answers_an_error_with_the_same_problem(method, path):
         assert metrics.get_sample_value("detector_request_seconds_count", labels) == 1
 
 
-def test_the_application_has_no_dependencies_which_its_routes_would_ignore():
+def test_the_application_declares_no_dependencies_because_its_routes_would_ignore_them():
     assert create_app(Settings()).router.dependencies == []
 
 
-def test_the_problem_of_many_bad_parameters_lists_ten_and_cuts_long_names():
+def test_a_problem_lists_at_most_ten_bad_parameters_and_shortens_long_names():
     app = create_app(Settings())
     query = "&".join(f"{number:0>300}=1" for number in range(20))
 

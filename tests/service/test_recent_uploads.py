@@ -3,11 +3,11 @@ import pytest
 from service.recent_uploads import RecentUploads, UnknownImageError
 
 
-def test_the_least_recently_used_upload_makes_room():
+def test_the_least_recently_used_upload_is_dropped_to_make_room():
     recent = RecentUploads(10)
     recent.add("a", b"1234")
     recent.add("b", b"5678")
-    assert recent.get("a") == b"1234"  # and so b is the least recently used
+    assert recent.get("a") == b"1234"  # so b is now the least recently used
     recent.add("c", b"9999")  # 4 + 4 + 4 > 10
     assert (recent.get("a"), recent.get("c"), recent.size) == (b"1234", b"9999", 8)
     with pytest.raises(UnknownImageError):

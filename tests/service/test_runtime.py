@@ -1,4 +1,4 @@
-"""What a request keeps, how it can end, and readiness, as far as no HTTP client can see them."""
+"""Memory held by requests, ways in which requests end, and readiness, where HTTP clients cannot observe them."""
 
 import asyncio
 import gc
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_a_refused_request_leaves_nothing_for_the_garbage_collector(store, encode):
-    """Objects in reference cycles would keep the uploads in memory until the collector runs."""
+    """Reference cycles would keep uploads in memory until the garbage collector runs."""
     image = encode(Image.new("RGB", (96, 64), "grey"))
 
     async def test():
@@ -48,7 +48,7 @@ def test_a_refused_request_leaves_nothing_for_the_garbage_collector(store, encod
 
 
 async def post(app, body: bytes, query: bytes = b"") -> int:
-    """The status that `app` answers, without a server, whose own objects would disturb the count."""
+    """The status of the answer of `app`. There is no server, because its own objects would disturb the count."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
     sent = []
 
@@ -90,11 +90,11 @@ def test_drawing_without_enough_memory_is_counted_as_a_failure():
     assert runtime.metrics.registry.get_sample_value("detector_failed_total", {"reason": "out_of_memory"}) == 1
 
 
-# --- what can happen while a request is in the queue -----------------------------------------------------------------
+# --- a request that ends while it is in the queue -----------------------------------------------------------------
 
 
 class QueueThatRaises:
-    """A queue whose answer is `error`; without one it waits until the client has gone."""
+    """A queue that raises `error`, or without one waits until the client has disconnected."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -108,7 +108,7 @@ class QueueThatRaises:
 
 
 def infer(runtime: Runtime, queue: QueueThatRaises) -> None:
-    runtime._batcher = queue  # type: ignore[assignment]
+    runtime._batcher = queue  # type: ignore[assignment]  # noqa: SLF001  it is made only when real models are loaded
 
     async def test():
         admitted = Admitted(1.5, False, 0.0)
@@ -117,7 +117,7 @@ def infer(runtime: Runtime, queue: QueueThatRaises) -> None:
     asyncio.run(test())
 
 
-def test_a_client_that_has_gone_ends_the_inference():
+def test_a_client_that_disconnects_ends_the_inference():
     with pytest.raises(ClientGoneError):
         infer(Runtime(Settings()), QueueThatRaises())
 
@@ -132,7 +132,7 @@ def test_a_deadline_that_passes_in_the_queue_names_the_timeout():
     ("error", "reason"),
     [(EngineFailedError(), "engine"), (EngineDeadError(), "engine"), (NoMemoryLeftError(), "out_of_memory")],
 )
-def test_a_failure_of_the_engine_is_counted(error, reason):
+def test_an_engine_failure_is_counted(error, reason):
     runtime = Runtime(Settings())
     with pytest.raises(type(error)):
         infer(runtime, QueueThatRaises(error))
@@ -149,7 +149,7 @@ def test_an_image_that_cannot_be_decoded_is_not_a_failure_of_the_service():
 # --- readiness -------------------------------------------------------------------------------------------------------
 
 
-def test_a_service_that_drains_is_not_ready_but_still_answers(store):
+def test_a_draining_service_is_not_ready_but_still_answers(store):
     async def test() -> Runtime:
         runtime = Runtime(Settings(model_store=store, model_poll_seconds=0))
         assert runtime.not_ready().reason == "loading"
@@ -166,7 +166,7 @@ def test_a_service_that_drains_is_not_ready_but_still_answers(store):
     assert (runtime.cannot_answer().reason, runtime.failure) == ("failed", "the engine fails on every image")
 
 
-def test_a_store_without_a_usable_model_fails_at_start(tmp_path):
+def test_the_service_fails_at_start_if_the_store_has_no_usable_model(tmp_path):
     (tmp_path / "shapes" / "1").mkdir(parents=True)
     runtime = Runtime(Settings(model_store=tmp_path))
     asyncio.run(runtime.start())

@@ -1,4 +1,4 @@
-"""`faster-rcnn serve` and `python -m service`: flags, variables, and what is refused before anything starts."""
+"""`faster-rcnn serve` and `python -m service`: flags, variables, and mistakes that are refused at start."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def help_text(capsys, **options):
     return capsys.readouterr().out
 
 
-def test_without_flags_and_variables_the_settings_are_the_defaults():
+def test_without_flags_and_variables_the_settings_have_their_defaults():
     assert serve.read_settings([]) == Settings()
 
 
@@ -45,7 +45,7 @@ def test_the_settings_most_often_changed_come_first(capsys):
     assert set(serve.COMMON) <= set(Settings.model_fields)
 
 
-def test_a_flag_has_the_type_of_its_setting():
+def test_the_value_of_a_flag_has_the_type_of_its_setting():
     flags = ["--port", "9000", "--model-store", "models", "--drain-timeout", "1.5", "--log-level", "debug"]
     read = serve.read_settings([*flags, "--access-log", "--engines", "2", "--no-require-cuda"])
     assert (read.port, read.model_store, read.drain_timeout) == (9000, Path("models"), 1.5)
@@ -60,7 +60,7 @@ def test_a_flag_overrides_a_variable(monkeypatch):
     assert (read.port, read.host, read.require_cuda) == (9000, "::1", False)
 
 
-def test_a_flag_overrides_even_a_variable_that_is_wrong(monkeypatch):
+def test_a_flag_overrides_even_an_invalid_variable(monkeypatch):
     monkeypatch.setenv("PORT", "http")
     assert serve.read_settings(["--port", "9000"]).port == 9000
 
@@ -71,7 +71,7 @@ def test_a_flag_overrides_even_a_variable_that_is_wrong(monkeypatch):
         (["--prot", "1"], {}, ["unknown option --prot; did you mean --port?"]),
         (["--prot=1"], {}, ["unknown option --prot; did you mean --port?"]),
         (["--zzzz"], {}, ["unknown option --zzzz; --help lists the options"]),
-        (["--por", "1"], {}, ["unknown option --por; did you mean --port?"]),  # options are not abbreviated
+        (["--por", "1"], {}, ["unknown option --por; did you mean --port?"]),  # abbreviations are not accepted
         (["9000"], {}, ["unexpected argument '9000'; settings are options, see --help"]),
         (["--port"], {}, ["--port: expected one argument"]),
         (["--access-log=1"], {}, ["--access-log/--no-access-log: ignored explicit argument '1'"]),

@@ -1,4 +1,4 @@
-"""The server's life: sockets, readiness, signals, and what it uses of uvicorn."""
+"""The server: its sockets, readiness, signals, and its use of uvicorn."""
 
 import ast
 import asyncio
@@ -20,12 +20,12 @@ from service.server import Lifecycle, listen, serve
 from service.settings import Settings
 from tests.service import graphs
 
-SOON = 30  # seconds; bounds a wait for what must happen
+SOON = 30  # seconds; limits how long a test waits
 
 
 @pytest.fixture
 def settings(tmp_path):
-    """Makes settings with a store of one small model."""
+    """Creates settings for a store with one small model."""
     graphs.publish(tmp_path)
     return lambda **changes: Settings(model_store=tmp_path, model_poll_seconds=0, **changes)
 
@@ -43,7 +43,7 @@ def process_wide_state():
 
 
 class Running:
-    """A server in this process: `task` ends with it."""
+    """A server that runs in this process as `task`."""
 
     def __init__(self, settings: Settings) -> None:
         app = create_app(settings)
@@ -78,7 +78,7 @@ def test_an_engine_that_died_makes_the_service_unready_and_ends_it(settings, cap
     asyncio.run(scenario())
 
 
-def test_sigterm_makes_the_service_unready_at_once_but_it_answers_until_the_grace_is_over(settings, capsys):
+def test_after_sigterm_the_service_is_unready_at_once_but_answers_until_the_grace_is_over(settings, capsys):
     async def scenario() -> None:
         async with Running(settings(shutdown_grace=1)) as server:
             await server.announced(capsys)
@@ -94,7 +94,7 @@ def test_sigterm_makes_the_service_unready_at_once_but_it_answers_until_the_grac
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
-def test_an_impatient_signal_skips_the_grace(settings, capsys, signals):
+def test_sigint_or_a_second_sigterm_skips_the_grace(settings, capsys, signals):
     async def scenario() -> None:
         async with Running(settings(shutdown_grace=3600)) as server:
             await server.announced(capsys)
@@ -127,7 +127,7 @@ def test_a_signal_before_the_service_is_ready_ends_it(settings, number, started)
     async def scenario() -> None:
         async with Running(settings(shutdown_grace=3600)) as server:
             server.runtime.start = asyncio.Event().wait  # loads for ever
-            await asyncio.sleep(0)  # one step: the handlers are installed
+            await asyncio.sleep(0)  # after one step, the handlers are installed
             if started:
                 with contextlib.suppress(httpx.TransportError):
                     await server.client.get("/healthz")
@@ -137,7 +137,7 @@ def test_a_signal_before_the_service_is_ready_ends_it(settings, number, started)
 
 
 @pytest.mark.parametrize(("host", "families"), [("127.0.0.1", {socket.AF_INET}), ("::1", {socket.AF_INET6})])
-def test_it_listens_on_the_address_of_the_host(host, families):
+def test_the_server_listens_on_the_address_of_the_host(host, families):
     try:
         sockets = listen(host, 0)
     except OSError:
@@ -156,7 +156,7 @@ def test_an_empty_host_means_every_interface():
         each.close()
 
 
-def test_a_taken_port_is_reported_before_any_model_is_loaded(caplog):
+def test_a_port_in_use_is_reported_before_any_model_is_loaded(caplog):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert serve(Settings(port=port, model_store=Path("/nowhere"))) == 1
@@ -169,8 +169,8 @@ def test_an_unknown_host_is_reported(caplog):
     assert "cannot listen on HOST=no such host PORT=0: name or service not known" in caplog.text
 
 
-def test_the_service_uses_these_names_of_uvicorn_only():
-    """No upper bound on its version is needed as long as none of them is private."""
+def test_the_service_uses_only_public_names_of_uvicorn():
+    """As long as none of these names is private, the version of uvicorn needs no upper bound."""
     used = set()
     for path in Path(service.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

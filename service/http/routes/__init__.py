@@ -1,1 +1,1 @@
-"""One file per group of endpoints. A route reads the request, calls the runtime and writes the answer."""
+"""One file per group of endpoints. Each route reads the request, calls the runtime and writes the answer."""

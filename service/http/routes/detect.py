@@ -1,4 +1,4 @@
-"""POST /detect: which objects are in an image, and where."""
+"""POST /detect: finds the objects in an image."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
 
 
 def check_labels(wanted: list[str], card: Card) -> None:
-    """Raises Problem (422) for a label that the model does not have: it would silently find nothing."""
+    """Raises Problem (422) for a label that the model does not have, which would silently match nothing."""
     if not set(wanted) <= set(card.labels):
         raise Problem(422, "parameter", f"label: the model has no such label. Its labels: {', '.join(card.labels)}.")
 

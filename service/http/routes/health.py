@@ -1,4 +1,4 @@
-"""GET /healthz, GET /readyz, GET /metrics: for operating the service."""
+"""GET /healthz, GET /readyz and GET /metrics, for operating the service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Readiness", responses={200: {"model": ReadyAnswer}, **openapi.problems(503)})
 async def readyz(request: Request) -> Response:
-    """200 once a model is loaded and warmed up, until the engine fails for good or the service shuts down."""
+    """200 from when a model is loaded and warmed up until an engine fails for good or the service shuts down."""
     runtime: Runtime = request.app.state.runtime
     if error := runtime.not_ready():
         raise error

@@ -1,4 +1,4 @@
-"""GET /models: the models that requests can name."""
+"""GET /models: describes the models that requests can name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def list_models(request: Request) -> Response:
     runtime: Runtime = request.app.state.runtime
     if (error := runtime.not_ready()) and not runtime.loaded:
         raise error
-    default, served = runtime.default_model, runtime.models  # read together: a refresh replaces both
+    default, served = runtime.default_model, runtime.models  # a refresh replaces both, so read both now
     answer = {
         "default": {"name": default, "version": max(served[default])} if default in served else None,
         "models": [describe(model, versions) for versions in served.values() for model in versions.values()],
@@ -38,7 +38,7 @@ async def list_models(request: Request) -> Response:
     responses={200: {"model": ModelAnswer}, **openapi.problems(404, 422, 500, 503)},
 )
 async def get_model(request: Request, name: str, query: Annotated[VersionQuery, Query()]) -> Response:
-    """Labels, canvases, metrics and hash from `model.json`, the served versions, and the provider that runs them."""
+    """The contents of `model.json`, the served versions, and the ONNX Runtime provider that runs the model."""
     runtime: Runtime = request.app.state.runtime
     model = runtime.model(name, query.version)
     versions = runtime.models.get(name, {model.card.version: model})

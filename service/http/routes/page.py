@@ -1,4 +1,4 @@
-"""GET / and GET /docs: a page to try the service in a browser, and the API's documentation."""
+"""GET / and GET /docs: a page for trying the service in a browser, and the API's documentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.http.direct_route import DirectRoute
 
 router = APIRouter(include_in_schema=False, route_class=DirectRoute)
 
-# Each page is a single file and loads nothing from other servers, so it also works without internet access.
+# Each page is a single file that loads nothing from other servers, so it also works without internet access.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'"

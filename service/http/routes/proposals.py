@@ -1,4 +1,4 @@
-"""GET and POST /proposals: what the RPN finds, without running the RoI head."""
+"""GET and POST /proposals: finds region proposals without running the RoI head."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def post_proposals(request: Request, query: Annotated[ProposalsQuery, Quer
     },
 )
 async def get_proposals(request: Request, query: Annotated[RecentQuery, Query()]) -> Response:
-    """For the `image.id` of a recent answer. A GET that carries an image is answered like a POST."""
+    """Uses the `image.id` of a recent answer. A GET request that carries an image is answered like a POST."""
     if uploads.has_body(request):
         if query.image_id:
             raise Problem(422, "parameter", "Give image_id or send an image, not both.")
@@ -54,7 +54,7 @@ async def get_proposals(request: Request, query: Annotated[RecentQuery, Query()]
 
 
 async def propose(request: Request, query: ProposalsQuery, image_id: str | None = None) -> Response:
-    """For the image in the request's body, or for the recent upload with this `image_id`."""
+    """Answers for the image in the request's body, or for the recent upload with this `image_id`."""
     runtime: Runtime = request.app.state.runtime
     model = runtime.model(query.model, query.version)
     with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():

@@ -5,7 +5,7 @@ import pytest
 from service.engine.cores import usable_cores
 
 
-def test_there_is_at_least_one_usable_core_and_not_more_than_the_host_has():
+def test_the_usable_cores_are_between_one_and_the_cores_of_the_host():
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 
@@ -35,8 +35,8 @@ SEPARATE = "5:memory:/elsewhere\n4:cpu,cpuacct:/docker/own\n0::/\n"
         (None, {"cpu.max": "100000 100000"}, 8),  # not Linux
     ],
 )
-def test_quotas_of_control_groups_limit_the_cores(tmp_path, monkeypatch, membership, files, cores):
-    """Quota and period are microseconds; eight cores by affinity."""
+def test_the_quotas_of_control_groups_limit_the_usable_cores(tmp_path, monkeypatch, membership, files, cores):
+    """Quotas and periods are in microseconds. The affinity allows eight cores."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for name, text in files.items():
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)

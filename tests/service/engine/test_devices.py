@@ -8,13 +8,13 @@ from service.engine.providers import CPU, CUDA
     ("cores", "thread_counts"),
     [(1, (1,)), (2, (1, 2)), (4, (1, 4)), (8, (1, 2, 8)), (16, (1, 4, 16)), (64, (1, 16, 64))],
 )
-def test_a_run_has_one_core_or_all_and_on_large_machines_something_between(monkeypatch, cores, thread_counts):
+def test_a_run_uses_one_core_or_all_and_on_large_machines_also_a_quarter(monkeypatch, cores, thread_counts):
     monkeypatch.setattr(devices, "usable_cores", lambda: cores)
     (device,) = devices.find(CPU, None, None, None, None)
     assert (device.name, device.runs, device.thread_counts, device.decodes) == ("cpu:0", cores, thread_counts, True)
 
 
-def test_engines_share_the_cores(monkeypatch):
+def test_engines_on_the_cpu_share_the_cores(monkeypatch):
     monkeypatch.setattr(devices, "usable_cores", lambda: 8)
     found = devices.find(CPU, 2, None, None, 1)
     assert [device.name for device in found] == ["cpu:0", "cpu:1"]
@@ -24,7 +24,7 @@ def test_engines_share_the_cores(monkeypatch):
 
 
 @pytest.mark.parametrize(("gpus", "engines", "expected"), [(4, None, 4), (4, 2, 2), (1, 8, 1)])
-def test_every_gpu_has_an_engine_unless_fewer_are_asked_for(monkeypatch, gpus, engines, expected):
+def test_every_gpu_has_an_engine_unless_the_settings_ask_for_fewer(monkeypatch, gpus, engines, expected):
     monkeypatch.setattr(devices, "cuda_devices", lambda: gpus)
     found = devices.find(CUDA, engines, None, 5_000_000, None)
     assert [device.name for device in found] == [f"cuda:{index}" for index in range(expected)]
@@ -39,11 +39,11 @@ def test_a_cpu_forms_batches_only_from_a_deep_queue_unless_the_settings_ask_for_
     assert device.depth == depth
 
 
-def test_a_reduced_budget_doubles_until_it_is_whole_again():
+def test_a_reduced_budget_doubles_until_it_is_fully_restored():
     now = 0.0
     budget = devices.Budget(1000, lambda: now)
     budget.shrink(250)
-    budget.shrink(700)  # no effect, since it is smaller already
+    budget.shrink(700)  # no effect, because the budget is already smaller
     budget.recover()
     assert budget.pixels == 250
     for expected in (500, 1000, 1000):

@@ -18,8 +18,8 @@ def grey(level: int, height: int = 64, width: int = 96, size: tuple[int, int] = 
     return Canvas(np.full((height, width, 3), level, np.uint8), size, 2 * width, 2 * height)
 
 
-def test_answers_come_in_original_pixels(plain):
-    (result,) = plain().run([grey(102, height=40)])  # the original is 192 x 80;  102 / 255 = 0.4
+def test_boxes_are_in_pixels_of_the_original_image(plain):
+    (result,) = plain().run([grey(102, height=40)])  # the original is 192 x 80, and the brightness is 102 / 255 = 0.4
     np.testing.assert_allclose(result.boxes, [[0, 0, 96, 40], [48, 20, 192, 80]])
     np.testing.assert_allclose(result.scores, [0.4, 0.2], rtol=1e-5)
     assert result.labels.tolist() == [0, 1]
@@ -27,7 +27,7 @@ def test_answers_come_in_original_pixels(plain):
     np.testing.assert_allclose(result.objectness, [0.4, 0.2, 0.1], rtol=1e-5)
 
 
-def test_proposals_alone_are_those_of_the_whole_graph(plain):
+def test_a_run_for_proposals_only_returns_the_proposals_of_the_whole_graph(plain):
     made = plain(work=1)
     (whole,), (alone,) = made.run([grey(50)]), made.run([grey(50)], proposals_only=True)
     np.testing.assert_array_equal(whole.proposals, alone.proposals)
@@ -35,7 +35,7 @@ def test_proposals_alone_are_those_of_the_whole_graph(plain):
     assert (len(alone.boxes), len(alone.scores), len(alone.labels)) == (0, 0, 0)
 
 
-def test_the_embedded_model_answers_a_batch_as_it_answers_each_alone(embedded_engine):
+def test_the_embedded_model_gives_the_same_results_in_a_batch_as_alone(embedded_engine):
     geometry = embedded_engine.card.geometry
     rng = np.random.default_rng(5)
     canvases = [decode(_noisy(rng, *size), geometry) for size in ((640, 480), (600, 450), (500, 380), (640, 481))]
@@ -58,13 +58,13 @@ def _noisy(rng: np.random.Generator, width: int, height: int) -> bytes:
     return out.getvalue()
 
 
-def test_a_batch_never_mixes_canvases(plain):
+def test_a_batch_with_different_canvases_is_refused(plain):
     with pytest.raises(ValueError, match="in one batch"):
         plain().run([grey(1), grey(1, 96, 64, (96, 64))])
 
 
 @pytest.mark.parametrize("provider", [CPU, CUDA])
-def test_warming_up_runs_the_largest_canvas_on_a_cpu_and_every_one_on_cuda(plain, monkeypatch, provider):
+def test_warm_up_runs_the_largest_canvas_on_a_cpu_and_every_canvas_on_cuda(plain, monkeypatch, provider):
     warmed = plain()
     ran = []
     monkeypatch.setattr(warmed, "run", lambda canvases, only=False, threads=1: ran.append((canvases[0].size, only)))
@@ -76,7 +76,7 @@ def test_warming_up_runs_the_largest_canvas_on_a_cpu_and_every_one_on_cuda(plain
     assert sorted(ran) == sorted((canvas, only) for canvas in warm for only in (False, True))
 
 
-def test_a_probe_is_one_run(plain, monkeypatch):
+def test_a_probe_runs_the_engine_once(plain, monkeypatch):
     probed = plain()
     probed.warm_up()
     ran = []
@@ -95,7 +95,7 @@ def test_a_graph_with_other_outputs_is_refused(tmp_path, rename, reason):
         Engine(load_model(graphs.publish(tmp_path, rename=rename)))
 
 
-def test_a_graph_for_one_size_only_is_refused(tmp_path, monkeypatch):
+def test_a_graph_with_a_fixed_input_size_is_refused(tmp_path, monkeypatch):
     model = graphs.graph()
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 64
     monkeypatch.setattr(graphs, "graph", lambda: model)
@@ -113,7 +113,7 @@ def test_a_file_that_is_not_a_model_is_refused(tmp_path, monkeypatch):
         Engine(load_model(graphs.publish(tmp_path)))
 
 
-def test_a_graph_made_for_the_cpu_runs_there_even_if_there_is_a_gpu(tmp_path, caplog):
+def test_a_graph_exported_for_the_cpu_runs_on_the_cpu_even_if_there_is_a_gpu(tmp_path, caplog):
     model = load_model(graphs.publish(tmp_path, card={"provider": "cpu"}))
     made = Engine(model, CUDA)
     assert made.provider == CPU
@@ -125,7 +125,7 @@ def test_a_run_uses_the_session_with_the_most_threads_within_its_bound(tmp_path,
     used = []
 
     class Recorded:
-        """A session that records its number of threads at each run."""
+        """A session that records its number of threads for each run."""
 
         def __init__(self, graph, provider, options, *how):
             self.threads = options.intra_op_num_threads

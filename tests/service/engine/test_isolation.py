@@ -1,4 +1,4 @@
-"""Isolation of failures, with functions in place of an engine. An image is known by its grey level."""
+"""Isolation of failures, with functions in place of an engine. Each image is identified by its grey level."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def batch(*levels: int) -> list[Canvas]:
 
 
 class Recorder:
-    """Returns the level of each image, unless `fails` raises for them, and records the batches."""
+    """Records each batch and returns the level of each image, unless `fails` raises an error for them."""
 
     def __init__(self, fails=lambda levels: None) -> None:
         self.fails = fails
@@ -35,7 +35,7 @@ class Recorder:
 
 
 def run_batch(run, probe, canvases: list[Canvas]) -> Ran:
-    """As the queue runs a batch."""
+    """Runs a batch as the queue does."""
     try:
         return Ran(run(canvases), False, None)
     except Exception as error:
@@ -60,7 +60,7 @@ def holds_two(levels: list[int]) -> None:
         raise MemoryError
 
 
-def test_a_batch_without_failure_runs_once():
+def test_a_batch_that_succeeds_runs_once():
     run = Recorder()
     assert run_batch(run, dead, batch(1, 2, 3)) == ([1, 2, 3], False, None)
     assert run.batches == [[1, 2, 3]]
@@ -97,10 +97,10 @@ def test_a_dead_engine_is_not_used_again():
     assert [type(result) for result in results] == [EngineDeadError] * 4
     assert fatal
     assert "every image" in fatal
-    assert "700" not in fatal  # the message of the library stays in the log
+    assert "700" not in fatal  # the library's message appears only in the log
 
 
-def test_an_engine_that_dies_within_a_batch_keeps_the_results_before():
+def test_results_from_before_an_engine_dies_are_kept():
     alive = [True]
 
     def probe() -> None:
@@ -118,7 +118,7 @@ def test_an_engine_that_dies_within_a_batch_keeps_the_results_before():
     assert fatal
 
 
-def test_an_engine_that_dies_in_the_first_half_does_not_run_the_second():
+def test_the_second_half_is_not_run_if_the_engine_dies_in_the_first():
     alive = [True]
 
     def probe() -> None:
@@ -137,7 +137,7 @@ def test_an_engine_that_dies_in_the_first_half_does_not_run_the_second():
     assert fatal
 
 
-def test_a_probe_without_memory_does_not_mean_a_dead_engine():
+def test_an_engine_is_not_dead_if_its_probe_runs_out_of_memory():
     def probe() -> None:
         raise RuntimeError("std::bad_alloc")
 

@@ -52,7 +52,7 @@ def test_a_broken_card_is_refused(tmp_path, text):
         load_model(folder)
 
 
-def test_further_members_of_the_card_are_kept(tmp_path):
+def test_unknown_members_of_the_card_are_kept(tmp_path):
     folder = graphs.publish(tmp_path, card={"tools": {"torch": "2.15.0"}})
     assert load_model(folder).card.model_dump()["tools"] == {"torch": "2.15.0"}
 
@@ -63,7 +63,7 @@ def test_a_model_can_be_copied_to_another_store(embedded, tmp_path):
     assert load_model(copy).card.sha256 == json.loads((embedded / "model.json").read_text())["sha256"]
 
 
-def test_antialiasing_is_the_default(tmp_path):
+def test_images_are_resized_with_antialiasing_by_default(tmp_path):
     assert load_model(graphs.publish(tmp_path, version=1)).card.geometry.antialias
     without = {"resize": {"min_size": 64, "max_size": 96, "antialias": False}}
     assert not load_model(graphs.publish(tmp_path, version=2, card=without)).card.geometry.antialias

@@ -12,7 +12,7 @@ from tests.service import graphs
 value = helper.make_tensor_value_info
 
 
-def test_it_extracts_the_same_graph_as_the_onnx_package(embedded):
+def test_the_extracted_graph_equals_that_of_the_onnx_package(embedded):
     data = (embedded / "model.onnx").read_bytes()
     cut = onnx.load_from_string(onnx_subgraph.extract(data, list(PROPOSALS)))
     onnx.checker.check_model(cut)
@@ -25,10 +25,10 @@ def test_it_extracts_the_same_graph_as_the_onnx_package(embedded):
     assert len(cut.graph.node) < len(onnx.load_from_string(data).graph.node)
 
 
-def test_the_extracted_graph_computes_the_same():
+def test_the_extracted_graph_computes_the_same_proposals():
     data = graphs.graph(work=3).SerializeToString()
     cut = onnx_subgraph.extract(data, ["objectness"])
-    assert len(cut) < len(data) / 2  # the head's matrix is gone
+    assert len(cut) < len(data) / 2  # the matrix of the RoI head is removed
     feeds = {
         "images": np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3), dtype=np.uint8),
         "sizes": np.array([[64, 96]] * 3),

@@ -13,7 +13,7 @@ def driver(devices: int, initialised: int = 0) -> SimpleNamespace:
     """A CUDA driver library that reports `devices` GPUs; `initialised` is what its cuInit returns."""
 
     def count(place) -> int:
-        place._obj.value = devices
+        place._obj.value = devices  # noqa: SLF001  the only way to the object behind ctypes.byref
         return 0
 
     return SimpleNamespace(cuInit=lambda _: initialised, cuDeviceGetCount=count)
@@ -37,7 +37,7 @@ def no_session(*_: object) -> None:
     raise ValueError
 
 
-def test_cuda_is_picked_where_it_starts(gpu_machine):
+def test_cuda_is_used_if_it_starts(gpu_machine):
     assert pick_provider() == pick_provider(require_cuda=True) == CUDA
 
 
@@ -52,12 +52,14 @@ def test_cuda_is_picked_where_it_starts(gpu_machine):
         (
             providers,
             "open_session",
-            lambda *_: SimpleNamespace(get_providers=lambda: [CPU]),  # ONNX Runtime fell back without an exception
+            lambda *_: SimpleNamespace(
+                get_providers=lambda: [CPU]
+            ),  # ONNX Runtime fell back to the CPU without an exception
             "does not load",
         ),
     ],
 )
-def test_where_cuda_does_not_start_the_cpu_is_picked_unless_cuda_is_required(gpu_machine, place, name, value, reason):
+def test_the_cpu_is_used_if_cuda_does_not_start_and_is_not_required(gpu_machine, place, name, value, reason):
     gpu_machine.setattr(place, name, value)
     assert pick_provider() == CPU
     with pytest.raises(ProviderUnavailableError, match=f"REQUIRE_CUDA is set, but .*{reason}"):
@@ -65,7 +67,7 @@ def test_where_cuda_does_not_start_the_cpu_is_picked_unless_cuda_is_required(gpu
 
 
 @pytest.mark.skipif(pick_provider() == CUDA, reason="this machine has a GPU")
-def test_requiring_cuda_fails_on_this_machine_without_a_gpu():
+def test_requiring_cuda_fails_on_a_machine_without_a_gpu():
     with pytest.raises(ProviderUnavailableError, match="REQUIRE_CUDA"):
         pick_provider(require_cuda=True)
 
@@ -76,29 +78,29 @@ def test_the_smallest_model_can_be_loaded_and_returns_its_input():
     assert y == 2.5
 
 
-def test_only_threads_of_a_run_that_is_alone_may_spin():
+def test_threads_spin_only_in_a_run_that_is_alone():
     for runs_alone in (False, True):
         options = session_options(3, runs_alone)
         assert options.intra_op_num_threads == 3
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(runs_alone))
 
 
-def test_bytes_that_are_not_a_model_are_an_error_in_one_line():
+def test_bytes_that_are_not_a_model_raise_an_error_of_one_line():
     with pytest.raises(ValueError, match="ONNX Runtime cannot load it") as caught:
         open_session(b"not a model", CPU, session_options(1))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list a process's open files")
-def test_opening_sessions_leaves_no_file_open():
+def test_opening_sessions_leaves_no_files_open():
     def open_files() -> int:
         open_session(providers.SMALLEST_MODEL, CPU, session_options(1))
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    before = open_files()  # the first session may open files that stay open
+    before = open_files()  # the first session may open files that are never closed
     assert open_files() == before
 
 
-def test_a_session_can_be_opened_where_the_system_has_no_files_in_memory(monkeypatch):
+def test_a_session_can_be_opened_on_systems_without_files_in_memory(monkeypatch):
     monkeypatch.delattr("os.memfd_create", raising=False)
     assert open_session(providers.SMALLEST_MODEL, CPU, session_options(1)).get_providers() == [CPU]

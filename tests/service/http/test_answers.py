@@ -40,7 +40,7 @@ def detect(**query: object) -> dict:
     return document
 
 
-def test_the_models_threshold_applies_unless_the_request_sets_one():
+def test_the_models_threshold_applies_unless_the_request_sets_its_own():
     assert detect()["scores"] == [0.9, 0.6]
     assert detect(score_threshold=0)["scores"] == [0.9, 0.6, 0.3]
     assert detect(score_threshold=1)["scores"] == []
@@ -57,7 +57,7 @@ def test_labels_are_filtered_before_max_detections_applies():
     assert detect(label=["cow"])["labels"] == []
 
 
-def test_proposals_come_only_on_request_and_equal_those_of_the_proposals_route():
+def test_detect_returns_proposals_only_on_request_and_the_same_as_the_proposals_route():
     assert "proposals" not in detect()
     with_proposals = detect(proposals=True, max_proposals=1)["proposals"]
     alone = answers.proposals(INFERENCE, CARD, ProposalsQuery(max_proposals=1))
@@ -82,7 +82,7 @@ def test_the_answer_names_the_image_the_model_and_the_time_of_each_stage():
     }  # fmt: skip
 
 
-def test_the_answer_for_numpy_has_the_same_content_as_the_json():
+def test_the_npz_answer_has_the_same_content_as_the_json_answer():
     answer = answers.detections(INFERENCE, CARD, DetectQuery(proposals=True))
     with np.load(io.BytesIO(answers.to_npz(answer, CARD)), allow_pickle=False) as file:
         members = dict(file)
@@ -102,7 +102,7 @@ def test_the_answer_for_numpy_has_the_same_content_as_the_json():
     assert (members["model_name"], members["model_version"]) == ("m", 3)
 
 
-def test_an_answer_without_detections_has_empty_arrays_for_numpy():
+def test_an_npz_answer_without_detections_has_empty_arrays():
     answer = answers.detections(INFERENCE, CARD, DetectQuery(score_threshold=1))
     members = np.load(io.BytesIO(answers.to_npz(answer, CARD)), allow_pickle=False)
     assert [members[name].shape for name in ("boxes", "scores", "labels", "label_indices")] == [
@@ -141,6 +141,6 @@ def test_the_answer_is_json_unless_the_client_prefers_another_offered_type(accep
     assert preferred(accept, OFFERED) == expected
 
 
-def test_a_type_that_the_route_does_not_offer_is_ignored():
+def test_a_media_type_that_the_route_does_not_offer_is_ignored():
     assert preferred("image/png, application/x-npz;q=0.1", (JSON, "application/x-npz")) == "application/x-npz"
     assert preferred("image/png", (JSON,)) == JSON

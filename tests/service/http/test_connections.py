@@ -1,6 +1,6 @@
-"""Connections on a real server: deadlines, disconnects, tiny chunks, and what is kept for how long.
+"""Connections on a real server: deadlines, disconnects, tiny chunks, and objects that must be released.
 
-The deadlines are shortened for the tests. `SOON` bounds a wait for what must happen; it is no deadline of the server.
+The deadlines are shortened for the tests. `SOON` only limits how long a test waits; the server does not know it.
 """
 
 import asyncio
@@ -19,21 +19,22 @@ import pytest
 import uvicorn
 from starlette.requests import Request
 
-from service.http.connections import CHUNKED_SLICE, FREE_FRAMING, Connection, has_gone, when_gone
+from service.http.connections import CHUNKED_SLICE, FREE_FRAMING, Connection, when_gone
 from service.http.deadlines import Deadlines
 from service.http.http1 import Http1
 from service.http.outgoing import Outgoing
+from service.http.problems import Problem
 
 SOON = 20  # seconds
 
-# h11 treats a request that offers another protocol differently: it reads nothing behind it before the response.
+# After a request that offers another protocol, h11 reads nothing until the response is sent.
 kinds = pytest.mark.parametrize("kind", [b"", b"Upgrade: h2c\r\n"], ids=["plain", "upgrade"])
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
 
 
 @contextlib.contextmanager
 def serving(application, keep_alive=75, send_buffer=None, **deadlines):
-    """The address of a real server with these connections; `send_buffer` is the size of the system's buffer."""
+    """The address of a real server with these connections. `send_buffer` sets the size of the system's buffer."""
     config = uvicorn.Config(
         Http1(application),
         http=type("Impatient", (Connection,), {"deadlines": Deadlines(**deadlines)}),
@@ -65,13 +66,13 @@ def connected(address):
 
 
 class Owner:
-    """Something that a request holds, and a connection as long as it holds the request."""
+    """An object that a request refers to. It stays in memory as long as a connection refers to the request."""
 
     def cancel(self) -> None:
         pass
 
 
-def wait_until_none_is_left(owners: list[weakref.ref[Owner]]) -> None:
+def wait_until_all_are_released(owners: list[weakref.ref[Owner]]) -> None:
     deadline = time.monotonic() + SOON
     while any(owner() is not None for owner in owners):
         assert time.monotonic() < deadline, [gc.get_referrers(owner()) for owner in owners]
@@ -96,7 +97,7 @@ async def read_all(scope, receive, send):
 
 
 def answered(connection: socket.socket) -> bytes:
-    """A response that ends in "ok"."""
+    """Reads a response up to its end, "ok"."""
     received = b""
     while not received.endswith(b"ok"):
         more = connection.recv(1000)
@@ -123,7 +124,7 @@ def test_a_connection_whose_body_arrives_after_the_answer_is_idle_from_then_on(k
             connection.sendall(b"def")
         began = time.monotonic()
         assert connection.recv(1) == b""
-        assert time.monotonic() - began > 1.5  # closed as idle, after 2 s, and not by the deadline of 1 s
+        assert time.monotonic() - began > 1.5  # closed as idle after 2 s, and not by the deadline of 1 s
 
 
 BEGINNINGS = {
@@ -132,7 +133,7 @@ BEGINNINGS = {
     b"POST / HTTP/1.1\r\nHost: x\r\n": [],
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /hea": [b"200"],
     b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\n\r\nGET /hea": [b"200"],
-    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nabc": [b"200"],  # answered before the body is there
+    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nabc": [b"200"],  # answered before the body arrives
     b"POST / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nContent-Length: 9999\r\n\r\nabc": [b"200"],
     b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n": [b"200"],
 }
@@ -148,11 +149,11 @@ def test_a_client_that_stops_sending_is_disconnected():
         assert list(pool.map(statuses, BEGINNINGS)) == list(BEGINNINGS.values())
 
 
-# Each head is followed by five bytes and a second request.
+# Each head is followed by five bytes and a second request. The values are the statuses of the responses.
 HEADS = {
     b"Content-Length: 5\r\n": [b"200", b"200"],
     b"content-length:5\r\nX-Request-ID: a\r\n": [b"200", b"200"],
-    b"Content-Length: 5\r\nContent-Length: 5\r\n": [b"200", b"200"],  # RFC 9112, section 6.3: equal values are one
+    b"Content-Length: 5\r\nContent-Length: 5\r\n": [b"200", b"200"],  # equal values count as one: RFC 9112, section 6.3
     b"Content-Length: 5, 5\r\n": [b"200", b"200"],
     b"Content-Length: 5\r\nContent-Length: 6\r\n": [b"400"],
     b"Content-Length: -5\r\n": [b"400"],
@@ -169,7 +170,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_length_of_a_body_is_certain_or_the_request_is_refused(head):
+def test_a_request_whose_body_length_is_ambiguous_is_refused(head):
     with serving(read_all) as address, connected(address) as connection:
         request = b"POST / HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n"
         connection.sendall(request + b"abcde" + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -179,39 +180,59 @@ def test_the_length_of_a_body_is_certain_or_the_request_is_refused(head):
 @pytest.mark.parametrize(
     "head",
     [
-        b"POST / HTTP/1.1\r\nX: y\r\n\r\n",  # no Host
+        b"POST / HTTP/1.1\r\nX: y\r\n\r\n",  # without Host
         b"POST  / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\r\nPOST / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00",  # TLS
+        b"\x16\x03\x01\x02\x00\x01\x00",  # the start of a TLS handshake
     ],
 )
-def test_what_is_not_http_is_refused_at_once(head):
+def test_bytes_that_are_not_valid_http_are_refused_at_once(head):
     with serving(read_all) as address, connected(address) as connection:
         connection.sendall(head)
         assert until_closed(connection).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_trickle_of_tiny_chunks_is_cut_off():
+def test_a_trickle_of_tiny_chunks_is_refused_and_the_client_can_read_the_answer():
     """A chunk of one byte takes 6 bytes, 5 of them framing: FREE_FRAMING + 6/32 n < 5 n once n > 2,493."""
-    taken = 0
+    received = 0
+    reasons = []
 
     async def application(scope, receive, send):
-        nonlocal taken
-        while (message := await receive())["type"] == "http.request":
-            taken += len(message["body"])
+        async def read_until_refused():
+            nonlocal received
+            while True:
+                received += len((await receive())["body"])
+
+        with pytest.raises(Problem) as refused:
+            await read_until_refused()
+        reasons.append(refused.value.reason)
+        await answer_at_once(scope, receive, send)
 
     with serving(application) as address, connected(address) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"1\r\na\r\n" * 100_000)
+        assert b"\r\nconnection: close\r\n" in answered(connection)
+        with contextlib.suppress(ConnectionError):  # the server closes the connection although the client keeps sending
+            while True:
+                connection.sendall(b"1\r\na\r\n" * 1000)
+    assert reasons == ["tiny_chunks"]
+    enough = FREE_FRAMING / (5 - 6 / 32)
+    assert enough - CHUNKED_SLICE / 6 < received < enough + CHUNKED_SLICE / 6
+
+
+def test_tiny_chunks_that_the_application_does_not_read_are_discarded():
+    """The rest of a body is only read so that the client can receive the response."""
+    with serving(answer_at_once) as address, connected(address) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        answered(connection)
         with contextlib.suppress(ConnectionError):
             while True:
                 connection.sendall(b"1\r\na\r\n" * 1000)
-    enough = FREE_FRAMING / (5 - 6 / 32)
-    assert enough < taken < enough + 2 * CHUNKED_SLICE / 6
 
 
 @pytest.mark.parametrize("chunk", [1, 64, 10_000])
-def test_ordinary_chunks_pass(chunk):
-    """2,000 chunks of one byte are within the free 12,000 bytes; larger ones may be any number."""
+def test_ordinary_chunks_are_accepted(chunk):
+    """2,000 chunks of one byte use less framing than the free 12,000 bytes; larger chunks are not limited."""
     count = 2000 if chunk == 1 else 500_000 // chunk
     chunks = (b"%x\r\n" % chunk + b"a" * chunk + b"\r\n") * count + b"0\r\n\r\n"
     with serving(read_all) as address, connected(address) as connection:
@@ -240,7 +261,7 @@ def test_a_body_in_many_segments_wakes_the_application_once():
 
 
 @kinds
-def test_the_callback_for_a_disconnect_is_released_with_the_response(kind):
+def test_the_callback_for_a_disconnect_is_released_after_the_response(kind):
     owners = []
 
     async def application(scope, receive, send):
@@ -252,26 +273,25 @@ def test_the_callback_for_a_disconnect_is_released_with_the_response(kind):
     with serving(application) as address, connected(address) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
         answered(connection)
-        wait_until_none_is_left(owners)
+        wait_until_all_are_released(owners)
 
 
 @kinds
-def test_the_callback_for_a_disconnect_is_called_once(kind):
-    called, called_late = [], []
+def test_each_callback_for_a_disconnect_is_called_once(kind):
+    called = []
     waits, done = threading.Event(), threading.Event()
 
     async def application(scope, receive, send):
         request, gone = Request(scope, receive), asyncio.Event()
 
         def note() -> None:
-            called.append(has_gone(request))
+            called.append("while the request waits")
             gone.set()
 
-        assert not has_gone(request)
         when_gone(request, note)
         waits.set()
         await gone.wait()
-        when_gone(request, lambda: called_late.append(None))
+        when_gone(request, lambda: called.append("at once"))
         done.set()
 
     with serving(application) as address:
@@ -279,17 +299,15 @@ def test_the_callback_for_a_disconnect_is_called_once(kind):
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
             assert waits.wait(SOON)
         assert done.wait(SOON)
-    assert (called, called_late) == ([True], [None])
+    assert called == ["while the request waits", "at once"]
 
 
-def test_under_another_server_nobody_has_gone():
-    request = Request({"type": "http", "state": {}})
-    when_gone(request, lambda: pytest.fail("nobody has gone"))
-    assert not has_gone(request)
+def test_under_another_server_the_callback_for_a_disconnect_is_never_called():
+    when_gone(Request({"type": "http", "state": {}}), lambda: pytest.fail("the client has not disconnected"))
 
 
 @kinds
-def test_a_connection_that_is_reset_leaves_nothing_behind(kind):
+def test_a_connection_that_is_reset_leaves_no_objects_in_memory(kind):
     owners = []
 
     async def application(scope, receive, send):
@@ -302,8 +320,10 @@ def test_a_connection_that_is_reset_leaves_nothing_behind(kind):
             with connected(address) as connection:
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + kind + b"\r\n")
                 answered(connection)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets
-        wait_until_none_is_left(owners)
+                connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )  # makes close() send a reset
+        wait_until_all_are_released(owners)
 
 
 @pytest.mark.parametrize("lingers", [False, True])
@@ -363,22 +383,22 @@ def test_a_response_that_the_client_does_not_read_is_dropped(kind, end, size):
     owners: list[weakref.ref[Owner]] = []
     with asked_for(size, owners, kind + end, write=0.4) as connection:
         assert connection.recv(1)
-        wait_until_none_is_left(owners)
+        wait_until_all_are_released(owners)
 
 
 @kinds
-def test_a_response_is_dropped_too_if_the_client_has_closed_its_own_side(kind):
+def test_an_unread_response_is_also_dropped_if_the_client_has_closed_its_sending_side(kind):
     owners: list[weakref.ref[Owner]] = []
     with asked_for(40_000, owners, kind, write=0.4) as connection:
         assert connection.recv(1)
         connection.shutdown(socket.SHUT_WR)
-        wait_until_none_is_left(owners)
+        wait_until_all_are_released(owners)
 
 
 @kinds
 @closes
 def test_a_client_that_reads_slowly_gets_its_whole_response(kind, end):
-    """150,000 bytes, 4,000 every 60 ms, take 2.25 s, longer than the deadline for any progress."""
+    """150,000 bytes at 4,000 every 60 ms take 2.25 s, which is longer than the deadline for progress."""
     size = 150_000
     with asked_for(size, [], kind + end, write=1.5) as connection:
         received = b""
@@ -386,7 +406,7 @@ def test_a_client_that_reads_slowly_gets_its_whole_response(kind, end):
             more = connection.recv(4000)
             assert more, "closed"
             received += more
-            time.sleep(0.06)  # the client's pace
+            time.sleep(0.06)  # the speed at which the client reads
 
 
 class Other(asyncio.Protocol):
@@ -416,7 +436,7 @@ def test_writing_to_a_lost_connection_does_nothing(loop):
             outgoing.write(b"more")
         outgoing.write(b"and a head")
         flushed = asyncio.Event()
-        running.call_soon(flushed.set)  # after the flush that the write has scheduled
+        running.call_soon(flushed.set)  # runs after the flush that `write` has scheduled
         await flushed.wait()
         outgoing.close()
         server.close()

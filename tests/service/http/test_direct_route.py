@@ -1,4 +1,4 @@
-"""The routes' own handler and query parser give what FastAPI's would give."""
+"""The routes' own handler and query parser give the same results as FastAPI's."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query[:40])
-def test_answers_and_problems_are_those_of_fastapis_own_routes(query):
+def test_answers_and_problems_equal_those_of_fastapis_own_routes(query):
     async def ask() -> list[tuple[int, str]]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(application()), base_url="http://x") as client:
             responses = [await client.post(f"/{prefix}/a%20b?{query}") for prefix in ("direct", "fastapi")]
@@ -68,15 +68,15 @@ def test_answers_and_problems_are_those_of_fastapis_own_routes(query):
     assert direct[0] in (200, 422)
 
 
-def test_the_documentation_is_that_of_fastapis_own_routes():
+def test_the_documentation_equals_that_of_fastapis_own_routes():
     paths = application().openapi()["paths"]
     direct, fastapi = (paths[f"/{prefix}/{{name}}"]["post"] for prefix in ("direct", "fastapi"))
     assert direct | {"operationId": 0} == fastapi | {"operationId": 0}
 
 
-def test_a_route_with_dependencies_is_an_error_rather_than_a_route_that_ignores_them():
+def test_a_route_with_dependencies_is_refused_because_it_would_ignore_them():
     router = APIRouter(route_class=DirectRoute)
-    with pytest.raises(TypeError, match="has no dependencies"):
+    with pytest.raises(TypeError, match="cannot have dependencies"):
         router.get("/", dependencies=[Depends(lambda: None)])(endpoint)
 
 
@@ -88,6 +88,6 @@ def test_a_repeated_query_gives_the_same_result_whether_it_is_cached_or_not():
     assert parse_query(DetectQuery, long).label == ["cat"] * 100
 
 
-def test_the_cache_keeps_kinds_of_query_apart():
+def test_equal_queries_of_different_routes_are_cached_separately():
     for kind in (ProposalsQuery, RecentQuery, DetectQuery):
         assert type(parse_query(kind, b"max_proposals=5")) is kind

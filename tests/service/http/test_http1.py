@@ -1,4 +1,4 @@
-"""Targets in absolute form. The other rules are tested on real connections: test_connections.py."""
+"""Targets in absolute form. test_connections.py tests the other rules on real connections."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from service.http.http1 import in_origin_form
 
 
 def scope(target: bytes) -> dict:
-    """What uvicorn makes of a target."""
+    """The scope that uvicorn creates for a target."""
     raw_path, _, query = target.partition(b"?")
     headers = [(b"host", b"first"), (b"accept", b"*/*")]
     return {"path": raw_path.decode(), "raw_path": raw_path, "query_string": query, "headers": headers}
@@ -22,7 +22,7 @@ def scope(target: bytes) -> dict:
         (b"http://x?a", b"x", "/", b"a"),
     ],
 )
-def test_an_absolute_target_gives_the_path_and_the_host(target, host, path, query):
+def test_an_absolute_target_sets_the_path_and_the_host(target, host, path, query):
     changed = in_origin_form(scope(target))
     assert (changed["path"], changed["query_string"]) == (path, query)
     assert changed["headers"] == [(b"host", host), (b"accept", b"*/*")]
@@ -31,5 +31,5 @@ def test_an_absolute_target_gives_the_path_and_the_host(target, host, path, quer
 @pytest.mark.parametrize(
     "target", [b"/", b"/http://x/detect", b"//x/detect", b"*", b"ftp://x/detect", b"http:///detect"]
 )
-def test_any_other_target_stays_as_it_is(target):
+def test_any_other_target_is_unchanged(target):
     assert in_origin_form(scope(target)) == scope(target)

@@ -1,4 +1,4 @@
-"""What every request gets: an id, a place in the metrics, an answer when its handler fails."""
+"""The layer around all routes: request ids, metrics, and an answer when a handler fails."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ def observed(runtime, of, **labels):
 
 
 @pytest.mark.parametrize("given", [b"a", b"A-b_c.9", b"x" * 64])
-def test_an_acceptable_request_id_is_kept(runtime, given):
+def test_a_valid_request_id_is_kept(runtime, given):
     assert call(runtime, answer, headers=[(b"x-request-id", given)])[1][b"x-request-id"] == given
 
 
@@ -95,7 +95,7 @@ def test_an_unknown_method_does_not_become_a_label(runtime):
     assert observed(runtime, "count", method="other", route="unmatched", status="200") == 1
 
 
-def test_a_request_takes_until_its_last_byte_is_sent_however_late_sending_returns(runtime, monkeypatch):
+def test_the_time_of_a_request_ends_with_its_last_byte_even_if_sending_returns_later(runtime, monkeypatch):
     now = 100.0
 
     def on_send(message):

@@ -54,14 +54,14 @@ def test_each_error_has_its_status_and_reason(error, status, reason, retry_after
         (HTTPException(405, headers={"Allow": "POST"}), "Allowed: POST"),
     ],
 )
-def test_the_detail_names_the_fault(error, words):
+def test_the_detail_of_a_problem_names_the_fault(error, words):
     assert words in problems.of(error).detail
 
 
-def test_a_problem_of_too_many_pixels_names_the_limit():
+def test_the_problem_for_too_many_pixels_names_the_limit():
     assert problems.of(TooManyPixelsError("30 x 20", 500)).document()["limit_pixels"] == 500
 
 
-def test_an_error_that_no_client_should_see_has_no_problem():
+def test_an_internal_error_has_no_problem_of_its_own():
     with pytest.raises(TypeError):
         problems.of(KeyError())

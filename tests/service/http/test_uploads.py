@@ -54,7 +54,7 @@ def test_base64_may_be_plain_or_wrapped_or_a_data_url(text):
         (b'{"image": "https://example.org/image.jpg"}', "base64"),
     ],
 )
-def test_json_of_another_shape_gets_400_with_the_expected_shape(body, word):
+def test_json_of_the_wrong_shape_gets_a_400_that_describes_the_right_one(body, word):
     with pytest.raises(Problem) as caught:
         from_json(body)
     assert caught.value.status == 400
@@ -64,7 +64,7 @@ def test_json_of_another_shape_gets_400_with_the_expected_shape(body, word):
 
 @contextlib.contextmanager
 def peak():
-    """A list that holds the peak of allocated bytes once the context has ended."""
+    """A list to which the peak of allocated bytes is added when the context ends."""
     memory = []
     tracemalloc.start()
     try:
@@ -82,18 +82,18 @@ def test_json_with_many_values_is_refused_before_it_is_parsed(body):
     assert max(memory) < 5 * len(body)
 
 
-def test_base64_with_much_white_space_needs_little_memory():
+def test_base64_with_a_lot_of_white_space_needs_little_memory():
     body = b'{"image": "' + b"AA " * 1_000_000 + b'"}'
     with peak() as memory:
         assert from_json(body) == bytes(1_500_000)
-    assert max(memory) < 16 * len(body)  # orjson allocates 13 times the body's size but writes to little of it
+    assert max(memory) < 16 * len(body)  # orjson allocates 13 times the body's size but uses little of it
 
 
-# --- any request gives bytes or a problem ---------------------------------------------------------------------------
+# --- any request is read or refused with a problem -------------------------------------------------------------------
 
 
 def outcome(content_type: str, chunks: list[bytes]) -> bytes | int:
-    """What `read` returns for a body that arrives in `chunks`: the bytes, or the problem's status."""
+    """The result of `read` for a body that arrives in `chunks`: the bytes, or the problem's status."""
     waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     waiting.append({"type": "http.request", "body": b"", "more_body": False})
 
@@ -145,7 +145,7 @@ TYPES = st.sampled_from(
 
 @settings(deadline=None)  # an example's wall time depends on the machine's load
 @given(TYPES, st.lists(PIECES | st.binary(max_size=20), max_size=12))
-def test_any_body_gives_bytes_or_a_problem(content_type, pieces):
+def test_any_body_is_read_or_refused_with_a_problem(content_type, pieces):
     for chunks in (pieces, [b"".join(pieces)]):
         found = outcome(content_type, chunks)
         assert isinstance(found, bytes) or found in (400, 413, 415)
@@ -153,14 +153,14 @@ def test_any_body_gives_bytes_or_a_problem(content_type, pieces):
 
 @settings(deadline=None)
 @given(st.text(max_size=60))
-def test_any_content_type_gives_bytes_or_a_problem(content_type):
+def test_any_content_type_is_accepted_or_refused_with_a_problem(content_type):
     found = outcome(content_type, [b"abc"])
     assert found == b"abc" or found in (400, 415)
 
 
 @settings(deadline=None)
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 50))
-def test_a_form_gives_the_same_bytes_however_it_is_cut_into_chunks(data, step):
+def test_a_form_is_read_the_same_however_it_is_divided_into_chunks(data, step):
     body = b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data + b"\r\n--xyz--\r\n"
     if b"--xyz" in data:
         return
@@ -172,7 +172,7 @@ def test_the_limit_applies_to_the_received_bytes():
     assert outcome("image/png", [b"a" * 5000] * 3) == 413
 
 
-def test_a_client_that_leaves_during_its_upload_is_counted():
+def test_a_client_that_disconnects_during_its_upload_is_counted():
     metrics = Metrics()
 
     async def receive() -> dict:

@@ -15,7 +15,7 @@ GEOMETRY = Geometry(((320, 448), (448, 320), (384, 384)), min_size=320, max_size
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth, so that resizing and JPEG change it little; different in every corner, so that turning is visible."""
+    """An image that resizing and JPEG hardly change, with four different corners, so that turning is visible."""
     corners = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -23,23 +23,23 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
-def test_an_image_keeps_its_pixels_when_it_has_the_right_size(encode):
+def test_an_image_of_the_target_size_keeps_its_pixels(encode):
     image = photo(400, 320)
     canvas = decode(encode(image), GEOMETRY)
     assert (canvas.size, canvas.width, canvas.height) == ((320, 448), 400, 320)
     np.testing.assert_array_equal(canvas.pixels, np.asarray(image))
 
 
-def test_resizing_is_pillows_antialiased_bilinear(encode):
+def test_resizing_uses_pillows_antialiased_bilinear_filter(encode):
     image = photo(640, 480)
     expected = image.resize((427, 320), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(decode(encode(image), GEOMETRY).pixels, np.asarray(expected))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_file_gives_the_pixels_of_the_upright_one(encode, orientation):
+def test_a_turned_file_decodes_to_the_pixels_of_the_upright_one(encode, orientation):
     original = photo(600, 410)
-    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # 6 and 8 turn by 90 degrees and undo each other
+    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # 6 and 8 turn by 90 degrees in opposite directions
     stored = original if orientation == 1 else original.transpose(TRANSPOSE[undo[orientation]])
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -58,8 +58,8 @@ def test_an_orientation_that_does_not_exist_is_ignored(encode, orientation):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_jpeg_decoded_at_reduced_scale_lies_where_the_full_one_does(encode, orientation):
-    # 3005 / 8 is not whole: the reduced image has 376 columns of which the last stands for 5/8
+def test_a_jpeg_decoded_at_reduced_scale_is_not_shifted(encode, orientation):
+    # 3005 / 8 = 375.6: the reduced image has 376 columns, and the last one covers only 5/8 of a full one
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encode(photo(3005, 2003), "JPEG", quality=95, exif=exif)
@@ -98,11 +98,11 @@ def one_colour(data: bytes) -> list[int]:
         ("I;16", 0x5AFF, [0x5A, 0x5A, 0x5A]),  # the high byte
     ],
 )
-def test_every_mode_becomes_rgb(encode, mode, colour, expected):
+def test_every_mode_is_converted_to_rgb(encode, mode, colour, expected):
     assert one_colour(encode(Image.new(mode, (40, 30), colour))) == expected
 
 
-def test_a_palette_with_a_transparent_entry_shows_white_there(encode):
+def test_a_transparent_palette_entry_becomes_white(encode):
     image = Image.new("P", (40, 30), 1)
     image.putpalette([0, 0, 0, 200, 100, 50])
     assert one_colour(encode(image)) == [200, 100, 50]
@@ -112,7 +112,7 @@ def test_a_palette_with_a_transparent_entry_shows_white_there(encode):
 @pytest.mark.parametrize(("format", "options"), [("BMP", {}), ("GIF", {}), ("WEBP", {"lossless": True}), ("JPEG", {})])
 def test_other_formats_are_accepted(encode, format, options):
     red = one_colour(encode(Image.new("RGB", (40, 40), (255, 0, 0)), format, **options))
-    np.testing.assert_allclose(red, [255, 0, 0], atol=1)  # JPEG: 254
+    np.testing.assert_allclose(red, [255, 0, 0], atol=1)  # 254 after JPEG compression
 
 
 def test_cmyk_jpegs_are_accepted(encode):
@@ -120,7 +120,7 @@ def test_cmyk_jpegs_are_accepted(encode):
     np.testing.assert_allclose(red, [255, 0, 0], atol=3)
 
 
-def test_the_first_frame_of_an_animation_counts(encode):
+def test_the_first_frame_of_an_animation_is_used(encode):
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "lime")]
     assert one_colour(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])) == [255, 0, 0]
 
@@ -129,13 +129,13 @@ def test_the_first_frame_of_an_animation_counts(encode):
 
 
 def refusal(data: bytes, **limits: int) -> Problem:
-    """The answer to an upload that both functions of the decoder refuse."""
+    """The problem for an upload that both functions of the decoder refuse."""
     with pytest.raises(ImageError) as caught:
         decode(data, GEOMETRY, **limits)
     with pytest.raises(ImageError) as also_caught:
         upright(data, **limits)
     assert str(also_caught.value) == str(caught.value)
-    assert "0x" not in str(caught.value)  # nothing from the message of the library, no address
+    assert "0x" not in str(caught.value)  # without text from the library's message, and without an address
     assert "BytesIO" not in str(caught.value)
     return problems.of(caught.value)
 
@@ -162,7 +162,7 @@ def test_bytes_that_are_not_an_image_are_a_bad_request(data):
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
 def test_an_image_cut_short_anywhere_is_refused(encode, format):
     data = encode(photo(200, 150), format)
-    # the end marker alone may be missing: the pixels are all there
+    # a file may lack only the end marker, because all its pixels are present
     for end in range(1, len(data) - 16, max(1, len(data) // 60)):
         assert refusal(data[:end]).status == 400
 
@@ -174,7 +174,7 @@ def test_pixels_are_counted_before_they_are_decoded(encode):
     assert decode(data, GEOMETRY, max_pixels=5000).width == 100
 
 
-def test_a_header_with_an_absurd_size_costs_nothing():
+def test_a_header_with_an_absurd_size_is_refused_without_allocating_memory():
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
@@ -189,7 +189,7 @@ def test_a_jpeg_with_thousands_of_scans_is_refused(encode):
     assert "scans" in refusal(data[:-2] + last * 1000 + data[-2:]).detail
 
 
-def test_decoding_does_not_change_the_bytes(encode):
+def test_decoding_does_not_modify_the_bytes(encode):
     data = encode(photo(100, 80))
     before = bytes(data)
     decode(data, GEOMETRY)

@@ -23,7 +23,7 @@ def draw(image: Image.Image, found: dict, encode, media_type: str = "image/png",
     return Image.open(io.BytesIO(data))
 
 
-def test_the_outline_is_on_the_box_in_the_labels_colour(encode):
+def test_a_boxs_outline_has_the_colour_of_its_label(encode):
     drawn = draw(Image.new("RGB", (400, 300), "white"), answer([100, 150, 300, 250]), encode)
     assert (drawn.format, drawn.size, drawn.mode) == ("PNG", (400, 300), "RGB")
     for point in ((100, 200), (300, 200), (200, 250)):
@@ -49,7 +49,7 @@ def test_boxes_at_the_edges_of_images_of_odd_shapes_are_drawn(encode):
         assert drawn.size == size
 
 
-def test_a_side_too_long_for_jpeg_is_an_error_that_names_png(encode):
+def test_an_image_too_long_for_jpeg_raises_an_error_that_suggests_png(encode):
     with pytest.raises(drawing.SideTooLongError, match="image/png"):
         draw(Image.new("L", (66_000, 1)), answer(), encode, "image/jpeg")
 

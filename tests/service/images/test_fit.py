@@ -9,35 +9,35 @@ GEOMETRY = Geometry(((320, 448), (448, 320), (384, 384)), min_size=320, max_size
 SIDES = st.integers(1, 30_000)
 
 
-def test_the_shorter_side_decides_unless_the_longer_becomes_too_long():
+def test_the_shorter_side_determines_the_scale_unless_the_longer_becomes_too_long():
     assert fit(640, 480, GEOMETRY) == (320, 427, (320, 448))  # x 320/480
     assert fit(1000, 500, GEOMETRY) == (224, 448, (320, 448))  # x 448/1000, since x 320/500 would make 640
     assert fit(480, 640, GEOMETRY) == (427, 320, (448, 320))
 
 
 @given(SIDES, SIDES)
-def test_every_image_fits_on_a_canvas_and_keeps_its_shape(width, height):
+def test_every_image_fits_on_a_canvas_and_keeps_its_proportions(width, height):
     h, w, (H, W) = fit(width, height, GEOMETRY)
     assert 1 <= h <= H
     assert 1 <= w <= W
     assert h == 320 or w == 320 or max(h, w) == 448
     scale = min(320 / min(width, height), 448 / max(width, height))
-    assert abs(w - width * scale) <= max(0.5, 1 - width * scale) + 1e-9  # rounded, but never to nothing
+    assert abs(w - width * scale) <= max(0.5, 1 - width * scale) + 1e-9  # rounded, but at least 1
 
 
 @given(SIDES, SIDES)
-def test_no_declared_canvas_of_smaller_area_holds_the_image(width, height):
+def test_the_smallest_canvas_that_holds_the_image_is_chosen(width, height):
     h, w, chosen = fit(width, height, GEOMETRY)
     holding = [H * W for H, W in GEOMETRY.canvases if h <= H and w <= W]
     assert chosen[0] * chosen[1] == min(holding)
 
 
-def test_an_image_that_no_canvas_holds_is_an_error_not_a_crop():
+def test_an_image_that_no_canvas_holds_raises_an_error():
     with pytest.raises(ValueError, match="no canvas"):
         fit(100, 300, Geometry(((320, 448),), 320, 448))
 
 
-# --- boxes back ------------------------------------------------------------------------------------------------------
+# --- mapping boxes back ----------------------------------------------------------------------------------------------
 
 
 def canvas_of(width: int, height: int) -> Canvas:
@@ -46,13 +46,13 @@ def canvas_of(width: int, height: int) -> Canvas:
 
 
 def test_boxes_are_scaled_back_on_each_axis():
-    canvas = canvas_of(1000, 500)  # shown as 448 x 224
+    canvas = canvas_of(1000, 500)  # resized to 448 x 224
     boxes = np.array([[0, 0, 448, 224], [112, 56, 224, 112]], dtype=np.float32)
     np.testing.assert_allclose(to_original(boxes, canvas), [[0, 0, 1000, 500], [250, 125, 500, 250]], rtol=1e-6)
 
 
 @given(SIDES, SIDES, st.lists(st.floats(0, 1), min_size=4, max_size=4))
-def test_mapping_there_and_back_is_the_identity_and_stays_inside(width, height, shares):
+def test_mapping_boxes_to_the_canvas_and_back_returns_the_same_boxes(width, height, shares):
     canvas = canvas_of(width, height)
     h, w = canvas.pixels.shape[:2]
     (left, right), (top, bottom) = sorted(shares[:2]), sorted(shares[2:])
@@ -64,7 +64,7 @@ def test_mapping_there_and_back_is_the_identity_and_stays_inside(width, height, 
     assert (back <= [width, height, width, height]).all()
 
 
-def test_a_box_over_the_edge_is_clipped():
+def test_a_box_beyond_the_edge_is_clipped():
     canvas = canvas_of(640, 480)
     boxes = np.array([[-5, -5, 500, 400]], dtype=np.float32)
     assert to_original(boxes, canvas).tolist() == [[0, 0, 640, 480]]

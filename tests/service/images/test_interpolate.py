@@ -1,4 +1,4 @@
-"""Interpolation, compared with torchvision's own resizing."""
+"""Interpolation, compared with torchvision's own."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ RULES = st.sampled_from([(64, 96), (100, 100), (97, 333), (200, 160)])
 
 
 def noise(height: int, width: int) -> np.ndarray:
-    """Random pixels: neighbours differ so much that every misplaced sample shows."""
+    """Random pixels. Neighbours differ so much that every misplaced sample is noticed."""
     return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -30,24 +30,24 @@ def by_torchvision(pixels: np.ndarray, min_size: int, max_size: int) -> np.ndarr
     return resized.permute(1, 2, 0).numpy()
 
 
-def test_half_the_size_is_the_mean_of_two_by_two_pixels():
+def test_at_half_the_size_each_pixel_is_the_mean_of_two_by_two():
     pixels = np.array([[0, 10, 100, 200], [20, 30, 40, 50]], np.uint8)[..., None].repeat(3, 2)
     # (0 + 10 + 20 + 30) / 4 = 15 and (100 + 200 + 40 + 50) / 4 = 97.5, which is rounded up
     assert interpolate(pixels, 1, 2)[..., 0].tolist() == [[15, 98]]
 
 
-def test_at_a_quarter_of_the_size_only_the_two_middle_pixels_count():
+def test_at_a_quarter_of_the_size_only_the_two_middle_pixels_are_used():
     pixels = np.array([[255, 10, 30, 255]], np.uint8)[..., None].repeat(3, 2)
-    assert interpolate(pixels, 1, 1)[..., 0].tolist() == [[20]]  # the middle lies between 10 and 30
+    assert interpolate(pixels, 1, 1)[..., 0].tolist() == [[20]]  # the centre lies between 10 and 30
 
 
-def test_twice_the_size_repeats_the_border():
+def test_at_twice_the_size_the_border_is_repeated():
     pixels = np.array([[0, 100]], np.uint8)[..., None].repeat(3, 2)
-    # the centres lie at -0.25, 0.25, 0.75, 1.25 of the old pixels
+    # in old pixels, the centres lie at -0.25, 0.25, 0.75 and 1.25
     assert interpolate(pixels, 1, 4)[..., 0].tolist() == [[0, 25, 75, 100]]
 
 
-def test_an_image_of_the_right_size_is_unchanged():
+def test_an_image_of_the_target_size_is_unchanged():
     pixels = noise(31, 17)
     np.testing.assert_array_equal(interpolate(pixels, 31, 17), pixels)
 
@@ -56,11 +56,11 @@ def test_an_image_of_the_right_size_is_unchanged():
 @example(3, 290, (64, 96))
 @example(1, 1, (97, 333))
 @settings(max_examples=150, deadline=None)
-def test_sizes_and_pixels_are_torchvisions(encode, height, width, rule):
+def test_sizes_and_pixels_equal_torchvisions(encode, height, width, rule):
     scale = min(rule[0] / min(height, width), rule[1] / max(height, width))
     pixels = noise(height, width)
     canvas = decode(encode(Image.fromarray(pixels)), Geometry(((400, 400),), *rule, antialias=False))
-    if min(height, width) * scale < 1:  # torchvision fails on an image that would have no pixel left
+    if min(height, width) * scale < 1:  # torchvision fails if a side would become 0
         assert min(canvas.pixels.shape[:2]) == 1
         return
     expected = by_torchvision(pixels, *rule)
@@ -69,7 +69,7 @@ def test_sizes_and_pixels_are_torchvisions(encode, height, width, rule):
 
 
 @pytest.mark.parametrize(("height", "width"), [(960, 1280), (1280, 960), (480, 640), (375, 500), (1080, 1920)])
-def test_photographs_at_the_size_of_torchvisions_detectors(encode, height, width):
+def test_photographs_are_resized_as_by_torchvisions_detectors(encode, height, width):
     geometry = Geometry(((1344, 1344),), 800, 1333, antialias=False)
     pixels = noise(height, width)
     canvas = decode(encode(Image.fromarray(pixels), compress_level=1), geometry)
@@ -79,8 +79,8 @@ def test_photographs_at_the_size_of_torchvisions_detectors(encode, height, width
 
 
 @given(st.integers(1, 8000), st.integers(1, 8000))
-def test_sides_are_rounded_down_by_torchvisions_arithmetic(height, width):
-    """On torch's meta device, which computes sizes without pixels."""
+def test_sides_are_rounded_down_as_in_torchvision(height, width):
+    """Uses torch's meta device, which computes sizes without pixels."""
     fitted = fit(width, height, Geometry(((1344, 1344),), 800, 1333, antialias=False))
     scale = min(800 / min(height, width), 1333 / max(height, width))
     image = torch.empty(1, 1, height, width, device="meta")
@@ -92,8 +92,8 @@ def test_sides_are_rounded_down_by_torchvisions_arithmetic(height, width):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_jpeg_gives_the_pixels_of_the_upright_image(encode, orientation):
-    """A JPEG is decoded at full size here: interpolation between single pixels differs on a reduced one."""
+def test_a_turned_jpeg_decodes_to_the_pixels_of_the_upright_image(encode, orientation):
+    """The JPEG must be decoded at full size, because interpolation gives other pixels on a reduced one."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encode(Image.fromarray(noise(400, 300)), "JPEG", exif=exif)
@@ -103,7 +103,7 @@ def test_a_turned_jpeg_gives_the_pixels_of_the_upright_image(encode, orientation
     assert np.abs(canvas.pixels - expected).max() <= NEAR
 
 
-def test_boxes_are_scaled_back_by_torchvisions_factors(encode):
+def test_boxes_are_scaled_back_as_in_torchvision(encode):
     canvas = decode(encode(Image.fromarray(noise(333, 517))), Geometry(((96, 96),), 64, 96, antialias=False))
     h, w = canvas.pixels.shape[:2]
     assert (h, w) == (61, 96)  # 96 / 517 * 333 = 61.8

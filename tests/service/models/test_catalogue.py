@@ -46,7 +46,7 @@ def test_a_replacement_is_loaded_before_the_old_version_is_removed(served, tmp_p
     assert [*served.models["plain"]] == [2]
 
 
-def test_a_version_that_failed_for_a_reason_that_may_pass_is_tried_again_later(served, tmp_path, monkeypatch, clock):
+def test_a_version_that_failed_for_a_temporary_reason_is_tried_again_later(served, tmp_path, monkeypatch, clock):
     graphs.publish(tmp_path / "store", version=2)
     with monkeypatch.context() as scarce:
         scarce.setattr(Engine, "warm_up", lambda *_: (_ for _ in ()).throw(MemoryError()))
@@ -104,7 +104,7 @@ def test_a_retired_version_is_drained_once_by_its_last_request(served):
             model.retire(drained.append)
         assert drained == []
     assert len(drained) == 1
-    with model.in_use():  # a request that chose the version before it was retired
+    with model.in_use():  # by a request that chose the version before it was retired
         pass
     assert len(drained) == 1
 
@@ -130,7 +130,7 @@ def test_a_retired_version_is_drained_once_while_other_threads_use_it(served):
         assert len(drained) == 1
 
 
-def test_a_refresh_replaces_what_other_threads_read_and_never_changes_it(served, tmp_path):
+def test_a_refresh_replaces_the_dictionaries_that_other_threads_read(served, tmp_path):
     models, versions, refused = served.models, served.models["plain"], served.refused
     graphs.publish(tmp_path / "store", version=2)
     graphs.publish(tmp_path / "store", version=3, card={"sha256": "0" * 64})
@@ -140,7 +140,7 @@ def test_a_refresh_replaces_what_other_threads_read_and_never_changes_it(served,
         (tmp_path / "store" / "plain" / version).rename(tmp_path / f"gone-{version}")
     served.refresh()
     assert ([*served.models["plain"]], [*served.refused]) == ([2], [])
-    # as before the first refresh
+    # unchanged since before the first refresh
     assert [*models] == ["plain"]
     assert models["plain"] is versions
     assert [*versions] == [1]

@@ -15,7 +15,7 @@ SERVED = {"shapes": {1: OLD, 10: NEW}, "cars": {2: OTHER}}
         (SERVED, None, "shapes", "shapes"),
         (SERVED, None, None, None),
         (SERVED, None, "gone", None),
-        (SERVED, "gone", "shapes", None),  # a configured model is never replaced silently
+        (SERVED, "gone", "shapes", None),  # a configured model is never silently replaced
         ({"cars": {}}, None, None, "cars"),
         ({"cars": {}}, None, "gone", "cars"),
         ({"cars": {}}, "gone", None, None),
@@ -27,7 +27,7 @@ def test_the_default_is_the_configured_model_or_the_only_one_or_the_stores(serve
 
 
 def test_the_highest_version_answers_unless_the_request_names_one():
-    assert choose(SERVED, None, "shapes", None) is NEW  # 10 > 1 as numbers
+    assert choose(SERVED, None, "shapes", None) is NEW  # compared as numbers, 10 > 1
     assert choose(SERVED, None, "shapes", 1) is OLD
     assert choose(SERVED, "cars", None, None) is OTHER
 

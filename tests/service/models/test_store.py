@@ -7,7 +7,7 @@ from service.models.store import StoreMissingError, default_name, directories
 from tests.service import graphs
 
 
-def test_every_version_is_found_and_unfinished_ones_are_not(tmp_path):
+def test_finished_versions_are_found_and_unfinished_ones_are_not(tmp_path):
     for name, version in (("a", 1), ("a", 2), ("b", 1)):
         graphs.publish(tmp_path, name, version)
     (tmp_path / "a" / ".3.partial").mkdir()
@@ -46,7 +46,7 @@ def test_a_link_into_a_folder_without_permission_does_not_hide_the_others(tmp_pa
     assert directories(tmp_path) == ([tmp_path / "a" / "1"], [])
 
 
-def test_the_default_is_the_name_in_the_file_of_that_name(tmp_path):
+def test_the_default_is_the_name_in_the_file_called_default(tmp_path):
     assert default_name(tmp_path) is None
     (tmp_path / "default").write_text("shapes\n")
     assert default_name(tmp_path) == "shapes"
@@ -54,6 +54,6 @@ def test_the_default_is_the_name_in_the_file_of_that_name(tmp_path):
     assert default_name(tmp_path) is None
 
 
-def test_a_missing_store_is_an_error_that_names_the_setting(tmp_path):
+def test_a_missing_store_raises_an_error_that_names_the_setting(tmp_path):
     with pytest.raises(StoreMissingError, match="MODEL_STORE"):
         directories(tmp_path / "nowhere")

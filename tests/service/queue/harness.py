@@ -1,6 +1,4 @@
-"""A batcher under control: time passes when a test says so, engines stop at gates, and a test can wait until every
-thread has stopped.
-"""
+"""A batcher under a test's control: a clock, gates for engines, and a way to wait until all threads have stopped."""
 
 from __future__ import annotations
 
@@ -23,11 +21,11 @@ from service.telemetry.metrics import Metrics
 
 WIDE, TALL = (64, 96), (96, 64)
 SEVERAL = 100 * 64 * 96  # a budget that no test here fills
-HANG_SECONDS = 60.0  # of real time; a test that needs more has hung
+HANG_SECONDS = 60.0  # of real time; after that, a test counts as hanging
 
 
 class Clock:
-    """Seconds that pass only when a test says so."""
+    """A clock that only the test moves forward."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -51,7 +49,7 @@ class ClockedLoop(asyncio.SelectorEventLoop):
 
 
 def run(clock: Clock, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs a test on an event loop with this clock, and cancels it if it hangs."""
+    """Runs a test on an event loop with this clock. A test that hangs is cancelled."""
 
     async def guarded() -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -69,7 +67,7 @@ def run(clock: Clock, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 class Hold:
-    """A place where threads stop until the test lets them pass: one of them, or all."""
+    """A place where threads stop until the test lets one of them, or all of them, pass."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -99,13 +97,13 @@ class Hold:
             self._changed.notify()
 
     def stopped(self) -> int:
-        """Threads that stand here and may not pass."""
+        """The number of threads that are stopped here."""
         with self._changed:
             return 0 if self._open else max(0, self._inside - self._permits)
 
 
 class CountingCondition(threading.Condition):
-    """Knows how many threads wait and have not been notified."""
+    """A condition that counts the threads that wait and have not been notified."""
 
     waiting = 0
 
@@ -119,7 +117,7 @@ class CountingCondition(threading.Condition):
 
 
 class Standstill:
-    """Knows whether all threads of the batchers made after it have stopped, for want of work or at a Hold."""
+    """Detects when all threads of the batchers created after it have stopped, without work or at a Hold."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.threads = 0
@@ -136,25 +134,27 @@ class Standstill:
         return self._holds[-1]
 
     def reached(self) -> bool:
-        # All conditions share the batcher's lock. With it no thread can be notified, so none is counted twice.
+        # All conditions share the batcher's lock. While it is held, no thread can be notified or counted twice.
         with self._conditions[0]:
             waiting = sum(condition.waiting for condition in self._conditions)
             return waiting + sum(hold.stopped() for hold in self._holds) == self.threads
 
     async def settle(self) -> None:
-        """Returns when nothing more can happen: the threads have stopped, and the event loop has caught up."""
+        """Returns when the threads have stopped and the event loop has nothing left to do."""
         deadline = time.monotonic() + HANG_SECONDS
         turns = 0
-        while turns < 5:  # a delivery takes three: the call from the thread, the future, the task that awaits it
+        while (
+            turns < 5
+        ):  # a delivery takes three steps: the call from the thread, the future, and the task that awaits it
             await asyncio.sleep(0)
             turns = turns + 1 if self.reached() else 0
             if not turns:
                 assert time.monotonic() < deadline, "the threads do not come to a standstill"
-                time.sleep(0.0005)  # real time, for the threads
+                time.sleep(0.0005)  # real time, so that the threads can run
 
 
 class Gate:
-    """A served model whose engine records its runs and holds each until the gate is opened."""
+    """A served model whose engine records its runs and stops each one until the gate is opened."""
 
     def __init__(self, engine: Engine, hold: Hold) -> None:
         self.engine = engine
@@ -187,7 +187,7 @@ class Gate:
 
 
 class Failing(Gate):
-    """Raises `error` instead of running more than `most` images; its gate is open."""
+    """An engine that raises `error` for batches of more than `most` images. Its gate is open."""
 
     def __init__(self, engine: Engine, error: BaseException, most: int = 0) -> None:
         super().__init__(engine, Hold())
@@ -201,7 +201,7 @@ class Failing(Gate):
 
 
 class Queue:
-    """A batcher on devices of one kind, and what it reported."""
+    """A batcher on devices of one kind, and the fatal failures that it reported."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class Queue:
     def submit(
         self, model: Any, level: int, size: tuple[int, int] = WIDE, timeout: float = 1e6, **how: Any
     ) -> asyncio.Task[Any]:
-        """Sends an image of one grey `level`, by which the answers can be told apart."""
+        """Sends an image of one grey `level`, which identifies its answer."""
         data = self._encode(Image.new("RGB", size[::-1], (level, level, level)))
         return self.send(model, data, timeout, **how)
 
@@ -245,7 +245,7 @@ class Queue:
         return sent
 
     async def expected_wait_behind_one(self, gate: Gate) -> float:
-        """The expected wait while one image is in the engine and one waits. Leaves the gate open."""
+        """The expected wait while one image is in the engine and one waits. The gate is open afterwards."""
         gate.close()
         sent = await self.after(gate, 101, 102)
         expected = self.batcher.expected_wait()

@@ -1,4 +1,4 @@
-"""The batcher with real engines over small graphs and real threads. Gates and a clock decide what happens when."""
+"""The batcher with real threads, and real engines on small graphs. Gates and a clock control the order of events."""
 
 import asyncio
 from typing import Any
@@ -16,7 +16,7 @@ from tests.service.queue.harness import SEVERAL, TALL, WIDE, Failing, level_of
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_an_idle_engine_takes_the_first_image_at_once_and_then_all_that_wait(gate, queue, run, gpu):
+def test_an_idle_engine_runs_the_first_image_at_once_and_then_all_waiting_images(gate, queue, run, gpu):
     async def test():
         waiting = queue(gpu=gpu)
         sent = await waiting.after(gate, 10, 20, 30, 40)
@@ -40,7 +40,7 @@ def test_waiting_images_are_shared_among_the_engines(gate, queue, run, gpu):
         gate.open()
         await asyncio.gather(*sent)
         sizes = [size for _, size in gate.batches]
-        # one each at once, then never more than half of the six that wait
+        # one each at once, then at most half of the six waiting images
         assert sizes[:2] == [1, 1]
         assert max(sizes) <= 3
         assert sum(sizes) == 8
@@ -48,7 +48,9 @@ def test_waiting_images_are_shared_among_the_engines(gate, queue, run, gpu):
     run(test)
 
 
-def test_two_devices_work_at_once_and_the_idle_one_takes_the_next_image(gate, make_gate, queue, run, standstill):
+def test_two_devices_work_at_the_same_time_and_the_idle_one_runs_the_next_image(
+    gate, make_gate, queue, run, standstill
+):
     async def test():
         waiting = queue(devices=2)
         free = make_gate()
@@ -81,7 +83,7 @@ def test_the_seconds_of_runs_are_counted_for_each_device(make_gate, queue, run, 
         await asyncio.gather(*sent)
         names = [gate.devices[0].name for gate in gates]
         assert sorted(names) == ["cpu:0", "cpu:1"]
-        # the first ran for 2 + 5 s, the second for 5 s
+        # the first device ran for 2 + 5 s, the second for 5 s
         busy = [waiting.value("detector_engine_busy_seconds_total", device=name) for name in names]
         assert busy == [7, 5]
 
@@ -113,7 +115,7 @@ def test_a_canvas_larger_than_the_budget_still_runs_alone(gate, queue, run):
     run(test)
 
 
-def test_the_canvas_whose_first_image_has_waited_longest_goes_first(gate, queue, run, standstill, clock):
+def test_the_canvas_whose_first_image_has_waited_longest_is_run_first(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue()
         sent = []
@@ -128,7 +130,7 @@ def test_the_canvas_whose_first_image_has_waited_longest_goes_first(gate, queue,
     run(test)
 
 
-def test_bulk_requests_go_after_interactive_ones_but_are_not_starved(gate, queue, run, standstill, clock):
+def test_bulk_requests_yield_to_interactive_ones_but_are_not_starved(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
         sent = [waiting.submit(gate, 1), waiting.submit(gate, 50, bulk=True), waiting.submit(gate, 2)]
@@ -143,7 +145,7 @@ def test_bulk_requests_go_after_interactive_ones_but_are_not_starved(gate, queue
     run(test)
 
 
-def test_a_lone_request_gets_all_cores_and_many_get_one_each(gate, queue, run, standstill):
+def test_a_single_request_gets_all_cores_and_many_requests_get_one_each(gate, queue, run, standstill):
     async def test():
         waiting = queue(cores=4, pixels=1)
         gate.open()
@@ -155,7 +157,7 @@ def test_a_lone_request_gets_all_cores_and_many_get_one_each(gate, queue, run, s
         gate.open()
         await asyncio.gather(*sent)
         assert gate.threads[-4] == 1  # three others wait
-        assert gate.threads[-1] == 4  # the last is alone again
+        assert gate.threads[-1] == 4  # the last one is alone again
 
     run(test)
 
@@ -176,7 +178,7 @@ def test_identical_uploads_in_flight_are_computed_once(gate, queue, run):
     run(test)
 
 
-def test_one_of_two_requests_for_the_same_image_may_leave(gate, queue, run, standstill):
+def test_one_of_two_requests_for_the_same_image_can_be_cancelled(gate, queue, run, standstill):
     async def test():
         waiting = queue()
         first, leaves, stays = await waiting.after(gate, 10, 20, 20)
@@ -190,7 +192,7 @@ def test_one_of_two_requests_for_the_same_image_may_leave(gate, queue, run, stan
     run(test)
 
 
-def test_an_interactive_request_moves_the_same_bulk_image_forward(gate, queue, run, standstill):
+def test_an_interactive_request_moves_a_bulk_request_for_the_same_image_forward(gate, queue, run, standstill):
     async def test():
         waiting = queue(pixels=1)
         sent = [waiting.submit(gate, 1), waiting.submit(gate, 50, bulk=True), waiting.submit(gate, 2)]
@@ -206,7 +208,7 @@ def test_an_interactive_request_moves_the_same_bulk_image_forward(gate, queue, r
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_a_client_that_hangs_up_costs_no_inference_and_is_counted(gate, queue, run, standstill, gpu):
+def test_a_client_that_disconnects_costs_no_inference_and_is_counted(gate, queue, run, standstill, gpu):
     async def test():
         waiting = queue(gpu=gpu)
         first, gone, last = await waiting.after(gate, 10, 20, 30)
@@ -239,17 +241,17 @@ def test_a_deadline_ends_the_wait_while_the_engine_is_busy(gate, queue, run, clo
     run(test)
 
 
-def test_an_image_that_would_be_late_is_not_run(gate, queue, run, clock):
+def test_an_image_that_would_miss_its_deadline_is_not_run(gate, queue, run, clock):
     async def test():
         waiting = queue(pixels=1)
         (first,) = await waiting.after(gate, 10)
-        clock.advance(500)  # how long a run takes, as far as the queue knows
+        clock.advance(500)  # sets the queue's estimate of the time of a run
         gate.open()
         await first
         with pytest.raises(DeadlinePassedError):
             await waiting.submit(gate, 20, timeout=250)
         assert gate.levels == [10]
-        assert level_of(await waiting.submit(gate, 30, timeout=5000)) == 30  # now it is known to be fast
+        assert level_of(await waiting.submit(gate, 30, timeout=5000)) == 30  # the estimate is low again
         assert level_of(await waiting.submit(gate, 20, timeout=250)) == 20
 
     run(test)
@@ -272,7 +274,7 @@ def test_a_deadline_that_passes_inside_the_engine_does_not_affect_others(gate, q
     run(test)
 
 
-def test_a_run_whose_only_request_is_late_does_not_affect_the_next(gate, queue, run, standstill, clock):
+def test_a_run_whose_only_request_missed_its_deadline_does_not_affect_the_next(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue()
         late = waiting.submit(gate, 10, timeout=2)
@@ -300,7 +302,7 @@ def test_an_image_that_cannot_be_decoded_fails_alone_and_reaches_no_engine(gate,
     run(test)
 
 
-def test_an_image_that_the_engine_fails_on_fails_alone(make_gate, queue, run):
+def test_an_image_on_which_the_engine_fails_does_not_affect_others(make_gate, queue, run):
     async def test():
         gate = make_gate(fails_on_white=True)
         waiting = queue()
@@ -311,16 +313,16 @@ def test_an_image_that_the_engine_fails_on_fails_alone(make_gate, queue, run):
         for level, answer in zip(levels, answers, strict=True):
             if level == 255:
                 assert isinstance(answer, EngineFailedError)
-                assert str(answer) == ""  # ONNX Runtime's message stays in the log
+                assert str(answer) == ""  # ONNX Runtime's message appears only in the log
             else:
                 assert level_of(answer) == level
         assert gate.batches[:2] == [(WIDE, 1), (WIDE, 6)]
-        assert waiting.fatal == []  # a blank image can still be run
+        assert waiting.fatal == []  # a blank image still succeeds
 
     run(test)
 
 
-def test_an_engine_that_fails_on_every_image_is_reported_and_the_queue_goes_on(plain, queue, gate, run):
+def test_an_engine_that_fails_on_every_image_is_reported_and_the_queue_continues(plain, queue, gate, run):
     class Dead(Failing):
         def probe(self) -> None:
             raise self.error
@@ -404,7 +406,7 @@ def test_the_expected_wait_is_the_time_between_answers_for_each_waiting_image(ga
             clock.advance(50)
             gate.hold.let_one_pass()
         await standstill.settle()
-        # three are answered, 50 s apart, one is in the engine and four wait
+        # three images are answered, 50 s apart; one is in the engine and four wait
         assert waiting.value("detector_queue_depth") == 4
         assert waiting.batcher.expected_wait() == pytest.approx(4 * 50)
         gate.open()
@@ -414,23 +416,23 @@ def test_the_expected_wait_is_the_time_between_answers_for_each_waiting_image(ga
     run(test)
 
 
-def test_where_batches_save_little_they_grow_with_the_queue(gate, queue, run):
+def test_on_a_device_where_batches_save_little_they_grow_only_with_a_long_queue(gate, queue, run):
     async def test():
         waiting = queue()
         waiting.devices[0].depth = 4
         sent = await waiting.after(gate, *range(1, 11))
         gate.open()
         await asyncio.gather(*sent)
-        # nine wait: ceil(9 / 4) = 3, then ceil(6 / 4) = 2, then 1 of each of the four left
+        # nine images wait: the batches have ceil(9 / 4) = 3, then ceil(6 / 4) = 2, then four times 1
         assert [number for _, number in gate.batches] == [1, 3, 2, 1, 1, 1, 1]
 
     run(test)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_decoding_goes_on_when_decoded_images_leave(gate, queue, run, standstill, gpu):
+def test_decoding_continues_when_decoded_images_are_dropped(gate, queue, run, standstill, gpu):
     async def test():
-        waiting = queue(gpu=gpu, pixels=64 * 96)  # so that only one or two images are decoded ahead of the engine
+        waiting = queue(gpu=gpu, pixels=64 * 96)  # small enough that only one or two images are decoded in advance
         sent = await waiting.after(gate, *range(1, 9))
         for task in sent[1:3]:
             task.cancel()
@@ -444,20 +446,22 @@ def test_decoding_goes_on_when_decoded_images_leave(gate, queue, run, standstill
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_the_queue_goes_on_when_all_decoded_images_are_too_late(gate, queue, run, standstill, clock, gpu):
+def test_the_queue_continues_when_all_decoded_images_would_miss_their_deadlines(
+    gate, queue, run, standstill, clock, gpu
+):
     async def test():
         waiting = queue(gpu=gpu, pixels=64 * 96)
         (first,) = await waiting.after(gate, 1)
         clock.advance(1000)
         gate.open()
-        await first  # a run takes 1000 s, as far as the queue knows
+        await first  # the queue now estimates 1000 s for a run
         gate.close()
         sent = await waiting.after(gate, 2)
         sent += [waiting.submit(gate, 10 + n, timeout=600) for n in range(2)]
-        await standstill.settle()  # on a GPU, both are decoded now, and there is no room for more
+        await standstill.settle()  # on a GPU, both images are decoded now, and there is no room for more
         sent += [waiting.submit(gate, 20 + n) for n in range(4)]
         await standstill.settle()
-        clock.advance(400)  # 200 s are left for the two, and a run now takes 400 s
+        clock.advance(400)  # both deadlines are 200 s away, and the queue estimates 400 s for a run
         gate.open()
         answers = await asyncio.gather(*sent, return_exceptions=True)
         assert [isinstance(answer, DeadlinePassedError) for answer in answers] == [False, True, True, *[False] * 4]
@@ -466,7 +470,7 @@ def test_the_queue_goes_on_when_all_decoded_images_are_too_late(gate, queue, run
     run(test)
 
 
-def test_one_slow_run_does_not_refuse_short_timeouts_for_ever(gate, queue, run, clock):
+def test_one_slow_run_does_not_make_short_timeouts_fail_for_ever(gate, queue, run, clock):
     async def test():
         waiting = queue()
         (first,) = await waiting.after(gate, 1)
@@ -479,14 +483,14 @@ def test_one_slow_run_does_not_refuse_short_timeouts_for_ever(gate, queue, run, 
                 await waiting.submit(gate, level, timeout=300)
             except DeadlinePassedError:
                 refused.append(level)
-        # 500 s, 400 s and 320 s are too long for 300 s; 256 s are not, and that run shows that it takes no time
+        # the estimates 500 s, 400 s and 320 s exceed the timeout of 300 s; 256 s does not, and that run takes no time
         assert ESTIMATE_DECAY == 0.8
         assert refused == [10, 11, 12]
 
     run(test)
 
 
-def test_time_in_which_nothing_waits_does_not_count_as_time_between_answers(gate, queue, run, standstill, clock):
+def test_idle_time_does_not_count_as_time_between_answers(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
         first, *others = await waiting.after(gate, 1, 2, 3)
@@ -523,7 +527,7 @@ def test_time_after_undecodable_images_does_not_count_as_time_between_answers(
         gate.open()
         await asyncio.gather(*sent)
         await standstill.settle()
-        assert waiting.value("detector_queue_depth") == 2  # so the time of the last answer is still remembered
+        assert waiting.value("detector_queue_depth") == 2  # so the time of the last answer is not forgotten
         decoding.open()
         outcomes = await asyncio.gather(*broken, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {NotAnImageError}
@@ -534,7 +538,7 @@ def test_time_after_undecodable_images_does_not_count_as_time_between_answers(
     run(test)
 
 
-def test_after_a_slow_time_one_quick_answer_ends_the_long_expected_wait(gate, queue, run, standstill, clock):
+def test_after_a_slow_period_one_quick_answer_reduces_the_expected_wait(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue(pixels=1)
         sent = await waiting.after(gate, 1, 2, 3)
@@ -553,7 +557,7 @@ def test_after_a_slow_time_one_quick_answer_ends_the_long_expected_wait(gate, qu
     run(test)
 
 
-def test_too_little_memory_to_decode_is_not_reported_as_a_broken_image(gate, queue, run, monkeypatch):
+def test_running_out_of_memory_while_decoding_is_not_reported_as_a_broken_image(gate, queue, run, monkeypatch):
     def scarce(*_: Any, **__: Any) -> None:
         raise MemoryError
 
@@ -570,7 +574,7 @@ def test_too_little_memory_to_decode_is_not_reported_as_a_broken_image(gate, que
     run(test)
 
 
-def test_a_single_image_without_memory_does_not_shrink_the_budget(plain, queue, run):
+def test_a_single_image_that_runs_out_of_memory_does_not_shrink_the_budget(plain, queue, run):
     async def test():
         waiting = queue()
         for level in range(5):
@@ -582,7 +586,7 @@ def test_a_single_image_without_memory_does_not_shrink_the_budget(plain, queue, 
     run(test)
 
 
-def test_a_request_that_joins_later_is_not_charged_for_the_time_before(gate, queue, run, standstill, clock):
+def test_the_time_before_a_request_joined_a_task_is_not_counted_for_it(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue()
         (first,) = await waiting.after(gate, 10)

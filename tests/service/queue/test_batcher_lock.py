@@ -1,8 +1,8 @@
-"""No thread touches the batcher's state without its lock, under a random load of everything that can happen.
+"""Under a random load, no thread accesses the batcher's state without its lock.
 
-The batcher is built from its own classes with every access to an attribute recorded if the calling thread does not
-hold the lock. Which of the batcher's own attributes are state is found out at run time: those that are set again after
-the batcher is made.
+The test uses subclasses of the batcher's classes. They record every access to a guarded attribute by a thread that does
+not hold the lock. Which of the batcher's own attributes are state is detected at run time: those that are set again
+after the batcher was created.
 """
 
 import asyncio
@@ -60,11 +60,11 @@ class OwnedLock:
 
 
 class Checker:
-    """Makes a batcher's classes record what is touched without the lock."""
+    """Creates subclasses that record accesses without the lock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lock = OwnedLock()
-        self.guarded = 0  # accesses with the lock
+        self.guarded = 0  # number of accesses with the lock
         self.violations: set[str] = set()
         monkeypatch.setattr(batcher_module, "Lock", lambda: self.lock)
         monkeypatch.setattr(batcher_module, "TaskQueue", self.checked(TaskQueue, lambda _: True))
@@ -78,9 +78,9 @@ class Checker:
             self.violations.add(f"{kind.__name__}.{name} in {threading.current_thread().name.rstrip('0123456789')}")
 
     def checked(self, kind: type, is_guarded: Callable[[str], bool], learns: bool = False) -> Any:
-        """A subclass whose instances check each guarded attribute once they are made.
+        """A subclass whose instances check each access to a guarded attribute after they are created.
 
-        learns  an attribute that is set afterwards is guarded from then on
+        learns  whether an attribute that is set later is guarded from then on
         """
         changing: set[str] = set()
 
@@ -111,7 +111,7 @@ class Checker:
 
 @pytest.fixture
 def often():
-    """Makes threads take turns as often as the interpreter can."""
+    """Makes the interpreter switch threads as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -119,7 +119,7 @@ def often():
 
 
 class Moody:
-    """A served model that sometimes has no memory for a batch."""
+    """A served model that sometimes runs out of memory."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -201,7 +201,7 @@ def test_the_checker_notices_an_access_without_the_lock(monkeypatch):
     assert any("TaskQueue" in violation for violation in checker.violations)
 
 
-def test_the_checker_finds_out_which_attributes_of_a_class_are_state(monkeypatch):
+def test_the_checker_detects_which_attributes_of_a_class_are_state(monkeypatch):
     class Counter:
         def __init__(self) -> None:
             self.fixed, self.count = 1, 0

@@ -1,4 +1,4 @@
-"""No answer depends on its neighbours: random mixtures of images are answered as each image alone."""
+"""Random mixtures of images get the same results as each image alone, so no result depends on its neighbours."""
 
 import asyncio
 from typing import Any
@@ -18,11 +18,11 @@ from service.images.fit import Canvas
 from service.queue.batcher import Batcher
 from service.telemetry.metrics import Metrics
 
-Asked = tuple[int, bool, bool, float]  # which image, proposals only, bulk, delay in milliseconds
+Asked = tuple[int, bool, bool, float]  # index of the image, proposals only, bulk, delay in milliseconds
 
 
 class Alone:
-    """A served model on any device, and the answer to each of `uploads` when it is run by itself."""
+    """A served model on any device, and the result for each of `uploads` when it is run alone."""
 
     def __init__(self, engine: Engine, uploads: list[bytes]) -> None:
         self.engine, self.uploads = engine, uploads
@@ -48,7 +48,7 @@ async def ask(batcher: Batcher, alone: Alone, mixture: list[Asked]) -> list[Any]
         which, only, bulk, delay = asked
         data = alone.uploads[which]
         await asyncio.sleep(delay / 1000)
-        # half of them with bytes of their own, half shared with requests that send the same
+        # half of the requests have bytes of their own, and half share them with other requests
         return await batcher.answer(data + b"%d" % number * (number % 2), alone, only, 30, bulk)
 
     return await asyncio.gather(*(one(*each) for each in enumerate(mixture)), return_exceptions=True)
@@ -74,7 +74,7 @@ def mixtures(images: int, most: int) -> st.SearchStrategy[list[Asked]]:
 
 
 def batcher(gpu: bool, devices: int, runs: int, pixels: int, fatal: list[str]) -> Batcher:
-    """Fatal  takes the reasons why engines die; an exception instead would only be logged by the event loop"""
+    """A batcher that adds the reasons why engines die to `fatal`. The event loop would only log an exception."""
     kind = CUDA if gpu else CPU
     places = [Device(kind, index, runs, 1 if gpu else 2, not gpu, 1, Budget(pixels)) for index in range(devices)]
     return Batcher(places, 2 * gpu, 1_000_000, Metrics(), fatal.append)
@@ -97,13 +97,13 @@ def answer_any_mixture(waiting: Batcher, alone: Alone, examples: int, most: int,
 @pytest.mark.parametrize(
     ("gpu", "devices", "runs", "budget"), [(False, 1, 2, 4), (False, 2, 1, 100), (True, 1, 1, 100), (True, 2, 2, 3)]
 )
-def test_a_thousand_mixtures_answer_as_each_image_alone(plain, encode, gpu, devices, runs, budget):
+def test_random_mixtures_get_the_same_results_as_each_image_alone(plain, encode, gpu, devices, runs, budget):
     sizes = [(96, 64), (64, 96), (200, 133), (30, 40), (96, 96), (500, 20)]
     uploads = [
         encode(Image.new("RGB", size, (level, level, level)))
         for level, size in zip(range(10, 250, 20), sizes * 2, strict=True)
     ]
-    white = encode(Image.new("RGB", (96, 64), "white"))  # which this graph fails on
+    white = encode(Image.new("RGB", (96, 64), "white"))  # this graph fails on it
     alone = Alone(plain(fails_on_white=True), [*uploads, white, b"hello", uploads[0][: len(uploads[0]) // 2]])
     assert sum(isinstance(expected, str) for expected in alone.expected.values()) == 4
     fatal: list[str] = []
@@ -113,7 +113,7 @@ def test_a_thousand_mixtures_answer_as_each_image_alone(plain, encode, gpu, devi
     assert fatal == []
 
 
-def test_mixtures_on_the_embedded_model_answer_as_each_image_alone(embedded_engine, encode):
+def test_mixtures_on_the_embedded_model_get_the_same_results_as_each_image_alone(embedded_engine, encode):
     uploads = []
     for number, (width, height) in enumerate([(320, 240), (240, 320), (640, 200), (100, 100), (33, 400)]):
         image = Image.new("RGB", (width, height), (200, 210, 190 + number))

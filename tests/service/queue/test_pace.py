@@ -6,23 +6,23 @@ CANVAS, OTHER_CANVAS = (64, 96), (96, 64)
 
 
 class Model:
-    """Stands for a served model, of which Pace only needs the identity."""
+    """Stands for a served model. Pace needs only its identity."""
 
 
 # --- time between answers --------------------------------------------------------------------------------------------
 
 
-def test_the_first_answer_says_nothing_about_the_time_between_answers():
+def test_one_answer_is_not_enough_to_estimate_the_time_between_answers():
     pace = Pace()
     pace.learn_answers(1, decode_began=0, now=10)
     assert pace.seconds_between_answers == 0
 
 
-def test_the_second_answer_gives_the_first_estimate_and_later_ones_move_it_by_a_tenth():
+def test_the_second_answer_sets_the_estimate_and_later_ones_change_it_by_a_tenth():
     pace = Pace()
     for now in (10, 30, 80):
         pace.learn_answers(1, decode_began=0, now=now)
-    # 20 s at first; then 50 s, of which a tenth counts: 20 + 0.1 * (50 - 20) = 23
+    # 20 s at first; then 50 s, weighted by a tenth: 20 + 0.1 * (50 - 20) = 23
     assert LEARNING_RATE == 0.1
     assert pace.seconds_between_answers == pytest.approx(23)
 
@@ -34,7 +34,7 @@ def test_the_images_of_a_batch_share_its_time():
     assert pace.seconds_between_answers == 20 / 4
 
 
-def test_the_time_between_answers_is_at_most_the_time_that_an_image_takes():
+def test_the_estimate_is_at_most_the_time_that_an_image_took():
     pace = Pace()
     for now in (0, 60, 120):
         pace.learn_answers(1, decode_began=now - 60, now=now)
@@ -55,7 +55,7 @@ def test_idle_time_is_not_counted():
 # --- fastest run -----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_known_of_a_model_or_canvas_before_its_first_run():
+def test_there_is_no_estimate_for_a_model_or_canvas_before_its_first_run():
     pace, model = Pace(), Model()
     pace.learn_run(model, CANVAS, 3)
     assert pace.fastest_run(model, CANVAS) == 3
@@ -63,7 +63,7 @@ def test_nothing_is_known_of_a_model_or_canvas_before_its_first_run():
     assert pace.fastest_run(Model(), CANVAS) == 0
 
 
-def test_a_faster_run_counts_at_once_and_a_slower_one_raises_the_estimate_a_little():
+def test_a_faster_run_lowers_the_estimate_at_once_and_a_slower_one_raises_it_a_little():
     pace, model = Pace(), Model()
     for seconds in (3, 2, 8):
         pace.learn_run(model, CANVAS, seconds)
@@ -71,7 +71,7 @@ def test_a_faster_run_counts_at_once_and_a_slower_one_raises_the_estimate_a_litt
     assert pace.fastest_run(model, CANVAS) == pytest.approx(2 * 1.05)
 
 
-def test_a_dropped_image_lowers_the_estimate_of_its_canvas_only():
+def test_a_dropped_image_lowers_only_the_estimate_for_its_canvas():
     pace, model = Pace(), Model()
     pace.learn_run(model, CANVAS, 10)
     pace.learn_run(model, OTHER_CANVAS, 10)
@@ -81,13 +81,13 @@ def test_a_dropped_image_lowers_the_estimate_of_its_canvas_only():
     assert pace.fastest_run(model, OTHER_CANVAS) == 10
 
 
-def test_there_is_nothing_to_lower_before_the_first_run():
+def test_lowering_an_estimate_before_the_first_run_does_nothing():
     pace, model = Pace(), Model()
     pace.lower_run_estimate(model, CANVAS)
     assert pace.fastest_run(model, CANVAS) == 0
 
 
-def test_the_estimates_of_a_model_that_is_gone_do_not_keep_it_in_memory():
+def test_estimates_do_not_keep_a_removed_model_in_memory():
     import gc
     import weakref
 

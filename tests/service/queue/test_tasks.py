@@ -1,4 +1,4 @@
-"""The queue of tasks by itself: no threads, no engines; stand-ins where a task only passes something on."""
+"""The queue of tasks without threads and engines. Stubs replace objects that a task only passes on."""
 
 import asyncio
 from typing import Any
@@ -69,20 +69,20 @@ def test_tasks_are_decoded_in_order_of_rank_and_equal_ranks_in_order_of_arrival(
     assert not tasks.has_undecoded
 
 
-def test_equal_bytes_share_a_task_wherever_it_is(tasks, task, waiter):
+def test_requests_with_equal_bytes_share_a_task_in_any_stage(tasks, task, waiter):
     first = task(b"same")
     assert tasks.join(first, waiter()) is first
     assert tasks.join(task(b"same"), waiter()) is first
     tasks.take_undecoded()
-    assert tasks.join(task(b"same"), waiter()) is first  # while it is being decoded
+    assert tasks.join(task(b"same"), waiter()) is first  # while the task is being decoded
     assert len(first.waiters) == 3
     assert len(tasks) == 0
 
 
-def test_other_bytes_or_another_question_do_not_share(tasks, task, waiter):
+def test_requests_with_different_bytes_or_outputs_do_not_share_a_task(tasks, task, waiter):
     first = task(b"1" + 32 * b"x")
     others = [task(b"2" + 32 * b"x"), task(first.data, model=object()), task(first.data, proposals_only=True)]
-    assert first.upload_key == others[0].upload_key  # so the bytes are compared
+    assert first.upload_key == others[0].upload_key  # the keys are equal, so the bytes are compared
     tasks.join(first, waiter())
     for other in others:
         assert tasks.join(other, waiter()) is other
@@ -94,7 +94,7 @@ def test_a_closed_task_can_no_longer_be_joined(tasks, task, waiter):
     assert tasks.close(first) == [waits]
     second = task(b"same")
     assert tasks.join(second, waiter()) is second
-    tasks.close(first)  # closes nothing else
+    tasks.close(first)  # closes no other task
     assert tasks.join(task(b"same"), waiter()) is second
 
 
@@ -110,7 +110,7 @@ def test_a_request_with_a_smaller_rank_moves_the_shared_task_forward(tasks, task
     assert first.data == b"a"
 
 
-def test_a_task_leaves_with_its_last_request(tasks, task, waiter):
+def test_a_task_is_removed_with_its_last_request(tasks, task, waiter):
     shared, one, two = task(b"same"), waiter(), waiter()
     tasks.join(shared, one)
     tasks.join(task(b"same"), two)
@@ -122,7 +122,7 @@ def test_a_task_leaves_with_its_last_request(tasks, task, waiter):
     assert tasks.join(again, waiter()) is again
 
 
-def test_a_decoded_task_that_leaves_makes_room(tasks, task, waiter):
+def test_removing_a_decoded_task_makes_room_for_another(tasks, task, waiter):
     waits = waiter()
     tasks.join(task(b"a"), waits)
     (ready,) = decode_all(tasks, WIDE)
@@ -132,7 +132,7 @@ def test_a_decoded_task_that_leaves_makes_room(tasks, task, waiter):
     assert tasks.first_key() is None
 
 
-def test_a_task_that_a_thread_works_on_does_not_leave_the_queue_twice(tasks, task, waiter):
+def test_a_task_whose_last_request_left_during_decoding_is_dropped_afterwards(tasks, task, waiter):
     waits = waiter()
     tasks.join(task(b"a"), waits)
     taken = tasks.take_undecoded()
@@ -146,7 +146,7 @@ def test_a_task_that_a_thread_works_on_does_not_leave_the_queue_twice(tasks, tas
 # --- decoded tasks ---------------------------------------------------------------------------------------------------
 
 
-def test_the_key_whose_first_task_has_the_smallest_rank_goes_first(tasks, task, waiter):
+def test_the_key_whose_first_task_has_the_smallest_rank_comes_first(tasks, task, waiter):
     for data, rank in ((b"a", 1), (b"b", 2), (b"c", 3)):
         tasks.join(task(data, rank), waiter())
     decode_all(tasks, WIDE, TALL, WIDE)
@@ -160,7 +160,7 @@ def test_the_key_whose_first_task_has_the_smallest_rank_goes_first(tasks, task, 
     assert len(tasks) == 1
 
 
-def test_waiting_bytes_are_those_of_uploads_and_decoded_images(tasks, task, waiter):
+def test_waiting_bytes_include_uploads_and_decoded_images(tasks, task, waiter):
     tasks.join(task(b"12345"), waiter())
     tasks.join(task(b"123"), waiter())
     assert tasks.bytes() == 5 + 3
@@ -170,7 +170,7 @@ def test_waiting_bytes_are_those_of_uploads_and_decoded_images(tasks, task, wait
     assert tasks.bytes() == 5 + 4 * 6 * 3
 
 
-def test_a_task_is_late_when_its_last_request_is(task, waiter):
+def test_the_deadline_of_a_task_is_that_of_its_last_request(task, waiter):
     shared = task(b"a")
     shared.waiters += [waiter(deadline=3), waiter(deadline=8), waiter(deadline=5)]
     assert shared.last_deadline == 8
@@ -191,7 +191,7 @@ RESULT: Any = Result(*[np.empty(0)] * 5)
         (60, 0, 0, 70 - 60),
     ],
 )
-def test_a_request_is_charged_only_for_the_time_after_it_arrived(task, arrived, decode, queue, inference):
+def test_only_the_time_after_a_request_arrived_is_counted_for_it(task, arrived, decode, queue, inference):
     done = task(b"a")
     done.canvas = canvas()
     done.decode_began, done.decode_ended, done.run_began, done.run_ended = 10, 20, 50, 70
@@ -201,7 +201,7 @@ def test_a_request_is_charged_only_for_the_time_after_it_arrived(task, arrived, 
     assert (timed.width, timed.height) == (60, 40)
 
 
-def test_only_the_first_outcome_of_a_request_counts(waiter):
+def test_only_the_first_outcome_of_a_request_is_kept(waiter):
     waits = waiter()
     first = ValueError()
     waits.settle(first)

@@ -1,4 +1,4 @@
-"""GPU memory in the metrics, read from a stub of the driver, since the machine may have no GPU."""
+"""The metric of GPU memory, with a stub in place of the driver, because the machine may have no GPU."""
 
 import sys
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from service.telemetry import gpu_memory
 
 
-def test_used_and_total_memory_of_every_gpu_are_scraped(monkeypatch):
+def test_used_and_total_memory_of_every_gpu_are_reported(monkeypatch):
     used = {0: 3, 1: 5}
     driver = SimpleNamespace(
         nvmlInit=lambda: None,
@@ -28,15 +28,15 @@ def test_used_and_total_memory_of_every_gpu_are_scraped(monkeypatch):
         'detector_gpu_memory_bytes{gpu="1",kind="total"} 80.0',
     ):
         assert line in scrape
-    del used[0]  # a lost GPU
+    del used[0]  # a GPU that has failed
     scrape = generate_latest(registry).decode()
     assert 'gpu="0"' not in scrape
     assert 'detector_gpu_memory_bytes{gpu="1",kind="used"} 7.0' in scrape
 
 
 def test_without_a_driver_there_are_no_metrics_of_gpu_memory(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # importing it now fails as if it were not installed
     registry = CollectorRegistry()
     gpu_memory.watch(registry)
     assert generate_latest(registry) == b""
-    assert "no metrics of GPU memory" in caplog.text
+    assert "metrics of GPU memory are not available" in caplog.text
