@@ -1,4 +1,4 @@
-"""The running service: its models and its queue, from start to stop, and whether it can answer.
+"""The running service: loads its models, owns its queue, and answers one image at a time, from start to stop.
 
 Everything here runs on the event loop, except for loading models and drawing boxes, which have their own threads. The
 queue has further threads for decoding and inference.
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
 from service.engine import devices
@@ -22,10 +22,10 @@ from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import ModelRefusedError
 from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
-from service.models import choice
 from service.models.catalogue import Catalogue, ServedModel
 from service.models.store import StoreMissingError
 from service.queue.batcher import Batcher, DeadlinePassedError
+from service.readiness import Readiness
 from service.recent_uploads import RecentUploads
 from service.settings import Settings
 from service.telemetry import gpu_memory
@@ -34,15 +34,6 @@ from service.telemetry.metrics import Metrics
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-class NotReadyError(Exception):
-    """The service cannot answer now. `failure` explains the reason "failed"."""
-
-    def __init__(self, reason: Literal["draining", "failed", "loading", "no_model"], failure: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.failure = failure
 
 
 class TooLateError(Exception):
@@ -80,36 +71,32 @@ class Runtime:
         self.settings = settings
         self.metrics = Metrics()
         self.provider = ""
-        self.failure: str | None = None
+        self.readiness = Readiness(settings.default_model)
         self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait)
         self.recent = RecentUploads(settings.recent_bytes)
-        self._draining_since: float | None = None
-        self._catalogue: Catalogue | None = None
         self._store_unread = False
         self._batcher: Batcher | None = None
         self._drawing_threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw")
-        self.metrics.ready.set_function(lambda: self.not_ready() is None)
+        self.metrics.ready.set_function(lambda: self.readiness.not_ready() is None)
         self.metrics.recent_bytes.set_function(lambda: self.recent.size)
         self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
-        self.metrics.draining_seconds.set_function(
-            lambda: 0 if self._draining_since is None else time.monotonic() - self._draining_since
-        )
+        self.metrics.draining_seconds.set_function(self._draining_seconds)
 
     # --- start and stop ------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Loads and warms up every valid model, then scans the store for changes until cancelled.
 
-        If no model can be served, it logs the reason and sets `failure`, which `/readyz` reports.
+        If no model can be served, it logs the reason and records a failure, which `/readyz` reports.
         """
         try:
             await in_daemon_thread(self._load)
         except (ModelRefusedError, ProviderUnavailableError, StoreMissingError) as error:
-            self.fail(str(error))
+            self.readiness.fail(str(error))
         except Exception as error:
             log.exception("start-up failed")
-            self.fail(f"start-up failed: {type(error).__name__}; the log has the details")
-        while self.loaded and self.settings.model_poll_seconds:
+            self.readiness.fail(f"start-up failed: {type(error).__name__}; the log has the details")
+        while self.readiness.loaded and self.settings.model_poll_seconds:
             await asyncio.sleep(self.settings.model_poll_seconds)
             await in_daemon_thread(self._refresh)
 
@@ -117,20 +104,6 @@ class Runtime:
         if self._batcher:
             self._batcher.close()
         self._drawing_threads.shutdown(wait=False, cancel_futures=True)
-
-    def drain(self) -> None:
-        """Makes /readyz answer 503, so load balancers stop sending requests; those that still arrive are answered."""
-        if self._draining_since is None:
-            self._draining_since = time.monotonic()
-
-    @property
-    def draining(self) -> bool:
-        return self._draining_since is not None
-
-    def fail(self, reason: str) -> None:
-        """Records that the service has failed for good. The server then ends the process."""
-        log.error("%s", reason)
-        self.failure = self.failure or reason
 
     def _load(self) -> None:
         settings = self.settings
@@ -148,15 +121,15 @@ class Runtime:
             names = ", ".join(catalogue.models)
             raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not served; choose from {names}")
         decoders = (settings.decode_threads or usable_cores()) if self.provider == CUDA else 0
-        self._batcher = Batcher(places, decoders, settings.max_pixels, self.metrics, self.fail)
+        self._batcher = Batcher(places, decoders, settings.max_pixels, self.metrics, self.readiness.fail)
         gc.collect()
         gc.freeze()  # later collections skip these objects, which live as long as the process
-        self._catalogue = catalogue
+        self.readiness.catalogue = catalogue
 
     def _refresh(self) -> None:
-        assert self._catalogue is not None
+        assert self.readiness.catalogue is not None
         try:
-            self._catalogue.refresh()
+            self.readiness.catalogue.refresh()
             self._store_unread = False
         except Exception as error:  # the models already loaded can still be served
             if not self._store_unread:
@@ -164,50 +137,6 @@ class Runtime:
                     "the model store cannot be read (%s); the loaded models are still served", type(error).__name__
                 )
             self._store_unread = True
-
-    # --- readiness and models ------------------------------------------------------------------------------------
-
-    @property
-    def loaded(self) -> bool:
-        return self._catalogue is not None
-
-    def not_ready(self) -> NotReadyError | None:
-        """Why `/readyz` answers 503 now, or None if the service is ready."""
-        if self.draining:
-            return NotReadyError("draining")
-        return self.cannot_answer()
-
-    def cannot_answer(self) -> NotReadyError | None:
-        """Why requests cannot be answered now, or None if they can. A draining service still answers."""
-        if self.failure:
-            return NotReadyError("failed", self.failure)
-        if not self.loaded:
-            return NotReadyError("loading")
-        if not self.models:
-            return NotReadyError("no_model")
-        return None
-
-    @property
-    def models(self) -> dict[str, dict[int, ServedModel]]:
-        """The served models by name and version. The dictionary is never modified, only replaced."""
-        return self._catalogue.models if self._catalogue else {}
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """The reason for each version in the store that is not served, by "name/version"."""
-        return self._catalogue.refused if self._catalogue else {}
-
-    @property
-    def default_model(self) -> str | None:
-        """The model for requests that name none."""
-        preferred = self._catalogue.default if self._catalogue else None
-        return choice.default_model(self.models, self.settings.default_model, preferred)
-
-    def model(self, name: str | None, version: int | None) -> ServedModel:
-        """The model for a request. Raises NotReadyError, choice.UnknownModelError or choice.NoDefaultModelError."""
-        if error := self.cannot_answer():
-            raise error
-        return choice.choose(self.models, self.default_model, name, version)
 
     # --- one request ---------------------------------------------------------------------------------------------
 
@@ -273,6 +202,10 @@ class Runtime:
         except MemoryError:
             self.metrics.failed.labels("out_of_memory").inc()
             raise NoMemoryLeftError from None
+
+    def _draining_seconds(self) -> float:
+        since = self.readiness.draining_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def _expected_wait(self) -> float:
         return self._batcher.expected_wait() if self._batcher else 0.0

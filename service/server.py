@@ -57,7 +57,7 @@ def serve(settings: Settings, traces: TracerProvider | None = None) -> int:
     runtime: Runtime = app.state.runtime
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(Lifecycle(uvicorn.Server(config), runtime, sockets).run())
-    return 1 if runtime.failure else 0
+    return 1 if runtime.readiness.failure else 0
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -120,7 +120,7 @@ class Lifecycle:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._runtime.drain()
+        self._runtime.readiness.drain()
         if number == signal.SIGTERM and self._announced and self._stops_at == math.inf:
             self._stops_at = time.monotonic() + self._runtime.settings.shutdown_grace
         elif number == signal.SIGINT and self._server.should_exit:
@@ -129,10 +129,10 @@ class Lifecycle:
             self._server.should_exit = True
 
     def _check(self, address: tuple[str, int]) -> None:
-        if not self._announced and self._runtime.not_ready() is None:
+        if not self._announced and self._runtime.readiness.not_ready() is None:
             self._announced = True
             self._announce(address)
-        if self._runtime.failure is not None:
+        if self._runtime.readiness.failure is not None:
             self._server.config.timeout_graceful_shutdown = FAILED_SECONDS
             self._server.should_exit = True
         if time.monotonic() >= self._stops_at:
@@ -140,6 +140,8 @@ class Lifecycle:
 
     def _announce(self, address: tuple[str, int]) -> None:
         host, port = address[:2]
-        models = ", ".join(f"{name}/{version}" for name, all in self._runtime.models.items() for version in all)
+        models = ", ".join(
+            f"{name}/{version}" for name, all in self._runtime.readiness.models.items() for version in all
+        )
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         print(f"serving {models} on http://{place} ({self._runtime.provider})", flush=True)

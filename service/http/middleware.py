@@ -72,7 +72,7 @@ class _Response:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self.request_id.encode())]
-            if self._runtime.draining and not any(name == b"connection" for name, _ in headers):
+            if self._runtime.readiness.draining and not any(name == b"connection" for name, _ in headers):
                 headers.append((b"connection", b"close"))  # the client should send its next request to another server
             message = {**message, "headers": headers}
         elif not message.get("more_body", False):

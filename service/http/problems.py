@@ -18,8 +18,9 @@ from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemor
 from service.images.decode import ImageError, TooManyPixelsError
 from service.images.drawing import SideTooLongError
 from service.models.choice import NoDefaultModelError, UnknownModelError
+from service.readiness import NotReadyError
 from service.recent_uploads import UnknownImageError
-from service.runtime import NotReadyError, TooLateError
+from service.runtime import TooLateError
 
 MAX_LISTED = 10  # bad parameters listed in one problem
 LONGEST_NAME = 100  # characters of a parameter's name that a problem quotes

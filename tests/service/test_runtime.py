@@ -13,7 +13,8 @@ from service.app import create_app
 from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
 from service.images.decode import ImageError
 from service.queue.batcher import DeadlinePassedError
-from service.runtime import ClientGoneError, Inference, NotReadyError, Runtime, TooLateError
+from service.readiness import NotReadyError
+from service.runtime import ClientGoneError, Inference, Runtime, TooLateError
 from service.settings import Settings
 from tests.service import graphs
 
@@ -152,24 +153,27 @@ def test_an_image_that_cannot_be_decoded_is_not_a_failure_of_the_service():
 def test_a_draining_service_is_not_ready_but_still_answers(store):
     async def test() -> Runtime:
         runtime = Runtime(Settings(model_store=store, model_poll_seconds=0))
-        assert runtime.not_ready().reason == "loading"
+        assert runtime.readiness.not_ready().reason == "loading"
         await runtime.start()
-        assert runtime.not_ready() is None
-        runtime.drain()
+        assert runtime.readiness.not_ready() is None
+        runtime.readiness.drain()
         runtime.stop()
         return runtime
 
     runtime = asyncio.run(test())
-    assert runtime.not_ready().reason == "draining"
-    assert runtime.cannot_answer() is None
-    runtime.fail("the engine fails on every image")
-    assert (runtime.cannot_answer().reason, runtime.failure) == ("failed", "the engine fails on every image")
+    assert runtime.readiness.not_ready().reason == "draining"
+    assert runtime.readiness.cannot_answer() is None
+    runtime.readiness.fail("the engine fails on every image")
+    assert (runtime.readiness.cannot_answer().reason, runtime.readiness.failure) == (
+        "failed",
+        "the engine fails on every image",
+    )
 
 
 def test_the_service_fails_at_start_if_the_store_has_no_usable_model(tmp_path):
     (tmp_path / "shapes" / "1").mkdir(parents=True)
     runtime = Runtime(Settings(model_store=tmp_path))
     asyncio.run(runtime.start())
-    assert runtime.failure.startswith(f"no model in {tmp_path} can be served; shapes/1: ")
+    assert runtime.readiness.failure.startswith(f"no model in {tmp_path} can be served; shapes/1: ")
     with pytest.raises(NotReadyError):
-        runtime.model(None, None)
+        runtime.readiness.model(None, None)

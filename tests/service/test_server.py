@@ -71,8 +71,8 @@ def test_an_engine_that_died_makes_the_service_unready_and_ends_it(settings, cap
     async def scenario() -> None:
         async with Running(settings()) as server:
             await server.announced(capsys)
-            server.runtime.fail("the engine fails on every image")
-            error = server.runtime.not_ready()
+            server.runtime.readiness.fail("the engine fails on every image")
+            error = server.runtime.readiness.not_ready()
             assert error.reason == "failed"
 
     asyncio.run(scenario())
@@ -87,7 +87,7 @@ def test_after_sigterm_the_service_is_unready_at_once_but_answers_until_the_grac
             ready = await server.client.get("/readyz")
             assert (ready.status_code, ready.json()["reason"]) == (503, "draining")
             assert ready.headers["connection"] == "close"
-            assert server.runtime.cannot_answer() is None
+            assert server.runtime.readiness.cannot_answer() is None
             assert not server.task.done()
 
     asyncio.run(scenario())

@@ -45,7 +45,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     `Accept: application/x-npz` it is a file for NumPy.
     """
     runtime: Runtime = request.app.state.runtime
-    model = runtime.model(query.model, query.version)
+    model = runtime.readiness.model(query.model, query.version)
     card, metrics, max_pixels = model.card, runtime.metrics, runtime.settings.max_pixels
     check_labels(query.label, card)
     with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():

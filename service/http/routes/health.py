@@ -24,13 +24,13 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """200 from when a model is loaded and warmed up until an engine fails for good or the service shuts down."""
     runtime: Runtime = request.app.state.runtime
-    if error := runtime.not_ready():
+    if error := runtime.readiness.not_ready():
         raise error
     answer = {
         "status": "ready",
         "provider": runtime.provider,
-        "models": [f"{name}/{version}" for name, versions in runtime.models.items() for version in versions],
-        "refused": [{"model": model, "reason": reason} for model, reason in runtime.refused.items()],
+        "models": [f"{name}/{version}" for name, versions in runtime.readiness.models.items() for version in versions],
+        "refused": [{"model": model, "reason": reason} for model, reason in runtime.readiness.refused.items()],
     }
     return Response(to_json(answer), media_type=JSON)
 

@@ -21,13 +21,14 @@ router = APIRouter(tags=["models"], route_class=DirectRoute)
 async def list_models(request: Request) -> Response:
     """Every served version of every model, and every version that is refused, with the reason."""
     runtime: Runtime = request.app.state.runtime
-    if (error := runtime.not_ready()) and not runtime.loaded:
+    if (error := runtime.readiness.not_ready()) and not runtime.readiness.loaded:
         raise error
-    default, served = runtime.default_model, runtime.models  # a refresh replaces both, so read both now
+    readiness = runtime.readiness
+    default, served = readiness.default_model, readiness.models  # a refresh replaces both, so read both now
     answer = {
         "default": {"name": default, "version": max(served[default])} if default in served else None,
         "models": [describe(model, versions) for versions in served.values() for model in versions.values()],
-        "refused": [{"model": place, "reason": reason} for place, reason in runtime.refused.items()],
+        "refused": [{"model": place, "reason": reason} for place, reason in runtime.readiness.refused.items()],
     }
     return Response(to_json(answer), media_type=JSON)
 
@@ -40,8 +41,8 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request, name: str, query: Annotated[VersionQuery, Query()]) -> Response:
     """The contents of `model.json`, the served versions, and the ONNX Runtime provider that runs the model."""
     runtime: Runtime = request.app.state.runtime
-    model = runtime.model(name, query.version)
-    versions = runtime.models.get(name, {model.card.version: model})
+    model = runtime.readiness.model(name, query.version)
+    versions = runtime.readiness.models.get(name, {model.card.version: model})
     return Response(to_json(describe(model, versions)), media_type=JSON)
 
 

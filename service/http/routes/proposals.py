@@ -56,7 +56,7 @@ async def get_proposals(request: Request, query: Annotated[RecentQuery, Query()]
 async def propose(request: Request, query: ProposalsQuery, image_id: str | None = None) -> Response:
     """Answers for the image in the request's body, or for the recent upload with this `image_id`."""
     runtime: Runtime = request.app.state.runtime
-    model = runtime.model(query.model, query.version)
+    model = runtime.readiness.model(query.model, query.version)
     with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():
         if image_id:
             data = runtime.recent.get(image_id)

@@ -109,5 +109,5 @@ def test_the_time_of_a_request_ends_with_its_last_byte_even_if_sending_returns_l
 
 def test_while_draining_every_response_closes_its_connection(runtime):
     assert b"connection" not in call(runtime, answer)[1]
-    runtime.drain()
+    runtime.readiness.drain()
     assert call(runtime, answer)[1][b"connection"] == b"close"

@@ -8,8 +8,9 @@ from service.http.problems import Problem
 from service.images.decode import ImageError, TooManyPixelsError
 from service.images.drawing import SideTooLongError
 from service.models.choice import NoDefaultModelError, UnknownModelError
+from service.readiness import NotReadyError
 from service.recent_uploads import UnknownImageError
-from service.runtime import NotReadyError, TooLateError
+from service.runtime import TooLateError
 
 
 @pytest.mark.parametrize(
