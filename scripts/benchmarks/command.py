@@ -1,8 +1,8 @@
-"""Measures a graph, by itself or against torchvision's own code, or the service under load.
+r"""Measures a graph, by itself or against torchvision's own code, or the service under load.
 
     faster-rcnn benchmark graph model_store/shapes/1
     faster-rcnn benchmark graph --torchvision fasterrcnn_mobilenet_v3_large_320_fpn --batches 1 8 --out measured
-    faster-rcnn benchmark graph --torchvision fasterrcnn_resnet50_fpn_v2 --checkpoint mine.pth --device cuda \\
+    faster-rcnn benchmark graph --torchvision fasterrcnn_resnet50_fpn_v2 --checkpoint mine.pth --device cuda \
         --precision fp16 --size 800 1333
     faster-rcnn benchmark service                       about eight minutes; starts and stops its own servers
     faster-rcnn benchmark service --folder photographs --out measured
@@ -169,7 +169,7 @@ def service_parser() -> Parser:
     parser.add_argument(
         "--rounds", type=positive, default=3, metavar="N", help="turns of each contender at each load (default: 3)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="for everything that is drawn at random (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     parser.add_argument("--soak", type=above_zero, metavar="MINUTES", help="one load of random sizes instead")
     _add_out(parser)
     return parser

@@ -49,7 +49,7 @@ def graph_contender(
     loop: bool = False,
     tf32: bool = False,
 ) -> Contender:
-    """A graph (contract 1) on N images at once, or with `loop` on one after the other.
+    """A graph (docs/contracts.md, contract 1) on N images at once, or with `loop` on one after the other.
 
     pixels: uint8 [h, w, 3];  canvas: H, W.
     """

@@ -20,7 +20,9 @@ SELECTING = ("TopK", "NonMaxSuppression")
 
 @dataclass(frozen=True)
 class Cuts:
-    """stage_of: the stage of each node, by its place in the graph;  features: the feature maps that the RoI pooling
+    """The stages of a graph, and the tensors at which it is cut between them.
+
+    stage_of: the stage of each node, by its place in the graph;  features: the feature maps that the RoI pooling
     reads;  head: the tensors that the detections read from the head.
     """
 
@@ -30,7 +32,10 @@ class Cuts:
 
 
 def cut_in_stages(graph: GraphProto) -> Cuts:
-    """The stages of a graph (contract 1). Raises ValueError if it has no proposals, no backbone or no head."""
+    """The stages of a graph (docs/contracts.md, contract 1).
+
+    Raises ValueError if it has no proposals, no backbone or no head.
+    """
     flow = _Flow(graph)
     proposing = flow.upstream(PROPOSALS)
     detecting = flow.upstream(DETECTIONS) - proposing

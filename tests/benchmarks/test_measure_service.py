@@ -49,7 +49,7 @@ def test_all_contenders_are_measured_with_a_table_and_a_plot(tmp_path: Path) -> 
         for row in closed:
             assert float(row[2]) > 0
             assert row[6] == "0"  # no failure: every answer that was compared equals the raw pipeline's
-            assert float(row[7]) > 1  # CPU ms an image
+            assert float(row[7]) > 1  # CPU ms per image
             assert 0 < float(row[8]) <= (os.cpu_count() or 1) + 0.5  # cores
             assert float(row[9]) > 50  # MB
             assert float(row[10]) > 0  # × raw

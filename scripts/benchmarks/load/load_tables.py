@@ -21,7 +21,7 @@ def closed_table(turns: Turns) -> str:
     time per image, divided likewise.
     """
     against_raw = any(name == RAW for name, _ in turns)
-    head = ["", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "failed", "CPU ms an image", "cores", "MB"]
+    head = ["", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "failed", "CPU ms per image", "cores", "MB"]
     rows = []
     for (name, clients), own in turns.items():
         row = [name, str(int(clients)), _text(median(own, lambda turn: turn.rate))]
@@ -38,7 +38,7 @@ def closed_table(turns: Turns) -> str:
 def open_table(turns: Turns) -> str:
     """A row for each contender and offered rate."""
     head = ["", "offered/s", "answered/s", "p50 ms", "p99 ms", "refused", "refusal p50 ms", "refusal p99 ms", "failed"]
-    head += ["CPU ms an image", "MB before", "most", "after", "back to normal s"]
+    head += ["CPU ms per image", "MB before", "most", "after", "back to normal s"]
     rows = []
     for (name, offered), own in turns.items():
         row = [name, f"{offered:.0f}", _text(median(own, lambda turn: turn.rate))]
@@ -93,7 +93,7 @@ def failure_lines(turns: Turns) -> str:
 def generator_line(turns: Turns) -> str:
     """How much processor time the load itself takes."""
     taken = median([turn for own in turns.values() for turn in own], lambda turn: turn.generator_cpu)
-    return f"The clients, one process on the same cores, take {_ms(taken, 2)} ms of processor time an image.\n"
+    return f"The clients, one process on the same cores, take {_ms(taken, 2)} ms of processor time per image.\n"
 
 
 def _failed(turns: Sequence[Turn]) -> str:

@@ -1,7 +1,7 @@
 """The service, the raw pipeline and a plain server under the same loads, in turns.
 
-A round takes every contender at every load once, so that whatever else the machine does affects all of them; every
-second round takes them in reverse order. Figures are medians over the rounds; ratios are taken within a round.
+A round measures every contender at every load once, so that other work on the machine affects all of them; every
+second round runs in reverse order. Figures are medians over the rounds; ratios are taken within a round.
 """
 
 import contextlib
@@ -35,7 +35,9 @@ Turns = dict[tuple[str, float], list[Turn]]
 
 @dataclass(frozen=True)
 class Options:
-    """folder: of the model;  image: sent at several sizes, unless `images` is a folder of photographs;  url: of a
+    """The options of `faster-rcnn benchmark service`.
+
+    folder: of the model;  image: sent at several sizes, unless `images` is a folder of photographs;  url: of a
     service that is already running, with `path`;  clients: of the closed loop;  seconds: of each turn;  out: folder for
     the tables and the plot, or None.
     """

@@ -70,8 +70,9 @@ def of_folder(folder: Path, count: int, seed: int) -> list[Upload]:
 
 
 def any_sizes(path: Path, count: int, rng: random.Random) -> list[Upload]:
-    """The image in `path` at `count` random sizes: sides of SMALLEST to LARGEST pixels, one at most MOST_OBLONG times
-    the other.
+    """The image in `path` at `count` random sizes.
+
+    The sides have SMALLEST to LARGEST pixels, and the longer one is at most MOST_OBLONG times the shorter one.
     """
     image = open_rgb(path)
     return [upload(jpeg(image, _any_size(rng))) for _ in range(count)]

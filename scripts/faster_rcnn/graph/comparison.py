@@ -13,7 +13,7 @@ DETECTIONS, PROPOSALS = "detections", "proposals"
 
 
 class Disagreement(ValueError):  # noqa: N818  the word for it
-    """The graph's answer is not what it must be; the message says where and by how much."""
+    """The graph's answer differs from the expected one; the message says where and by how much."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def boxes_of(answer: DetectorOutput, kind: str, floor: float) -> Boxes:
 
 @dataclass(frozen=True)
 class Difference:
-    """box, score: the largest differences between matched boxes;  unmatched: how many boxes have no partner;
+    """How far the boxes of two answers differ.
+
+    box, score: the largest differences between matched boxes;  unmatched: how many boxes have no partner;
     missed_by: the distance from such a box to the nearest one with the same label, in pixels; the largest of them, and
     infinity if there is none with the same label.
     """

@@ -46,7 +46,7 @@ class Exportable(Protocol):
         """The form to export; cpu_only: for a graph that only the CPU computes. Raises ValueError if there is none."""
 
     def describe(self) -> dict[str, Any]:
-        """What decides its answers besides its weights, for `model.json`."""
+        """The settings, besides the weights, that determine its answers, for `model.json`."""
 
     # of every nn.Module
     def eval(self: "AnyExportable") -> "AnyExportable": ...

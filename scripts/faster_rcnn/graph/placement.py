@@ -27,7 +27,7 @@ class CpuNode(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What is known of a tensor; an unknown rank is None, an unknown type "undefined"."""
+    """The rank and type of a tensor; an unknown rank is None, an unknown type "undefined"."""
 
     type: str
     rank: int | None
@@ -62,7 +62,7 @@ def cpu_nodes(path: Path) -> list[CpuNode]:
 def assigned(path: Path, provider: str, heavy: Mapping[str, bool]) -> list[CpuNode]:
     """The nodes that a session opened on `provider` gives to other providers.
 
-    heavy: whether each node of the file is, by name. A node that the optimiser has made is not among them and counts as
+    heavy: whether each node of the file is, by name. Nodes that the optimiser made are missing there and count as
     heavy.
     """
     options = session_options(threads=1)

@@ -40,7 +40,9 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """model: in eval mode;  origin: where its weights come from, for `model.json`;  labels: of its classes, where the
+    """A torchvision model with trained weights.
+
+    model: in eval mode;  origin: where its weights come from, for `model.json`;  labels: of its classes, where the
     source has them;  remark: what the user should know, or empty.
     """
 

@@ -108,9 +108,9 @@ class TorchvisionDetector(nn.Module):
             }
 
     def _propose(self, levels: list[Level], sizes: Tensor) -> Proposals:
-        """As torchvision's `filter_proposals`.
+        """The counterpart of torchvision's `filter_proposals`.
 
-        Decodes and clips the best candidates of each map, suppresses on each map separately, keeps the best.
+        Decodes and clips the best candidates of each map, applies NMS to each map separately, and keeps the best.
         """
         rpn = self.model.rpn
         K, P = self.candidates, self.proposals
@@ -201,12 +201,12 @@ class TorchvisionDetector(nn.Module):
         """The layers that a graph of lower precision has in float16."""
         return [self.model.backbone, self.model.rpn.head, self.model.roi_heads.box_head]
 
-    def for_export(self, cpu_only: bool) -> "TorchvisionDetector":
-        """Itself: RoIAlign is exported in the same form for every provider."""
+    def for_export(self, cpu_only: bool) -> "TorchvisionDetector":  # noqa: ARG002  required by Exportable
+        """Returns itself: RoIAlign is exported in the same form for every provider."""
         return self
 
     def describe(self) -> dict[str, Any]:
-        """What decides its answers besides its weights, by the names of torchvision's arguments, for `model.json`."""
+        """The settings, besides the weights, that determine its answers, by torchvision's names, for `model.json`."""
         rpn, heads, transform = self.model.rpn, self.model.roi_heads, self.model.transform
         anchors = rpn.anchor_generator
         return {
@@ -241,8 +241,9 @@ class TorchvisionDetector(nn.Module):
 
     @torch.no_grad()
     def _probe(self) -> tuple[list[str], Sampling, int]:
-        """Runs the layers once; returns the names of the maps that regions are pooled from, how, and the number of
-        classes.
+        """Runs the layers once to measure the strides of the maps.
+
+        Returns the names of the maps that regions are pooled from, how they are pooled, and the number of classes.
         """
         side = math.ceil(PROBE / self.stride) * self.stride
         device = next(self.model.parameters()).device

@@ -1,4 +1,4 @@
-"""What this package uses of torch and torchvision that their documentation does not promise to keep.
+"""Parts of torch and torchvision that this package uses although their documentation does not promise to keep them.
 
 Imported here, and nowhere else in the package:
 - `torch.fx.experimental.symbolic_shapes.statically_known_true`: compares sizes that are symbols during an export.

@@ -134,7 +134,7 @@ def test_sources_are_measured_without_a_detector(tmp_path: Path, capsys: pytest.
         (("--data", "shapes", "--proposals", "magic"), "is not a source of proposals; choose one of: sliding-window"),
         ((MODEL,), "--data is missing; name the images"),
         (("--proposals", "sliding-window"), "--data is missing; name the images"),
-        ((MODEL.parent, "--data", "shapes"), f"holds the versions 1; name one, as {MODEL}"),
+        ((MODEL.parent, "--data", "shapes"), f"holds the versions 1; name one, such as {MODEL}"),
         (("nowhere",), "nowhere is not there"),
         ((MODEL, "--data", "shapes", "--split", "vla"), "vla"),
         ((MODEL, "--check-point", "best"), "unknown option --check-point; did you mean --checkpoint?"),

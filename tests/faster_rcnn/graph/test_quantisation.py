@@ -45,7 +45,7 @@ def confident(engine: Engine, canvases: list[Canvas]) -> list[list[tuple[int, np
     return found
 
 
-def test_the_service_loads_it_and_finds_the_same_objects(folder: Path) -> None:
+def test_the_service_loads_the_int8_model_and_finds_the_same_objects(folder: Path) -> None:
     test = Shapes("test")
     canvases = [canvas(test[index].image) for index in range(10)]
     wanted, found = (confident(Engine(load_model(one)), canvases) for one in (FLOAT, folder))
