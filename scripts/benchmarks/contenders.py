@@ -21,7 +21,7 @@ from service.engine.providers import CUDA, session_options
 
 
 class Found(NamedTuple):
-    """How much was found in the first image of a batch; None where the contender does not report it."""
+    """The number of boxes found in the first image of a batch; None if the contender does not report it."""
 
     detections: int | None
     proposals: int | None

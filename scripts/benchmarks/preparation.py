@@ -40,7 +40,7 @@ def random_model(builder: str) -> FasterRCNN:
     """A torchvision model with seeded random weights.
 
     Its batch normalisations get statistics measured on noise. Without them activations vanish or overflow in a deep
-    network, first of all in float16. The model finds next to nothing and proposes as many regions as it may.
+    network, first of all in float16. The model finds almost nothing and proposes as many regions as its limits allow.
     """
     torch.manual_seed(SEED)
     model = getattr(torchvision.models.detection, builder)(weights=None, weights_backbone=None).eval()

@@ -70,7 +70,7 @@ def overload_lines(closed: Turns, opened: Turns) -> str:
 
 
 def lone_line(turns: Turns) -> str:
-    """How long a single client of the service waits beyond decoding and inference; empty if that was not measured."""
+    """How much longer a single client waits than decoding and inference take; empty if not measured."""
     if (LONE, 1) not in turns:
         return ""
     pairs = zip(turns[SERVICE, 1], turns[LONE, 1], strict=True)
@@ -78,7 +78,7 @@ def lone_line(turns: Turns) -> str:
     if not beyond:
         return ""
     waits = _ms(statistics.median(beyond))
-    return f"One client waits {waits} ms (p50) longer than decoding and inference with every core take.\n"
+    return f"One client waits {waits} ms (p50) longer than decoding and inference take with every core.\n"
 
 
 def failure_lines(turns: Turns) -> str:
@@ -91,9 +91,9 @@ def failure_lines(turns: Turns) -> str:
 
 
 def generator_line(turns: Turns) -> str:
-    """How much processor time the load itself takes."""
+    """The processor time that the clients use per image."""
     taken = median([turn for own in turns.values() for turn in own], lambda turn: turn.generator_cpu)
-    return f"The clients, one process on the same cores, take {_ms(taken, 2)} ms of processor time per image.\n"
+    return f"The clients, one process on the same cores, use {_ms(taken, 2)} ms of processor time per image.\n"
 
 
 def _failed(turns: Sequence[Turn]) -> str:

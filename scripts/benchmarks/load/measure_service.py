@@ -118,7 +118,7 @@ class Bench:
             self._warm_up(server)
 
     def title(self) -> str:
-        """What is measured, on which machine, with which images."""
+        """The heading: what is measured, on which machine, with which images."""
         options = self._options
         where = options.url or f"{options.folder.parent.name}/{options.folder.name}"
         lines = [f"{where}; {options.rounds} rounds of {options.seconds:g} s; {uploads.describe(self._images)}"]

@@ -1,4 +1,4 @@
-"""The raw pipeline: the same images are decoded, resized and run without HTTP. No server can be faster.
+"""The raw pipeline: the same images are decoded, resized and run without HTTP. It is an upper bound for any server.
 
 It tries several arrangements of processes, threads and batch size briefly, and measures the fastest.
 """

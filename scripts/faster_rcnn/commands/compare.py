@@ -122,7 +122,7 @@ def build_parser() -> Parser:
 
 
 def compare(arguments: argparse.Namespace, passed_on: list[str]) -> None:
-    """Trains what is missing, and writes the tables after each run."""
+    """Trains the arms that are not finished yet, and writes the tables after each run."""
     if unknown := set(arguments.comparisons) - COMPARISONS.keys():
         raise ValueError(f"unknown comparison {', '.join(sorted(unknown))}; choose from {', '.join(COMPARISONS)}")
     arguments.comparisons = arguments.comparisons or list(COMPARISONS)

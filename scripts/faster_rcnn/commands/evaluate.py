@@ -5,7 +5,7 @@ faster-rcnn evaluate model_store/shapes/1 --data shapes --split test
 faster-rcnn evaluate runs/fast --proposals selective-search         (instead of the proposals it was trained on)
 faster-rcnn evaluate --proposals sliding-window --proposals rpn:runs/mine --data voc:DIR
 
-Writes a folder with metrics.json, tables, plots, images and mistakes; its index.html shows them all.
+Writes a folder with metrics.json, tables, plots, images and the detector's mistakes. Its index.html shows them all.
 """
 
 import argparse

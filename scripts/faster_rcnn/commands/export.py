@@ -5,7 +5,7 @@ faster-rcnn export --torchvision fasterrcnn_resnet50_fpn_v2 --weights COCO_V1 --
 faster-rcnn export --torchvision fasterrcnn_resnet50_fpn --checkpoint model_25.pth --labels labels.txt --name mine
 
 The graph is verified before it is published: ONNX Runtime against PyTorch, batches against single images, large
-canvases against tight ones. A graph that does not agree is not published.
+canvases against tight ones. A graph whose answers differ is not published.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def build_parser() -> Parser:
 def export(arguments: argparse.Namespace) -> None:
     """Publishes the detector that the options name, and prints the results of its verification."""
     if (arguments.run is None) == (arguments.torchvision is None):
-        raise ValueError("name what is published: a RUN or --torchvision BUILDER, not both")
+        raise ValueError("name what to publish: either a RUN or --torchvision BUILDER")
     required(arguments.name, "--name", "choose the model's name in the store")
     check_writable(arguments.store)
     folder = publish_run(arguments) if arguments.run else publish_torchvision(arguments)

@@ -106,10 +106,13 @@ def build_parser() -> Parser:
         "--epochs",
         type=positive,
         metavar="N",
-        help="passes over the data, instead of --iterations (default: 30, or more for a small data set)",
+        help="passes over the data, instead of --iterations (default: 30, or more if --iterations would be below 2500)",
     )
     parser.add_argument(
-        "--iterations", type=positive, metavar="N", help="batches to train on in total; can be raised with --resume"
+        "--iterations",
+        type=positive,
+        metavar="N",
+        help="batches to train on in total; can be raised with --resume (default: 30 epochs, but at least 2500)",
     )
     parser.add_argument(
         "--batch-size",
@@ -132,7 +135,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--mixed-precision",
         action=argparse.BooleanOptionalAction,
-        help="compute in bfloat16 or float16 where the hardware is faster with it (default: on)",
+        help="compute in bfloat16 where the hardware is faster with it (default: on)",
     )
     add_device(parser)
     _add_data(parser.add_argument_group("data"))
@@ -205,10 +208,16 @@ def _add_optimisation(group: Any) -> None:
         help="highest learning rate; can be changed with --resume (default: depends on the backbone)",
     )
     group.add_argument(
-        "--warm-up", type=positive, metavar="ITERATIONS", help="iterations until the rate reaches its highest value"
+        "--warm-up",
+        type=positive,
+        metavar="ITERATIONS",
+        help="iterations until the rate reaches its highest value (default: 500; without pretrained weights: 100)",
     )
     group.add_argument(
-        "--decay", choices=sorted(DECAYS), help="decay of the learning rate: half a cosine, or one step to a tenth"
+        "--decay",
+        choices=sorted(DECAYS),
+        help="decay of the learning rate: half a cosine, or one step to a tenth "
+        "(default: step; without pretrained weights: cosine)",
     )
     group.add_argument(
         "--accumulate",
@@ -220,7 +229,9 @@ def _add_optimisation(group: Any) -> None:
 
 def _add_detector(group: Any) -> None:
     group.add_argument(
-        "--trainable-from", metavar="STAGE", help="first stage of the backbone that is trained: conv3_1, layer2, …, fc6"
+        "--trainable-from",
+        metavar="STAGE",
+        help="first stage of the backbone that is trained: conv3_1, layer2, …, fc6 (default: depends on the backbone)",
     )
     group.add_argument(
         "--anchor-scales",
@@ -236,7 +247,11 @@ def _add_detector(group: Any) -> None:
         metavar="RATIO",
         help="height divided by width (default: 0.5 1 2)",
     )
-    group.add_argument("--roi-pooling", choices=sorted(POOLINGS), help="max as in the papers, or align for RoIAlign")
+    group.add_argument(
+        "--roi-pooling",
+        choices=sorted(POOLINGS),
+        help="max as in the papers, or align for RoIAlign (default: that of the backbone)",
+    )
     group.add_argument("--proposal-nms", type=share, metavar="IOU", help="threshold of NMS in the RPN (default: 0.7)")
     group.add_argument(
         "--detection-nms",
@@ -263,7 +278,12 @@ def _add_losses(group: Any) -> None:
         choices=["drop", "keep"],
         help="whether training uses anchors that cross the image's border (default: that of the backbone)",
     )
-    group.add_argument("--rois", type=positive, metavar="N", help="proposals sampled per image to train the head")
+    group.add_argument(
+        "--rois",
+        type=positive,
+        metavar="N",
+        help="proposals sampled per image to train the head (default: that of the backbone)",
+    )
     group.add_argument(
         "--background-iou",
         type=share,

@@ -21,8 +21,8 @@ class Tolerance:
     """How far two answers may differ.
 
     box: of a corner, in pixels of the canvas;  score: in probability;
-    unmatched: the share of all boxes that may have no partner. Two runtimes differ in the last bits, so now and then an
-    overlap at the threshold of the suppression decides otherwise.
+    unmatched: the share of all boxes that may have no partner. Two runtimes differ in the last bits, so NMS
+    occasionally decides differently about an overlap near its threshold.
     """
 
     box: float
@@ -72,7 +72,7 @@ class Difference:
     missed_by: float = 0.0
 
     def plus(self, other: "Difference") -> "Difference":
-        """The difference over the boxes of both."""
+        """The difference over all boxes of both comparisons."""
         return Difference(
             max(self.box, other.box),
             max(self.score, other.score),
@@ -123,7 +123,7 @@ class Comparison:
         self._add(compare(found, expected, self.tolerance), len(found.boxes), what)
 
     def add_blank(self, found: Boxes, expected: Boxes, what: str) -> None:
-        """Compares only the best score, for the proposals in an image of one colour.
+        """Compares only the best score. Meant for the proposals in an image of one colour.
 
         In its middle all anchors tie, so each runtime keeps and suppresses others.
         """

@@ -77,7 +77,7 @@ def assigned(path: Path, provider: str, heavy: Mapping[str, bool]) -> list[CpuNo
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drops the weights, on which no shape depends; half a gigabyte of them would be copied several times."""
+    """Drops the weights, which no shape depends on. Otherwise half a gigabyte would be copied several times."""
     for weight in model.graph.initializer:
         if weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
             weight.ClearField("raw_data")

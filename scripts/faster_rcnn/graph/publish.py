@@ -1,6 +1,6 @@
 """Publishes a detector to `model_store/<name>/<version>/`: exports, verifies and measures it, then moves it into place.
 
-A version appears in the store complete, or not at all.
+The store never shows an incomplete version.
 """
 
 import hashlib

@@ -24,9 +24,8 @@ RECTIFIERS = {"Relu"}  # quantised too: between two quantised layers each would 
 def quantise(graph: Path, out: Path, canvases: Iterable[Canvas]) -> None:
     """Writes `graph` in int8 to `out`.
 
-    canvases: a few dozen typical images, on which the ranges of the features are measured. Each is run by itself, so
-    they may differ in size.
-    Raises ValueError if the graph has no convolution or is already in int8.
+    canvases: a few dozen typical images, on which the ranges of the features are measured. Each is run separately, so
+    they may differ in size. Raises ValueError if the graph has no convolution or is already in int8.
     """
     model = onnx.load(graph)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):

@@ -118,7 +118,7 @@ def verify(
 
 
 def _tolerance(usual: Tolerance, stable_ranking: bool) -> Tolerance:
-    """Where both rank their boxes alike, none may be missing."""
+    """If both rank their boxes alike, no box may be missing."""
     return replace(usual, unmatched=0.0) if stable_ranking else usual
 
 
@@ -188,7 +188,7 @@ def _in_onnx(
 def _check_form(answer: DetectorOutput, size: tuple[int, ...], where: str) -> None:
     """Raises Disagreement if the rows of an answer break the contract.
 
-    Counts are in range, rows are sorted by score, boxes lie inside the image, rows past the count are zero, and no value
+    Counts are in range, rows are sorted by score, boxes lie inside the image, rows past the count are zero, no value
     is NaN.
     """
     height, width = size

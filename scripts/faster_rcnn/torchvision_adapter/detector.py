@@ -32,7 +32,7 @@ from faster_rcnn.torchvision_adapter.extents import AsIfAlone, Extent, Unsupport
 from faster_rcnn.torchvision_adapter.internals import concat_box_prediction_layers, fixed_scales
 from faster_rcnn.torchvision_adapter.multi_scale_roi_align import Sampling, align_on_all_maps, align_on_one_map
 
-# At most this many class scores enter the last suppression, the best first. torchvision has no such bound. With its own
+# At most this many class scores, the best ones, enter the final NMS. torchvision has no such bound. With its own
 # threshold of 0.05 and 1000 proposals there are never more. With a lower threshold the bound matters only where the
 # best hundred boxes suppress all the others.
 CANDIDATES = 20_000
@@ -330,8 +330,8 @@ def _rows(values: Tensor, count: int) -> np.ndarray:
 def _to_18_bits(logits: Tensor) -> Tensor:
     """`logits` rounded to 18 of their 24 significant bits.
 
-    The last bits differ between runtimes, and between canvases in one runtime. In an image of one colour thousands of
-    anchors are equal, and those bits alone would rank them.
+    The last bits differ between runtimes, and between canvases within one runtime. In an image of one colour thousands
+    of anchors are equal, and those bits alone would rank them.
     """
     spread = logits * 65  # 2⁶ + 1: adding and subtracting the product drops six bits (Veltkamp's splitting)
     return spread - (spread - logits)

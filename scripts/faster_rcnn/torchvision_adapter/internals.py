@@ -29,7 +29,7 @@ __all__ = ["WeakIdKeyDictionary", "concat_box_prediction_layers", "fixed_scales"
 
 @contextmanager
 def fixed_scales(pool: MultiScaleRoIAlign, strides: Sequence[int]) -> Iterator[None]:
-    """Within it, `pool` takes its maps to have these strides, in pixels, finest first.
+    """A context in which `pool` assumes that its maps have these strides, in pixels, finest first.
 
     torchvision derives the strides from the first image that it sees and keeps them. A small first image, whose maps
     are rounded up, would spoil them for all later images.

@@ -34,7 +34,7 @@ from faster_rcnn.training.processes import (
 from faster_rcnn.training.validation import validate
 
 SHOWN_METRICS = ("AP", "AP50", "R@0.5", "AR", "loss")  # printed after each validation
-POSTFIX_EVERY = 20  # iterations between updates of the numbers beside the progress bar
+POSTFIX_EVERY = 20  # iterations between updates of the numbers next to the progress bar
 
 
 def train(

@@ -99,7 +99,7 @@ OBJECTIVES = {
 
 
 class LossModule(nn.Module):
-    """A module whose forward pass computes an objective's losses: DistributedDataParallel wraps forward passes."""
+    """Computes an objective's losses in its forward pass, because DistributedDataParallel wraps forward passes."""
 
     def __init__(self, detector: FasterRCNN, compute: ComputeLosses, mixed_precision: bool) -> None:
         super().__init__()

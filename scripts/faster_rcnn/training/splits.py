@@ -40,9 +40,9 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
             f"the annotations of {record.data} are not those that the run began with; restore them, or start a new run"
         )
     if not _has_objects(training):
-        raise ValueError(f"{record.data}/{record.train_split} has no object to learn from; add annotations")
+        raise ValueError(f"{record.data}/{record.train_split} has no objects to learn from; add annotations")
     if rank() == 0 and not _has_objects(validation):
-        print(f"warning: {record.data}/{record.val_split} has no object, so no best checkpoint can be chosen")
+        print(f"warning: {record.data}/{record.val_split} has no objects, so no best checkpoint can be chosen")
     if record.data == "shapes" and record.schedule != "joint":
         training = Subset(training, SHAPES_WITH_PROPOSALS)
     return training, validation, replace(record, annotations_sha256=digests)

@@ -192,4 +192,4 @@ def test_data_without_objects_is_refused(tmp_path: Path, run: Run) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
     done = run("train", "--data", data, "--out", tmp_path / "run", "--iterations", 1, *SMALL)
     assert done.code == 1
-    assert "has no object to learn from" in done.err.splitlines()[-1]
+    assert "has no objects to learn from" in done.err.splitlines()[-1]

@@ -8,7 +8,7 @@ import pytest
 
 from faster_rcnn.graph import cuda_kernels
 from faster_rcnn.graph.cuda_kernels import COMMAND, FILE, Kernel, known_kernels, outdated, registered_kernels
-from service.engine.engine import CUDA, pick_provider
+from service.engine.providers import CUDA, pick_provider
 
 
 def test_a_kernel_without_a_last_version_supports_only_its_first_version() -> None:

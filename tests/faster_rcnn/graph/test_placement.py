@@ -80,7 +80,7 @@ def test_a_list_of_integers_may_stay_on_the_cpu_and_a_matrix_may_not(tmp_path: P
 
 
 def test_a_session_says_which_nodes_it_gives_to_other_providers() -> None:
-    """As with a GPU. A session on the CPU gives no node to another provider, and every node to the CPU."""
+    """The path that is used with a GPU. A session on the CPU runs every node on the CPU."""
     path = STORE / "shapes" / "1" / "model.onnx"
     assert placement.assigned(path, CPU, {}) == []
     light = next(node.name for node in onnx.load(path).graph.node if node.op_type == "ScatterND")

@@ -1,4 +1,4 @@
-"""The embedded model in int8 gives nearly the same answers, and each still depends on its image alone."""
+"""The embedded model in int8 returns nearly the same answers, and each answer depends on its image alone."""
 
 import hashlib
 import json

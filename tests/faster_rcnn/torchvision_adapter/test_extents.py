@@ -1,4 +1,4 @@
-"""Every operation with a rule gives each image on a padded canvas the result that the image has alone.
+"""Every operation with a rule computes each image on a padded canvas as if it were alone.
 
 Each case runs twice. *Alone*: plain PyTorch on one image at a time, without padding. *Together*: all images in one
 batch on a canvas, with noise around them and the calls watched. A convolution and a maximum follow in both. They

@@ -56,7 +56,7 @@ def by_torchvision(maps: list[Tensor], cells: list[Tensor], image: int, rois: Te
 @pytest.mark.parametrize("ratio", [0, 1, 2, 3])
 @pytest.mark.parametrize("strides", [(4, 8, 16), (8, 16), (16,), (4, 16)], ids=str)
 def test_pooling_from_all_maps_on_one_sheet_agrees_with_torchvision(strides: tuple[int, ...], ratio: int) -> None:
-    """Strides 4 and 16 lack 8: torchvision leaves the regions of the level that does not exist zero."""
+    """Between strides 4 and 16 the level of stride 8 is missing: torchvision returns zeros for its regions."""
     maps, cells = pyramid(strides)
     how = sampling(ratio, strides)
     rois = [regions(*size) for size in SIZES]
