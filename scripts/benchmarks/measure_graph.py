@@ -179,13 +179,19 @@ def _head(options: Options, subject: Subject, name: str) -> str:
 
 def _what_it_means(options: Options) -> str:
     lines = [
-        "Figures are medians over rounds that measure every row once; ratios are computed within a round. p50 and p95:
-        of a whole call.", "Memory: the peak of the contender's own process up to this N" + (", on the GPU." if
-        options.provider == CUDA else ", its libraries included."), ] if options.builder is not None: lines.append("All
-        start from uint8 pixels of the same size in host memory; torchvision's resizing is left out.") if
-        options.builder is not None and not options.weights and not options.checkpoint: lines.append( "Random weights:
-        the model proposes as many regions as its limits allow, which is the highest cost per image; its " "detections
-        mean nothing." ) return "\n".join(lines) + "\n"
+        "Figures are medians over rounds that measure every row once; ratios are computed within a round. "
+        "p50 and p95: of a whole call.",
+        "Memory: the peak of the contender's own process up to this N"
+        + (", on the GPU." if options.provider == CUDA else ", its libraries included."),
+    ]
+    if options.builder is not None:
+        lines.append("All start from uint8 pixels of the same size in host memory; torchvision's resizing is left out.")
+    if options.builder is not None and not options.weights and not options.checkpoint:
+        lines.append(
+            "Random weights: the model proposes as many regions as its limits allow, which is the highest cost per "
+            "image. Its detections are meaningless."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _write(out: Path, text: str, results: Sequence[Measured], stages: dict[int, "Stages"]) -> None:
