@@ -68,7 +68,7 @@ def _of_the_pyramid(flow: "_Flow", layers: set[int]) -> set[int]:
 
 
 def spread(graph: GraphProto, known: Callable[[NodeProto], str | None]) -> list[str]:
-    """A stage for every node of an optimised graph, where `known` recognises only some of them by name.
+    """Assigns a stage to every node of an optimised graph, although `known` has only some of them by name.
 
     A node that the optimiser inserted, for example to change the memory layout, belongs to the latest stage whose
     results it reads. If it reads none, it belongs to the earliest stage that reads it.

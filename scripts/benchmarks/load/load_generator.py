@@ -1,4 +1,4 @@
-"""The load: clients in one process of their own, in a closed loop or in an open one.
+"""Generates the load: clients in a separate process, in a closed loop or an open one.
 
 Closed: each client sends its next image once it has the answer to the last. Open: images are due at times drawn
 beforehand (a Poisson process), whatever the server does. Latency counts from the time an image was due, so a slow
@@ -25,7 +25,7 @@ from benchmarks.load.http_connection import Answer, Connection, connect
 from benchmarks.load.uploads import Upload
 from benchmarks.workers import Worker
 
-RAMP = 1.0  # seconds before the measured window: queues fill, connections open
+RAMP = 1.0  # seconds before the measured window, in which queues fill and connections open
 DRAIN = 30.0  # seconds after it for answers that are still on the way
 PAUSE = 0.02  # seconds that a client of a closed loop waits after a failure, so that it does not spin
 CHECKED_EVERY = 16  # one in this many answers is compared with the expected one

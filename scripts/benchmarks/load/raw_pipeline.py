@@ -57,7 +57,7 @@ class Done:
 
 
 class Raw:
-    """The pipeline in processes of its own, kept ready between measurements."""
+    """Runs the pipeline in separate processes, which stay ready between measurements."""
 
     def __init__(self, folder: Path, uploads: Sequence[Upload], arrangement: Arrangement) -> None:
         self.arrangement = arrangement

@@ -59,7 +59,7 @@ def of_folder(folder: Path, count: int, seed: int) -> list[Upload]:
     """At most `count` photographs of `folder` and its subfolders, drawn with `seed`.
 
     Every other one is sent as it is. The rest are resized to a longer side drawn from LONGER_SIDES, so that sizes are
-    mixed even if all files have the same size. Raises Failed if there is no JPEG.
+    mixed even if all files have the same size. Raises Failed if the folder holds no JPEG.
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:

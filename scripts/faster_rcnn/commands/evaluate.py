@@ -162,7 +162,7 @@ def open_target(
 def sources_for(target: Path, record: RunRecord, arguments: argparse.Namespace) -> list[str]:
     """The source of the proposals for a run's head; empty if the run makes its own."""
     if len(arguments.proposals) > 1:
-        raise ValueError(f"{target} uses the proposals of one source; give --proposals once")
+        raise ValueError(f"{target} can use only one source of proposals; give --proposals once")
     if arguments.proposals:
         return list(arguments.proposals)
     if (given := proposals_of_step(target)) is None:
@@ -171,7 +171,7 @@ def sources_for(target: Path, record: RunRecord, arguments: argparse.Namespace) 
     own = arguments.data in (None, record.data) and arguments.split in (None, record.val_split)
     if not own or arguments.seed or not table.is_file():
         raise ValueError(
-            f"{target} makes no proposals of its own, and {before} kept some only for its validation split; "
+            f"{target} makes no proposals of its own, and {before} saved proposals only for its validation split; "
             f"name their source, as --proposals rpn:{before}"
         )
     return [str(table)]

@@ -132,7 +132,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
     state = read_checkpoint(arguments.run, arguments.checkpoint or best_or_last(arguments.run))
     if (trained := state.get("objective", "joint")) != "joint":
         raise ValueError(
-            f"{arguments.run} has trained only the {trained} part, which cannot detect by itself; "
+            f"{arguments.run} has trained only the {trained} part, which cannot detect on its own; "
             "publish a run of --schedule joint or alternating"
         )
     detector = build_detector(state).eval()

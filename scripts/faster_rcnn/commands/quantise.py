@@ -40,7 +40,9 @@ def build_parser() -> Parser:
         "model", type=Path, metavar="MODEL_DIR", help="the float32 version to copy: <store>/<name>/<version>"
     )
     add_data(parser, "; use the data that the model was trained on")
-    parser.add_argument("--split", help="split that both versions are measured on (default: test, or else val)")
+    parser.add_argument(
+        "--split", help="split to measure both versions on (default: test, or val if there is no test split)"
+    )
     parser.add_argument(
         "--version", type=int, metavar="N", help="version to publish (default: one more than the highest)"
     )

@@ -37,7 +37,7 @@ class Kernel(NamedTuple):
     types: dict[str, list[str]]
 
     def serves(self, version: int) -> bool:
-        """Whether the kernel is for the operator's definition of `version`.
+        """Whether the kernel supports the operator's definition of `version`.
 
         A kernel without a last version supports its first one only, because it was written before later definitions.
         """

@@ -32,7 +32,7 @@ def fixed_scales(pool: MultiScaleRoIAlign, strides: Sequence[int]) -> Iterator[N
     """A context in which `pool` assumes that its maps have these strides, in pixels, finest first.
 
     torchvision derives the strides from the first image that it sees and keeps them. A small first image, whose maps
-    are rounded up, would spoil them for all later images.
+    are rounded up, would make them wrong for all later images.
     """
     own = pool.scales, pool.map_levels
     pool.scales = [1 / stride for stride in strides]

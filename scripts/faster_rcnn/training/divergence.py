@@ -65,7 +65,7 @@ class DivergenceWatch:
         if iteration == 0:
             return (
                 "at the first step the learning rate is not the cause; look for weights that are not finite, and for "
-                "wrong boxes with faster-rcnn check; then start again with a new --out"
+                "wrong boxes with faster-rcnn check; then start a new run with another --out"
             )
         if wrong and all(name.endswith("_box") for name in wrong):
             return (

@@ -33,7 +33,10 @@ def test_the_command_writes_a_file_and_prints_a_summary(tmp_path: Path, run: Run
         (("--source", "sliding-window", "--out", "x.npz"), "--data is missing; name the images"),
         (("--source", "sliding-window", "--data", "shapes"), "--out is missing; name the file to write"),
         (("--data", "shapes", "--out", "x.npz"), "--source is missing; name one: sliding-window"),
-        (("--source", "magic", "--data", "shapes", "--out", "x.npz"), "there are: sliding-window"),
+        (
+            ("--source", "magic", "--data", "shapes", "--out", "x.npz"),
+            "is not a source of proposals; choose one of: sliding-window",
+        ),
         (("--source", "sliding-window", "--limits", "3"), "unknown option --limits; did you mean --limit?"),
     ],
 )

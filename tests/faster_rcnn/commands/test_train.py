@@ -117,10 +117,13 @@ def test_a_broken_image_is_found_before_training(tmp_path: Path, run: Run) -> No
     [
         (("--schedule", "fast-rcnn"), "--proposals SOURCE and --schedule fast-rcnn belong together"),
         (("--proposals", "sliding-window"), "--proposals SOURCE and --schedule fast-rcnn belong together"),
-        (("--schedule", "fast-rcnn", "--proposals", "magic"), "there are: sliding-window"),
+        (
+            ("--schedule", "fast-rcnn", "--proposals", "magic"),
+            "is not a source of proposals; choose one of: sliding-window",
+        ),
         (("--schedule", "fast-rcnn", "--proposals", "no.npz"), "no.npz is not there"),
         (("--step-iterations", "1", "1", "1", "1"), "belongs to --schedule alternating"),
-        (("--target-normalisation", "measured"), "targets are measured on given proposals"),
+        (("--target-normalisation", "measured"), "needs proposals that do not change during training"),
         (("--backbone", "compact", "--weights", "imagenet"), "none"),
         (("--backbone", "resnet50", "--weights", "no.pth"), "no.pth"),
         (("--trainable-from", "conv9_9"), "has no stage 'conv9_9'"),

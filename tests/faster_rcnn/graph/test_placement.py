@@ -72,7 +72,9 @@ def test_a_kernel_supports_only_the_types_that_it_lists(tmp_path: Path, opset: i
 
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize(("dims", "heavy"), [(["n"], False), (["n", "m"], True)])
-def test_a_list_of_integers_may_stay_on_the_cpu_and_a_matrix_may_not(tmp_path: Path, dims: list, heavy: bool) -> None:
+def test_a_list_of_integers_may_be_computed_on_the_cpu_and_a_matrix_may_not(
+    tmp_path: Path, dims: list, heavy: bool
+) -> None:
     """The CUDA provider has no kernel for Unique."""
     assert "Unique" not in known_kernels()
     path = write(tmp_path, [helper.make_node("Unique", ["x"], ["y"], "one")], {"x": (TensorProto.INT64, dims)}, "y")

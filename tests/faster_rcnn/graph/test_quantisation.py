@@ -57,7 +57,7 @@ def test_the_service_loads_the_int8_model_and_finds_the_same_objects(folder: Pat
     assert np.mean(hits) > 0.9
 
 
-def test_an_answer_is_the_same_alone_and_in_a_batch(folder: Path) -> None:
+def test_the_answer_for_an_image_is_the_same_alone_and_in_a_batch(folder: Path) -> None:
     engine = Engine(load_model(folder))
     test = Shapes("test")
     canvases = [canvas(test[index].image) for index in range(4)]

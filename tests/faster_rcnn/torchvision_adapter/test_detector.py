@@ -213,7 +213,7 @@ def test_thresholds_and_limits_are_the_models_own() -> None:
     assert max(int(answer.num_detections) for answer in together(detector, (192, 224))) == 9
 
 
-def test_the_first_image_does_not_spoil_the_scales() -> None:
+def test_the_first_image_does_not_determine_the_scales() -> None:
     # From an image of 33 pixels on a canvas of 64 torchvision would derive stride 2 instead of 4, and keep it.
     model = lively_torchvision(detection.fasterrcnn_resnet50_fpn(**SMALL, num_classes=7))
     model.roi_heads.box_roi_pool.scales = None

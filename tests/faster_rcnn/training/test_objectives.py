@@ -69,7 +69,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images_however_it_is_divided(b
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_fast_rcnn_losses_need_proposals(batch: Batch) -> None:
+def test_fast_rcnn_losses_of_a_batch_without_proposals_are_refused(batch: Batch) -> None:
     with pytest.raises(ValueError, match="carry no proposals; open the data set with those of a source"):
         fast_rcnn_losses(detector(), batch, False)
 

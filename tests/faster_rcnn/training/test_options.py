@@ -63,7 +63,7 @@ def test_options_survive_json_where_tuples_become_lists() -> None:
     assert TrainingOptions.from_dict(vars(options) | {"augmentations": ["flip"]}) == options
 
 
-def test_without_options_the_detector_is_the_preset_except_in_fast_rcnn() -> None:
+def test_without_options_the_detector_has_the_preset_configuration_except_in_fast_rcnn() -> None:
     joint, alone = (configure({"schedule": schedule}, "compact", ("cat",)) for schedule in ("joint", "fast-rcnn"))
     assert joint == configure({}, "compact", ("cat",))
     assert joint.proposal_sampling.background_iou == (0.0, 0.5)
