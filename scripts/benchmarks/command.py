@@ -1,15 +1,15 @@
-"""Measures a graph, by itself or against torchvision's own code, or the service under load.
+r"""Measures a graph, by itself or against torchvision's own code, or the service under load.
 
     faster-rcnn benchmark graph model_store/shapes/1
     faster-rcnn benchmark graph --torchvision fasterrcnn_mobilenet_v3_large_320_fpn --batches 1 8 --out measured
-    faster-rcnn benchmark graph --torchvision fasterrcnn_resnet50_fpn_v2 --checkpoint mine.pth --device cuda \\
+    faster-rcnn benchmark graph --torchvision fasterrcnn_resnet50_fpn_v2 --checkpoint mine.pth --device cuda \
         --precision fp16 --size 800 1333
     faster-rcnn benchmark service                       about eight minutes; starts and stops its own servers
     faster-rcnn benchmark service --folder photographs --out measured
     faster-rcnn benchmark service --url http://127.0.0.1:8000
     faster-rcnn benchmark service --soak 60             one hour of random sizes; memory must not grow
 
-Machines are noisy: every comparison is made inside one run, its parts take turns, and the results are ratios. Only
+Machines are noisy: every comparison is made inside one run, the contenders take turns, and the results are ratios. Only
 --torchvision needs torch, so a published model can be measured by the same installation that serves it.
 """
 
@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`faster-rcnn benchmark`. Returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     parser = Parser("benchmark", "graph|service [MODEL_DIR] [OPTION ...]", __doc__)
-    parser.add_argument("what", choices=("graph", "service"), help="graph --help, service --help: their options")
+    parser.add_argument(
+        "what",
+        choices=("graph", "service"),
+        help="what to measure; `graph --help` and `service --help` list the options",
+    )
     what: str = parser.parse_args(words[:1]).what
     measure, build = (measure_a_graph, graph_parser) if what == "graph" else (measure_a_service, service_parser)
     arguments = build().parse_args(words[1:])
@@ -115,7 +119,7 @@ def measure_a_service(arguments: argparse.Namespace) -> None:
 def _provider(wanted: str | None) -> str:
     best = pick_provider()
     if wanted == "cuda" and best != CUDA:
-        raise Failed("CUDA cannot be used on this machine; take --device cpu, or see whether nvidia-smi shows a GPU")
+        raise Failed("CUDA cannot be used on this machine; use --device cpu, or check that nvidia-smi shows a GPU")
     return best if wanted is None else PROVIDERS[wanted]
 
 
@@ -130,12 +134,14 @@ def graph_parser() -> Parser:
     source.add_argument(
         "--weights", choices=("COCO_V1",), help="torchvision's pretrained weights (default: random weights, seeded)"
     )
-    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a state dict of the builder's model")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), help="of the exported graph (default: fp32)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="where it runs (default: cuda if usable)")
+    source.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="state dict of the builder's model, instead of --weights"
+    )
+    parser.add_argument("--precision", choices=("fp32", "fp16"), help="precision of the exported graph (default: fp32)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="device to run on (default: cuda if usable)")
     parser.add_argument("--provider", choices=("cpu", "cuda"), dest="device", help=argparse.SUPPRESS)  # former name
     parser.add_argument(
-        "--batches", type=positive, nargs="+", default=(1, 2, 4, 8), metavar="N", help="sizes (default: 1 2 4 8)"
+        "--batches", type=positive, nargs="+", default=(1, 2, 4, 8), metavar="N", help="batch sizes (default: 1 2 4 8)"
     )
     parser.add_argument(
         "--size",
@@ -145,10 +151,13 @@ def graph_parser() -> Parser:
         help="size of the image that the network sees (default: the model's own rule, applied to the image)",
     )
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="of every contender on a CPU (default: the usable cores)"
+        "--threads", type=positive, metavar="N", help="threads of every contender on a CPU (default: the usable cores)"
     )
     parser.add_argument(
-        "--seconds", type=above_zero, default=0.5, help="of each turn; a row has five turns (default: 0.5)"
+        "--seconds",
+        type=above_zero,
+        default=0.5,
+        help="length of each turn; every figure is measured in five turns (default: 0.5)",
     )
     _add_out(parser)
     return parser
@@ -158,26 +167,42 @@ def service_parser() -> Parser:
     about = "Throughput, latency, processor time and memory of the service under load, against a plain server."
     parser = Parser("benchmark service", "[MODEL_DIR] [OPTION ...]", about)
     _add_model(parser)
-    parser.add_argument("--url", help="a service that is already running (default: start one, beside a plain server)")
+    parser.add_argument("--url", help="address of a running service (default: start one, and a plain server)")
     parser.add_argument(
         "--folder", type=Path, metavar="DIR", help="send the JPEGs in this folder (default: --image at six sizes)"
     )
     parser.add_argument(
-        "--clients", type=positive, nargs="+", default=load.CLIENTS, metavar="N", help="default: 1 4 16 64"
+        "--clients",
+        type=positive,
+        nargs="+",
+        default=load.CLIENTS,
+        metavar="N",
+        help="numbers of clients in the closed loop (default: 1 4 16 64)",
     )
-    parser.add_argument("--seconds", type=above_zero, default=4.0, help="of each turn (default: 4)")
+    parser.add_argument("--seconds", type=above_zero, default=4.0, help="length of each turn (default: 4)")
     parser.add_argument(
         "--rounds", type=positive, default=3, metavar="N", help="turns of each contender at each load (default: 3)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="for everything that is drawn at random (default: 0)")
-    parser.add_argument("--soak", type=above_zero, metavar="MINUTES", help="one load of random sizes instead")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    parser.add_argument(
+        "--soak",
+        type=above_zero,
+        metavar="MINUTES",
+        help="instead, send images of random sizes for this long and watch the memory",
+    )
     _add_out(parser)
     return parser
 
 
 def _add_model(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL_DIR", help="default: model_store/shapes/1")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="default: example.jpg of the model")
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        metavar="MODEL_DIR",
+        help="folder of a published version (default: model_store/shapes/1)",
+    )
+    parser.add_argument("--image", type=Path, metavar="FILE", help="image to use (default: example.jpg of the model)")
     parser.add_argument("--picture", type=Path, dest="image", help=argparse.SUPPRESS)  # its former name
 
 

@@ -1,5 +1,7 @@
-"""Contenders measured in turns: a round takes every contender at every N once, so that whatever else the machine does
-affects all of them. Figures are medians over the rounds; ratios are taken within a round.
+"""Measures contenders in turns.
+
+A round measures every contender at every N once, so that other work on the machine affects all of them. Figures are
+medians over the rounds; ratios are computed within a round.
 
 N  images in a batch.
 """

@@ -21,7 +21,7 @@ from service.engine.providers import CUDA, session_options
 
 
 class Found(NamedTuple):
-    """How much was found in the first image of a batch; None where the contender does not report it."""
+    """The number of boxes found in the first image of a batch; None if the contender does not report it."""
 
     detections: int | None
     proposals: int | None
@@ -49,7 +49,7 @@ def graph_contender(
     loop: bool = False,
     tf32: bool = False,
 ) -> Contender:
-    """A graph (contract 1) on N images at once, or with `loop` on one after the other.
+    """A graph (docs/contracts.md, contract 1) on N images at once, or with `loop` on one after the other.
 
     pixels: uint8 [h, w, 3];  canvas: H, W.
     """

@@ -21,9 +21,9 @@ def describe(provider: str, threads: int) -> str:
 
 
 def other_work() -> str:
-    """A warning if other processes keep the cores busy, or an empty text. To be called before anything is measured.
+    """A warning if other processes keep the cores busy, or an empty text. Call it before measuring.
 
-    Other work slows those contenders most that wait for all their threads.
+    Other work most affects the contenders that wait for all their threads.
     """
     if not hasattr(os, "getloadavg") or (load := os.getloadavg()[0]) < 0.5:
         return ""

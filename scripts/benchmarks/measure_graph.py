@@ -179,7 +179,8 @@ def _head(options: Options, subject: Subject, name: str) -> str:
 
 def _what_it_means(options: Options) -> str:
     lines = [
-        "Medians over rounds that take every row once; ratios are taken within a round. p50 and p95: of a whole call.",
+        "Figures are medians over rounds that measure every row once; ratios are computed within a round. "
+        "p50 and p95: of a whole call.",
         "Memory: the peak of the contender's own process up to this N"
         + (", on the GPU." if options.provider == CUDA else ", its libraries included."),
     ]
@@ -187,8 +188,8 @@ def _what_it_means(options: Options) -> str:
         lines.append("All start from uint8 pixels of the same size in host memory; torchvision's resizing is left out.")
     if options.builder is not None and not options.weights and not options.checkpoint:
         lines.append(
-            "Random weights: the model proposes as many regions as it may, which is the highest cost per image; its "
-            "detections mean nothing."
+            "Random weights: the model proposes as many regions as its limits allow, which is the highest cost per "
+            "image. Its detections are meaningless."
         )
     return "\n".join(lines) + "\n"
 

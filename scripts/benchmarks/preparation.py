@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The resize rule of the model, and the stride, of which the sides of its canvases are multiples."""
+    """The resize rule of the model, and its stride: the sides of a canvas are multiples of it, in pixels."""
 
     resize: ResizeRule
     stride: int
@@ -39,8 +39,8 @@ class Prepared(NamedTuple):
 def random_model(builder: str) -> FasterRCNN:
     """A torchvision model with seeded random weights.
 
-    Its batch normalisations get the statistics of noise. Without them activations vanish or overflow in a deep network,
-    first of all in float16. The model finds next to nothing and proposes as many regions as it may.
+    Its batch normalisations get statistics measured on noise. Without them activations vanish or overflow in a deep
+    network, first of all in float16. The model finds almost nothing and proposes as many regions as its limits allow.
     """
     torch.manual_seed(SEED)
     model = getattr(torchvision.models.detection, builder)(weights=None, weights_backbone=None).eval()
@@ -54,7 +54,7 @@ def random_model(builder: str) -> FasterRCNN:
 
 
 def without_resizing(model: FasterRCNN) -> FasterRCNN:
-    """`model`, which from now on takes images without resizing them."""
+    """Returns `model`, changed to accept images without resizing them."""
     model.transform.resize = MethodType(_as_it_is, model.transform)
     return model.eval()
 

@@ -1,7 +1,7 @@
 """Milliseconds that each stage of a graph takes (Ren et al. 2015, table 5).
 
 On the CPU, ONNX Runtime's own profiler gives the time of every node. On a GPU its clock stops when a kernel is
-launched, not when it is done; there the graph is cut after each stage, and the time of a stage is the difference
+launched, not when it is done. There the graph is cut after each stage, and the time of a stage is the difference
 between two pieces.
 """
 
@@ -37,7 +37,7 @@ def time_per_stage(
     """Milliseconds per image of each stage, by N.
 
     pixels: uint8 [h, w, 3];  canvas: H, W;  seconds: each N is run for at least this long.
-    Raises ValueError if the stages of the graph cannot be told apart.
+    Raises ValueError if the stages of the graph cannot be distinguished.
     """
     model = onnx.load(graph)
     measure = _by_cuts if provider == CUDA else _by_profiler
@@ -117,9 +117,9 @@ def _by_cuts(
     pieces = {
         stage: session_on(provider, _up_to(model, outputs), session_options(threads)) for stage, outputs in ends.items()
     }
-    rounds: list[Stages] = []
-    for _ in range(3):
-        rounds.append({stage: _piece_seconds(session, feed, seconds / 12) for stage, session in pieces.items()})
+    rounds: list[Stages] = [
+        {stage: _piece_seconds(session, feed, seconds / 12) for stage, session in pieces.items()} for _ in range(3)
+    ]
     upto = [statistics.median(one[stage] for one in rounds) for stage in STAGES]
     n = len(feed["images"])
     return {stage: 1e3 * (upto[at] - (upto[at - 1] if at else 0.0)) / n for at, stage in enumerate(STAGES)}

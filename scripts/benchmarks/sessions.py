@@ -10,7 +10,7 @@ def session_on(
 ) -> onnxruntime.InferenceSession:
     """Raises ValueError if the graph cannot be loaded, or would run on the CPU although CUDA was requested."""
     if provider == CUDA:
-        onnxruntime.preload_dlls()  # from the wheels of the cuda extra, where a system-wide CUDA is missing
+        onnxruntime.preload_dlls()  # the wheels of the cuda extra provide CUDA where the system has none
     session = open_session(graph, provider, options, tf32)
     if provider not in session.get_providers():
         raise ValueError(f"ONNX Runtime does not start {provider} here and would use {session.get_providers()[0]}")

@@ -20,7 +20,9 @@ SELECTING = ("TopK", "NonMaxSuppression")
 
 @dataclass(frozen=True)
 class Cuts:
-    """stage_of: the stage of each node, by its place in the graph;  features: the feature maps that the RoI pooling
+    """The stages of a graph, and the tensors at which it is cut between them.
+
+    stage_of: the stage of each node, by its place in the graph;  features: the feature maps that the RoI pooling
     reads;  head: the tensors that the detections read from the head.
     """
 
@@ -30,7 +32,10 @@ class Cuts:
 
 
 def cut_in_stages(graph: GraphProto) -> Cuts:
-    """The stages of a graph (contract 1). Raises ValueError if it has no proposals, no backbone or no head."""
+    """The stages of a graph (docs/contracts.md, contract 1).
+
+    Raises ValueError if it has no proposals, no backbone or no head.
+    """
     flow = _Flow(graph)
     proposing = flow.upstream(PROPOSALS)
     detecting = flow.upstream(DETECTIONS) - proposing
@@ -63,7 +68,7 @@ def _of_the_pyramid(flow: "_Flow", layers: set[int]) -> set[int]:
 
 
 def spread(graph: GraphProto, known: Callable[[NodeProto], str | None]) -> list[str]:
-    """A stage for every node of an optimised graph, where `known` recognises only some of them by name.
+    """Assigns a stage to every node of an optimised graph, although `known` has only some of them by name.
 
     A node that the optimiser inserted, for example to change the memory layout, belongs to the latest stage whose
     results it reads. If it reads none, it belongs to the earliest stage that reads it.

@@ -8,7 +8,7 @@ ROUNDS = 5
 
 
 def in_turns(parts: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """The seconds of one call of each part: the median over rounds that take every part for at least `seconds`."""
+    """The seconds of one call of each part: the median over rounds that call every part for at least `seconds`."""
     for call in parts.values():
         call()
     rounds = [{name: _seconds_each(call, seconds) for name, call in parts.items()} for _ in range(ROUNDS)]

@@ -1,6 +1,6 @@
 """Functions in processes of their own, to be measured there.
 
-Each then has its own peak of memory and its own threads. One that hangs or crashes does not affect the others, and one
+Each has its own memory peak and its own threads. A process that hangs or crashes does not affect the others, and one
 that exceeds its time is ended.
 """
 
@@ -19,7 +19,7 @@ PATIENCE = 5.0  # seconds for a process to end
 LONGEST_LINE = 300
 
 
-class Failed(Exception):  # noqa: N818  the word that the tables use
+class Failed(Exception):  # noqa: N818  the tables show this word
     """The measurement could not be made; the message says why, in one line."""
 
 
@@ -43,7 +43,7 @@ class Worker:
         try:
             self._pipe.send(arguments)
             if not self._pipe.poll(seconds):
-                self._end(f"ended when it had taken {seconds:.0f} s")
+                self._end(f"stopped after {seconds:.0f} s")
             fault, value = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(PATIENCE)

@@ -12,7 +12,7 @@ from service.engine.providers import CPU
 
 
 def sleeper(milliseconds: float, fails_at: int = 0) -> Contender:
-    """A contender that takes the same time for every image, and finds N boxes."""
+    """A contender with a constant time per image that finds N boxes."""
 
     def turn(n: int, at_least: float) -> Turn:
         if n == fails_at:

@@ -82,7 +82,9 @@ def test_all_contenders_get_the_same_checkpoint(model: FasterRCNN, tmp_path: Pat
     assert all(torch.equal(values, loaded[name]) for name, values in model.state_dict().items())
 
 
-def test_the_file_of_torchvision_finds_what_torchvision_finds(model: FasterRCNN, tmp_path: Path) -> None:
+def test_the_file_that_torchvision_exports_finds_the_same_boxes_as_torchvision(
+    model: FasterRCNN, tmp_path: Path
+) -> None:
     saved, graph = tmp_path / "model.pt", tmp_path / "traced.onnx"
     torch.save(model, saved)
     trace(saved, graph, PIXELS)

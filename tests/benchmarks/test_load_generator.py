@@ -146,7 +146,7 @@ def test_in_a_closed_loop_every_client_has_one_request_in_flight(generator: Gene
 def test_in_an_open_loop_latency_counts_from_when_an_image_was_due(generator: Generator, uploads: list[Upload]) -> None:
     """Offered 100/s, answered 33/s: of about 200 in 1.0 + 1.0 s the last is answered after 6 s, 4 s late.
 
-    A client that waits for an answer before it sends would never see more than 30 ms.
+    A client that waited for an answer before sending would never see more than 30 ms.
     """
     with serving(Known(seconds=0.03)) as server:
         load = generator.open(Target(server.url, uploads), rate=100, seconds=1.0, seed=0)

@@ -53,7 +53,7 @@ def test_the_raw_pipeline_has_the_same_figures() -> None:
 
 
 def test_ratios_are_taken_within_each_round_before_the_median() -> None:
-    """40/50, 10/20, 90/100: the median of 0.8, 0.5, 0.9 is 0.8, where 40/50 of the medians would hide the rounds."""
+    """40/50, 10/20, 90/100: the median of 0.8, 0.5, 0.9 is 0.8, but the ratio of the medians, 40/50, mixes rounds."""
     ours = [Turn(rate, 0.1, 0.1, 0.1) for rate in (40, 10, 90)]
     raw = [Turn(rate, 0.1, 0.1, 0.1) for rate in (50, 20, 100)]
     assert turn_figures.ratio(ours, raw, lambda turn: turn.rate) == pytest.approx(0.8)

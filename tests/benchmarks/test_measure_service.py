@@ -49,7 +49,7 @@ def test_all_contenders_are_measured_with_a_table_and_a_plot(tmp_path: Path) -> 
         for row in closed:
             assert float(row[2]) > 0
             assert row[6] == "0"  # no failure: every answer that was compared equals the raw pipeline's
-            assert float(row[7]) > 1  # CPU ms an image
+            assert float(row[7]) > 1  # CPU ms per image
             assert 0 < float(row[8]) <= (os.cpu_count() or 1) + 0.5  # cores
             assert float(row[9]) > 50  # MB
             assert float(row[10]) > 0  # × raw
@@ -57,7 +57,7 @@ def test_all_contenders_are_measured_with_a_table_and_a_plot(tmp_path: Path) -> 
         assert offered[2] == pytest.approx(4 * offered[0], abs=3)
     assert {row[-2:][0] for row in rows(text, "raw pipeline")} == {"1.00"}
     assert re.search(r"One client waits -?[\d.]+ ms \(p50\) longer than decoding and inference", text)
-    assert re.search(r"The clients, one process on the same cores, take [\d.]+ ms", text)
+    assert re.search(r"The clients, one process on the same cores, use [\d.]+ ms", text)
     assert re.search(r"service: at \d+/s offered it answers \d+% of its peak", text)
     with Image.open(tmp_path / "benchmark.png") as plot:
         assert plot.width > 1000

@@ -1,1 +1,1 @@
-"""The service under load, beside the raw pipeline and a plain server, in one run."""
+"""Measures the service, the raw pipeline and a plain server under load, in one run."""

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection of a client that must be cheap, since it shares the cores with the server that it measures.
+"""One HTTP/1.1 client connection. It must be cheap, because it shares the cores with the server that it measures.
 
 It supports only what the load needs: one request at a time, as bytes, and answers with a Content-Length.
 """
@@ -57,7 +57,7 @@ class Connection(asyncio.Protocol):
         if len(self._received) >= self._body_to:
             self._finish()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
         self.usable = False
         self._fail(ConnectionError("the connection was closed before the answer was complete"))
 

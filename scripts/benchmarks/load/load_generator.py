@@ -1,7 +1,7 @@
-"""The load: clients in one process of their own, in a closed loop or in an open one.
+"""Generates the load: clients in a separate process, in a closed loop or an open one.
 
 Closed: each client sends its next image once it has the answer to the last. Open: images are due at times drawn
-beforehand (a Poisson process), whatever the server does, and latency counts from the time an image was due; so a slow
+beforehand (a Poisson process), whatever the server does. Latency counts from the time an image was due, so a slow
 server cannot slow the load down and thereby look better.
 """
 
@@ -25,10 +25,10 @@ from benchmarks.load.http_connection import Answer, Connection, connect
 from benchmarks.load.uploads import Upload
 from benchmarks.workers import Worker
 
-RAMP = 1.0  # seconds before the measured window: queues fill, connections open
+RAMP = 1.0  # seconds before the measured window, in which queues fill and connections open
 DRAIN = 30.0  # seconds after it for answers that are still on the way
 PAUSE = 0.02  # seconds that a client of a closed loop waits after a failure, so that it does not spin
-CHECKED_EVERY = 16  # every how many answers one is compared with the expected one
+CHECKED_EVERY = 16  # one in this many answers is compared with the expected one
 PIXELS, SCORE = 0.1, 1e-3  # tolerances of boxes and scores, as between a graph and its PyTorch detector
 REFUSED = ("429", "503")
 ANSWERED = "200"

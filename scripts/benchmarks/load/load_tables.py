@@ -21,7 +21,7 @@ def closed_table(turns: Turns) -> str:
     time per image, divided likewise.
     """
     against_raw = any(name == RAW for name, _ in turns)
-    head = ["", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "failed", "CPU ms an image", "cores", "MB"]
+    head = ["", "clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "failed", "CPU ms per image", "cores", "MB"]
     rows = []
     for (name, clients), own in turns.items():
         row = [name, str(int(clients)), _text(median(own, lambda turn: turn.rate))]
@@ -38,7 +38,7 @@ def closed_table(turns: Turns) -> str:
 def open_table(turns: Turns) -> str:
     """A row for each contender and offered rate."""
     head = ["", "offered/s", "answered/s", "p50 ms", "p99 ms", "refused", "refusal p50 ms", "refusal p99 ms", "failed"]
-    head += ["CPU ms an image", "MB before", "most", "after", "back to normal s"]
+    head += ["CPU ms per image", "MB before", "most", "after", "back to normal s"]
     rows = []
     for (name, offered), own in turns.items():
         row = [name, f"{offered:.0f}", _text(median(own, lambda turn: turn.rate))]
@@ -70,7 +70,7 @@ def overload_lines(closed: Turns, opened: Turns) -> str:
 
 
 def lone_line(turns: Turns) -> str:
-    """How long a single client of the service waits beyond decoding and inference; empty if that was not measured."""
+    """How much longer a single client waits than decoding and inference take; empty if not measured."""
     if (LONE, 1) not in turns:
         return ""
     pairs = zip(turns[SERVICE, 1], turns[LONE, 1], strict=True)
@@ -78,7 +78,7 @@ def lone_line(turns: Turns) -> str:
     if not beyond:
         return ""
     waits = _ms(statistics.median(beyond))
-    return f"One client waits {waits} ms (p50) longer than decoding and inference with every core take.\n"
+    return f"One client waits {waits} ms (p50) longer than decoding and inference take with every core.\n"
 
 
 def failure_lines(turns: Turns) -> str:
@@ -91,9 +91,9 @@ def failure_lines(turns: Turns) -> str:
 
 
 def generator_line(turns: Turns) -> str:
-    """How much processor time the load itself takes."""
+    """The processor time that the clients use per image."""
     taken = median([turn for own in turns.values() for turn in own], lambda turn: turn.generator_cpu)
-    return f"The clients, one process on the same cores, take {_ms(taken, 2)} ms of processor time an image.\n"
+    return f"The clients, one process on the same cores, use {_ms(taken, 2)} ms of processor time per image.\n"
 
 
 def _failed(turns: Sequence[Turn]) -> str:

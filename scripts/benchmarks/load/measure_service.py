@@ -1,7 +1,7 @@
 """The service, the raw pipeline and a plain server under the same loads, in turns.
 
-A round takes every contender at every load once, so that whatever else the machine does affects all of them; every
-second round takes them in reverse order. Figures are medians over the rounds; ratios are taken within a round.
+A round measures every contender at every load once, so that other work on the machine affects all of them; every
+second round runs in reverse order. Figures are medians over the rounds; ratios are taken within a round.
 """
 
 import contextlib
@@ -28,14 +28,16 @@ CLIENTS = (1, 4, 16, 64)
 SHARES = (0.5, 1.0, 2.0)  # of the service's capacity, offered in an open loop
 WARM_UP = 2.0  # seconds
 PHOTOGRAPHS = 24  # at most, from a folder
-SLOW = 2.0  # a server is back to normal when an answer takes at most this many times the p95 before the overload
+SLOW = 2.0  # a server has recovered when an answer takes at most this many times the p95 before the overload
 
 Turns = dict[tuple[str, float], list[Turn]]
 
 
 @dataclass(frozen=True)
 class Options:
-    """folder: of the model;  image: sent at several sizes, unless `images` is a folder of photographs;  url: of a
+    """The options of `faster-rcnn benchmark service`.
+
+    folder: of the model;  image: sent at several sizes, unless `images` is a folder of photographs;  url: of a
     service that is already running, with `path`;  clients: of the closed loop;  seconds: of each turn;  out: folder for
     the tables and the plot, or None.
     """
@@ -55,7 +57,9 @@ class Options:
 def measure_service(options: Options) -> None:
     """Prints the tables. With `out` it also writes them to that folder, with a plot."""
     if options.out is not None:
-        from benchmarks.load.plots import plot  # before the measurement, since a serving installation lacks matplotlib
+        from benchmarks.load.plots import (
+            plot,
+        )  # fail before the measurement if matplotlib is missing, as in a serving installation
     warning = "" if options.url else other_work()
     images = sent(options)
     with contextlib.ExitStack() as stack:
@@ -116,7 +120,7 @@ class Bench:
             self._warm_up(server)
 
     def title(self) -> str:
-        """What is measured, on which machine, with which images."""
+        """The heading: what is measured, on which machine, with which images."""
         options = self._options
         where = options.url or f"{options.folder.parent.name}/{options.folder.name}"
         lines = [f"{where}; {options.rounds} rounds of {options.seconds:g} s; {uploads.describe(self._images)}"]
@@ -138,7 +142,7 @@ class Bench:
         return self._in_turns(calls, "closed loop")
 
     def open_loop(self, closed: Turns) -> Turns:
-        """Every server at SHARES of the first one's capacity; at the highest share, also how soon it recovers."""
+        """Every server at SHARES of the first one's capacity; at the highest share, also the time until it recovers."""
         capacity = max(_rate(turns) for (name, _), turns in closed.items() if name == self._servers[0].name)
         if not capacity:
             raise Failed(f"no image was answered within {self._options.seconds:g} s; raise --seconds")

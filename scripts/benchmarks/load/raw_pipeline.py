@@ -1,6 +1,6 @@
-"""The raw pipeline: the same images are decoded, resized and run without HTTP. No server can be faster.
+"""The raw pipeline: the same images are decoded, resized and run without HTTP. It is an upper bound for any server.
 
-Several arrangements of processes, threads and batch size are tried briefly, and the fastest is measured.
+It tries several arrangements of processes, threads and batch size briefly, and measures the fastest.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from service.engine.providers import CUDA, pick_provider, session_options
 from service.images.decode import decode
 from service.images.fit import Geometry
 
-MOST_PROCESSES = 8  # each holds the model; threads in each make up for the rest of the cores
+MOST_PROCESSES = 8  # each holds the model; threads in each process use the remaining cores
 PATIENCE = 120.0  # seconds beyond the measurement itself, loading included, after which a process counts as hung
 
 
@@ -57,7 +57,7 @@ class Done:
 
 
 class Raw:
-    """The pipeline in processes of its own, kept ready between measurements."""
+    """Runs the pipeline in separate processes, which stay ready between measurements."""
 
     def __init__(self, folder: Path, uploads: Sequence[Upload], arrangement: Arrangement) -> None:
         self.arrangement = arrangement
@@ -65,7 +65,7 @@ class Raw:
         self._workers = [Worker(build) for _ in range(arrangement.processes)]
 
     def measure(self, seconds: float) -> Done:
-        """All processes at once, for `seconds`. Raises Failed if one of them fails."""
+        """Runs all processes at once for `seconds`. Raises Failed if one of them fails."""
         with ThreadPoolExecutor(len(self._workers)) as threads:
             parts: list[Done] = list(
                 threads.map(lambda worker: worker.ask(seconds, seconds=seconds + PATIENCE), self._workers)

@@ -1,4 +1,4 @@
-"""A long load of images of random sizes: does memory stay flat, and is every image answered?"""
+"""A long load of images of random sizes: does memory stop growing, and is every image answered?"""
 
 import contextlib
 import random
@@ -75,7 +75,7 @@ def _settled(memory: Sequence[Sample], minutes: float) -> Sample:
 
 def _growth(memory: Sequence[Sample], minutes: float) -> str:
     if not memory:
-        return "memory: unknown; this server has no /metrics that report it"
+        return "memory: unknown; the server does not report it under /metrics"
     moment, first = _settled(memory, minutes)
     last, most = memory[-1][1], max(size for _, size in memory)
     return (

@@ -16,7 +16,9 @@ Number = float | None  # None: unknown, or nothing to compute it from
 
 @dataclass(frozen=True)
 class Turn:
-    """rate: answers per second;  p50, p95, p99: seconds until an answer;  cpu, generator_cpu: processor seconds per
+    """The figures of one turn; None where a figure is unknown.
+
+    rate: answers per second;  p50, p95, p99: seconds until an answer;  cpu, generator_cpu: processor seconds per
     answer;  cores: number kept busy;  memory: bytes, at most, before and after;  refused: share of the requests;
     refusal_p50, refusal_p99, back: seconds;  failed: failed requests, counted by outcome.
     """
@@ -39,8 +41,10 @@ class Turn:
 
 
 def of_load(load: Load, before: Usage, peak: int | None, after: Usage, seconds: float) -> Turn:
-    """before, after: what the server had used by then;  peak: the most memory in the `seconds` in between, if it was
-    watched.
+    """The figures of a turn against a server.
+
+    before, after: the server's usage before and after the turn;  peak: the most memory that it used in the `seconds` in
+    between; None if that was not measured.
     """
     spent = None
     if before.cpu_seconds is not None and after.cpu_seconds is not None:

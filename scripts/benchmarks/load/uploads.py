@@ -59,7 +59,7 @@ def of_folder(folder: Path, count: int, seed: int) -> list[Upload]:
     """At most `count` photographs of `folder` and its subfolders, drawn with `seed`.
 
     Every other one is sent as it is. The rest are resized to a longer side drawn from LONGER_SIDES, so that sizes are
-    mixed even if all files have the same size. Raises Failed if there is no JPEG.
+    mixed even if all files have the same size. Raises Failed if the folder holds no JPEG.
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
@@ -70,8 +70,9 @@ def of_folder(folder: Path, count: int, seed: int) -> list[Upload]:
 
 
 def any_sizes(path: Path, count: int, rng: random.Random) -> list[Upload]:
-    """The image in `path` at `count` random sizes: sides of SMALLEST to LARGEST pixels, one at most MOST_OBLONG times
-    the other.
+    """The image in `path` at `count` random sizes.
+
+    The sides have SMALLEST to LARGEST pixels, and the longer one is at most MOST_OBLONG times the shorter one.
     """
     image = open_rgb(path)
     return [upload(jpeg(image, _any_size(rng))) for _ in range(count)]

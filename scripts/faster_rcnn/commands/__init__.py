@@ -1,1 +1,1 @@
-"""The subcommands of `faster-rcnn`, one module each, with `main(argv)`."""
+"""The subcommands of `faster-rcnn`, one module per subcommand, each with a `main(argv)`."""

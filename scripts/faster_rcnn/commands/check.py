@@ -46,38 +46,59 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     parser = Parser("check", "--data DATA [OPTION ...]", __doc__)
     add_data(parser)
-    parser.add_argument("--split", help="default: all that the data has")
-    add_skip_bad_boxes(parser, ", as training with this option does")
+    parser.add_argument("--split", help="split to check (default: every split in the data)")
+    add_skip_bad_boxes(parser, ", as training with the same option does")
     add_workers(parser, os.cpu_count() or 1)
     detector = parser.add_argument_group("the detector whose anchors are compared with the objects")
-    detector.add_argument("--backbone", choices=sorted(BACKBONES), default="compact", help="default: %(default)s")
     detector.add_argument(
-        "--min-size", type=positive, metavar="PIXELS", help="resize each image's shorter side to this length"
+        "--backbone",
+        choices=sorted(BACKBONES),
+        default="compact",
+        help="backbone of the detector (default: %(default)s)",
     )
     detector.add_argument(
-        "--max-size", type=positive, metavar="PIXELS", help="but let its longer side never exceed this length"
+        "--min-size",
+        type=positive,
+        metavar="PIXELS",
+        help="resize each image's shorter side to this length (default: that of the backbone)",
     )
     detector.add_argument(
-        "--anchor-scales", type=above_zero, nargs="+", metavar="PIXELS", help="side lengths of the square anchors"
+        "--max-size",
+        type=positive,
+        metavar="PIXELS",
+        help="upper limit of the longer side after resizing (default: that of the backbone)",
     )
     detector.add_argument(
-        "--anchor-ratios", type=above_zero, nargs="+", metavar="RATIO", help="height divided by width"
+        "--anchor-scales",
+        type=above_zero,
+        nargs="+",
+        metavar="PIXELS",
+        help="side lengths of the square anchors (default: those of the backbone)",
     )
     detector.add_argument(
-        "--crossing-anchors", choices=["drop", "keep"], help="anchors that cross the image's border, in training"
+        "--anchor-ratios",
+        type=above_zero,
+        nargs="+",
+        metavar="RATIO",
+        help="height divided by width (default: 0.5 1 2)",
+    )
+    detector.add_argument(
+        "--crossing-anchors",
+        choices=["drop", "keep"],
+        help="whether training uses anchors that cross the image's border (default: that of the backbone)",
     )
     return parser
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Prints what is wrong with the data and what is in it. Raises ValueError if training could not start."""
+    """Prints the faults of the data and a description of it. Raises ValueError if training could not start."""
     data = data_source(arguments.data)
     if data == "shapes":
         print("generated images are drawn exactly as they are annotated; there is nothing to check")
         return
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     check_sizes(given)
-    with torch.device("meta"):  # a detector that cannot be built is refused before all images are read
+    with torch.device("meta"):  # refuse a detector that cannot be built before reading the images
         strides = FasterRCNN(configure(given, arguments.backbone, ("object",))).backbone.strides
     splits = [arguments.split] if arguments.split else splits_of(data)
     if not splits:
@@ -122,7 +143,7 @@ def check_split(
 
 
 def describe(dataset: FolderDataset) -> str:
-    """Images, their sizes, and the objects of each class."""
+    """The number of images, their sizes, and the number of objects of each class."""
     labels = [dataset.objects(index)[1] for index in range(len(dataset))]
     objects = np.bincount(np.concatenate(labels), minlength=len(dataset.labels))
     images = np.bincount(np.concatenate([np.unique(one) for one in labels]), minlength=len(dataset.labels))

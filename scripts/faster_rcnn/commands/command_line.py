@@ -1,6 +1,6 @@
-"""What the commands share: their parser, the options that several of them have, and how they fail.
+"""Shared by the commands: the parser, common options, checks and error handling.
 
-Nothing here imports torch, so that an option can be refused, and --help shown, without waiting for it.
+torch is imported only where it is needed, so that --help and refused options do not wait for it.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _REMEDIES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of one command. A mistake ends the process with 2 and one line, which names the nearest option."""
+    """The parser of one command. A mistake ends the process with exit code 2 and a one-line message."""
 
     def __init__(self, command: str, usage: str, description: str | None, **options: Any) -> None:
         prog = f"faster-rcnn {command}"
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, word: str) -> NoReturn:
         if not word.startswith("-"):
-            self.error(f"unexpected argument {word!r}; --help shows what the command takes")
+            self.error(f"unexpected argument {word!r}; --help shows what the command accepts")
         option = word.partition("=")[0]
         shown = [
             name
@@ -76,7 +76,8 @@ def run_command(
 ) -> int:
     """Runs a command and returns its exit code. A fault of the input is printed in one line; a bug keeps its traceback.
 
-    out: where the command writes, for errors of the system that do not name a file;  interrupted: what Ctrl-C prints.
+    out: where the command writes, for operating-system errors that do not name a file;  interrupted: what Ctrl-C
+    prints.
     """
     try:
         command()
@@ -97,7 +98,7 @@ def run_command(
 
 
 def in_words(error: OSError, out: Path | None = None) -> str:
-    """An error of the system as one line: the file, what happened, and what to do."""
+    """An operating-system error as one line: the file, what happened, and what to do."""
     if error.errno is None or error.strerror is None:
         return _last_line(error)  # raised by this project, with a remedy of its own
     place = error.filename if error.filename is not None else out
@@ -106,7 +107,7 @@ def in_words(error: OSError, out: Path | None = None) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """The message. An error from a worker process carries the worker's traceback; its last line is the message."""
+    """The last line of the message: an error from a worker process begins with the worker's traceback."""
     last = str(error).strip().splitlines()[-1]
     return last.removeprefix(f"{type(error).__name__}: ")
 
@@ -116,7 +117,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
-# Options that several commands have. Each means the same in all of them.
+# Options that several commands share. Each has the same meaning everywhere.
 
 
 def add_data(group: Any, default: str = "") -> None:
@@ -124,7 +125,7 @@ def add_data(group: Any, default: str = "") -> None:
 
 
 def add_seed(group: Any) -> None:
-    group.add_argument("--seed", type=int, default=0, help="for everything that is drawn at random (default: 0)")
+    group.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
 
 
 def add_limit_images(group: Any, default: str = "all") -> None:
@@ -136,7 +137,9 @@ def add_limit_images(group: Any, default: str = "all") -> None:
 
 def add_skip_bad_boxes(group: Any, default: str = "") -> None:
     group.add_argument(
-        "--skip-bad-boxes", action="store_true", help=f"leave out the images and boxes that the check refuses{default}"
+        "--skip-bad-boxes",
+        action="store_true",
+        help=f"leave out images and boxes that `faster-rcnn check` reports as errors{default}",
     )
 
 
@@ -162,11 +165,11 @@ def device_of(arguments: argparse.Namespace) -> "torch.device":
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# Checks that come before any long work.
+# Checks that run before any long work.
 
 
 def required(value: Any, option: str, remedy: str) -> Any:
-    """`value`. Raises ValueError that says how to give it if it is None."""
+    """Returns `value`. Raises ValueError, with `remedy`, if it is None."""
     if value is None:
         raise ValueError(f"{option} is missing; {remedy}")
     return value
@@ -179,14 +182,14 @@ def data_source(named: str | None, recorded: str | None = None) -> str:
 
 
 def check_sizes(given: Mapping[str, Any]) -> None:
-    """Raises ValueError if the shorter side of an image would have to be longer than the longer one."""
+    """Raises ValueError if --min-size, the shorter side of an image, exceeds --max-size, the longer one."""
     shorter, longer = given.get("min_size"), given.get("max_size")
     if shorter is not None and longer is not None and shorter > longer:
         raise ValueError(f"--min-size {shorter} exceeds --max-size {longer}; lower the first or raise the second")
 
 
 def check_writable(folder: Path) -> None:
-    """Raises OSError if `folder` cannot be written, or made where it does not exist. It leaves nothing behind."""
+    """Raises OSError if `folder` cannot be written, or created if it does not exist. Leaves no file behind."""
     place = folder.absolute()
     existing = next(one for one in (place, *place.parents) if one.exists())
     if not existing.is_dir():
@@ -198,11 +201,11 @@ def check_writable(folder: Path) -> None:
         raise OSError(f"{folder} cannot be written ({error.strerror}); name another folder") from error
 
 
-# Types of arguments.
+# Argument types: each converts the text of an option or refuses it.
 
 
 def usable_device(text: str) -> "torch.device":
-    """A device of this machine."""
+    """A device that torch can use on this machine."""
     import torch
 
     try:
@@ -210,7 +213,7 @@ def usable_device(text: str) -> "torch.device":
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise argparse.ArgumentTypeError(
-            f"{text} cannot be used on this machine; take cpu, or cuda with a GPU"
+            f"{text} cannot be used on this machine; use cpu, or cuda with a GPU"
         ) from error
     return device
 

@@ -40,7 +40,7 @@ from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
 from faster_rcnn.training.run import read_record
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FEW = 300  # proposals that the head of a Faster R-CNN takes (section 3.3); Fast R-CNN takes 2000
+FEW = 300  # proposals per image for the head of Faster R-CNN (section 3.3); Fast R-CNN uses 2000
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ COMPARISONS = {
     "proposals": ("RPN", "Selective Search", "sliding window"),
 }
 # The four steps' shares of the iterations. The reference code's 2:1:2:1 suits a pretrained backbone; from scratch,
-# the backbone that is kept learns only in the second step.
+# the final backbone learns only in the second step.
 FROM_SCRATCH_SHARES = (0.2, 0.5, 0.15, 0.15)
 
 
@@ -95,21 +95,34 @@ def split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
 
 def build_parser() -> Parser:
     parser = Parser("compare", "[COMPARISON ...] --data DATA --out DIR [OPTION ...] [-- OPTIONS OF TRAIN]", __doc__)
-    parser.add_argument("comparisons", nargs="*", metavar="COMPARISON", help=f"{', '.join(COMPARISONS)} (default: all)")
-    add_data(parser)
-    parser.add_argument("--split", default="val", help="measured on; nothing is chosen on it (default: %(default)s)")
     parser.add_argument(
-        "--iterations", type=positive, metavar="N", default=800, help="batches of every run (default: %(default)s)"
+        "comparisons", nargs="*", metavar="COMPARISON", help=f"what to compare: {', '.join(COMPARISONS)} (default: all)"
+    )
+    add_data(parser)
+    parser.add_argument(
+        "--split", default="val", help="split to measure on; no checkpoint is chosen on it (default: %(default)s)"
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="SEED", default=[0, 1, 2], help="one run per seed (default: 0 1 2)"
+        "--iterations",
+        type=positive,
+        metavar="N",
+        default=800,
+        help="training iterations of each run, one batch each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        default=[0, 1, 2],
+        help="seeds; each arm of a comparison is trained once per seed (default: 0 1 2)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs and tables")
     return parser
 
 
 def compare(arguments: argparse.Namespace, passed_on: list[str]) -> None:
-    """Trains what is missing, and writes the tables after each run."""
+    """Trains the arms that are not finished yet, and writes the tables after each run."""
     if unknown := set(arguments.comparisons) - COMPARISONS.keys():
         raise ValueError(f"unknown comparison {', '.join(sorted(unknown))}; choose from {', '.join(COMPARISONS)}")
     arguments.comparisons = arguments.comparisons or list(COMPARISONS)
@@ -135,7 +148,7 @@ def folder_of(name: str, seed: int, out: Path) -> Path:
 
 
 def train_arm(arm: Arm, seed: int, arguments: argparse.Namespace, passed_on: list[str]) -> Path:
-    """Makes or finishes the arm's run with a seed, and returns its folder.
+    """Trains the arm with a seed, or resumes that run, and returns the run folder.
 
     Raises ValueError if the run in the folder was made with other options, or fails.
     """
@@ -169,7 +182,7 @@ def options_of_arm(arm: Arm, seed: int, arguments: argparse.Namespace) -> list[s
 
 
 def measured(folder: Path, dataset: Dataset) -> dict[str, Any]:
-    """The figures of a finished run, which are kept in its folder."""
+    """The figures of a finished run. They are cached in its folder."""
     file = folder / "compared.json"
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text())
@@ -202,7 +215,7 @@ COLUMNS = {
     "recall@0.5_2000": "recall@0.5, 2000",
     f"AR_{FEW}": f"AR, {FEW}",
     "AR_2000": "AR, 2000",
-    "minutes": "minutes of training",  # without making the proposals or training the RPN that made them
+    "minutes": "minutes of training",  # excludes computing the proposals and training the RPN that made them
 }
 
 

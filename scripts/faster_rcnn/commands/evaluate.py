@@ -5,7 +5,7 @@ faster-rcnn evaluate model_store/shapes/1 --data shapes --split test
 faster-rcnn evaluate runs/fast --proposals selective-search         (instead of the proposals it was trained on)
 faster-rcnn evaluate --proposals sliding-window --proposals rpn:runs/mine --data voc:DIR
 
-Writes a folder with metrics.json, tables, plots, images and mistakes; its index.html shows them all.
+Writes a folder with metrics.json, tables, plots, images and the detector's mistakes. Its index.html shows them all.
 """
 
 import argparse
@@ -51,25 +51,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     parser = Parser("evaluate", "[RUN | MODEL_DIR] [OPTION ...]", __doc__)
     parser.add_argument(
-        "target", type=Path, nargs="?", metavar="RUN | MODEL_DIR", help="folder of a run or of a published version"
+        "target", type=Path, nargs="?", metavar="RUN | MODEL_DIR", help="run folder, or folder of a published version"
     )
     add_data(parser, " (default: the data of RUN)")
-    parser.add_argument("--split", help="default: the split that RUN was validated on, or val")
+    parser.add_argument("--split", help="split to measure on (default: the split that RUN was validated on, or val)")
     add_limit_images(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write (default: evaluation-SPLIT in RUN, or in this folder)"
     )
     add_device(parser)
     more = parser.add_argument_group("less often needed")
-    more.add_argument("--checkpoint", choices=("best", "last"), help="of RUN (default: best, if there is one)")
+    more.add_argument(
+        "--checkpoint", choices=("best", "last"), help="checkpoint of RUN to measure (default: best, if there is one)"
+    )
     more.add_argument(
         "--proposals",
         action="append",
         default=[],
         metavar="SOURCE",
-        help=f"{SOURCES}. Without RUN: sources to measure, may be repeated. With RUN: the proposals for its head",
+        help=f"{SOURCES}. Without RUN: a source to measure; may be repeated. With RUN: the proposals for its head",
     )
-    more.add_argument("--show", type=int, default=50, metavar="N", help="images drawn in the report (default: 50)")
+    more.add_argument(
+        "--show", type=int, default=50, metavar="N", help="number of images drawn in the report (default: 50)"
+    )
     add_skip_bad_boxes(more, " (default: as in RUN)")
     add_seed(more)
     add_workers(more, os.cpu_count() or 1)
@@ -77,13 +81,13 @@ def build_parser() -> Parser:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Measures what the options name, and writes a report of it."""
+    """Measures the target or the sources of proposals, and writes a report."""
     target: Path | None = arguments.target
     if target is None and not arguments.proposals:
         raise ValueError("nothing to measure; name a RUN or MODEL_DIR, or a source by --proposals")
     record = None if target is None else find_record(check_version_named(target))
     data = data_source(arguments.data, record.data if record else None)
-    record = record or RunRecord()  # without a run: the split val, all boxes
+    record = record or RunRecord()  # the defaults: split val, all boxes
     split = arguments.split or record.val_split
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
     check_writable(out)
@@ -103,14 +107,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def check_version_named(target: Path) -> Path:
-    """`target`. Raises ValueError if it is the folder of a model, of which only the versions can be measured."""
+    """Returns `target`. Raises ValueError if it is the folder of a model, because only a version can be measured."""
     if versions := sorted(file.parent.name for file in target.glob("*/model.onnx")):
-        raise ValueError(f"{target} holds the versions {', '.join(versions)}; name one, as {target / versions[-1]}")
+        raise ValueError(
+            f"{target} holds the versions {', '.join(versions)}; name one, such as {target / versions[-1]}"
+        )
     return target
 
 
 def place_for_reports(target: Path | None) -> Path:
-    """The folder of a run; else the current one, since a published version must stay as it was published."""
+    """The run folder, or the current folder for a published version, which must not change."""
     if target is None or (target / "model.onnx").is_file():
         return Path()
     return target.parent if target.is_file() else target
@@ -125,10 +131,10 @@ def measure_sources(dataset: Dataset, arguments: argparse.Namespace, about: dict
 def open_target(
     target: Path, dataset: Dataset, record: RunRecord, arguments: argparse.Namespace
 ) -> tuple[Dataset, Predictor, dict[str, Any]]:
-    """What is to be measured.
+    """Opens the detector to measure.
 
-    Returns the data set, with proposals if the detector takes any; the predictor; and for the report, which checkpoint
-    and which proposals these are.
+    Returns the data set, with proposals if the detector needs them; the predictor; and for the report, the names of the
+    checkpoint and of the source of the proposals.
     """
     if (target / "model.onnx").is_file():
         if arguments.proposals:
@@ -139,7 +145,7 @@ def open_target(
     state = read_checkpoint(target, which)
     detector = build_detector(state).to(device_of(arguments)).eval()
     check_labels(dataset, detector.config.labels, str(target))
-    objective = state.get("objective", "joint")  # older checkpoints, which are all joint, do not say
+    objective = state.get("objective", "joint")  # older checkpoints lack the key; all of them are joint
     if objective == "rpn":
         raise ValueError(f"{target} has trained only an RPN; measure it by --proposals rpn:{target} without RUN")
     sources = sources_for(target, record, arguments)
@@ -156,7 +162,7 @@ def open_target(
 def sources_for(target: Path, record: RunRecord, arguments: argparse.Namespace) -> list[str]:
     """The source of the proposals for a run's head; empty if the run makes its own."""
     if len(arguments.proposals) > 1:
-        raise ValueError(f"{target} takes the proposals of one source; give --proposals once")
+        raise ValueError(f"{target} can use only one source of proposals; give --proposals once")
     if arguments.proposals:
         return list(arguments.proposals)
     if (given := proposals_of_step(target)) is None:
@@ -165,7 +171,7 @@ def sources_for(target: Path, record: RunRecord, arguments: argparse.Namespace) 
     own = arguments.data in (None, record.data) and arguments.split in (None, record.val_split)
     if not own or arguments.seed or not table.is_file():
         raise ValueError(
-            f"{target} makes no proposals of its own, and {before} kept some only for its validation split; "
+            f"{target} makes no proposals of its own, and {before} saved proposals only for its validation split; "
             f"name their source, as --proposals rpn:{before}"
         )
     return [str(table)]

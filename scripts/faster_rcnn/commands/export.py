@@ -5,7 +5,7 @@ faster-rcnn export --torchvision fasterrcnn_resnet50_fpn_v2 --weights COCO_V1 --
 faster-rcnn export --torchvision fasterrcnn_resnet50_fpn --checkpoint model_25.pth --labels labels.txt --name mine
 
 The graph is verified before it is published: ONNX Runtime against PyTorch, batches against single images, large
-canvases against tight ones. A graph that does not agree is not published.
+canvases against tight ones. A graph whose answers differ is not published.
 """
 
 import argparse
@@ -49,28 +49,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     parser = Parser("export", "RUN --name NAME [OPTION ...]", __doc__)
-    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="folder of the run; or give --torchvision")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder; or give --torchvision instead")
     parser.add_argument("--name", help="name of the model in the store")
-    parser.add_argument("--version", type=int, metavar="N", help="default: one more than the highest")
+    parser.add_argument(
+        "--version", type=int, metavar="N", help="version to publish (default: one more than the highest)"
+    )
     parser.add_argument(
         "--store", type=Path, metavar="DIR", default=Path("model_store"), help="the model store (default: %(default)s)"
     )
     parser.add_argument(
         "--checkpoint",
         metavar="best|last|FILE",
-        help="of RUN: best or last (default: best, if there is one); with --torchvision: a file",
+        help="checkpoint of RUN: best or last (default: best, if there is one); with --torchvision: a file",
     )
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the graph (default: fp32)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="precision of the graph's features (default: fp32)",
+    )
     parser.add_argument(
         "--provider",
         choices=("any", "cpu"),
         default="any",
-        help="what the graph is made for; cpu: RoI max pooling as ONNX's own operator, which CUDA lacks and which "
-        "takes feature maps of any size (default: any)",
+        help="execution provider that must run the graph; cpu: RoI max pooling as ONNX's own operator, which accepts "
+        "feature maps of any size but has no CUDA kernel (default: any)",
     )
     measured = parser.add_argument_group("what the published graph is measured on")
     add_data(measured, " (default: the data of RUN; a torchvision model is then not measured)")
-    measured.add_argument("--split", help="default: test; where there is none, the run's validation split")
+    measured.add_argument(
+        "--split", help="split to measure on (default: test, or the run's validation split if there is no test split)"
+    )
     add_limit_images(measured)
     add_skip_bad_boxes(measured, " (default: as in RUN)")
     add_seed(measured)
@@ -80,27 +89,30 @@ def build_parser() -> Parser:
         help="publish no example image with the model (you may not have the right to share it)",
     )
     theirs = parser.add_argument_group("a torchvision model")
-    theirs.add_argument("--torchvision", choices=BUILDERS, help="the function that built it")
+    theirs.add_argument("--torchvision", choices=BUILDERS, help="torchvision function that built the model")
     theirs.add_argument("--weights", choices=WEIGHTS, help="torchvision's pretrained weights; instead of --checkpoint")
     theirs.add_argument(
         "--labels", type=Path, metavar="FILE", help="one label per line, without background; needed with --checkpoint"
     )
     theirs.add_argument(
-        "--num-classes", type=positive, metavar="N", help="classes with background; checked against the checkpoint"
+        "--num-classes",
+        type=positive,
+        metavar="N",
+        help="number of classes with background, checked against the checkpoint (default: the checkpoint's)",
     )
     theirs.add_argument(
         "--batch-norm-epsilon",
         type=float,
         metavar="ε",
-        help="of frozen batch normalisation (default: 0 for fasterrcnn_resnet50_fpn, as in COCO_V1, else 1e-5)",
+        help="epsilon of frozen batch normalisation (default: 0 for fasterrcnn_resnet50_fpn, as in COCO_V1, else 1e-5)",
     )
     return parser
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Publishes the detector that the options name, and prints what the verification found."""
+    """Publishes the detector that the options name, and prints the results of its verification."""
     if (arguments.run is None) == (arguments.torchvision is None):
-        raise ValueError("name what is published: a RUN or --torchvision BUILDER, not both")
+        raise ValueError("name what to publish: either a RUN or --torchvision BUILDER")
     required(arguments.name, "--name", "choose the model's name in the store")
     check_writable(arguments.store)
     folder = publish_run(arguments) if arguments.run else publish_torchvision(arguments)
@@ -110,7 +122,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 
 def publish_run(arguments: argparse.Namespace) -> Path:
-    """A detector that was trained here."""
+    """Publishes the detector of a training run."""
     for option in ("weights", "labels", "num_classes", "batch_norm_epsilon"):
         if getattr(arguments, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')} belongs to --torchvision; leave it out for a RUN")
@@ -120,7 +132,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
     state = read_checkpoint(arguments.run, arguments.checkpoint or best_or_last(arguments.run))
     if (trained := state.get("objective", "joint")) != "joint":
         raise ValueError(
-            f"{arguments.run} has trained only the {trained} part, which cannot detect by itself; "
+            f"{arguments.run} has trained only the {trained} part, which cannot detect on its own; "
             "publish a run of --schedule joint or alternating"
         )
     detector = build_detector(state).eval()
@@ -133,7 +145,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         arguments.store,
         arguments.name,
         version_of(arguments),
-        # model.json has the detector's own config
+        # model.json already holds the detector's own config
         training=replace(record, config=None).to_json() | {"iteration": state["iteration"]},
         images=first_images(test),
         measurement=Measurement(test, measured_on, arguments.limit_images, example=not arguments.no_example),
@@ -142,7 +154,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
 
 
 def publish_torchvision(arguments: argparse.Namespace) -> Path:
-    """A torchvision model, with torchvision's own weights or from a checkpoint."""
+    """Publishes a torchvision model, with torchvision's weights or those of a checkpoint."""
     if not arguments.data and (arguments.split or arguments.limit_images or arguments.skip_bad_boxes):
         raise ValueError("--split, --limit-images and --skip-bad-boxes need --data; name it, or leave them out")
     trained = read_torchvision(arguments)
@@ -189,7 +201,7 @@ def read_torchvision(arguments: argparse.Namespace) -> Trained:
 def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool) -> tuple[Dataset, str]:
     """The data that the graph is measured on, and its name in the card.
 
-    own: the split to take where there is no test split.
+    own: the split to use if there is no test split.
     """
     split = arguments.split or ("test" if "test" in splits_of(data) else own)
     test = open_checked(data, split, arguments.seed, skip)

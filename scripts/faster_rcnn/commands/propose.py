@@ -45,26 +45,32 @@ def build_parser() -> Parser:
     parser = Parser("propose", "--source SOURCE --data DATA --out FILE.npz [OPTION ...]", __doc__)
     parser.add_argument("--source", help=SOURCES)
     add_data(parser)
-    parser.add_argument("--split", default="train", help="default: %(default)s")
+    parser.add_argument("--split", default="train", help="split to compute proposals for (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="file to write")
     parser.add_argument(
-        "--limit", type=positive, metavar="N", default=LIMIT, help="best proposals per image (default: %(default)s)"
+        "--limit",
+        type=positive,
+        metavar="N",
+        default=LIMIT,
+        help="keep the best N proposals per image (default: %(default)s)",
     )
-    add_limit_images(parser, "all; generated images never end, so give a number for them")
+    add_limit_images(parser, "all; required for generated images, which never end")
     add_device(parser)
     more = parser.add_argument_group("less often needed")
     add_workers(more, 1)
-    more.add_argument("--cache", type=Path, metavar="DIR", help="of Selective Search (default: a folder in ~/.cache)")
+    more.add_argument(
+        "--cache", type=Path, metavar="DIR", help="cache folder of Selective Search (default: in ~/.cache)"
+    )
     add_skip_bad_boxes(more)
     add_seed(more)
     return parser
 
 
 def propose(arguments: argparse.Namespace) -> None:
-    """Writes the file, and prints how many proposals there are and what they cost."""
+    """Writes the file, and prints the number of proposals and the time per image."""
     source: str = required(arguments.source, "--source", f"name one: {SOURCES}")
     data = data_source(arguments.data)
-    out: Path = required(arguments.out, "--out", "name the file to write, as proposals.npz")
+    out: Path = required(arguments.out, "--out", "name the file to write, such as proposals.npz")
     if out.suffix != ".npz":
         raise ValueError(f"--out {out} must end in .npz, so that other commands recognise the file; rename it")
     check_source(source)
@@ -81,7 +87,7 @@ def propose(arguments: argparse.Namespace) -> None:
 
 
 def summary(table: ProposalTable, seconds: float) -> str:
-    """How many images and proposals there are, and the time that they took."""
+    """The number of images, the proposals per image, and the seconds per image."""
     counts = np.array([len(regions.boxes) for regions in table.values()])
     return (
         f"{len(table)} images, {counts.mean():.0f} boxes per image ({counts.min()} to {counts.max()}), "

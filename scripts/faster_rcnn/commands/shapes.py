@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     parser = Parser("shapes", "--out DIR [OPTION ...]", __doc__)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--split", choices=list(SPLITS), default="train", help="default: %(default)s")
+    parser.add_argument(
+        "--split", choices=list(SPLITS), default="train", help="split to generate (default: %(default)s)"
+    )
     add_limit_images(parser, str(IMAGES))
     add_seed(parser)
     return parser

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# While PyTorch's threads wait for each other they would spin, and take the cores from the processes that prepare
-# images: 1.4 batches a second instead of 1.7 on two cores. OpenMP reads this when torch is first imported.
+# By default PyTorch's threads spin while they wait for each other, which takes the cores from the processes that
+# prepare images: 1.4 instead of 1.7 batches per second on two cores. OpenMP reads this when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from faster_rcnn.commands.command_line import (
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`faster-rcnn train`. Returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(words)
-    # The record names the script that torchrun takes, and runs made before the command existed name it too.
+    # The record names the script, because torchrun starts it and the records of older runs name it too.
     command = shlex.join(["scripts/train.py", *words])
     interrupted = "interrupted; if the run has a checkpoint, --resume continues it"
     return run_command("faster-rcnn train", lambda: train(arguments, command), arguments.out, interrupted)
@@ -78,7 +78,7 @@ def train(arguments: argparse.Namespace, command: str) -> None:
 
 
 def check_together(user_options: dict[str, Any], resume: bool) -> None:
-    """Raises ValueError for options that contradict each other, whatever the data is."""
+    """Raises ValueError for options that contradict each other."""
     check_sizes(user_options)
     if "epochs" not in user_options:
         return
@@ -94,9 +94,9 @@ def check_together(user_options: dict[str, Any], resume: bool) -> None:
 def build_parser() -> Parser:
     parser = Parser("train", "--data DATA --out RUN [OPTION ...]", __doc__)
     add_data(parser)
-    parser.add_argument("--out", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder, created if it does not exist")
     parser.add_argument("--resume", action="store_true", help="continue RUN from its checkpoint, with its own options")
-    parser.add_argument("--backbone", choices=sorted(BACKBONES), help="default: compact")
+    parser.add_argument("--backbone", choices=sorted(BACKBONES), help="backbone of the detector (default: compact)")
     parser.add_argument(
         "--weights",
         metavar="imagenet|none|FILE",
@@ -106,22 +106,40 @@ def build_parser() -> Parser:
         "--epochs",
         type=positive,
         metavar="N",
-        help="passes over the data; instead of --iterations (default: 30 or more)",
-    )
-    parser.add_argument("--iterations", type=positive, metavar="N", help="batches in all; can be raised with --resume")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="images per step, over all processes")
-    parser.add_argument(
-        "--min-size", type=positive, metavar="PIXELS", help="resize each image's shorter side to this length"
+        help="passes over the data, instead of --iterations (default: 30, or more if --iterations would be below 2500)",
     )
     parser.add_argument(
-        "--max-size", type=positive, metavar="PIXELS", help="but let its longer side never exceed this length"
+        "--iterations",
+        type=positive,
+        metavar="N",
+        help="batches to train on in total; can be raised with --resume (default: 30 epochs, but at least 2500)",
     )
     parser.add_argument(
-        "--mixed-precision", action=argparse.BooleanOptionalAction, help="use it where the hardware has it (default)"
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="images per iteration, over all processes (default: depends on the backbone)",
+    )
+    parser.add_argument(
+        "--min-size",
+        type=positive,
+        metavar="PIXELS",
+        help="resize each image's shorter side to this length (default: that of the backbone)",
+    )
+    parser.add_argument(
+        "--max-size",
+        type=positive,
+        metavar="PIXELS",
+        help="upper limit of the longer side after resizing (default: that of the backbone)",
+    )
+    parser.add_argument(
+        "--mixed-precision",
+        action=argparse.BooleanOptionalAction,
+        help="compute in bfloat16 where the hardware is faster with it (default: on)",
     )
     add_device(parser)
     _add_data(parser.add_argument_group("data"))
-    _add_course(parser.add_argument_group("course of the run"))
+    _add_progress(parser.add_argument_group("length, validation and checkpoints"))
     _add_optimisation(parser.add_argument_group("optimisation"))
     _add_detector(parser.add_argument_group("detector (defaults suit the backbone; vgg16 has the papers')"))
     _add_losses(parser.add_argument_group("targets and losses (defaults are the papers')"))
@@ -130,31 +148,41 @@ def build_parser() -> Parser:
 
 
 def _add_data(group: Any) -> None:
-    group.add_argument("--train-split", metavar="SPLIT", help="default: train")
-    group.add_argument("--val-split", metavar="SPLIT", help="default: val")
+    group.add_argument("--train-split", metavar="SPLIT", help="split to train on (default: train)")
+    group.add_argument("--val-split", metavar="SPLIT", help="split to validate on (default: val)")
     group.add_argument(
         "--skip-bad-boxes",
         action="store_true",
         default=None,
-        help="leave out the images and boxes that the check refuses",
+        help="leave out images and boxes that `faster-rcnn check` reports as errors",
     )
     group.add_argument(
-        "--with-difficult", action="store_true", default=None, help="also train on the objects that VOC calls difficult"
+        "--with-difficult",
+        action="store_true",
+        default=None,
+        help="also train on the objects that VOC marks as difficult",
     )
     group.add_argument(
         "--augmentations",
         nargs="+",
         choices=(*AUGMENTATIONS, "none"),
-        help="default: flip scale-jitter photometric; for shapes: flip",
+        help="random changes to training images (default: flip scale-jitter photometric; for shapes: flip)",
     )
     group.add_argument(
-        "--workers", type=int, metavar="N", help="processes that prepare images; can be changed with --resume"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that prepare images; can be changed with --resume (default: half of the cores)",
     )
 
 
-def _add_course(group: Any) -> None:
-    group.add_argument("--validate-every", type=positive, metavar="ITERATIONS")
-    group.add_argument("--checkpoint-every", type=positive, metavar="ITERATIONS")
+def _add_progress(group: Any) -> None:
+    group.add_argument(
+        "--validate-every", type=positive, metavar="ITERATIONS", help="iterations between validations (default: 1000)"
+    )
+    group.add_argument(
+        "--checkpoint-every", type=positive, metavar="ITERATIONS", help="iterations between checkpoints (default: 250)"
+    )
     group.add_argument(
         "--validation-images",
         dest="validation_pictures",
@@ -163,7 +191,7 @@ def _add_course(group: Any) -> None:
         help="validate on the first N images of the split (default: 1000; for shapes: 200)",
     )
     group.add_argument("--validation-pictures", type=positive, help=argparse.SUPPRESS)  # its former name
-    group.add_argument("--seed", type=int, help="for everything that is drawn at random (default: 0)")
+    group.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
 
 
 def _add_optimisation(group: Any) -> None:
@@ -171,29 +199,59 @@ def _add_optimisation(group: Any) -> None:
         "--optimiser",
         "--optimizer",
         choices=sorted(OPTIMISERS),
-        help="default: sgd; without pretrained weights: adamw",
+        help="optimiser (default: sgd; without pretrained weights: adamw)",
     )
     group.add_argument(
-        "--learning-rate", type=above_zero, metavar="RATE", help="the highest rate; can be changed with --resume"
+        "--learning-rate",
+        type=above_zero,
+        metavar="RATE",
+        help="highest learning rate; can be changed with --resume (default: depends on the backbone)",
     )
     group.add_argument(
-        "--warm-up", type=positive, metavar="ITERATIONS", help="iterations until the rate reaches its highest value"
+        "--warm-up",
+        type=positive,
+        metavar="ITERATIONS",
+        help="iterations until the rate reaches its highest value (default: 500; without pretrained weights: 100)",
     )
-    group.add_argument("--decay", choices=sorted(DECAYS), help="of the rate: half a cosine, or one step to a tenth")
     group.add_argument(
-        "--accumulate", type=positive, metavar="PARTS", help="compute each batch in this many parts, to save memory"
+        "--decay",
+        choices=sorted(DECAYS),
+        help="decay of the learning rate: half a cosine, or one step to a tenth "
+        "(default: step; without pretrained weights: cosine)",
+    )
+    group.add_argument(
+        "--accumulate",
+        type=positive,
+        metavar="N",
+        help="split each batch into this many micro-batches, to save memory (default: 1)",
     )
 
 
 def _add_detector(group: Any) -> None:
     group.add_argument(
-        "--trainable-from", metavar="STAGE", help="first stage of the backbone that is trained: conv3_1, layer2, …, fc6"
+        "--trainable-from",
+        metavar="STAGE",
+        help="first stage of the backbone that is trained: conv3_1, layer2, …, fc6 (default: depends on the backbone)",
     )
     group.add_argument(
-        "--anchor-scales", type=above_zero, nargs="+", metavar="PIXELS", help="side lengths of the square anchors"
+        "--anchor-scales",
+        type=above_zero,
+        nargs="+",
+        metavar="PIXELS",
+        help="side lengths of the square anchors (default: those of the backbone)",
     )
-    group.add_argument("--anchor-ratios", type=above_zero, nargs="+", metavar="RATIO", help="height divided by width")
-    group.add_argument("--roi-pooling", choices=sorted(POOLINGS), help="max as in the papers, or align for RoIAlign")
+    group.add_argument(
+        "--anchor-ratios",
+        type=above_zero,
+        nargs="+",
+        metavar="RATIO",
+        help="height divided by width (default: 0.5 1 2)",
+    )
+    group.add_argument(
+        "--roi-pooling",
+        choices=sorted(POOLINGS),
+        help="max as in the papers, or align for RoIAlign (default: that of the backbone)",
+    )
     group.add_argument("--proposal-nms", type=share, metavar="IOU", help="threshold of NMS in the RPN (default: 0.7)")
     group.add_argument(
         "--detection-nms",
@@ -203,7 +261,7 @@ def _add_detector(group: Any) -> None:
     )
     for name, when, text in (
         ("--training-proposals", "in training", "12000 2000"),
-        ("--test-proposals", "in use", "6000 300"),
+        ("--test-proposals", "after training", "6000 300"),
     ):
         group.add_argument(
             name,
@@ -216,15 +274,22 @@ def _add_detector(group: Any) -> None:
 
 def _add_losses(group: Any) -> None:
     group.add_argument(
-        "--crossing-anchors", choices=["drop", "keep"], help="anchors that cross the image's border, in training"
+        "--crossing-anchors",
+        choices=["drop", "keep"],
+        help="whether training uses anchors that cross the image's border (default: that of the backbone)",
     )
-    group.add_argument("--rois", type=positive, metavar="N", help="regions sampled per image to train the head")
+    group.add_argument(
+        "--rois",
+        type=positive,
+        metavar="N",
+        help="proposals sampled per image to train the head (default: that of the backbone)",
+    )
     group.add_argument(
         "--background-iou",
         type=share,
         nargs=2,
         metavar="IOU",
-        help="IoU range with an object that makes a region background "
+        help="proposals whose IoU with an object is in this range count as background "
         "(default: 0 to 0.5; for fast-rcnn 0.1 to 0.5, its section 2.3)",
     )
     group.add_argument(
@@ -236,20 +301,20 @@ def _add_losses(group: Any) -> None:
     group.add_argument(
         "--rpn-normaliser",
         choices=["locations", "anchors", "sampled"],
-        help="N_reg: the number of locations as printed in the paper, of all anchors, or of the sampled anchors "
+        help="N_reg: the number of locations (as printed in the paper), of all anchors, or of the sampled anchors "
         "(the reference code; default for pyramids)",
     )
     group.add_argument(
         "--rpn-beta",
         type=above_zero,
         metavar="β",
-        help="where the RPN's smooth L1 turns linear: 1 as printed, 0.111 in the reference code",
+        help="absolute error from which the RPN's smooth L1 loss is linear: 1 as printed, 0.111 in the reference code",
     )
     group.add_argument(
         "--head-beta",
         type=above_zero,
         metavar="β",
-        help="where the head's smooth L1 turns linear: 1 as printed and in the reference code",
+        help="absolute error from which the head's smooth L1 loss is linear: 1 as printed and in the reference code",
     )
     group.add_argument(
         "--target-normalisation",
@@ -277,7 +342,7 @@ def _add_schedule(group: Any) -> None:
         nargs="+",
         metavar="SOURCE",
         help="fast-rcnn: sliding-window, selective-search, rpn:RUN or FILE.npz; "
-        "two files if each holds one split, training first",
+        "give two files, training first, if each holds one split",
     )
     group.add_argument(
         "--proposal-limit", type=positive, metavar="N", help="fast-rcnn: best proposals per image (default: 2000)"

@@ -13,7 +13,7 @@ DETECTIONS, PROPOSALS = "detections", "proposals"
 
 
 class Disagreement(ValueError):  # noqa: N818  the word for it
-    """The graph's answer is not what it must be; the message says where and by how much."""
+    """The graph's answer differs from the expected one; the message says where and by how much."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Tolerance:
     """How far two answers may differ.
 
     box: of a corner, in pixels of the canvas;  score: in probability;
-    unmatched: the share of all boxes that may have no partner. Two runtimes differ in the last bits, so now and then an
-    overlap at the threshold of the suppression decides otherwise.
+    unmatched: the share of all boxes that may have no partner. Two runtimes differ in the last bits, so NMS
+    occasionally decides differently about an overlap near its threshold.
     """
 
     box: float
@@ -59,7 +59,9 @@ def boxes_of(answer: DetectorOutput, kind: str, floor: float) -> Boxes:
 
 @dataclass(frozen=True)
 class Difference:
-    """box, score: the largest differences between matched boxes;  unmatched: how many boxes have no partner;
+    """How far the boxes of two answers differ.
+
+    box, score: the largest differences between matched boxes;  unmatched: how many boxes have no partner;
     missed_by: the distance from such a box to the nearest one with the same label, in pixels; the largest of them, and
     infinity if there is none with the same label.
     """
@@ -70,7 +72,7 @@ class Difference:
     missed_by: float = 0.0
 
     def plus(self, other: "Difference") -> "Difference":
-        """The difference over the boxes of both."""
+        """The difference over all boxes of both comparisons."""
         return Difference(
             max(self.box, other.box),
             max(self.score, other.score),
@@ -121,7 +123,7 @@ class Comparison:
         self._add(compare(found, expected, self.tolerance), len(found.boxes), what)
 
     def add_blank(self, found: Boxes, expected: Boxes, what: str) -> None:
-        """Compares only the best score, for the proposals in an image of one colour.
+        """Compares only the best score. Meant for the proposals in an image of one colour.
 
         In its middle all anchors tie, so each runtime keeps and suppresses others.
         """

@@ -26,8 +26,10 @@ PROVIDER = "CUDAExecutionProvider"
 
 
 class Kernel(NamedTuple):
-    """first, last: the versions of the operator that the kernel is for;  types: the element types that it takes, by the
-    name of a parameter or of a type of the operator's definition. A name without an entry takes any type.
+    """A CUDA kernel of one operator.
+
+    first, last: the versions of the operator that the kernel supports;  types: the element types that it accepts, by
+    the name of a parameter or type variable in the operator's definition. A name without an entry accepts any type.
     """
 
     first: int
@@ -35,9 +37,9 @@ class Kernel(NamedTuple):
     types: dict[str, list[str]]
 
     def serves(self, version: int) -> bool:
-        """Whether the kernel is for the operator's definition of `version`.
+        """Whether the kernel supports the operator's definition of `version`.
 
-        A kernel without a last version is for its first one only: it was written before any later definition.
+        A kernel without a last version supports its first one only, because it was written before later definitions.
         """
         return self.first == version or (self.first < version <= self.last < UNBOUNDED)
 
@@ -58,7 +60,7 @@ def known_kernels() -> dict[str, list[Kernel]]:
 
 
 def outdated(listed: str, installed: str) -> str:
-    """What is wrong if the list was written for another version, and what to do; empty if it is the same version."""
+    """A warning, with the remedy, if the list was written for another version; otherwise an empty text."""
     if listed == installed:
         return ""
     return (

@@ -29,7 +29,7 @@ def export_onnx(detector: Exportable, path: Path, precision: Precision = "fp32",
     provider: which of ONNX Runtime's providers must compute all of the graph. It matters only for RoI max pooling:
     ONNX's own operator has no CUDA kernel, and the form that every provider computes limits the size of the maps.
     Raises ValueError if the maps are too large for that form.
-    The exporter traces a batch of two images of different sizes. It would take a batch size of one for a constant.
+    The exporter traces a batch of two images of different sizes. It would treat a batch size of one as a constant.
     """
     detector = with_precision(detector.eval().cpu(), precision).for_export(cpu_only=provider == "cpu")
     stride = detector.stride
@@ -39,7 +39,7 @@ def export_onnx(detector: Exportable, path: Path, precision: Precision = "fp32",
     height = stride * torch.export.Dim("rows", min=2, max=1024)
     width = stride * torch.export.Dim("columns", min=2, max=1024)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # about the exporter's own use of deprecated functions
+        warnings.simplefilter("ignore")  # the exporter itself uses deprecated functions
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             cast(nn.Module, detector),

@@ -40,13 +40,13 @@ class Exportable(Protocol):
     def __call__(self, images: Tensor, sizes: Tensor) -> DetectorOutput: ...
 
     def alone(self, image: np.ndarray) -> DetectorOutput:
-        """The answer for one image, uint8 [H, W, 3], not resized; arrays without the batch dimension."""
+        """The answer for one image, uint8 [H, W, 3], before resizing; arrays without the batch dimension."""
 
     def for_export(self: "AnyExportable", cpu_only: bool) -> "AnyExportable":
         """The form to export; cpu_only: for a graph that only the CPU computes. Raises ValueError if there is none."""
 
     def describe(self) -> dict[str, Any]:
-        """What decides its answers besides its weights, for `model.json`."""
+        """The settings, besides the weights, that determine its answers, for `model.json`."""
 
     # of every nn.Module
     def eval(self: "AnyExportable") -> "AnyExportable": ...
@@ -58,8 +58,8 @@ AnyExportable = TypeVar("AnyExportable", bound=Exportable)
 
 
 def exportable(detector: Exportable | TorchvisionFasterRCNN) -> Exportable:
-    """The detector in the form that is exported: a model of torchvision is wrapped.
+    """The detector in the form that is exported: a torchvision model is wrapped.
 
-    Raises Unsupported for a model of torchvision whose answer for an image would depend on the rest of its batch.
+    Raises Unsupported for a torchvision model whose answer for an image would depend on the rest of its batch.
     """
     return TorchvisionDetector(detector) if isinstance(detector, TorchvisionFasterRCNN) else detector

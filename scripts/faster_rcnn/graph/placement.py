@@ -27,7 +27,7 @@ class CpuNode(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """What is known of a tensor; an unknown rank is None, an unknown type "undefined"."""
+    """The rank and type of a tensor; an unknown rank is None, an unknown type "undefined"."""
 
     type: str
     rank: int | None
@@ -62,7 +62,7 @@ def cpu_nodes(path: Path) -> list[CpuNode]:
 def assigned(path: Path, provider: str, heavy: Mapping[str, bool]) -> list[CpuNode]:
     """The nodes that a session opened on `provider` gives to other providers.
 
-    heavy: whether each node of the file is, by name. A node that the optimiser has made is not among them and counts as
+    heavy: whether each node of the file is, by name. Nodes that the optimiser made are missing there and count as
     heavy.
     """
     options = session_options(threads=1)
@@ -77,7 +77,7 @@ def assigned(path: Path, provider: str, heavy: Mapping[str, bool]) -> list[CpuNo
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drops the weights, on which no shape depends; half a gigabyte of them would be copied several times."""
+    """Drops the weights, which no shape depends on. Otherwise half a gigabyte would be copied several times."""
     for weight in model.graph.initializer:
         if weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
             weight.ClearField("raw_data")

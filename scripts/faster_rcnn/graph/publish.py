@@ -1,6 +1,6 @@
 """Publishes a detector to `model_store/<name>/<version>/`: exports, verifies and measures it, then moves it into place.
 
-A version appears in the store complete, or not at all.
+The store never shows an incomplete version.
 """
 
 import hashlib
@@ -32,15 +32,17 @@ from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.graph.verification import verify
 from service.engine.model import NAME
 
-SERVED_THRESHOLD = 0.5  # for clients that name none: few false detections
+SERVED_THRESHOLD = 0.5  # used if a client names none: few false detections
 EXAMPLES = 48  # images from which the example is chosen
-GENERATED_IMAGES = 12  # to verify on if none are given
+GENERATED_IMAGES = 12  # generated images to verify on, if the caller passes none
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """precision: of the features, see `precision.py`;  provider: which of ONNX Runtime's providers must compute all of
+    """How a graph is exported.
+
+    precision: of the features, see `precision.py`;  provider: which of ONNX Runtime's providers must compute all of
     the graph, see `export_onnx`.
     """
 
@@ -115,7 +117,7 @@ def publish(
 def _verified_graph(
     graph: Path, detector: Exportable, images: Sequence[np.ndarray], options: GraphOptions
 ) -> dict[str, Any]:
-    """Writes the graph, verifies it, and returns what the card says of both."""
+    """Writes the graph, verifies it, and returns the card's entries on both."""
     export_onnx(detector, graph, options.precision, options.provider)
     sizes = canvases(detector.resize, detector.stride)
     verification = verify(graph, detector, sizes, images, options.precision, options.provider)

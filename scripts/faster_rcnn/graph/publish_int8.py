@@ -49,7 +49,7 @@ def publish_int8(
             "sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
             "bytes": (folder / "model.onnx").stat().st_size,
         }
-        card.pop("verification", None)  # it was made of the float32 graph
+        card.pop("verification", None)  # it describes the float32 graph
         write_card(folder, card)
         after = evaluate(test, onnx_predictor(folder), limit)
         if after["AP"] < before["AP"] - LARGEST_LOSS:

@@ -1,9 +1,9 @@
-"""Quantises an exported graph to int8 for a CPU: half the time, a third of the file, slightly less precise.
+"""Quantises an exported graph to int8 for a CPU: half the time, a third of the file size, slightly lower AP.
 
 Convolutions, ReLUs and the head's matrix products compute in eight bits. Their scales are measured once, on images, and
 stored in the file. Scales measured on each batch would let an image's neighbours change its answer. Coordinates,
 suppression, scores and deltas stay float32. It needs a CPU whose 8-bit products do not saturate (VNNI, since 2019, or
-Arm's dot products). On a GPU ONNX Runtime has almost no int8 kernels. Figures are in scripts/RESULTS.md.
+Arm's dot products). On a GPU ONNX Runtime has almost no int8 kernels. Figures are in docs/results.md.
 """
 
 import tempfile
@@ -24,9 +24,8 @@ RECTIFIERS = {"Relu"}  # quantised too: between two quantised layers each would 
 def quantise(graph: Path, out: Path, canvases: Iterable[Canvas]) -> None:
     """Writes `graph` in int8 to `out`.
 
-    canvases: a few dozen typical images, on which the ranges of the features are measured. Each is run by itself, so
-    they may differ in size.
-    Raises ValueError if the graph has no convolution or is already in int8.
+    canvases: a few dozen typical images, on which the ranges of the features are measured. Each is run separately, so
+    they may differ in size. Raises ValueError if the graph has no convolution or is already in int8.
     """
     model = onnx.load(graph)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
@@ -73,7 +72,7 @@ def _layers(graph: onnx.GraphProto) -> list[str]:
 
 
 def _gives_answers(layer: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
-    """Whether nothing computes with its result: after the bias it is only brought into another form."""
+    """Whether its result, after the bias, is only reshaped or converted and never computed with."""
     readers = [node for node in graph.node if layer.output[0] in node.input]
     if all(node.op_type == "Add" for node in readers):
         biased = {node.output[0] for node in readers}

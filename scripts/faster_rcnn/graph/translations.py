@@ -1,6 +1,6 @@
 """How the operators of `detector/operators.py`, and torchvision's RoI max pooling, are written in ONNX.
 
-Opset 18, because ONNX Runtime 1.31 has no CUDA kernel for the MaxPool of opset 22 and later.
+They use opset 18, because ONNX Runtime 1.31 has no CUDA kernel for the MaxPool of opset 22 and later.
 """
 
 from collections.abc import Callable

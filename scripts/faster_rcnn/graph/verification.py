@@ -44,13 +44,13 @@ EXTREME_SIZES: tuple[Size, ...] = ((1, 1), (1, 30), (30, 1), (7, 100))  # before
 
 TO_PYTORCH: dict[Precision, Tolerance] = {"fp32": Tolerance(0.1, 1e-3, 0.005), "fp16": Tolerance(2.0, 0.05, 0.05)}
 # On another canvas the last bits may differ: on a pyramid they depend on where a map lies on RoIAlign's sheet. They may
-# reverse ties, and in float16 round to the neighbouring number. Padding that leaks in moves one box in ten.
+# reverse ties, and in float16 round to the neighbouring number. A leak of padding moves one box in ten.
 TO_ALONE: dict[Precision, Tolerance] = {"fp32": Tolerance(0.01, 1e-4, 0.002), "fp16": Tolerance(0.1, 1e-3, 0.002)}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared and how far apart it was, for `model.json`."""
+    """What was compared and the largest differences, for `model.json`."""
 
     pictures: int  # images; the name is the key in `model.json`
     batches: int
@@ -80,7 +80,8 @@ def verify(
     Images of extreme shapes and a blank image are added to `images`.
     images: uint8 [H, W, 3], before resizing; for each canvas at least one must fit it;  precision: of the graph, while
     the detector computes in float32;  provider: which providers must compute all of the graph.
-    Raises Disagreement if an answer is not what it must be, Misplaced if under CUDA the CPU would compute features.
+    Raises Disagreement if an answer differs from the expected one, Misplaced if under CUDA the CPU would compute
+    features.
     """
     if provider == "any":
         check_placement(path)
@@ -117,7 +118,7 @@ def verify(
 
 
 def _tolerance(usual: Tolerance, stable_ranking: bool) -> Tolerance:
-    """Where both rank their boxes alike, none may be missing."""
+    """If both rank their boxes alike, no box may be missing."""
     return replace(usual, unmatched=0.0) if stable_ranking else usual
 
 
@@ -185,7 +186,11 @@ def _in_onnx(
 
 
 def _check_form(answer: DetectorOutput, size: tuple[int, ...], where: str) -> None:
-    """Counts in range, rows best first, boxes inside the image, zeros past the count, no NaN; else Disagreement."""
+    """Raises Disagreement if the rows of an answer break the contract.
+
+    Counts are in range, rows are sorted by score, boxes lie inside the image, rows past the count are zero, no value
+    is NaN.
+    """
     height, width = size
     for kind, count, boxes, scores, others in (
         (DETECTIONS, answer.num_detections, answer.boxes, answer.scores, [answer.labels]),

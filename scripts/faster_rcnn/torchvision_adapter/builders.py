@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN models with trained weights: torchvision's own, of COCO, or a user's checkpoint.
+"""torchvision's Faster R-CNN models with trained weights: those that torchvision publishes, or a user's checkpoint.
 
 A checkpoint holds only tensors, so everything else comes from elsewhere. The user names the builder. The predictor's
 shape gives the number of classes. Only normalisations that are not frozen count batches (`num_batches_tracked`), so a
@@ -40,7 +40,9 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """model: in eval mode;  origin: where its weights come from, for `model.json`;  labels: of its classes, where the
+    """A torchvision model with trained weights.
+
+    model: in eval mode;  origin: where its weights come from, for `model.json`;  labels: of its classes, where the
     source has them;  remark: what the user should know, or empty.
     """
 

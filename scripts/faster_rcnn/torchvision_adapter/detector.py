@@ -32,7 +32,7 @@ from faster_rcnn.torchvision_adapter.extents import AsIfAlone, Extent, Unsupport
 from faster_rcnn.torchvision_adapter.internals import concat_box_prediction_layers, fixed_scales
 from faster_rcnn.torchvision_adapter.multi_scale_roi_align import Sampling, align_on_all_maps, align_on_one_map
 
-# At most this many class scores enter the last suppression, the best first. torchvision has no such bound. With its own
+# At most this many class scores, the best ones, enter the final NMS. torchvision has no such bound. With its own
 # threshold of 0.05 and 1000 proposals there are never more. With a lower threshold the bound matters only where the
 # best hundred boxes suppress all the others.
 CANDIDATES = 20_000
@@ -108,9 +108,9 @@ class TorchvisionDetector(nn.Module):
             }
 
     def _propose(self, levels: list[Level], sizes: Tensor) -> Proposals:
-        """As torchvision's `filter_proposals`.
+        """The counterpart of torchvision's `filter_proposals`.
 
-        Decodes and clips the best candidates of each map, suppresses on each map separately, keeps the best.
+        Decodes and clips the best candidates of each map, applies NMS to each map separately, and keeps the best.
         """
         rpn = self.model.rpn
         K, P = self.candidates, self.proposals
@@ -201,12 +201,12 @@ class TorchvisionDetector(nn.Module):
         """The layers that a graph of lower precision has in float16."""
         return [self.model.backbone, self.model.rpn.head, self.model.roi_heads.box_head]
 
-    def for_export(self, cpu_only: bool) -> "TorchvisionDetector":
-        """Itself: RoIAlign is exported in the same form for every provider."""
+    def for_export(self, cpu_only: bool) -> "TorchvisionDetector":  # noqa: ARG002  required by Exportable
+        """Returns itself: RoIAlign is exported in the same form for every provider."""
         return self
 
     def describe(self) -> dict[str, Any]:
-        """What decides its answers besides its weights, by the names of torchvision's arguments, for `model.json`."""
+        """The settings, besides the weights, that determine its answers, by torchvision's names, for `model.json`."""
         rpn, heads, transform = self.model.rpn, self.model.roi_heads, self.model.transform
         anchors = rpn.anchor_generator
         return {
@@ -241,8 +241,9 @@ class TorchvisionDetector(nn.Module):
 
     @torch.no_grad()
     def _probe(self) -> tuple[list[str], Sampling, int]:
-        """Runs the layers once; returns the names of the maps that regions are pooled from, how, and the number of
-        classes.
+        """Runs the layers once to measure the strides of the maps.
+
+        Returns the names of the maps that regions are pooled from, how they are pooled, and the number of classes.
         """
         side = math.ceil(PROBE / self.stride) * self.stride
         device = next(self.model.parameters()).device
@@ -329,8 +330,8 @@ def _rows(values: Tensor, count: int) -> np.ndarray:
 def _to_18_bits(logits: Tensor) -> Tensor:
     """`logits` rounded to 18 of their 24 significant bits.
 
-    The last bits differ between runtimes, and between canvases in one runtime. In an image of one colour thousands of
-    anchors are equal, and those bits alone would rank them.
+    The last bits differ between runtimes, and between canvases within one runtime. In an image of one colour thousands
+    of anchors are equal, and those bits alone would rank them.
     """
     spread = logits * 65  # 2⁶ + 1: adding and subtracting the product drops six bits (Veltkamp's splitting)
     return spread - (spread - logits)

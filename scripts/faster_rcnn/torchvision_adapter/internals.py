@@ -1,4 +1,4 @@
-"""What this package uses of torch and torchvision that their documentation does not promise to keep.
+"""Parts of torch and torchvision that this package uses although their documentation does not promise to keep them.
 
 Imported here, and nowhere else in the package:
 - `torch.fx.experimental.symbolic_shapes.statically_known_true`: compares sizes that are symbols during an export.
@@ -29,10 +29,10 @@ __all__ = ["WeakIdKeyDictionary", "concat_box_prediction_layers", "fixed_scales"
 
 @contextmanager
 def fixed_scales(pool: MultiScaleRoIAlign, strides: Sequence[int]) -> Iterator[None]:
-    """Within it, `pool` takes its maps to have these strides, in pixels, finest first.
+    """A context in which `pool` assumes that its maps have these strides, in pixels, finest first.
 
     torchvision derives the strides from the first image that it sees and keeps them. A small first image, whose maps
-    are rounded up, would spoil them for all later images.
+    are rounded up, would make them wrong for all later images.
     """
     own = pool.scales, pool.map_levels
     pool.scales = [1 / stride for stride in strides]

@@ -22,7 +22,9 @@ FRAME = 2
 
 @dataclass(frozen=True)
 class Sampling:
-    """size: S, T;  ratio: samples along a bin's side, 0 for one per cell;  strides: of the maps, finest first;
+    """How regions are pooled from the maps.
+
+    size: S, T;  ratio: samples along a bin's side, 0 for one per cell;  strides: of the maps, finest first;
     canonical_side: in pixels, of a region that belongs to the level canonical_level.
     """
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 WINDOW = 50  # iterations whose losses are averaged
 # A run has diverged when the average exceeds both this many times the lowest average and the first average. Hard
-# batches and a new rate stay far below that. The first one counts because mostly empty images bring the lowest close to
-# zero.
+# batches and a new learning rate stay far below that. The first average is a second bound because batches of mostly
+# empty images bring the lowest average close to zero.
 RISE = 20.0
 
-_LOWER_RATE = "go on from the last checkpoint with --resume and a lower --learning-rate"
+_LOWER_RATE = "continue from the last checkpoint with --resume and a lower --learning-rate"
 
 
 class DivergenceWatch:
@@ -65,7 +65,7 @@ class DivergenceWatch:
         if iteration == 0:
             return (
                 "at the first step the learning rate is not the cause; look for weights that are not finite, and for "
-                "wrong boxes with faster-rcnn check; then start again with a new --out"
+                "wrong boxes with faster-rcnn check; then start a new run with another --out"
             )
         if wrong and all(name.endswith("_box") for name in wrong):
             return (
@@ -73,5 +73,5 @@ class DivergenceWatch:
                 f"the learning rate {rate:.2g} is too high; {_LOWER_RATE}"
             )
         if iteration < self.warm_up:
-            return f"during the warm-up; the learning rate, {rate:.2g} so far, is probably too high; {_LOWER_RATE}"
+            return f"this is in the warm-up; the learning rate, {rate:.2g} so far, is probably too high; {_LOWER_RATE}"
         return f"the learning rate {rate:.2g} is probably too high; {_LOWER_RATE}"

@@ -18,9 +18,8 @@ class RunLog:
     def __init__(self, folder: Path, start: int) -> None:
         self.folder = folder
         if start == 0:
-            shutil.rmtree(
-                folder / "tensorboard", ignore_errors=True
-            )  # a run killed before its first checkpoint left it
+            # A run that was killed before its first checkpoint may have left events.
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         rows = _lines(folder / "losses.csv")[: start + 1] if start else []
         (folder / "losses.csv").write_text("".join(f"{row}\n" for row in rows))
         self._validations = folder / "validation.jsonl"

@@ -34,7 +34,7 @@ from faster_rcnn.training.processes import (
 from faster_rcnn.training.validation import validate
 
 SHOWN_METRICS = ("AP", "AP50", "R@0.5", "AR", "loss")  # printed after each validation
-POSTFIX_EVERY = 20  # iterations between updates of the numbers beside the progress bar
+POSTFIX_EVERY = 20  # iterations between updates of the numbers next to the progress bar
 
 
 def train(
@@ -50,8 +50,8 @@ def train(
 
     Writes into `folder`: `checkpoint.pt`, the last state; `best.pt`, the detector with the highest
     `objective.chosen_by`; `losses.csv`, a row per iteration; `validation.jsonl`, a line per validation; `predictions/`,
-    a sheet of images per validation; `losses.png`; `tensorboard/`. Under `torchrun` each process takes its share of
-    every batch, and only the first one writes.
+    a sheet of images per validation; `losses.png`; `tensorboard/`. Under `torchrun` each process computes its share
+    of every batch, and only the first one writes.
     Raises ValueError if no iterations are left to resume or a batch cannot be divided, FloatingPointError if the
     training has diverged; the last checkpoint is then from before the divergence.
     """
@@ -85,7 +85,7 @@ def train(
                 if log is not None:
                     bar.write(trainer.validate(validation, folder, log))
                 wait_for_all()
-            # A checkpoint comes after the validation of the same iteration, so that resuming does not skip it.
+            # Save after the validation of the same iteration, so that resuming does not skip that validation.
             if log is not None and (trainer.done % options.checkpoint_every == 0 or last):
                 log.flush()
                 trainer.save(folder)
@@ -97,7 +97,7 @@ def train(
 
 
 class _Trainer:
-    """The detector, its frozen modules and its optimiser, and how far the training run has come."""
+    """The detector, its frozen modules and its optimiser, and the progress of the training run."""
 
     def __init__(self, detector: FasterRCNN, objective: Objective, options: TrainingOptions) -> None:
         self.detector = detector
@@ -184,7 +184,7 @@ class _Trainer:
         )
 
     def restore(self, folder: Path) -> None:
-        """Goes back to the folder's checkpoint. Raises ValueError if its iterations are done."""
+        """Restores the state in the folder's checkpoint. Raises ValueError if the run has done all its iterations."""
         state = read_checkpoint(folder)
         if state["iteration"] >= self.options.iterations:
             raise ValueError(
@@ -216,7 +216,7 @@ def _seed(*numbers: int) -> int:
 
 
 def _freeze_normalisations(module: nn.Module) -> list[nn.Module]:
-    """Freezes batch normalisations, because a detection batch has too few images to measure statistics anew."""
+    """Freezes batch normalisations, because a detection batch has too few images for new statistics."""
     found: list[nn.Module] = [one for one in module.modules() if isinstance(one, nn.BatchNorm2d)]
     for one in found:
         one.requires_grad_(False)

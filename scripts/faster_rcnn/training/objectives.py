@@ -1,4 +1,4 @@
-"""Training objectives: the losses that are minimised, the parts of the detector that learn, and how each is validated.
+"""Training objectives: the losses to minimise, the parts of the detector that learn, and how to validate them.
 
 N  images;  A  anchors;  P  proposals per image;  boxes are in canvas pixels.
 Each loss is the mean over the images of a batch. Sampling for an image depends on that image's seed alone, so it is the
@@ -30,7 +30,7 @@ Measure = Callable[[Sequence[Sample], Sequence[Prediction], tuple[str, ...]], di
 
 
 def joint_losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> Losses:
-    """The four losses of approximate joint training (Ren et al. 2015, section 3.2): proposals count as constants."""
+    """The four losses of approximate joint training (Ren et al. 2015, section 3.2), with proposals as constants."""
     features, rpn = _features_and_regions(detector, batch, mixed_precision)
     with torch.no_grad():
         selected = detector.select(rpn, batch.sizes, detector.config.training_proposals)
@@ -79,7 +79,9 @@ class Objective:
         return frozen
 
 
-def _rpn_recall(truths: Sequence[Sample], predictions: Sequence[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:
+def _rpn_recall(
+    truths: Sequence[Sample], predictions: Sequence[Prediction], _labels: tuple[str, ...]
+) -> dict[str, Any]:
     regions = [one.proposals for one in predictions if one.proposals is not None]
     most = max(len(one) for one in regions)
     measures = proposal_recall(truths, regions, (most,))["by_number"][str(most)]
@@ -97,7 +99,7 @@ OBJECTIVES = {
 
 
 class LossModule(nn.Module):
-    """A module whose forward pass computes an objective's losses: DistributedDataParallel wraps forward passes."""
+    """Computes an objective's losses in its forward pass, because DistributedDataParallel wraps forward passes."""
 
     def __init__(self, detector: FasterRCNN, compute: ComputeLosses, mixed_precision: bool) -> None:
         super().__init__()
@@ -112,8 +114,8 @@ class LossModule(nn.Module):
 def _precision(detector: FasterRCNN, images: Tensor, mixed: bool) -> torch.autocast:
     """Autocast to the reduced precision in which the device is faster, if it has one and `mixed` allows it.
 
-    For backbone and RPN only, whose convolutions take most of the time; boxes and losses are computed in float32.
-    Never for MobileNet's depthwise convolutions on a CPU: bfloat16 saved no time, and in three of three runs the
+    It covers the backbone and the RPN, whose convolutions take most of the time; boxes and losses stay float32.
+    Depthwise convolutions (MobileNet) stay float32 on a CPU: bfloat16 saved no time, and in three of three runs the
     gradient norm became infinite within 15 steps, while it stayed finite for 400 in float32. The cause is unknown.
     """
     depthwise = any(isinstance(one, nn.Conv2d) and one.groups > 1 for one in detector.backbone.modules())

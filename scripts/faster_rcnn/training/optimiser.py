@@ -18,7 +18,7 @@ def _step(done: float) -> float:
     return 1.0 if done < 0.75 else 0.1  # section 3.1.3: 0.001 for 60k mini-batches, 0.0001 for the next 20k
 
 
-# The factor of the learning rate, by the share of the iterations after the warm-up that are done.
+# Each maps the completed share of the iterations after the warm-up to a factor of the learning rate.
 DECAYS: dict[str, Callable[[float], float]] = {"cosine": _cosine, "step": _step}
 
 
@@ -41,8 +41,8 @@ class _Kind:
 OPTIMISERS = {
     # Both papers use SGD. In the reference code biases learn at twice the rate.
     "sgd": _Kind(torch.optim.SGD, {"momentum": 0.9}, 0.0005, 2.0),
-    # From scratch AdamW needs less than half of SGD's iterations: head_classification reaches 0.61 after 300 of them,
-    # with SGD at a rate of 0.02 after 700.
+    # From scratch AdamW needs less than half of SGD's iterations: the loss head_classification falls to 0.61 after
+    # 300 of them, and after 700 with SGD at a rate of 0.02.
     "adamw": _Kind(torch.optim.AdamW, {}, 0.05, 1.0),
 }
 

@@ -1,4 +1,4 @@
-"""The options of a training run, what they are if the user does not name them, and the detector that they describe."""
+"""The options of a training run, their defaults, and the configuration of the detector that they describe."""
 
 import math
 import os
@@ -21,7 +21,7 @@ class TrainingOptions:
     warm_up: int  # iterations over which the rate grows linearly
     decay: str = "cosine"  # a key of optimiser.DECAYS
     optimiser: str = "sgd"  # a key of optimiser.OPTIMISERS
-    clip_norm: float = 10.0  # of all gradients together; ordinary batches stay below, a bad one does not
+    clip_norm: float = 10.0  # L2 norm over all gradients; only an unusual batch exceeds it
     accumulate: int = 1  # micro-batches per batch, computed one after the other to save memory
     augmentations: tuple[str, ...] = ("flip",)
     with_difficult: bool = False  # VOC's difficult objects; without them Fast R-CNN gains 1.2 points (section 4.3)
@@ -66,10 +66,10 @@ _FROM_SCRATCH: dict[str, dict[str, Any]] = {
     "mobilenet_v3_large": {"batch_size": 8, "learning_rate": 0.0005},
     "mobilenet_v3_large_fpn": {"batch_size": 8, "learning_rate": 0.0005},
 }
-EPOCHS = 30  # length of a run on the user's data,
-LEAST_BATCHES = 2500  # but never shorter than this: 30 epochs of a small data set are too few steps
-MOST_VALIDATED = 1000  # validation images; most data sets have fewer
-SHAPES = {"batch_size": 16, "iterations": 4500, "augmentations": ("flip",)}  # enough for generated images
+EPOCHS = 30  # default length of a run on the user's data
+LEAST_BATCHES = 2500  # lower limit of the default length, because 30 epochs of a small data set are too few
+MOST_VALIDATED = 1000  # validation images at most; most data sets have fewer
+SHAPES = {"batch_size": 16, "iterations": 4500, "augmentations": ("flip",)}  # sufficient for generated images
 
 
 def default_weights(backbone: str) -> str:
@@ -94,7 +94,7 @@ def default_options(backbone: str, weights: str, data: str, images: int) -> dict
 def complete_options(
     user_options: Mapping[str, Any], backbone: str, weights: str, data: str, images: int
 ) -> TrainingOptions:
-    """The defaults for a run, with the options that the user named in their place."""
+    """The options of a run: those that the user named, and defaults for the others."""
     known = {field.name for field in fields(TrainingOptions)}
     options = default_options(backbone, weights, data, images)
     options |= {name: value for name, value in user_options.items() if name in known}
@@ -123,7 +123,7 @@ def configure(user_options: Mapping[str, Any], backbone: str, labels: tuple[str,
         keep = named["crossing_anchors"] == "keep"
         changes["anchor_sampling"] = replace(config.anchor_sampling, keep_crossing=keep)
     # Fast R-CNN alone samples harder background, IoU 0.1 to 0.5 (its section 2.3); with an RPN the reference code
-    # takes all background.
+    # samples from all background.
     background = (0.1, 0.5) if named.get("schedule") == "fast-rcnn" else config.proposal_sampling.background_iou
     changes["proposal_sampling"] = replace(
         config.proposal_sampling,

@@ -1,7 +1,7 @@
 """Training in several processes, on one or more GPUs, started by `torchrun`: ranks and communication.
 
-A batch gives the same result however its images are divided: every process takes the same number of them, gradients are
-averaged over the processes, and batch normalisation computes its statistics over all of them.
+The result of a batch does not depend on the number of processes: each gets the same number of images, gradients are
+averaged over the processes, and batch normalisation computes its statistics over all images.
 """
 
 import os
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from faster_rcnn.data.loader import Batch
 
-TIMEOUT = timedelta(hours=4)  # the other processes wait while the first one validates or makes proposals
+TIMEOUT = timedelta(hours=4)  # the other processes wait while the first one validates or computes proposals
 
 
 @contextmanager
@@ -72,13 +72,13 @@ class _Sum(torch.autograd.Function):
     """The sum of a tensor over the processes; its gradient is the sum of their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(_ctx: Any, values: Tensor) -> Tensor:
         total = values.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total

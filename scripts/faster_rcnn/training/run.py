@@ -37,20 +37,20 @@ SCHEDULE_NAMES = ("joint", "alternating", "fast-rcnn")
 STEPS = ("1-rpn", "2-fast-rcnn", "3-rpn", "4-fast-rcnn")  # of alternating training (section 3.2)
 STEP_SHARES = (2, 1, 2, 1)  # the reference code trains 80,000, 40,000, 80,000 and 40,000 iterations on VOC 2007
 
-# What may change on resuming: the rate (a run diverged), the length (a run could learn more; its rate then follows the
-# longer schedule), and the number of processes, which has no effect on the result.
+# Options that may change on resuming: the learning rate (after a divergence), the length (the rate then follows the
+# longer schedule), and the number of worker processes, which has no effect on the result.
 CHANGEABLE = ("learning_rate", "iterations", "workers")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How a run was made, and what it took: the contents of `run.json`, whose keys are the names of these fields.
+    """The contents of `run.json`: how a training run was made. The keys of the file are the names of these fields.
 
-    A field that is None is not written. The defaults are what a run did before the record had that key. The copy of a
-    record in a published `model.json` has no `config`.
+    A field that is None is not written. The defaults describe runs that are older than the key. The copy of a record
+    in a published `model.json` has no `config`.
     """
 
-    command: str = ""  # as it was typed
+    command: str = ""  # as the user typed it
     data: str = "shapes"
     train_split: str = "train"
     val_split: str = "val"
@@ -63,8 +63,8 @@ class RunRecord:
     config: DetectorConfig | None = None
     options: TrainingOptions | None = None
     step_iterations: tuple[int, ...] | None = None  # alternating: the length of each of STEPS
-    proposals_for_training: str | None = None  # fast-rcnn: the source of the proposals of the training split,
-    proposals: str | None = None  # and of the validation split
+    proposals_for_training: str | None = None  # fast-rcnn: source of the proposals of the training split
+    proposals: str | None = None  # fast-rcnn: source of the proposals of the validation split
     proposal_limit: int | None = None  # fast-rcnn: the best proposals per image that are used
     measure_targets: bool | None = None  # fast-rcnn: whether the target normalisation is measured
     annotations_sha256: tuple[str | None, ...] | None = None  # of both splits; None for generated images
@@ -96,14 +96,14 @@ class RunRecord:
 
     @property
     def detector_config(self) -> DetectorConfig:
-        """`config`, of a run that is to be trained. Raises ValueError if the record has none."""
+        """`config`, for training. Raises ValueError if the record has none."""
         if self.config is None:
             raise ValueError(f"{RECORD} has no config, so this run cannot be trained; start a new run")
         return self.config
 
     @property
     def training_options(self) -> TrainingOptions:
-        """`options`, of a run that is to be trained. Raises ValueError if the record has none."""
+        """`options`, for training. Raises ValueError if the record has none."""
         if self.options is None:
             raise ValueError(f"{RECORD} has no options, so this run cannot be trained; start a new run")
         return self.options
@@ -124,7 +124,7 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
-    """Writes to another file first, so that a crash leaves the previous record intact."""
+    """Writes `run.json` through a temporary file, so that a crash leaves the previous record intact."""
     aside = folder / f"{RECORD}.part"
     aside.write_text(json.dumps(record.to_json(), indent=1) + "\n")
     aside.replace(folder / RECORD)
@@ -142,7 +142,7 @@ def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, devic
     _check_together(user_options)
     backbone, data = user_options.get("backbone", "compact"), user_options.get("data", "shapes")
     weights = user_options.get("weights", default_weights(backbone))
-    fetch_weights(backbone, weights)  # reading the data may take an hour, so missing weights must show before it
+    fetch_weights(backbone, weights)  # before the data, which may take an hour to read
     _check_buildable(user_options, backbone, weights)
     schedule = user_options.get("schedule", "joint")
     train_split, skip_bad_boxes = user_options.get("train_split", "train"), user_options.get("skip_bad_boxes", False)
@@ -264,12 +264,15 @@ def _check_batch(options: TrainingOptions, images: int) -> None:
     """Raises ValueError if a batch cannot be divided among processes and micro-batches, or exceeds the data set."""
     Share(0, processes(), options.accumulate).check(options.batch_size)
     if options.batch_size > images:
-        raise ValueError(f"the data set has {images} images, a batch takes {options.batch_size}; lower --batch-size")
+        raise ValueError(
+            f"the data set has {images} images, but a batch needs {options.batch_size}; lower --batch-size"
+        )
 
 
 def _check_buildable(user_options: Mapping[str, Any], backbone: str, weights: str) -> None:
-    """Raises ValueError if the options describe no possible detector: an unknown stage, a wrong number of anchor
-    scales, an impossible size.
+    """Raises ValueError if no detector can be built from the options.
+
+    Examples: an unknown stage, a wrong number of anchor scales, an impossible size.
     """
     with torch.device("meta"):
         detector = FasterRCNN(configure(user_options, backbone, ("object",)))
@@ -277,7 +280,7 @@ def _check_buildable(user_options: Mapping[str, Any], backbone: str, weights: st
         freeze_before(detector, user_options["trainable_from"])
         if weights == NAME_OF_NO_WEIGHTS:
             stage = user_options["trainable_from"]
-            print(f"warning: the layers before {stage} stay random, because --weights none loads none")
+            print(f"warning: the layers before {stage} keep their random weights, because of --weights none")
 
 
 def _check_together(user_options: Mapping[str, Any]) -> None:
@@ -290,11 +293,11 @@ def _check_together(user_options: Mapping[str, Any]) -> None:
     if (schedule == "fast-rcnn") != ("proposals" in user_options):
         raise ValueError("--proposals SOURCE and --schedule fast-rcnn belong together; give both or neither")
     if "step_iterations" in user_options and schedule != "alternating":
-        raise ValueError("--step-iterations are those of --schedule alternating; give --iterations")
+        raise ValueError("--step-iterations belongs to --schedule alternating; give --iterations")
     if "step_iterations" in user_options and "iterations" in user_options:
         raise ValueError("--step-iterations already set the length of the run; leave out --iterations")
     if user_options.get("target_normalisation") == "measured" and schedule != "fast-rcnn":
         raise ValueError(
             "--target-normalisation measured needs proposals that do not change during training; "
-            "take --target-normalisation fixed, or --schedule fast-rcnn"
+            "use --target-normalisation fixed, or --schedule fast-rcnn"
         )

@@ -34,7 +34,10 @@ from faster_rcnn.training.validation import validate
 
 @dataclass(frozen=True)
 class Setting:
-    """What a schedule works with. build: a new detector, the same each time, as before the first iteration."""
+    """The inputs of a schedule.
+
+    build: returns a new detector with the initial weights, the same each time.
+    """
 
     folder: Path
     options: TrainingOptions
@@ -77,7 +80,7 @@ def carry_out(record: RunRecord, folder: Path, device: torch.device) -> dict[str
 
 
 def fresh_detector(record: RunRecord) -> FasterRCNN:
-    """The run's detector before the first iteration, the same each time."""
+    """The run's detector with its initial weights, the same each time."""
     torch.manual_seed(record.training_options.seed)
     detector = FasterRCNN(record.detector_config)
     if (weights := fetch_weights(record.backbone, record.weights)) is not None:
@@ -91,7 +94,7 @@ def _coverage_of_anchors(training: Dataset, config: DetectorConfig) -> str:
     return anchor_coverage(training, config, strides).report()
 
 
-def _joint(setting: Setting, record: RunRecord) -> dict[str, Any]:
+def _joint(setting: Setting, _record: RunRecord) -> dict[str, Any]:
     """Approximate joint training (Ren et al. 2015, section 3.2)."""
     return train(
         setting.detector(),
@@ -105,7 +108,7 @@ def _joint(setting: Setting, record: RunRecord) -> dict[str, Any]:
 
 
 def alternate(setting: Setting, iterations: tuple[int, ...]) -> tuple[FasterRCNN, dict[str, Any]]:
-    """Four-step alternating training (Ren et al. 2015, section 3.2): two networks that come to share their backbone.
+    """Four-step alternating training (Ren et al. 2015, section 3.2): two networks that share their backbone in the end.
 
     1. The RPN, from the pretrained backbone.
     2. Fast R-CNN, from the pretrained backbone again, on the proposals of step 1. Nothing is shared yet.
@@ -146,7 +149,7 @@ def _step(
     objective: Objective,
     proposer: FasterRCNN | None = None,
 ) -> FasterRCNN:
-    """The detector after step `number`, which is trained, resumed, or found finished.
+    """The detector after step `number`. Trains the step, resumes it, or loads the result if the step is finished.
 
     proposer: the detector of the step before, if this step trains on its proposals.
     """
@@ -207,7 +210,7 @@ def _fast_rcnn(setting: Setting, record: RunRecord) -> dict[str, Any]:
 
 
 def _with_proposals(setting: Setting, dataset: Dataset, source: str, name: str, limit: int) -> WithProposals:
-    """The data set with the proposals of a source, which are kept in the run folder as `proposals-{name}.npz`."""
+    """The data set with the proposals of a source, which are saved in the run folder as `proposals-{name}.npz`."""
     path = setting.folder / f"proposals-{name}.npz"
     if not path.is_file() and rank() == 0:
         workers = max(1, setting.options.workers)
@@ -246,7 +249,7 @@ def measure_normalisation(dataset: Dataset, rule: ProposalSampling) -> TargetNor
     if len(deltas) < 2:
         raise ValueError(
             f"fewer than two proposals overlap an object with an IoU of {rule.foreground_iou:g} or more, so there are "
-            "no targets to measure; take another source"
+            "no targets to measure; use another source"
         )
     std, mean = torch.std_mean(deltas, dim=0)
     return TargetNormalisation(tuple(mean.tolist()), tuple(std.clamp(min=1e-3).tolist()))

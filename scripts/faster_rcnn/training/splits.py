@@ -13,16 +13,16 @@ from faster_rcnn.data.subset import Subset
 from faster_rcnn.training.processes import rank
 from faster_rcnn.training.run import RunRecord
 
-# Schedules other than joint make proposals for every training image beforehand; the generator has a million images.
+# Schedules other than joint compute proposals for every training image beforehand; the generator has a million images.
 SHAPES_WITH_PROPOSALS = 2000
 
 
 def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
     """The training and validation split, and the record with the digests of their annotations.
 
-    Every process of a run checks the data each time, so that all of them leave out the same images.
-    Raises ValueError that names the first faults, or says that the training split has no object, or that the
-    annotations are not those that the run began with.
+    Every process of a run checks the data, so that all of them leave out the same images.
+    Raises ValueError if the data has faults that prevent training (the message names the first ones), if the training
+    split has no objects, or if the annotations have changed since the run began.
     """
     training, validation = (
         open_dataset(record.data, split, skip_bad_boxes=record.skip_bad_boxes)
@@ -40,9 +40,9 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
             f"the annotations of {record.data} are not those that the run began with; restore them, or start a new run"
         )
     if not _has_objects(training):
-        raise ValueError(f"{record.data}/{record.train_split} has no object to learn from; add annotations")
+        raise ValueError(f"{record.data}/{record.train_split} has no objects to learn from; add annotations")
     if rank() == 0 and not _has_objects(validation):
-        print(f"warning: {record.data}/{record.val_split} has no object, so no best checkpoint can be chosen")
+        print(f"warning: {record.data}/{record.val_split} has no objects, so no best checkpoint can be chosen")
     if record.data == "shapes" and record.schedule != "joint":
         training = Subset(training, SHAPES_WITH_PROPOSALS)
     return training, validation, replace(record, annotations_sha256=digests)

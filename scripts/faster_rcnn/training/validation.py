@@ -24,8 +24,8 @@ def validate(
 ) -> tuple[dict[str, Any], Image.Image]:
     """The objective's metrics and losses (`loss_…`) on the first images of `dataset`, and a sheet of predictions.
 
-    Without an object among these images, the metric that chooses the best checkpoint is None: there is nothing to
-    measure, but the training run may go on.
+    If these images have no objects, there is nothing to measure: the metric that chooses the best checkpoint is None,
+    and the training run continues.
     """
     training = detector.training
     detector.eval()

@@ -12,12 +12,12 @@ from tests.faster_rcnn.data.coco_folder import annotation_entry, image_entry, wr
 
 class Done(NamedTuple):
     lines: list[str]
-    error: str  # "" if the command ended well
+    error: str  # "" if the command succeeded
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command, in this process: starting another takes longer than all it does."""
+    """Runs the command in this process, because starting another takes longer than the command itself."""
 
     def run(*arguments: object) -> Done:
         code = check.main([str(word) for word in arguments])
@@ -81,7 +81,7 @@ def test_shapes_need_no_check(run: Callable[..., Done]) -> None:
     assert done.lines == ["generated images are drawn exactly as they are annotated; there is nothing to check"]
 
 
-def test_the_command_names_what_it_cannot_open(tmp_path: Path, run: Callable[..., Done]) -> None:
+def test_the_error_names_the_data_that_cannot_be_opened(tmp_path: Path, run: Callable[..., Done]) -> None:
     for source in ("imagenet", f"voc:{tmp_path}", f"coco:{tmp_path / 'nowhere'}"):
         done = run("--data", source)
         assert source in done.error

@@ -1,4 +1,4 @@
-"""What the commands share: how they fail, the checks before any work, and the doors in scripts/."""
+"""What the commands share: how they fail, the checks before any work, and the wrappers in scripts/."""
 
 import argparse
 import errno
@@ -35,7 +35,7 @@ def test_help_shows_an_example(run: Callable[..., Done], command: str) -> None:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_each_script_is_a_door_to_its_command(door: str) -> None:
+def test_each_script_runs_its_command(door: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / door, "--help"], capture_output=True, text=True, timeout=120, check=False
     )
@@ -54,7 +54,9 @@ def refusal(capsys: pytest.CaptureFixture[str], error: Exception, out: Path | No
     return line
 
 
-def test_an_error_of_the_system_names_its_file_and_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_message_of_an_operating_system_error_names_the_file_and_a_remedy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     assert refusal(capsys, full, Path("runs/x")) == (
         "faster-rcnn x: runs/x: No space left on device; free some space, or write to another disk"
@@ -71,12 +73,12 @@ def test_an_error_of_the_project_is_printed_as_it_is(capsys: pytest.CaptureFixtu
     assert refusal(capsys, KeyboardInterrupt()) == "faster-rcnn x: interrupted"  # type: ignore[arg-type]
 
 
-def test_of_a_workers_error_only_the_last_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_last_line_of_a_worker_error_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     from_worker = ValueError("Traceback (most recent call last):\n  …\nValueError: a.jpg cannot be read")
     assert refusal(capsys, from_worker) == "faster-rcnn x: a.jpg cannot be read"
 
 
-def test_a_device_without_memory_is_named_and_another_runtime_error_is_a_bug(
+def test_out_of_memory_is_reported_in_one_line_and_other_runtime_errors_keep_their_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     import torch
@@ -96,7 +98,7 @@ def test_a_folder_that_cannot_be_written_is_refused_and_nothing_is_left_behind(t
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux has a folder that even root cannot write")
-def test_a_folder_that_the_system_does_not_let_anyone_write_is_refused() -> None:
+def test_a_folder_that_nobody_can_write_is_refused() -> None:
     with pytest.raises(OSError, match=r"/proc/x cannot be written \(.+\); name another folder"):
         check_writable(Path("/proc/x"))
 
@@ -109,11 +111,11 @@ def test_a_folder_that_the_system_does_not_let_anyone_write_is_refused() -> None
         (["--batch", "3"], "unknown option --batch; did you mean --batch-size?"),  # options are not abbreviated
         (["--zzz"], "unknown option --zzz; --help lists the options"),
         (["--former-name-x", "3"], "unknown option --former-name-x; --help lists the options"),  # hidden ones stay so
-        (["stray"], "unexpected argument 'stray'; --help shows what the command takes"),
+        (["stray"], "unexpected argument 'stray'; --help shows what the command accepts"),
         (["--batch-size", "many"], "argument --batch-size: 'many' is not a whole number"),
     ],
 )
-def test_an_unknown_option_is_answered_with_the_nearest(
+def test_the_error_for_an_unknown_option_suggests_the_nearest_one(
     capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
 ) -> None:
     parser = Parser("x", "[OPTION ...]", "An example.")

@@ -26,7 +26,7 @@ def test_options_after_two_dashes_are_passed_on_to_training() -> None:
         (("--min-size", "3"), "unknown option --min-size"),
     ],
 )
-def test_a_mistake_ends_with_one_line(
+def test_a_mistake_prints_one_line(
     run: Callable[..., Done],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -92,14 +92,14 @@ def test_an_image_that_training_left_out_as_broken_is_left_out_too(tmp_path: Pat
     assert measure(tmp_path / "out", lenient)["pictures"] == 1
 
 
-def test_a_step_of_alternating_training_takes_the_data_of_its_run_and_the_proposals_of_the_step_before(
+def test_a_step_of_alternating_training_is_measured_on_the_data_of_its_run_with_the_proposals_of_the_step_before(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
     step = trained(folder / "2-fast-rcnn", "fast-rcnn")
     (step / "run.json").rename(folder / "run.json")
     (folder / "run.json").write_text(json.dumps({"data": "shapes", "val_split": "test", "schedule": "alternating"}))
-    refusal = rf"kept some only for its validation split; name their source, as --proposals rpn:{folder}/1-rpn"
+    refusal = rf"saved proposals only for its validation split; name their source, as --proposals rpn:{folder}/1-rpn"
     with pytest.raises(ValueError, match=refusal):
         measure(tmp_path / "out", step)
     images = Shapes("test")
@@ -134,7 +134,7 @@ def test_sources_are_measured_without_a_detector(tmp_path: Path, capsys: pytest.
         (("--data", "shapes", "--proposals", "magic"), "is not a source of proposals; choose one of: sliding-window"),
         ((MODEL,), "--data is missing; name the images"),
         (("--proposals", "sliding-window"), "--data is missing; name the images"),
-        ((MODEL.parent, "--data", "shapes"), f"holds the versions 1; name one, as {MODEL}"),
+        ((MODEL.parent, "--data", "shapes"), f"holds the versions 1; name one, such as {MODEL}"),
         (("nowhere",), "nowhere is not there"),
         ((MODEL, "--data", "shapes", "--split", "vla"), "vla"),
         ((MODEL, "--check-point", "best"), "unknown option --check-point; did you mean --checkpoint?"),
@@ -148,7 +148,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_report_goes_into_its_run_but_never_into_a_published_version(tmp_path: Path) -> None:
+def test_a_report_is_written_into_the_run_folder_but_never_into_a_published_version(tmp_path: Path) -> None:
     assert place_for_reports(tmp_path) == tmp_path
     assert place_for_reports(tmp_path / NAME) == tmp_path / NAME  # does not exist, which is an error once it is read
     (tmp_path / NAME).touch()

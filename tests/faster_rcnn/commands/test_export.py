@@ -46,8 +46,8 @@ def refused(tmp_path: Path, run: Callable[..., Done]) -> Callable[..., str]:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ((), "name what is published: a RUN or --torchvision BUILDER, not both"),
-        (("runs/x", "--torchvision", SMALL), "a RUN or --torchvision BUILDER, not both"),
+        ((), "name what to publish: either a RUN or --torchvision BUILDER"),
+        (("runs/x", "--torchvision", SMALL), "either a RUN or --torchvision BUILDER"),
         (("runs/x", "--weights", "COCO_V1"), "--weights belongs to --torchvision; leave it out for a RUN"),
         (("runs/x", "--labels", "l.txt"), "--labels belongs to --torchvision"),
         (("runs/x", "--num-classes", "3"), "--num-classes belongs to --torchvision"),

@@ -12,7 +12,7 @@ from tests.faster_rcnn.commands.conftest import Done
 Run = Callable[..., Done]
 
 
-def test_a_file_is_written_and_its_contents_are_summed_up(tmp_path: Path, run: Run) -> None:
+def test_the_command_writes_a_file_and_prints_a_summary(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "new" / "table.npz"
     images = ("--data", "shapes", "--split", "val", "--limit-images", 3, "--seed", 5)
     done = run("propose", "--source", "sliding-window", *images, "--limit", 200, "--out", out)
@@ -40,7 +40,7 @@ def test_a_file_is_written_and_its_contents_are_summed_up(tmp_path: Path, run: R
         (("--source", "sliding-window", "--limits", "3"), "unknown option --limits; did you mean --limit?"),
     ],
 )
-def test_a_mistake_ends_with_one_line(
+def test_a_mistake_prints_one_line(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], complaint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

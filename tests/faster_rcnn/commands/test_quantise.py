@@ -21,7 +21,7 @@ MODEL = Path(__file__).resolve().parents[3] / "model_store" / "shapes" / "1"
         ((MODEL, "--seeds", "3"), "unknown option --seeds; did you mean --seed?"),
     ],
 )
-def test_a_mistake_ends_with_one_line(
+def test_a_mistake_prints_one_line(
     run: Callable[..., Done], name: str, options: tuple[object, ...], complaint: str
 ) -> None:
     done = run(name, *options)

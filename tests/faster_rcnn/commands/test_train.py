@@ -122,7 +122,7 @@ def test_a_broken_image_is_found_before_training(tmp_path: Path, run: Run) -> No
             "is not a source of proposals; choose one of: sliding-window",
         ),
         (("--schedule", "fast-rcnn", "--proposals", "no.npz"), "no.npz is not there"),
-        (("--step-iterations", "1", "1", "1", "1"), "are those of --schedule alternating"),
+        (("--step-iterations", "1", "1", "1", "1"), "belongs to --schedule alternating"),
         (("--target-normalisation", "measured"), "needs proposals that do not change during training"),
         (("--backbone", "compact", "--weights", "imagenet"), "none"),
         (("--backbone", "resnet50", "--weights", "no.pth"), "no.pth"),
@@ -161,7 +161,7 @@ def test_options_that_cannot_be_used_are_refused_before_anything_is_written(
         (("--data", "coco:nowhere", "--out", "pyproject.toml"), "pyproject.toml is a file; name a folder"),
     ],
 )
-def test_a_mistake_ends_with_one_line_that_says_what_to_do(
+def test_a_mistake_prints_one_line_that_says_what_to_do(
     run: Run, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], complaint: str
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[3])
@@ -189,10 +189,10 @@ def test_a_run_is_not_resumed_on_other_annotations(tmp_path: Path, run: Run) -> 
     assert "another" in resumed.err.splitlines()[-1]
 
 
-def test_data_without_an_object_is_not_trained_on(tmp_path: Path, run: Run) -> None:
+def test_data_without_objects_is_refused(tmp_path: Path, run: Run) -> None:
     data = written(tmp_path, run, images=2)
     file = tmp_path / "annotations" / "train.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
     done = run("train", "--data", data, "--out", tmp_path / "run", "--iterations", 1, *SMALL)
     assert done.code == 1
-    assert "has no object to learn from" in done.err.splitlines()[-1]
+    assert "has no objects to learn from" in done.err.splitlines()[-1]

@@ -20,7 +20,7 @@ def test_boxes_are_matched_whatever_their_order() -> None:
     assert difference.score == pytest.approx(0.0005)
 
 
-def test_another_label_or_a_missing_box_has_no_partner() -> None:
+def test_a_box_has_no_partner_if_the_label_differs_or_the_other_box_is_missing() -> None:
     one = boxes([[0, 0, 10, 10]], [0.9], [0])
     assert compare(one, boxes([[0, 0, 10, 10]], [0.9], [1]), TO_PYTORCH["fp32"]).unmatched == 2
     assert compare(one, boxes([], [], []), TO_PYTORCH["fp32"]).unmatched == 1

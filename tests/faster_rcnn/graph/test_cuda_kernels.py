@@ -1,4 +1,4 @@
-"""The list of CUDA kernels, and whether it is for the ONNX Runtime that is installed."""
+"""The list of CUDA kernels belongs to the installed version of ONNX Runtime."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from faster_rcnn.graph.cuda_kernels import COMMAND, FILE, Kernel, known_kernels,
 from service.engine.providers import CUDA, pick_provider
 
 
-def test_a_kernel_without_a_last_version_serves_only_its_first() -> None:
+def test_a_kernel_without_a_last_version_supports_only_its_first_version() -> None:
     assert [Kernel(12, 21, {}).serves(version) for version in (11, 12, 13, 21, 22)] == [False, True, True, True, False]
     assert [Kernel(12, 2**31 - 1, {}).serves(version) for version in (11, 12, 22)] == [False, True, False]
 

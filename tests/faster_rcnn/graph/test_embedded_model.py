@@ -33,7 +33,7 @@ def test_every_published_version_is_small_unchanged_and_verified(version: Path) 
     assert card["verification"]["to_alone"]["unmatched"] == 0
 
 
-def test_it_was_measured_on_500_images_that_it_was_not_trained_on(card: dict) -> None:
+def test_the_model_was_measured_on_500_images_that_it_was_not_trained_on(card: dict) -> None:
     metrics = card["metrics"]["shapes/test"]
     assert metrics["pictures"] == 500
     assert metrics["AP50"] >= 0.97
@@ -41,14 +41,14 @@ def test_it_was_measured_on_500_images_that_it_was_not_trained_on(card: dict) ->
     assert card["training"]["train_split"] == "train"
 
 
-def test_it_is_as_good_through_the_services_own_code(card: dict) -> None:
+def test_the_model_is_as_accurate_through_the_services_own_code(card: dict) -> None:
     """Measured on images of another seed, so nothing is read from the card."""
     metrics = evaluate(Shapes("test", 80, seed=2026), onnx_predictor(MODEL))
     assert metrics["AP50"] > 0.95
     assert metrics["AP"] > 0.68
 
 
-def test_the_model_of_blood_cells_is_as_good_as_its_card_says() -> None:
+def test_the_blood_cell_model_is_as_accurate_as_its_card_says() -> None:
     folder = os.environ.get("REAL_DATA_DIR")
     if not folder:
         pytest.skip("REAL_DATA_DIR is not set: no real photographs to measure on")

@@ -1,4 +1,4 @@
-"""The exported file: its inputs and outputs, its operators, what the head needs."""
+"""The exported file: its inputs, outputs and operators, and the limits of RoI max pooling."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_the_graph_is_one_file_without_control_flow_or_cpu_only_operators(compac
     assert {one.domain: one.version for one in model.opset_import}[""] == 18
 
 
-def test_proposals_need_nothing_of_the_head(compact: tuple[FasterRCNN, Path]) -> None:
+def test_proposals_do_not_depend_on_the_head(compact: tuple[FasterRCNN, Path]) -> None:
     path = compact[1]
     part = onnx.utils.Extractor(onnx.load(path)).extract_model(
         ["images", "sizes"], ["num_proposals", "proposals", "objectness"]
@@ -48,13 +48,13 @@ def test_proposals_need_nothing_of_the_head(compact: tuple[FasterRCNN, Path]) ->
     assert not head & {one.name for one in part.graph.initializer}
 
 
-def test_roi_max_pooling_of_a_large_map_is_for_the_cpu(tmp_path: Path) -> None:
+def test_roi_max_pooling_of_a_large_map_can_only_be_exported_for_the_cpu(tmp_path: Path) -> None:
     detector = lively("vgg16", resize=ResizeRule(1200, 2000))  # 125 cells a side, 105 is the limit of the portable form
     with pytest.raises(ValueError, match=r"up to 105 cells per side, but the resize rule needs 125; .*--provider cpu"):
         export_onnx(detector, tmp_path / "model.onnx")
 
 
-def test_answers_are_named_as_the_outputs() -> None:
+def test_the_fields_of_an_answer_are_named_like_the_outputs() -> None:
     assert DetectorOutput._fields == (
         "num_detections", "boxes", "scores", "labels", "num_proposals", "proposals", "objectness"
     )  # fmt: skip

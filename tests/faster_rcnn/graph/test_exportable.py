@@ -1,4 +1,4 @@
-"""Which detectors can be exported, and what they say of themselves."""
+"""Which detectors can be exported, and how they describe themselves."""
 
 import pytest
 from torch import nn
@@ -34,7 +34,7 @@ def test_another_detector_of_torchvision_is_refused() -> None:
         TorchvisionDetector(model)
 
 
-def test_for_export_returns_a_copy_and_leaves_the_detector() -> None:
+def test_for_export_returns_a_copy_and_does_not_change_the_detector() -> None:
     detector = lively("vgg16", head_units=16, rpn_channels=16, resize=ResizeRule(1200, 2000))
     on_cpu = detector.for_export(cpu_only=True)
     assert not on_cpu.portable_max_pooling

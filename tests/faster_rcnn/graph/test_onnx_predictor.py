@@ -13,7 +13,7 @@ from service.images.fit import Geometry
 MODEL = Path(__file__).parents[3] / "model_store" / "shapes" / "1"
 
 
-def test_it_finds_the_objects_of_an_image() -> None:
+def test_the_predictor_finds_the_objects_of_an_image() -> None:
     sample = Shapes("test")[0]
     found = onnx_predictor(MODEL)(sample)
     sure = found.scores > 0.5

@@ -16,7 +16,7 @@ STORE = Path(__file__).parents[3] / "model_store"
 
 @pytest.fixture
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list of kernels decides, also on a machine that has a GPU."""
+    """Uses the list of kernels, even on a machine that has a GPU."""
     monkeypatch.setattr(placement, "pick_provider", lambda: CPU)
 
 
@@ -62,7 +62,7 @@ def test_max_pool_has_a_cuda_kernel_at_opset_21_and_none_at_opset_22(tmp_path: P
 
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize(("opset", "left"), [(10, ["RoiAlign"]), (16, [])])
-def test_a_kernel_serves_only_the_types_that_it_lists(tmp_path: Path, opset: int, left: list[str]) -> None:
+def test_a_kernel_supports_only_the_types_that_it_lists(tmp_path: Path, opset: int, left: list[str]) -> None:
     """RoiAlign accepts float16 from its second definition on; the kernel of the first does not."""
     align = helper.make_node("RoiAlign", ["x", "rois", "images"], ["y"], "align", output_height=7, output_width=7)
     half = TensorProto.FLOAT16
@@ -72,7 +72,9 @@ def test_a_kernel_serves_only_the_types_that_it_lists(tmp_path: Path, opset: int
 
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize(("dims", "heavy"), [(["n"], False), (["n", "m"], True)])
-def test_a_list_of_integers_may_stay_on_the_cpu_and_a_matrix_may_not(tmp_path: Path, dims: list, heavy: bool) -> None:
+def test_a_list_of_integers_may_be_computed_on_the_cpu_and_a_matrix_may_not(
+    tmp_path: Path, dims: list, heavy: bool
+) -> None:
     """The CUDA provider has no kernel for Unique."""
     assert "Unique" not in known_kernels()
     path = write(tmp_path, [helper.make_node("Unique", ["x"], ["y"], "one")], {"x": (TensorProto.INT64, dims)}, "y")
@@ -80,11 +82,11 @@ def test_a_list_of_integers_may_stay_on_the_cpu_and_a_matrix_may_not(tmp_path: P
 
 
 def test_a_session_says_which_nodes_it_gives_to_other_providers() -> None:
-    """As with a GPU. A session on the CPU gives no node to another provider, and every node to the CPU."""
+    """The path that is used with a GPU. A session on the CPU runs every node on the CPU."""
     path = STORE / "shapes" / "1" / "model.onnx"
     assert placement.assigned(path, CPU, {}) == []
     light = next(node.name for node in onnx.load(path).graph.node if node.op_type == "ScatterND")
     everything = placement.assigned(path, "nobody", {light: False})
     assert {"Conv", "TopK", "NonMaxSuppression", "MatMul"} <= {node.operator for node in everything}
-    # of the other nodes nothing was said, so they count as heavy
+    # the other nodes were not listed, so they count as heavy
     assert {node.name: node.heavy for node in everything if not node.heavy} == {light: False}

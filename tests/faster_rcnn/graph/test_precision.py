@@ -1,4 +1,4 @@
-"""float16 features: what is converted, and that normalisations keep their result."""
+"""float16 features: which layers are converted, and that normalisations keep their results."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A version is published whole or not at all; a custom torchvision Faster R-CNN is published from Python."""
+"""A version is published completely or not published; a custom torchvision Faster R-CNN is published from Python."""
 
 import json
 from itertools import pairwise
@@ -119,7 +119,7 @@ def small() -> FasterRCNN:
     return lively("compact", resize=ResizeRule(96, 192))
 
 
-def test_a_version_is_published_whole_or_not_at_all(
+def test_a_version_is_published_completely_or_not_published(
     small: FasterRCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The embedded model in int8 gives nearly the same answers, and each still depends on its image alone."""
+"""The embedded model in int8 returns nearly the same answers, and each answer depends on its image alone."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def confident(engine: Engine, canvases: list[Canvas]) -> list[list[tuple[int, np
     return found
 
 
-def test_the_service_loads_it_and_finds_the_same_objects(folder: Path) -> None:
+def test_the_service_loads_the_int8_model_and_finds_the_same_objects(folder: Path) -> None:
     test = Shapes("test")
     canvases = [canvas(test[index].image) for index in range(10)]
     wanted, found = (confident(Engine(load_model(one)), canvases) for one in (FLOAT, folder))
@@ -57,7 +57,7 @@ def test_the_service_loads_it_and_finds_the_same_objects(folder: Path) -> None:
     assert np.mean(hits) > 0.9
 
 
-def test_an_answer_is_the_same_alone_and_in_a_batch(folder: Path) -> None:
+def test_the_answer_for_an_image_is_the_same_alone_and_in_a_batch(folder: Path) -> None:
     engine = Engine(load_model(folder))
     test = Shapes("test")
     canvases = [canvas(test[index].image) for index in range(4)]

@@ -1,4 +1,4 @@
-"""RoI max pooling in both of its exported forms gives `torchvision.ops.roi_pool` bit for bit."""
+"""Both exported forms of RoI max pooling agree with `torchvision.ops.roi_pool` bit for bit."""
 
 import numpy as np
 import onnxruntime

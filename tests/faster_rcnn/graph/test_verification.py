@@ -1,4 +1,4 @@
-"""Graphs that keep their promises pass the verification; graphs that were changed do not."""
+"""Correct graphs pass the verification; graphs with a deliberate error do not."""
 
 import copy
 from collections import Counter
@@ -31,7 +31,7 @@ def canvases_of(detector: FasterRCNN) -> list[tuple[int, int]]:
     return canvases(detector.resize, detector.stride)
 
 
-def test_the_compact_graph_keeps_its_promises(compact: tuple[FasterRCNN, Path]) -> None:
+def test_the_compact_graph_passes_the_verification(compact: tuple[FasterRCNN, Path]) -> None:
     detector, path = compact
     verification = verify(path, detector, canvases_of(detector), IMAGES)
     assert verification.batches == 4 * (len(canvases_of(detector)) + 1)
@@ -40,7 +40,7 @@ def test_the_compact_graph_keeps_its_promises(compact: tuple[FasterRCNN, Path]) 
 
 
 @pytest.mark.parametrize("provider", ["any", "cpu"])
-def test_the_vgg16_graph_with_roi_max_pooling_keeps_its_promises(
+def test_the_vgg16_graph_with_roi_max_pooling_passes_the_verification(
     provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # an eighth of the channels: all the layers, in a fraction of the time
@@ -57,7 +57,7 @@ def test_the_vgg16_graph_with_roi_max_pooling_keeps_its_promises(
 
 
 @pytest.mark.parametrize(("backbone", "roi_aligns"), [("resnet50_fpn", 1), ("mobilenet_v3_large_fpn", 0)])
-def test_a_pyramids_graph_keeps_its_promises(
+def test_the_graph_of_a_pyramid_passes_the_verification(
     backbone: str, roi_aligns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # one block per layer; more of them would only take more time

@@ -122,7 +122,7 @@ def test_frozen_normalisations_compute_what_the_saved_model_computed(tmp_path: P
         torch.testing.assert_close(found[name], features)
 
 
-def test_a_frozen_resnet50_is_taken_as_fine_tuned_from_coco(tmp_path: Path) -> None:
+def test_a_frozen_resnet50_is_assumed_to_be_fine_tuned_from_coco(tmp_path: Path) -> None:
     file = saved(tmp_path, uncounted(built("fasterrcnn_resnet50_fpn").state_dict()))
     assumed = checkpoint_model("fasterrcnn_resnet50_fpn", file)
     assert epsilons(assumed.model, FrozenBatchNorm2d) == {0.0}  # overwrite_eps(model, 0.0) in torchvision's builder

@@ -91,8 +91,8 @@ def test_every_builder_answers_as_torchvision_does_for_each_image_alone(builder:
     check(getattr(detection, builder)(**SMALL, num_classes=7, rpn_post_nms_top_n_test=150), detections=200)
 
 
-def test_torchvision_itself_answers_otherwise_for_an_image_beside_a_larger_one() -> None:
-    """The reason for the wrapper."""
+def test_torchvision_itself_answers_differently_if_a_larger_image_is_in_the_batch() -> None:
+    """This dependence on the batch is the reason for the wrapper."""
     model = lively_torchvision(detection.fasterrcnn_mobilenet_v3_large_320_fpn(**SMALL, num_classes=7))
     model.transform.min_size, model.transform.max_size = (64,), 160
     first, second = (torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 for image in (images()[1], images()[3]))
@@ -138,7 +138,7 @@ def one_map(backbone: nn.Module, **changes: Any) -> FasterRCNN:
     )  # fmt: skip
 
 
-def test_a_backbone_with_a_single_map() -> None:
+def test_a_backbone_with_a_single_map_answers_as_torchvision() -> None:
     detector = check(one_map(OneMap(mobilenet_v2().features, 1280)), detections=100)
     assert detector.sampling.strides == (32,)
 
@@ -213,7 +213,7 @@ def test_thresholds_and_limits_are_the_models_own() -> None:
     assert max(int(answer.num_detections) for answer in together(detector, (192, 224))) == 9
 
 
-def test_the_first_image_does_not_spoil_the_scales() -> None:
+def test_the_first_image_does_not_determine_the_scales() -> None:
     # From an image of 33 pixels on a canvas of 64 torchvision would derive stride 2 instead of 4, and keep it.
     model = lively_torchvision(detection.fasterrcnn_resnet50_fpn(**SMALL, num_classes=7))
     model.roi_heads.box_roi_pool.scales = None
@@ -224,7 +224,7 @@ def test_the_first_image_does_not_spoil_the_scales() -> None:
 
 
 class Attention(nn.Module):
-    """Every cell sees every other."""
+    """A layer in which every cell depends on every other cell."""
 
     out_channels = 16
 
@@ -352,13 +352,13 @@ def test_other_detectors_are_refused() -> None:
         TorchvisionDetector(model)
 
 
-def test_the_parameters_are_the_models_own() -> None:
+def test_the_wrapper_shares_the_parameters_of_the_model() -> None:
     model = one_map(Plain())
     detector = TorchvisionDetector(model)
     assert {id(one) for one in detector.parameters()} == {id(one) for one in model.parameters()}
 
 
-def test_the_answer_alone_leaves_the_model_as_it_was() -> None:
+def test_computing_an_answer_for_one_image_does_not_change_the_model() -> None:
     model = one_map(Plain()).eval()
     detector = TorchvisionDetector(model)
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
@@ -381,7 +381,7 @@ def test_an_rpn_whose_forward_finds_other_proposals_is_refused() -> None:
         TorchvisionDetector(model).alone(images()[0])
 
 
-def test_the_card_says_what_decides_an_answer() -> None:
+def test_the_card_holds_the_settings_that_determine_an_answer() -> None:
     changes: dict[str, Any] = {"box_score_thresh": 0.2, "rpn_post_nms_top_n_test": 77}
     model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, **changes)
     described = TorchvisionDetector(model).describe()

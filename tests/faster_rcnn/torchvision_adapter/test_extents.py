@@ -1,4 +1,4 @@
-"""Every operation with a rule gives each image on a padded canvas the result that the image has alone.
+"""Every operation with a rule computes each image on a padded canvas as if it were alone.
 
 Each case runs twice. *Alone*: plain PyTorch on one image at a time, without padding. *Together*: all images in one
 batch on a canvas, with noise around them and the calls watched. A convolution and a maximum follow in both. They
@@ -131,7 +131,7 @@ VARIANTS: dict[str, Callable[[Tensor], Any]] = {
     "concatenation by axis": lambda maps: torch.cat((maps, maps), axis=1),  # type: ignore[call-overload]
     "activation behind a permutation": lambda maps: F.gelu(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
 }
-# What the maps are that the operation is given: their tags differ, and with them what a rule may rely on.
+# The kinds of maps that an operation receives: their tags differ, and so do the assumptions that a rule may make.
 INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "blank": lambda images: images,
     "convolved": lambda images: F.conv2d(images, KERNEL, BIAS, 1, 1),
@@ -269,7 +269,7 @@ def test_an_activation_survives_a_switch_that_overwrites_its_input(overwrite: Ca
     assert_as_alone(network, CANVASES[1])
 
 
-def test_every_spelling_of_an_operation_in_place_is_known() -> None:
+def test_every_name_of_an_in_place_operation_is_known() -> None:
     for home in HOMES:
         for name in RULES:
             for spelling in (f"{name}_", f"__i{name}__"):
@@ -288,7 +288,7 @@ def test_a_function_is_recognised_by_what_it_is_and_not_by_its_name() -> None:
     assert functions_of(["float"]).keys() == {Tensor.float}  # torch.float is a type
 
 
-def test_what_a_call_overwrites() -> None:
+def test_the_tensor_that_a_call_overwrites_is_found() -> None:
     maps, other = torch.zeros(1), torch.ones(1)
     relu, in_place, plain = FUNCTIONS[F.relu], FUNCTIONS[torch.relu_], FUNCTIONS[torch.add]
     assert isinstance(relu, Operation)
@@ -365,7 +365,7 @@ def test_a_call_that_a_rule_cannot_keep_within_an_image_is_refused(
         call(tracked(alone))
 
 
-def test_what_is_not_computed_from_the_images_is_left_alone() -> None:
+def test_tensors_that_are_not_computed_from_the_images_are_not_changed() -> None:
     with AsIfAlone() as alone:
         maps = tracked(alone)
         assert maps.shape == (1, CHANNELS, 8, 12)
@@ -375,7 +375,7 @@ def test_what_is_not_computed_from_the_images_is_left_alone() -> None:
             alone.extent_of(torch.ones(1, 1, 8, 12))
 
 
-def test_the_extent_behind_a_window_by_hand() -> None:
+def test_the_extent_behind_a_window_equals_the_one_computed_by_hand() -> None:
     """7 × 10 cells of a canvas of 12 × 16, a window of 3 moved by 2, one cell of padding on each side."""
     extent = Extent(torch.tensor([[7, 10]]), (12, 16), (1, 1), True, 1)
     behind = extent.after((2 - 2 * 1, 2 - 2 * 1), (2, 2))

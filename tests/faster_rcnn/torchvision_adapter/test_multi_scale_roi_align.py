@@ -55,8 +55,8 @@ def by_torchvision(maps: list[Tensor], cells: list[Tensor], image: int, rois: Te
 
 @pytest.mark.parametrize("ratio", [0, 1, 2, 3])
 @pytest.mark.parametrize("strides", [(4, 8, 16), (8, 16), (16,), (4, 16)], ids=str)
-def test_all_maps_on_one_sheet(strides: tuple[int, ...], ratio: int) -> None:
-    """Strides 4 and 16 lack 8: torchvision leaves the regions of the level that does not exist zero."""
+def test_pooling_from_all_maps_on_one_sheet_agrees_with_torchvision(strides: tuple[int, ...], ratio: int) -> None:
+    """Between strides 4 and 16 the level of stride 8 is missing: torchvision returns zeros for its regions."""
     maps, cells = pyramid(strides)
     how = sampling(ratio, strides)
     rois = [regions(*size) for size in SIZES]
@@ -68,7 +68,7 @@ def test_all_maps_on_one_sheet(strides: tuple[int, ...], ratio: int) -> None:
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 3])
-def test_one_map_by_matrix_products(ratio: int) -> None:
+def test_pooling_from_one_map_by_matrix_products_agrees_with_torchvision(ratio: int) -> None:
     maps, cells = pyramid((16,))
     how = sampling(ratio, (16,))
     rois = torch.stack([regions(*size) for size in SIZES])
@@ -78,7 +78,7 @@ def test_one_map_by_matrix_products(ratio: int) -> None:
         torch.testing.assert_close(found[image].permute(0, 3, 1, 2), expected, atol=2e-5, rtol=1e-4)
 
 
-def test_the_level_of_a_region_is_torchvisions() -> None:
+def test_the_level_of_a_region_agrees_with_torchvision() -> None:
     rois = torch.cat([regions(96, 128, 200), torch.tensor([[0.0, 0.0, side, side] for side in (24, 48, 96)])])
     expected = LevelMapper(2, 4, 48, 3)([rois])  # strides 4 to 16 are 2² to 2⁴
     assert level_of(rois, sampling()).tolist() == expected.tolist()
@@ -92,12 +92,12 @@ def test_beyond_an_image_its_last_row_and_column_are_repeated() -> None:
     assert framed[0, 0].tolist() == [[1, 2, 2, 2, 2], [3, 4, 4, 4, 4], [3, 4, 4, 4, 4], [3, 4, 4, 4, 4]]
 
 
-def test_maps_of_one_stride_are_one_map() -> None:
+def test_only_the_first_of_several_maps_with_equal_strides_is_used() -> None:
     assert sampling(strides=(16, 16)).maps == 1
     assert sampling(strides=(8, 16)).maps == 2
 
 
-def test_fixed_scales_are_taken_back() -> None:
+def test_fixed_scales_are_restored_afterwards() -> None:
     pool = MultiScaleRoIAlign(["0", "1"], 7, 2)
     with fixed_scales(pool, (4, 8)):
         assert pool.scales == [0.25, 0.125]

@@ -26,7 +26,7 @@ def test_infinite_box_losses_alone_suggest_tiny_objects() -> None:
 
 def test_the_rate_is_blamed_during_the_warm_up_but_not_at_the_first_step() -> None:
     broken = FINE | {"head_classification": math.inf}
-    with pytest.raises(FloatingPointError, match=r"during the warm-up; the learning rate, 0.05 so far, is"):
+    with pytest.raises(FloatingPointError, match=r"this is in the warm-up; the learning rate, 0.05 so far, is"):
         DivergenceWatch(100).check_losses(50, 0.05, broken)
     with pytest.raises(FloatingPointError, match=r"at the first step the learning rate is not the cause"):
         DivergenceWatch(100).check_losses(0, 0.05, broken)

@@ -42,7 +42,7 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
     assert iterations(tmp_path) == ([0, 1, 2, 3, 4, 5], [2, 4, 6])
 
 
-def test_a_run_that_starts_again_drops_all_entries(tmp_path: Path) -> None:
+def test_a_run_that_starts_from_the_beginning_drops_all_entries(tmp_path: Path) -> None:
     write(tmp_path, 0, 6)
     write(tmp_path, 0, 2)
     assert iterations(tmp_path) == ([0, 1], [2])

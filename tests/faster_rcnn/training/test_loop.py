@@ -153,7 +153,7 @@ def test_a_frozen_backbone_keeps_its_weights_and_statistics(tmp_path: Path) -> N
     assert changed == {"rpn", "head"}
 
 
-def test_a_batch_in_micro_batches_has_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+def test_the_micro_batches_of_a_batch_add_up_to_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     """With frozen normalisation statistics, one step is the same up to rounding."""
     options = replace(OPTIONS, iterations=1, workers=0, optimiser="sgd", frozen_statistics=True, mixed_precision=False)
     results = []

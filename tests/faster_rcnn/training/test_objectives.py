@@ -60,7 +60,7 @@ def test_gradients_reach_exactly_the_parts_of_each_objective(batch: Batch) -> No
     assert parts_with_gradients(here, fast_rcnn_losses(here, with_proposals, False)) == {"backbone", "head"}
 
 
-def test_a_batch_is_the_mean_of_its_images_however_it_is_divided(batch: Batch) -> None:
+def test_the_loss_of_a_batch_is_the_mean_over_its_images_however_it_is_divided(batch: Batch) -> None:
     here = detector()
     whole = joint_losses(here, batch, False)
     parts = [joint_losses(here, subset(batch, places), False) for places in ([2, 0], [3, 1])]
@@ -69,7 +69,7 @@ def test_a_batch_is_the_mean_of_its_images_however_it_is_divided(batch: Batch) -
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_fast_rcnn_losses_need_proposals(batch: Batch) -> None:
+def test_fast_rcnn_losses_of_a_batch_without_proposals_are_refused(batch: Batch) -> None:
     with pytest.raises(ValueError, match="carry no proposals; open the data set with those of a source"):
         fast_rcnn_losses(detector(), batch, False)
 
@@ -101,7 +101,7 @@ def test_the_three_readings_of_n_reg_divide_by_different_counts(batch: Batch) ->
     assert values["locations"] * locations == pytest.approx(values["sampled"] * 256, rel=1e-5)
 
 
-def test_lambda_scales_the_rpns_box_loss_and_beta_bends_it(batch: Batch) -> None:
+def test_lambda_scales_the_rpns_box_loss_and_beta_sets_where_it_turns_linear(batch: Batch) -> None:
     of_one, of_ten, bent = (
         rpn_losses(detector(losses=rule), batch, False)["rpn_box"].item()
         for rule in (LossRule(rpn_lambda=1.0), LossRule(rpn_lambda=10.0), LossRule(rpn_lambda=1.0, rpn_beta=1 / 9))
@@ -124,12 +124,12 @@ def test_depthwise_convolutions_keep_full_precision_on_a_cpu(
     monkeypatch.setattr(objectives, "autocast_dtype", lambda _: torch.bfloat16)
     with torch.device("meta"):
         here = FasterRCNN(default_config(backbone, Shapes.labels))
-    with objectives._precision(here, torch.zeros(1), True):
+    with objectives._precision(here, torch.zeros(1), True):  # noqa: SLF001  a whole MobileNet step would be slow
         assert torch.is_autocast_enabled("cpu") == reduced
 
 
 def test_mixed_precision_gives_nearly_the_same_features(monkeypatch: pytest.MonkeyPatch, batch: Batch) -> None:
-    """bfloat16 has 8 bits of precision: features differ by about a percent. No difference: it was not used."""
+    """bfloat16 has 8 bits of precision: features differ by about a percent, and are equal if it was not used."""
     monkeypatch.setattr(objectives, "autocast_dtype", lambda _: torch.bfloat16)
     here = detector()
     features: list[Tensor] = []

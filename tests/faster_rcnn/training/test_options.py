@@ -31,12 +31,12 @@ def test_the_length_of_a_run_is_30_epochs_but_not_less_than_2500_batches(
     assert (options["batch_size"], options["iterations"]) == (batch_size, iterations)
 
 
-def test_generated_images_have_a_length_of_their_own() -> None:
+def test_a_run_on_generated_images_has_its_own_default_length() -> None:
     options = default_options("compact", "none", "shapes", 1_000_000)
     assert (options["iterations"], options["batch_size"], options["augmentations"]) == (4500, 16, ("flip",))
 
 
-def test_pretrained_weights_select_the_papers_fine_tuning_and_no_weights_adamw() -> None:
+def test_pretrained_weights_select_the_papers_fine_tuning_and_random_weights_select_adamw() -> None:
     tuned = complete_options({}, "vgg16", default_weights("vgg16"), "voc:images", 5000)
     assert (tuned.optimiser, tuned.decay, tuned.learning_rate, tuned.batch_size) == ("sgd", "step", 0.001, 1)
     assert (tuned.trainable_from, tuned.frozen_statistics) == ("conv3_1", True)
@@ -63,7 +63,7 @@ def test_options_survive_json_where_tuples_become_lists() -> None:
     assert TrainingOptions.from_dict(vars(options) | {"augmentations": ["flip"]}) == options
 
 
-def test_without_options_the_detector_is_the_preset_except_in_fast_rcnn() -> None:
+def test_without_options_the_detector_has_the_preset_configuration_except_in_fast_rcnn() -> None:
     joint, alone = (configure({"schedule": schedule}, "compact", ("cat",)) for schedule in ("joint", "fast-rcnn"))
     assert joint == configure({}, "compact", ("cat",))
     assert joint.proposal_sampling.background_iou == (0.0, 0.5)

@@ -60,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"coco:{folder}"
 
 
-def test_two_processes_have_the_loss_curve_of_one_with_fixed_proposals(data: str, tmp_path: Path) -> None:
+def test_two_processes_have_the_same_loss_curve_as_one_with_fixed_proposals(data: str, tmp_path: Path) -> None:
     """Including batch normalisation, the curves differ only by rounding."""
     alone = train_alone(tmp_path / "alone", data=data, **FAST_RCNN)
     shared = train_in_two_processes(tmp_path / "shared", data=data, **FAST_RCNN)

@@ -93,7 +93,7 @@ def test_a_file_that_is_not_a_record_is_refused_with_its_name(tmp_path: Path) ->
             read_record(tmp_path)
 
 
-def test_a_new_run_takes_defaults_and_the_users_options(tmp_path: Path) -> None:
+def test_a_new_run_uses_the_users_options_and_defaults_for_the_others(tmp_path: Path) -> None:
     record = begin(tmp_path, learning_rate=0.5, min_size=96, max_size=192, anchor_scales=[32, 64])
     assert record.training_options.learning_rate == 0.5
     assert record.training_options.optimiser == "adamw"  # from scratch
@@ -122,7 +122,7 @@ def test_iterations_are_divided_as_in_the_reference_code() -> None:
         ({"proposals": ["sliding-window"]}, "--proposals SOURCE and --schedule fast-rcnn belong together"),
         ({"schedule": "fast-rcnn", "proposals": ["sliding-window"] * 3}, "names one source, or one for training and"),
         ({"schedule": "fast-rcnn", "proposals": ["magic"]}, "'magic' is not a source of proposals; choose one of:"),
-        ({"step_iterations": [1, 1, 1, 1]}, "are those of --schedule alternating"),
+        ({"step_iterations": [1, 1, 1, 1]}, "belongs to --schedule alternating"),
         ({"schedule": "alternating", "step_iterations": [1, 1, 1, 1]}, "leave out --iterations"),
         ({"target_normalisation": "measured"}, "needs proposals that do not change during training"),
         ({"trainable_from": "conv9_9"}, "has no stage 'conv9_9'"),
@@ -155,7 +155,7 @@ def test_resuming_changes_the_rate_and_the_length_and_records_the_command(tmp_pa
     assert resume_run(tmp_path, {"workers": 3}, "third").resumed == ("second", "third")
 
 
-def test_resuming_refuses_everything_else(tmp_path: Path) -> None:
+def test_resuming_refuses_changes_to_other_options(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is nothing to resume; leave out --resume"):
         resume_run(tmp_path, {}, "")
     write_record(tmp_path, begin(tmp_path))
@@ -195,7 +195,7 @@ def test_an_unfinished_alternating_run_names_the_step_to_finish(tmp_path: Path, 
     assert found.schedule == "alternating"
 
 
-def test_runs_of_other_schedules_need_no_step(tmp_path: Path) -> None:
+def test_runs_of_other_schedules_have_no_steps_to_finish(tmp_path: Path) -> None:
     write_record(tmp_path, RunRecord(schedule="joint"))
     assert find_record(tmp_path) == RunRecord(schedule="joint")
 

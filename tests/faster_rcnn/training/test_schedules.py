@@ -256,10 +256,10 @@ def test_targets_of_foreground_proposals_are_measured() -> None:
     torch.testing.assert_close(measured.undo(measured.apply(deltas)), deltas)
 
 
-def test_a_source_that_covers_no_object_leaves_nothing_to_measure() -> None:
+def test_targets_cannot_be_measured_if_no_proposal_covers_an_object() -> None:
     image, nothing = np.zeros((100, 100, 3), np.uint8), np.zeros((0, 4), np.float32)
     sample = Sample(image, nothing, np.zeros(0, np.int64), proposals=np.array([[0, 0, 9, 9]], np.float32))
-    with pytest.raises(ValueError, match="no targets to measure; take another source"):
+    with pytest.raises(ValueError, match="no targets to measure; use another source"):
         measure_normalisation(Images(sample), ProposalSampling())
 
 

@@ -1,4 +1,4 @@
-"""The splits of a run: what stops it before the first iteration, and what is only reported."""
+"""The splits of a training run: faults that stop it before the first iteration, and faults that are only reported."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ def change(file: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_the_record_gets_digests_that_later_sessions_compare(record: RunRecord, tmp_path: Path) -> None:
+def test_the_record_gets_digests_that_are_compared_when_the_run_is_resumed(record: RunRecord, tmp_path: Path) -> None:
     training, validation, opened = open_splits(record)
     assert (len(training), len(validation)) == (3, 3)
     assert opened.annotations_sha256 is not None
@@ -40,7 +40,7 @@ def test_the_record_gets_digests_that_later_sessions_compare(record: RunRecord, 
 
 def test_a_training_split_without_objects_is_refused(record: RunRecord, tmp_path: Path) -> None:
     change(tmp_path / "annotations" / "train.json", annotations=[])
-    with pytest.raises(ValueError, match="/train has no object to learn from; add annotations"):
+    with pytest.raises(ValueError, match="/train has no objects to learn from; add annotations"):
         open_splits(record)
 
 
@@ -49,7 +49,7 @@ def test_a_validation_split_without_objects_is_reported(
 ) -> None:
     change(tmp_path / "annotations" / "val.json", annotations=[])
     open_splits(record)
-    assert "/val has no object, so no best checkpoint can be chosen" in capsys.readouterr().out
+    assert "/val has no objects, so no best checkpoint can be chosen" in capsys.readouterr().out
 
 
 def test_a_broken_image_stops_the_run_or_is_left_out(

@@ -1,10 +1,10 @@
 """Runs any convolutional network on a canvas so that each image is computed as if it were alone on its tight canvas.
 
 The detectors of this project blank their padding layer by layer (`detector/padding.py`). A network from elsewhere knows
-nothing of padding, so here every operation that it calls is watched. For each feature map it is known how far each
-image reaches: its extent, which is the size that the map would have if the image were alone. Before an operation looks
-at neighbouring cells, the cells outside the extent are set to what the operation would find beyond the border of that
-smaller map. An operation without a rule is refused, because it might carry the padding into the image.
+nothing of padding, so here every operation that it calls is watched. Each feature map is tagged with the extent of each
+image, which is the size that the map would have if the image were alone. Before an operation looks at neighbouring
+cells, the cells outside the extent are set to what the operation would find beyond the border of that smaller map. An
+operation without a rule is refused, because it might carry the padding into the image.
 
 A map is *blank* if it is zero outside the images.
 

@@ -27,7 +27,7 @@ class AsIfAlone(TorchFunctionMode):
         self._extents: list[Extent] = []
 
     def track(self, maps: Tensor, extent: Extent, blank: bool = False) -> Tensor:
-        """From here on the images on `maps` [N, C, h, w] reach as far as `extent` says."""
+        """Starts to watch `maps` [N, C, h, w], on which the images have this extent."""
         return self.tag(maps, Tag(extent, blank=blank))
 
     def extent_of(self, maps: Tensor) -> Extent:
@@ -38,7 +38,7 @@ class AsIfAlone(TorchFunctionMode):
         return tag.extent
 
     def tag(self, tensor: Tensor, tag: Tag) -> Tensor:
-        """Remembers what is known of a tensor, and returns it."""
+        """Stores the tag of a tensor, and returns the tensor."""
         self._tags[tensor] = tag
         self._blanked.pop(tensor, None)  # an operation in place has made another map of it
         if not any(tag.extent is one for one in self._extents):
@@ -46,7 +46,7 @@ class AsIfAlone(TorchFunctionMode):
         return tensor
 
     def tag_of(self, value: Any) -> Tag | None:
-        """What is known of a value; None if it was not computed from the images."""
+        """The tag of a value; None if it was not computed from the images."""
         return self._tags.get(value) if isinstance(value, Tensor) else None
 
     def tag_of_maps(self, value: Any, what: str) -> Tag:

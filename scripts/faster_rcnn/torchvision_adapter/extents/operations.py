@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HOMES = (torch, F, Tensor)
-# What Python's operators call. `1 / maps` is left out: it may divide by the zeros outside an image.
+# The methods that Python's operators call. `1 / maps` is left out: it may divide by the zeros outside an image.
 SYMBOLS: Mapping[str, tuple[str, ...]] = {
     "add": ("__add__", "__radd__", "__iadd__"),
     "sub": ("__sub__", "__rsub__", "__isub__"),

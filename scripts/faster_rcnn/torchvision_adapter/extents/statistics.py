@@ -34,7 +34,7 @@ def mean(
     if axes == {1}:
         return alone.tag(operation(input, dim, keepdim=True), Tag(tag.extent))
     if axes != {2, 3}:
-        raise Unsupported(f"the network takes a mean over the axes {sorted(axes)} of a feature map")
+        raise Unsupported(f"the network computes a mean over the axes {sorted(axes)} of a feature map")
     of_image = _mean_of_image(input, tag.extent)
     return of_image if keepdim else of_image.flatten(1)
 

@@ -15,7 +15,9 @@ ROWS_AND_COLUMNS = (2, 3)  # their axes in a feature map [N, C, h, w]
 
 @dataclass(frozen=True)
 class Tag:
-    """extent: of the images on it;  axes: of its rows and columns;  blank: whether it is zero outside the images;
+    """What is known of one tensor.
+
+    extent: of the images on it;  axes: of its rows and columns;  blank: whether it is zero outside the images;
     positive: whether no value is negative;  activation: the function that computed it and what it was computed from.
     """
 

@@ -74,7 +74,7 @@ def max_pool(
         return alone.tag(out, Tag(extent, positive=True))
     lowest = torch.full_like(input[:1, :1, :1, :1], torch.finfo(input.dtype).min)
     out = F.max_pool2d(torch.where(tag.extent.inside, input, lowest), kernel, steps, paddings, dilations)
-    # blanked at once, because a product with the lowest number would overflow
+    # set directly, because multiplying the lowest number would overflow
     return alone.blank(alone.tag(out, Tag(extent)))
 
 
