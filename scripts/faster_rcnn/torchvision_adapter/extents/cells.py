@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from faster_rcnn.torchvision_adapter.extents.extent import Unsupported
 from faster_rcnn.torchvision_adapter.extents.operations import Operation
-from faster_rcnn.torchvision_adapter.extents.tags import ROWS_AND_COLUMNS, Tag, flat
+from faster_rcnn.torchvision_adapter.extents.tags import ROWS_AND_COLUMNS, Tag, Tags, flat
 from faster_rcnn.torchvision_adapter.internals import statically_known_true
-
-if TYPE_CHECKING:
-    from faster_rcnn.torchvision_adapter.extents.mode import AsIfAlone
 
 
 @dataclass(frozen=True)
@@ -33,26 +30,26 @@ class CellByCell:
     keeps_sign: bool = False
     joins: Literal["sum", "product", "quotient"] | None = None
 
-    def __call__(self, alone: AsIfAlone, operation: Operation, /, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, all_tags: Tags, operation: Operation, /, *args: Any, **kwargs: Any) -> Tensor:
         values = list(flat((args, kwargs)))
-        known = [tag for value in values if (tag := alone.tag_of(value)) is not None]
+        known = [tag for value in values if (tag := all_tags.tag_of(value)) is not None]
         first = known[0]
         for other in known[1:]:
             if not other.extent.same_size(*first.extent.canvas):
                 raise Unsupported(f"the network joins maps of {other.extent.canvas} and {first.extent.canvas} cells")
         maps = [value for value in values if isinstance(value, Tensor) and value.ndim == 4]
-        tags = [alone.tag_of(value) for value in maps]
+        tags = [all_tags.tag_of(value) for value in maps]
         for value, tag in zip(maps, tags, strict=True):
             if tag is None and not all(statically_known_true(side == 1) for side in value.shape[2:]):
                 raise Unsupported(
                     f"the network calls {operation.name} on a feature map and on a tensor that was not computed from "
                     "the images"
                 )
-        if self.joins == "quotient" and alone.tag_of(args[-1]) is not None:
+        if self.joins == "quotient" and all_tags.tag_of(args[-1]) is not None:
             raise Unsupported("the network divides by a feature map, which may be zero outside the images")
         numbers = any(isinstance(value, (int, float)) for value in values)
         out = operation(*args, **kwargs)
-        return alone.tag(out, Tag(first.extent, first.axes, self._blank(first, tags), self._positive(tags, numbers)))
+        return all_tags.tag(out, Tag(first.extent, first.axes, self._blank(first, tags), self._positive(tags, numbers)))
 
     def _blank(self, first: Tag, tags: list[Tag | None]) -> bool:
         blank = [tag is not None and tag.blank for tag in tags]
@@ -79,13 +76,13 @@ class Activation:
     function: Callable[[Tensor], Tensor]
     positive: bool = False
 
-    def __call__(self, alone: AsIfAlone, operation: Operation, /, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, all_tags: Tags, operation: Operation, /, *args: Any, **kwargs: Any) -> Tensor:
         maps = args[0] if args else kwargs["input"]
-        tag = alone.tag_of(maps)
+        tag = all_tags.tag_of(maps)
         assert tag is not None
         known = None
         if tag.axes == ROWS_AND_COLUMNS and not tag.blank and kwargs.get("approximate", "none") == "none":
             overwrites = operation.overwritten(args, kwargs) is not None
             known = (self.function, maps.clone() if overwrites else maps)
         out = operation(*args, **kwargs)
-        return alone.tag(out, Tag(tag.extent, tag.axes, tag.blank, self.positive, known))
+        return all_tags.tag(out, Tag(tag.extent, tag.axes, tag.blank, self.positive, known))

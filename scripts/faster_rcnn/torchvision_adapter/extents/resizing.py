@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from faster_rcnn.torchvision_adapter.extents.extent import Extent, Unsupported
 from faster_rcnn.torchvision_adapter.extents.operations import Operation
-from faster_rcnn.torchvision_adapter.extents.tags import Tag, flat
+from faster_rcnn.torchvision_adapter.extents.tags import Tag, Tags, flat
 from faster_rcnn.torchvision_adapter.extents.windows import pair
-
-if TYPE_CHECKING:
-    from faster_rcnn.torchvision_adapter.extents.mode import AsIfAlone
 
 
 def interpolate(
-    alone: AsIfAlone,
+    all_tags: Tags,
     operation: Operation,
     /,
     input: Tensor,
@@ -25,9 +22,9 @@ def interpolate(
     mode: str = "nearest",
     **more: Any,
 ) -> Tensor:
-    tag = alone.tag_of_maps(input, "interpolation")
+    tag = all_tags.tag_of_maps(input, "interpolation")
     out = operation(input, size, scale_factor, mode, **more)
-    extent = alone.extent_of_size(out.shape[2], out.shape[3])
+    extent = all_tags.extent_of_size(out.shape[2], out.shape[3])
     if extent is None and scale_factor is not None and all(float(one).is_integer() for one in flat((scale_factor,))):
         factor = pair(int(scale_factor) if isinstance(scale_factor, float) else scale_factor)
         if all(stride % times == 0 for stride, times in zip(tag.extent.stride, factor, strict=True)):
@@ -37,7 +34,7 @@ def interpolate(
             f"the network resizes a feature map by {mode!r} interpolation to a size that depends on the canvas; only "
             "the nearest cell, between maps whose strides are whole multiples, can be made independent of the padding"
         )
-    return alone.tag(out, Tag(extent, blank=tag.blank and tag.extent.whole(), positive=tag.positive))
+    return all_tags.tag(out, Tag(extent, blank=tag.blank and tag.extent.whole(), positive=tag.positive))
 
 
 def _nearest_cell_is_fixed(coarse: Extent, fine: Extent) -> bool:

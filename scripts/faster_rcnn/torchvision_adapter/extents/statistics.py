@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from faster_rcnn.torchvision_adapter.extents.extent import Extent, Unsupported
 from faster_rcnn.torchvision_adapter.extents.operations import Operation
-from faster_rcnn.torchvision_adapter.extents.tags import Tag
+from faster_rcnn.torchvision_adapter.extents.tags import Tag, Tags
 from faster_rcnn.torchvision_adapter.extents.windows import pair
 
-if TYPE_CHECKING:
-    from faster_rcnn.torchvision_adapter.extents.mode import AsIfAlone
 
-
-def adaptive_average_pool(alone: AsIfAlone, operation: Operation, /, input: Tensor, output_size: Any) -> Tensor:
-    tag = alone.tag_of_maps(input, "adaptive average pooling")
+def adaptive_average_pool(all_tags: Tags, operation: Operation, /, input: Tensor, output_size: Any) -> Tensor:
+    tag = all_tags.tag_of_maps(input, "adaptive average pooling")
     if pair(output_size) != (1, 1):
         raise Unsupported(
             f"the network pools adaptively to {output_size}; only pooling to a single cell can be made independent of "
@@ -27,12 +24,12 @@ def adaptive_average_pool(alone: AsIfAlone, operation: Operation, /, input: Tens
 
 
 def mean(
-    alone: AsIfAlone, operation: Operation, /, input: Tensor, dim: Any = None, keepdim: bool = False, **more: Any
+    all_tags: Tags, operation: Operation, /, input: Tensor, dim: Any = None, keepdim: bool = False, **more: Any
 ) -> Tensor:
-    tag = alone.tag_of_maps(input, "a mean")
+    tag = all_tags.tag_of_maps(input, "a mean")
     axes = {axis % 4 for axis in ((dim,) if isinstance(dim, int) else dim or (0, 1, 2, 3))}
     if axes == {1}:
-        return alone.tag(operation(input, dim, keepdim=True), Tag(tag.extent))
+        return all_tags.tag(operation(input, dim, keepdim=True), Tag(tag.extent))
     if axes != {2, 3}:
         raise Unsupported(f"the network computes a mean over the axes {sorted(axes)} of a feature map")
     of_image = _mean_of_image(input, tag.extent)
@@ -40,7 +37,7 @@ def mean(
 
 
 def group_norm(
-    alone: AsIfAlone,
+    all_tags: Tags,
     operation: Operation,
     /,
     input: Tensor,
@@ -50,7 +47,7 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Group normalisation whose statistics are those of the image, not of the canvas."""
-    tag = alone.tag_of_maps(input, "group normalisation")
+    tag = all_tags.tag_of_maps(input, "group normalisation")
     inside = tag.extent.inside.to(torch.float32)[:, None]  # [N, 1, 1, h, w]
     grouped = input.unflatten(1, (num_groups, input.shape[1] // num_groups)).to(torch.float32)
     count = inside.sum(dim=(2, 3, 4), keepdim=True).clamp(min=1) * grouped.shape[2]
@@ -61,7 +58,7 @@ def group_norm(
         out = out * weight[:, None, None]
     if bias is not None:
         out = out + bias[:, None, None]
-    return alone.tag(out, Tag(tag.extent))
+    return all_tags.tag(out, Tag(tag.extent))
 
 
 def _mean_of_image(maps: Tensor, extent: Extent) -> Tensor:

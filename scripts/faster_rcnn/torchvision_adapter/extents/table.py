@@ -1,7 +1,7 @@
 """The rule of every operation that a network may call on the images.
 
-A rule is called as `rule(mode, operation, *args, **kwargs)`, with the arguments that the network gave. It computes the
-result, so that each image's part of it is what it would be if the image were alone, and tags it.
+A rule is called as `rule(all_tags, operation, *args, **kwargs)`, with the network's arguments. It computes the result,
+so that each image's part of it is what it would be if the image were alone, and tags it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,7 @@ from torch import Tensor
 
 from faster_rcnn.torchvision_adapter.extents.extent import Extent, Pair, Unsupported
 from faster_rcnn.torchvision_adapter.extents.operations import Operation
-from faster_rcnn.torchvision_adapter.extents.tags import Tag
-
-if TYPE_CHECKING:
-    from faster_rcnn.torchvision_adapter.extents.mode import AsIfAlone
+from faster_rcnn.torchvision_adapter.extents.tags import Tag, Tags
 
 
 def pair(value: Any) -> Pair:
@@ -24,7 +21,7 @@ def pair(value: Any) -> Pair:
 
 
 def convolution(
-    alone: AsIfAlone,
+    all_tags: Tags,
     operation: Operation,
     /,
     input: Tensor,
@@ -35,7 +32,7 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    tag = alone.tag_of_maps(input, "a convolution")
+    tag = all_tags.tag_of_maps(input, "a convolution")
     kernel, steps, dilations = pair(tuple(weight.shape[2:])), pair(stride), pair(dilation)
     if padding == "same":
         if any(d * (k - 1) % 2 for k, d in zip(kernel, dilations, strict=True)):
@@ -43,13 +40,13 @@ def convolution(
         padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilations, strict=True))
     paddings = (0, 0) if padding == "valid" else pair(padding)
     if kernel != (1, 1) or paddings != (0, 0):
-        input = alone.blank(input)
+        input = all_tags.blank(input)
     out = operation(input, weight, bias, steps, paddings, dilations, groups)
-    return alone.tag(out, Tag(_behind(tag, kernel, paddings, dilations, steps)))
+    return all_tags.tag(out, Tag(_behind(tag, kernel, paddings, dilations, steps)))
 
 
 def max_pool(
-    alone: AsIfAlone,
+    all_tags: Tags,
     operation: Operation,
     /,
     input: Tensor,
@@ -60,7 +57,7 @@ def max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
-    tag = alone.tag_of_maps(input, "max pooling")
+    tag = all_tags.tag_of_maps(input, "max pooling")
     kernel, steps = pair(kernel_size), pair(stride or kernel_size)
     paddings, dilations = pair(padding), pair(dilation)
     if ceil_mode or return_indices:
@@ -68,18 +65,18 @@ def max_pool(
     extent = _behind(tag, kernel, paddings, dilations, steps)
     if kernel == (1, 1):
         out = F.max_pool2d(input, kernel, steps, paddings)
-        return alone.tag(out, Tag(extent, blank=tag.blank, positive=tag.positive))
+        return all_tags.tag(out, Tag(extent, blank=tag.blank, positive=tag.positive))
     if tag.positive:  # every window holds a cell of the image, so a zero outside never exceeds its maximum
-        out = F.max_pool2d(alone.blank(input), kernel, steps, paddings, dilations)
-        return alone.tag(out, Tag(extent, positive=True))
+        out = F.max_pool2d(all_tags.blank(input), kernel, steps, paddings, dilations)
+        return all_tags.tag(out, Tag(extent, positive=True))
     lowest = torch.full_like(input[:1, :1, :1, :1], torch.finfo(input.dtype).min)
     out = F.max_pool2d(torch.where(tag.extent.inside, input, lowest), kernel, steps, paddings, dilations)
     # set directly, because multiplying the lowest number would overflow
-    return alone.blank(alone.tag(out, Tag(extent)))
+    return all_tags.blank(all_tags.tag(out, Tag(extent)))
 
 
 def average_pool(
-    alone: AsIfAlone,
+    all_tags: Tags,
     operation: Operation,
     /,
     input: Tensor,
@@ -90,27 +87,27 @@ def average_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    tag = alone.tag_of_maps(input, "average pooling")
+    tag = all_tags.tag_of_maps(input, "average pooling")
     kernel, steps, paddings = pair(kernel_size), pair(stride or kernel_size), pair(padding)
     if ceil_mode:
         raise Unsupported("the network calls average pooling with ceil_mode")
-    out = F.avg_pool2d(alone.blank(input), kernel, steps, paddings, divisor_override=divisor_override)
+    out = F.avg_pool2d(all_tags.blank(input), kernel, steps, paddings, divisor_override=divisor_override)
     if not count_include_pad and divisor_override is None:
         share = F.avg_pool2d(tag.extent.inside.to(input.dtype), kernel, steps, paddings)
         out = out / share.clamp(min=1 / math.prod(kernel))
-    return alone.tag(out, Tag(_behind(tag, kernel, paddings, (1, 1), steps), positive=tag.positive))
+    return all_tags.tag(out, Tag(_behind(tag, kernel, paddings, (1, 1), steps), positive=tag.positive))
 
 
 def pad(
-    alone: AsIfAlone, operation: Operation, /, input: Tensor, pad: Any, mode: str = "constant", value: Any = None
+    all_tags: Tags, operation: Operation, /, input: Tensor, pad: Any, mode: str = "constant", value: Any = None
 ) -> Tensor:
-    tag = alone.tag_of_maps(input, "padding")
+    tag = all_tags.tag_of_maps(input, "padding")
     left, right, top, bottom = (*pad, 0, 0, 0, 0)[:4]
     if mode != "constant" or value or len(pad) > 4 or min(pad) < 0:
         raise Unsupported("the network pads a feature map other than with zeros at its sides")
-    out = F.pad(alone.blank(input), pad)
+    out = F.pad(all_tags.blank(input), pad)
     extent = tag.extent.after((-top - bottom, -left - right), (1, 1))
-    return alone.tag(out, Tag(extent, blank=True, positive=tag.positive))
+    return all_tags.tag(out, Tag(extent, blank=True, positive=tag.positive))
 
 
 def _behind(tag: Tag, kernel: Pair, padding: Pair, dilation: Pair, step: Pair) -> Extent:
