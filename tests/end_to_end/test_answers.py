@@ -24,6 +24,7 @@ def detect(http, data, **query):
     return answer(http.post("/detect", content=data, headers={"Content-Type": "image/jpeg"}, params=query))
 
 
+@pytest.mark.contract("3.3")
 def test_an_answer_has_the_promised_members(server):
     data = encoded(scene(640, 480))
     response = server.http.post("/detect", files={"image": data}, params={"proposals": "true"})
@@ -43,6 +44,7 @@ def test_an_answer_has_the_promised_members(server):
         assert 0 <= y1 < y2 <= 480
 
 
+@pytest.mark.contract("1.2")
 def test_images_in_a_batch_get_the_same_answers_as_alone(server, start, uploads):
     asked = {"proposals": True, "score_threshold": 0.05}
     alone = [detect(server.http, data, **asked) for data in uploads]
@@ -66,6 +68,7 @@ def test_images_in_a_batch_get_the_same_answers_as_alone(server, start, uploads)
             np.testing.assert_allclose(mine, theirs, atol=0.01 * max(1, max(width, height) / 320))
 
 
+@pytest.mark.contract("5.2")
 def test_the_parameters_of_one_request_do_not_affect_another(server, uploads):
     everything = detect(server.http, uploads[0], score_threshold=0)
     assert len(everything["boxes"]) > 1
@@ -75,6 +78,7 @@ def test_the_parameters_of_one_request_do_not_affect_another(server, uploads):
     assert found == [len(everything["boxes"]), 0, 1] * 8
 
 
+@pytest.mark.contract("3.4")
 def test_the_proposals_route_returns_the_same_proposals_as_detect(server, uploads):
     for data in uploads:
         whole = detect(server.http, data, proposals=True, max_proposals=50)
@@ -87,6 +91,7 @@ def test_the_proposals_route_returns_the_same_proposals_as_detect(server, upload
         assert 1 <= len(alone["boxes"]) <= 50
 
 
+@pytest.mark.contract("3.4")
 def test_proposals_of_a_recent_upload_need_no_second_upload(server, uploads):
     first = answer(server.http.post("/proposals", files={"image": uploads[0]}))
     again = answer(server.http.get("/proposals", params={"image_id": first["image"]["id"]}))
@@ -99,6 +104,7 @@ def test_a_get_with_an_image_is_answered_like_a_post(server, uploads):
     assert answer(by_get) == answer(server.http.post("/proposals", content=uploads[1], headers=headers))
 
 
+@pytest.mark.contract("3.1")
 def test_every_kind_of_upload_gets_the_same_answer(server, uploads):
     data = uploads[2]
     text = base64.b64encode(data).decode()
@@ -121,6 +127,7 @@ def test_every_kind_of_upload_gets_the_same_answer(server, uploads):
 
 
 @pytest.mark.parametrize("orientation", ROTATIONS)
+@pytest.mark.contract("2.3")
 def test_an_image_with_an_exif_orientation_gets_the_boxes_of_the_upright_image(server, orientation):
     upright = scene(600, 400, 11)
     stored = upright if ROTATIONS[orientation] is None else upright.transpose(ROTATIONS[orientation])
@@ -141,6 +148,7 @@ def test_a_blank_image_is_answered_and_does_not_affect_the_next(server, uploads)
     assert detect(server.http, uploads[0]) == before
 
 
+@pytest.mark.contract("3.2")
 def test_label_and_score_filters_keep_the_matching_detections(server, uploads):
     everything = detect(server.http, uploads[0], score_threshold=0)
     label = everything["labels"][0]
@@ -153,6 +161,7 @@ def test_label_and_score_filters_keep_the_matching_detections(server, uploads):
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "image/jpeg"])
+@pytest.mark.contract("3.5")
 def test_the_answer_can_be_the_image_with_its_boxes_drawn(server, media_type):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -165,6 +174,7 @@ def test_the_answer_can_be_the_image_with_its_boxes_drawn(server, media_type):
     assert np.abs(np.asarray(drawn).astype(int) - np.asarray(plain).astype(int)).max() > 100
 
 
+@pytest.mark.contract("3.5")
 def test_numpy_reads_an_answer_in_one_line(server, uploads):
     headers = {"Accept": "application/x-npz"}
     for path in ("/detect?proposals=true", "/proposals"):
@@ -195,6 +205,7 @@ def test_models_are_described(server):
     assert server.http.get("/models/shapes", params={"version": 1}).json() == one
 
 
+@pytest.mark.contract("3.7")
 def test_a_running_service_is_alive_and_ready(server):
     assert server.http.get("/healthz").json() == {"status": "alive"}
     ready = server.http.get("/readyz").json()
@@ -208,6 +219,7 @@ def test_a_request_keeps_its_own_id_if_the_id_is_valid(server):
         assert server.http.get("/healthz", headers={"X-Request-ID": harmful}).headers["x-request-id"] != harmful
 
 
+@pytest.mark.contract("3.8")
 def test_answers_and_problems_repeat_the_id_of_their_request(server, uploads):
     for path, body, status in (("/detect", uploads[0], 200), ("/detect", b"x", 400), ("/proposals?x=1", b"", 422)):
         response = server.http.post(path, content=body, headers={"X-Request-ID": "mine"})

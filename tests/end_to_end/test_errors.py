@@ -65,6 +65,7 @@ BODIES = {
 
 @pytest.mark.parametrize("path", ["/detect", "/proposals"])
 @pytest.mark.parametrize("name", BODIES)
+@pytest.mark.contract("3.6")
 def test_a_body_without_an_image_gets_a_problem_that_names_the_fault(server, path, name):
     request, status, word = BODIES[name]
     assert word in problem(server.http.post(path, **request), status)["detail"]
@@ -95,6 +96,7 @@ def test_a_body_without_an_image_gets_a_problem_that_names_the_fault(server, pat
         ("&".join(f"p{i}=1" for i in range(1000)), "p0"),
     ],
 )
+@pytest.mark.contract("3.2")
 def test_a_bad_parameter_gets_422_and_is_named(server, query, word):
     assert word in problem(server.http.post(f"/detect?{query}", files={"image": PNG}), 422)["detail"]
 
@@ -122,6 +124,7 @@ def test_a_very_large_number_is_accepted(server):
         ("GET", "/proposals?image_id=" + "0" * 64, 404),
     ],
 )
+@pytest.mark.contract("3.6")
 def test_an_unknown_path_or_method_or_model_or_image_gets_a_problem(server, method, path, status):
     problem(server.http.request(method, path), status)
 

@@ -39,6 +39,7 @@ def test_requests_in_flight_are_answered_after_a_signal(start, tmp_path, number)
         socket.create_connection(server.address)
 
 
+@pytest.mark.contract("3.7")
 def test_after_sigterm_the_service_is_unready_but_answers_until_the_grace_is_over(start, tmp_path):
     graphs.publish(tmp_path)
     server = start(MODEL_STORE=tmp_path, SHUTDOWN_GRACE=4).ready()
@@ -123,6 +124,7 @@ def test_draining_ends_after_its_timeout(start, tmp_path):
         assert server.stop() == 0
 
 
+@pytest.mark.contract("4.3")
 def test_a_faulty_model_is_refused_and_the_others_are_served(start, tmp_path):
     graphs.publish(tmp_path, "plain", 1)
     graphs.publish(tmp_path, "plain", 2)

@@ -75,6 +75,7 @@ def test_a_deadline_that_passes_in_the_queue_or_in_the_engine_gets_504(start, tm
     assert server.metric("detector_cancelled_total", reason="deadline", stage="inference") == 1
 
 
+@pytest.mark.contract("5.5")
 def test_a_client_that_disconnects_costs_no_inference(start, tmp_path):
     graphs.publish(tmp_path, work=4 * SLOW)  # the first run must not end before the other clients have disconnected
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1).ready()
@@ -104,6 +105,7 @@ def test_a_client_that_disconnects_during_its_upload_is_counted(start, slow_stor
     server.wait_for("detector_requests_in_flight", 0)
 
 
+@pytest.mark.contract("5.4")
 def test_an_image_that_breaks_the_engine_fails_alone(start, tmp_path):
     graphs.publish(tmp_path, fails_on_white=True, work=20)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1_000_000).ready()
@@ -129,6 +131,7 @@ def test_broken_images_do_not_affect_good_ones(server):
     assert statuses == [200, 400, 400, 400, 200] * 4
 
 
+@pytest.mark.contract("1.4")
 def test_requests_for_proposals_do_not_run_the_roi_head(start, slow_store):
     server = start(MODEL_STORE=slow_store).ready()
     whole = server.http.post("/detect", content=GREY).json()["timing"]["inference_ms"]
@@ -192,6 +195,7 @@ def test_a_request_may_set_its_own_timeout(start, slow_store):
     assert "20 s" in problem(server.http.post("/detect?timeout=21", content=GREY), 422)["detail"]
 
 
+@pytest.mark.contract("5.3")
 def test_bulk_requests_yield_to_interactive_ones_and_may_use_half_of_the_places(start, tmp_path):
     graphs.publish(tmp_path, work=SLOW)
     server = start(MODEL_STORE=tmp_path, ENGINE_WORKERS=1, BATCH_PIXELS=1, MAX_IN_FLIGHT=6).ready()

@@ -40,6 +40,7 @@ def version(server: Server) -> int:
     return found
 
 
+@pytest.mark.contract("4.4")
 def test_a_new_version_takes_over_under_load_and_no_request_fails(server, store):
     stopped = threading.Event()
 
@@ -109,6 +110,7 @@ def test_an_incomplete_version_is_served_once_it_is_complete(server, store):
     eventually(lambda: version(server) == 2)
 
 
+@pytest.mark.contract("4.4")
 def test_a_removed_version_still_answers_the_requests_admitted_before(start, tmp_path):
     store = tmp_path / "store"
     graphs.publish(store, version=1)

@@ -14,6 +14,7 @@ from service.command_line import COMMANDS, main
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.contract("6.1")
 def test_help_lists_every_command_with_the_most_common_ones_first(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out

@@ -35,6 +35,7 @@ def test_help_shows_an_example(run: Callable[..., Done], command: str) -> None:
 
 
 @pytest.mark.parametrize("door", DOORS)
+@pytest.mark.contract("6.1")
 def test_each_script_runs_its_command(door: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / door, "--help"], capture_output=True, text=True, timeout=120, check=False
@@ -54,6 +55,7 @@ def refusal(capsys: pytest.CaptureFixture[str], error: Exception, out: Path | No
     return line
 
 
+@pytest.mark.contract("6.2")
 def test_the_message_of_an_operating_system_error_names_the_file_and_a_remedy(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_folder_that_nobody_can_write_is_refused() -> None:
         (["--batch-size", "many"], "argument --batch-size: 'many' is not a whole number"),
     ],
 )
+@pytest.mark.contract("6.2")
 def test_the_error_for_an_unknown_option_suggests_the_nearest_one(
     capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
 ) -> None:

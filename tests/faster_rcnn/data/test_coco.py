@@ -45,6 +45,7 @@ def annotation(**changes: Any) -> dict[str, Any]:
     return {"id": 5, "image_id": 1, "category_id": 7, "bbox": [10, 20, 30, 20], "area": 300.0} | changes
 
 
+@pytest.mark.contract("6.3")
 def test_boxes_classes_areas_and_crowds_are_read(tmp_path: Path) -> None:
     crowd = annotation(id=6, category_id=9, iscrowd=1, bbox=[0, 0, 100, 60])
     dataset = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")

@@ -18,6 +18,7 @@ def test_shapes_are_generated_from_the_seed() -> None:
 
 
 @pytest.mark.parametrize("source", ["imagenet", "imagenet:folder", "coco", "coco:", ""])
+@pytest.mark.contract("6.3")
 def test_an_unknown_kind_of_source_is_refused(source: str) -> None:
     for use in (open_dataset, open_folder, lambda source, _: splits_of(source)):
         with pytest.raises(ValueError, match="unknown kind; use shapes, coco:DIR or voc:DIR"):

@@ -45,6 +45,7 @@ def write(folder: Path, documents: dict[str, str], images: tuple[str, ...] = (),
     return f"voc:{folder}"
 
 
+@pytest.mark.contract("6.3")
 def test_corners_are_counted_from_one_and_belong_to_the_box(tmp_path: Path) -> None:
     whole, dog = voc_object(corners=(1, 1, 100, 60)), voc_object("cat", (11, 21, 40, 40), difficult="1")
     dataset = open_dataset(write(tmp_path, {"a": document(whole, dog)}), "train")

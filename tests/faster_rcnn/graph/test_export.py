@@ -12,6 +12,7 @@ from faster_rcnn.graph.export import export_onnx
 from tests.faster_rcnn.lively import lively
 
 
+@pytest.mark.contract("1.1")
 def test_the_graph_has_the_inputs_and_outputs_of_the_contract(compact: tuple[FasterRCNN, Path]) -> None:
     session = onnxruntime.InferenceSession(str(compact[1]), providers=["CPUExecutionProvider"])
     assert {one.name: (one.type, one.shape) for one in session.get_inputs()} == {
@@ -38,6 +39,7 @@ def test_the_graph_is_one_file_without_control_flow_or_cpu_only_operators(compac
     assert {one.domain: one.version for one in model.opset_import}[""] == 18
 
 
+@pytest.mark.contract("1.4")
 def test_proposals_do_not_depend_on_the_head(compact: tuple[FasterRCNN, Path]) -> None:
     path = compact[1]
     part = onnx.utils.Extractor(onnx.load(path)).extract_model(

@@ -35,6 +35,7 @@ FEATURES = (TensorProto.FLOAT, ["N", 4, "h", "w"])
 
 
 @pytest.mark.parametrize("name", ["shapes", "bccd"])
+@pytest.mark.contract("1.5")
 def test_the_embedded_models_leave_only_shape_arithmetic_to_the_cpu(name: str) -> None:
     check_placement(STORE / name / "1" / "model.onnx")
 

@@ -81,6 +81,7 @@ def folder(model: TorchvisionFasterRCNN, tmp_path_factory: pytest.TempPathFactor
     )
 
 
+@pytest.mark.contract("4.1")
 def test_the_card_says_what_the_model_is_and_what_it_was_measured_on(folder: Path) -> None:
     card = json.loads((folder / "model.json").read_text())
     assert card["labels"] == list(LABELS)
@@ -119,6 +120,7 @@ def small() -> FasterRCNN:
     return lively("compact", resize=ResizeRule(96, 192))
 
 
+@pytest.mark.contract("4.2")
 def test_a_version_is_published_completely_or_not_published(
     small: FasterRCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def canvases_of(detector: FasterRCNN) -> list[tuple[int, int]]:
     return canvases(detector.resize, detector.stride)
 
 
+@pytest.mark.contract("1.2", "1.3")
 def test_the_compact_graph_passes_the_verification(compact: tuple[FasterRCNN, Path]) -> None:
     detector, path = compact
     verification = verify(path, detector, canvases_of(detector), IMAGES)
@@ -40,6 +41,7 @@ def test_the_compact_graph_passes_the_verification(compact: tuple[FasterRCNN, Pa
 
 
 @pytest.mark.parametrize("provider", ["any", "cpu"])
+@pytest.mark.contract("1.2", "1.3")
 def test_the_vgg16_graph_with_roi_max_pooling_passes_the_verification(
     provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +59,7 @@ def test_the_vgg16_graph_with_roi_max_pooling_passes_the_verification(
 
 
 @pytest.mark.parametrize(("backbone", "roi_aligns"), [("resnet50_fpn", 1), ("mobilenet_v3_large_fpn", 0)])
+@pytest.mark.contract("1.2", "1.3")
 def test_the_graph_of_a_pyramid_passes_the_verification(
     backbone: str, roi_aligns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +151,7 @@ def reverse_rows(model: onnx.ModelProto) -> None:
     ],
     ids=["unchanged", "other weights", "padding leaks", "worst first", "other scores", "not finite", "outside"],
 )
+@pytest.mark.contract("1.2", "1.3")
 def test_a_graph_that_does_not_agree_is_refused(
     compact: tuple[FasterRCNN, Path], tmp_path: Path, change: Callable[[onnx.ModelProto], None], complaint: str | None
 ) -> None:

@@ -27,6 +27,7 @@ def test_boxes_are_in_pixels_of_the_original_image(plain):
     np.testing.assert_allclose(result.objectness, [0.4, 0.2, 0.1], rtol=1e-5)
 
 
+@pytest.mark.contract("1.4")
 def test_a_run_for_proposals_only_returns_the_proposals_of_the_whole_graph(plain):
     made = plain(work=1)
     (whole,), (alone,) = made.run([grey(50)]), made.run([grey(50)], proposals_only=True)
@@ -35,6 +36,7 @@ def test_a_run_for_proposals_only_returns_the_proposals_of_the_whole_graph(plain
     assert (len(alone.boxes), len(alone.scores), len(alone.labels)) == (0, 0, 0)
 
 
+@pytest.mark.contract("1.2")
 def test_the_embedded_model_gives_the_same_results_in_a_batch_as_alone(embedded_engine):
     geometry = embedded_engine.card.geometry
     rng = np.random.default_rng(5)
@@ -95,6 +97,7 @@ def test_a_graph_with_other_outputs_is_refused(tmp_path, rename, reason):
         Engine(load_model(graphs.publish(tmp_path, rename=rename)))
 
 
+@pytest.mark.contract("1.1")
 def test_a_graph_with_a_fixed_input_size_is_refused(tmp_path, monkeypatch):
     model = graphs.graph()
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 64

@@ -30,6 +30,7 @@ def test_the_embedded_model_loads(embedded):
         ({"score_threshold": 2}, "score_threshold"),
     ],
 )
+@pytest.mark.contract("4.1", "4.3")
 def test_a_version_with_a_wrong_card_is_refused_with_the_reason(tmp_path, change, reason):
     folder = graphs.publish(tmp_path, card=change)
     with pytest.raises(ModelRefusedError, match=reason):
@@ -52,6 +53,7 @@ def test_a_broken_card_is_refused(tmp_path, text):
         load_model(folder)
 
 
+@pytest.mark.contract("4.1")
 def test_unknown_members_of_the_card_are_kept(tmp_path):
     folder = graphs.publish(tmp_path, card={"tools": {"torch": "2.15.0"}})
     assert load_model(folder).card.model_dump()["tools"] == {"torch": "2.15.0"}

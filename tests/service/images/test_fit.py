@@ -16,6 +16,7 @@ def test_the_shorter_side_determines_the_scale_unless_the_longer_becomes_too_lon
 
 
 @given(SIDES, SIDES)
+@pytest.mark.contract("2.1")
 def test_every_image_fits_on_a_canvas_and_keeps_its_proportions(width, height):
     h, w, (H, W) = fit(width, height, GEOMETRY)
     assert 1 <= h <= H
@@ -26,6 +27,7 @@ def test_every_image_fits_on_a_canvas_and_keeps_its_proportions(width, height):
 
 
 @given(SIDES, SIDES)
+@pytest.mark.contract("2.2")
 def test_the_smallest_canvas_that_holds_the_image_is_chosen(width, height):
     h, w, chosen = fit(width, height, GEOMETRY)
     holding = [H * W for H, W in GEOMETRY.canvases if h <= H and w <= W]
@@ -64,6 +66,7 @@ def test_mapping_boxes_to_the_canvas_and_back_returns_the_same_boxes(width, heig
     assert (back <= [width, height, width, height]).all()
 
 
+@pytest.mark.contract("2.3")
 def test_a_box_beyond_the_edge_is_clipped():
     canvas = canvas_of(640, 480)
     boxes = np.array([[-5, -5, 500, 400]], dtype=np.float32)

@@ -16,6 +16,7 @@ from tests.service.queue.harness import SEVERAL, TALL, WIDE, Failing, level_of
 
 
 @pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.contract("5.1")
 def test_an_idle_engine_runs_the_first_image_at_once_and_then_all_waiting_images(gate, queue, run, gpu):
     async def test():
         waiting = queue(gpu=gpu)
@@ -90,6 +91,7 @@ def test_the_seconds_of_runs_are_counted_for_each_device(make_gate, queue, run, 
     run(test)
 
 
+@pytest.mark.contract("2.2", "5.2")
 def test_a_batch_stays_within_its_budget_and_never_mixes_canvases(gate, queue, run, standstill):
     async def test():
         waiting = queue(pixels=3 * 64 * 96, gpu=True)
@@ -115,6 +117,7 @@ def test_a_canvas_larger_than_the_budget_still_runs_alone(gate, queue, run):
     run(test)
 
 
+@pytest.mark.contract("5.3")
 def test_the_canvas_whose_first_image_has_waited_longest_is_run_first(gate, queue, run, standstill, clock):
     async def test():
         waiting = queue()
@@ -241,6 +244,7 @@ def test_a_deadline_ends_the_wait_while_the_engine_is_busy(gate, queue, run, clo
     run(test)
 
 
+@pytest.mark.contract("5.5")
 def test_an_image_that_would_miss_its_deadline_is_not_run(gate, queue, run, clock):
     async def test():
         waiting = queue(pixels=1)
@@ -289,6 +293,7 @@ def test_a_run_whose_only_request_missed_its_deadline_does_not_affect_the_next(g
     run(test)
 
 
+@pytest.mark.contract("5.4")
 def test_an_image_that_cannot_be_decoded_fails_alone_and_reaches_no_engine(gate, queue, run):
     async def test():
         gate.open()
@@ -302,6 +307,7 @@ def test_an_image_that_cannot_be_decoded_fails_alone_and_reaches_no_engine(gate,
     run(test)
 
 
+@pytest.mark.contract("5.4")
 def test_an_image_on_which_the_engine_fails_does_not_affect_others(make_gate, queue, run):
     async def test():
         gate = make_gate(fails_on_white=True)
