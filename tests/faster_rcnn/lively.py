@@ -16,7 +16,7 @@ from faster_rcnn.detector.resize import ResizeRule, resize_image
 
 
 def lively(backbone: str, **changes: Any) -> FasterRCNN:
-    """An untrained detector whose scores and boxes are spread out, so that a difference would show."""
+    """An untrained detector whose scores and boxes are spread out, so that differences are visible."""
     torch.manual_seed(1)
     detector = FasterRCNN(replace(default_config(backbone, Shapes.labels), **changes)).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A data set in a folder: annotated images that are checked when it is opened and decoded when they are read.
+"""A data set in a folder: annotations are checked when it is opened, images are decoded when they are read.
 
 G  objects of an image.  A reader (`coco.py`, `voc.py`) turns files into a `ParsedSplit`; this module checks it.
 """
@@ -105,8 +105,7 @@ class FolderDataset:
             remedy = "correct the listed size, and the boxes if they were drawn at that size"
             if (height, width) == (listed_width, listed_height):
                 remedy = (
-                    "its EXIF orientation rotates it: save it without one, "
-                    "or swap the listed sides and rotate the boxes"
+                    "its EXIF orientation rotates it: save it upright, or swap the listed sides and rotate the boxes"
                 )
             return Fault("image of another size", entry.where, what, remedy)
         return pixels

@@ -21,11 +21,11 @@ LABELS = ("circle", "ring", "triangle", "square", "star", "cross")
 SPLITS = {"train": 0, "val": 1, "test": 2}
 LENGTHS = {"train": 1_000_000, "val": 500, "test": 500}
 
-MIN_VISIBLE = 0.65  # share of an object's area left after cuts and overlaps; with less it may be unrecognisable
-MIN_SIDE = 1 / 12  # of an object, as a share of the image's shorter side
+MIN_VISIBLE = 0.65  # share of an object's area left after cuts and overlaps; with less, it may be unrecognisable
+MIN_SIDE = 1 / 12  # shortest side of an object, as a share of the image's shorter side
 EMPTY_SHARE = 0.08  # share of images without objects
 FILLING_SHARE = 0.1  # share of images in which the first object is nearly as large as the image
-MIN_CONTRAST = 90.0  # between an object's colour and the mean colour it covers, summed over the channels
+MIN_CONTRAST = 90.0  # difference between an object's colour and the mean colour under it, summed over the channels
 SUPERSAMPLING = 2  # objects are drawn at twice the resolution and averaged down, for smooth edges
 
 
@@ -261,7 +261,7 @@ def _polygon_area(points: np.ndarray) -> float:
 def _rasterise(outline: np.ndarray, hole: np.ndarray, height: int, width: int) -> tuple[int, int, np.ndarray] | None:
     """The part of an object inside the image: top, left, and the share of each pixel that it covers.
 
-    None if less than 2 pixels per side are inside.
+    None if fewer than 2 pixels per side are inside.
     """
     left, top = np.floor(outline.min(axis=0)).astype(int).clip(0)
     right, bottom = np.ceil(outline.max(axis=0)).astype(int).clip(None, [width, height])

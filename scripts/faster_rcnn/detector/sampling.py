@@ -1,7 +1,7 @@
 """Chooses the anchors and the proposals of a training step.
 
 A  anchors;  G  ground-truth objects;  P  proposals;  R  sampled regions.  Boxes are x1, y1, x2, y2 in canvas pixels.
-All functions are for one image. Random choices use the given generator, or torch's global one.
+Each function handles one image. Random choices use the given generator, or torch's global one.
 """
 
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ def sample_proposals(
 ) -> SampledRegions:
     """Samples regions for the head: a quarter foreground, the rest background.
 
-    proposals: [P, 4];  boxes: [G, 4], the objects, which are candidates too;  labels: int64 [G] from 1.
+    proposals: [P, 4];  boxes: [G, 4], the objects' boxes, which are candidates too;  labels: int64 [G] from 1.
     """
     candidates = torch.cat([proposals, boxes])
     if len(boxes) == 0:

@@ -53,8 +53,8 @@ def fetch_weights(backbone: str, source: str) -> Weights | None:
     """The initial weights of a backbone; None for the source "none".
 
     backbone: a key of BACKBONES;  source: "imagenet" (torchvision's IMAGENET1K_V1, from torch.hub's cache or the
-    network), "none", or the path of a torchvision classifier or detector, or of a checkpoint or run folder of this
-    project.
+    network), "none", or a path: the weights of a torchvision classifier or detector, or a checkpoint or run folder of
+    this project.
     Raises ConnectionError if the download fails, FileNotFoundError if the file does not exist, ValueError if the
     tensors do not fit this backbone; each message says what to do.
     """
@@ -73,7 +73,7 @@ def load_backbone_weights(detector: FasterRCNN, weights: Weights) -> None:
 
 
 def download(url: str, remedy: str) -> Path:
-    """The local file of published weights, downloaded unless it is in torch.hub's cache.
+    """The local file of published weights, which is downloaded unless torch.hub's cache has it.
 
     Raises ConnectionError if the download fails.  remedy: the end of its message, what to do instead.
     """
@@ -90,11 +90,12 @@ def download(url: str, remedy: str) -> Path:
 
 
 def read_tensors(file: Path) -> State:
-    """The tensors in a file by name. The file holds a state dict, or a checkpoint with a state dict in it.
+    """Reads the tensors of a file that holds a state dict, or a checkpoint that contains one.
 
     Prefixes that wrappers such as DistributedDataParallel add to the names are removed. Only tensors and plain values
     are unpickled.
-    Raises FileNotFoundError if the file does not exist, ValueError if it holds anything else.
+    Returns the tensors by name. Raises FileNotFoundError if the file does not exist, ValueError if it holds anything
+    else.
     """
     state = _load(file)
     for key in STATE_KEYS:
@@ -120,15 +121,15 @@ def _load(file: Path) -> object:
     except Exception as error:  # torch.load raises many types of error for a file that is not its own
         if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise ValueError(
-                f"{file} contains a pickled {unsafe[1]}, which could run code when it is read; "
-                "save only model.state_dict() where the file was made"
+                f"{file} contains a pickled {unsafe[1]}, which could run code when it is loaded; "
+                "save only model.state_dict() with the program that wrote the file"
             ) from error
         raise ValueError(f"{file} is broken or was not written by torch.save") from error
     return loaded
 
 
 def _imagenet(backbone: str) -> State:
-    """The ImageNet weights of torchvision's classifier, downloaded unless they are in torch.hub's cache."""
+    """The ImageNet weights of torchvision's classifier, downloaded unless torch.hub's cache has them."""
     if backbone not in CLASSIFIERS:
         raise ValueError(f"there are no ImageNet weights for {backbone}; train it with --weights none")
     url = torchvision.models.get_model_weights(CLASSIFIERS[backbone]).IMAGENET1K_V1.url

@@ -30,7 +30,7 @@ def test_the_nine_anchors_have_the_papers_areas_and_ratios() -> None:
 def test_anchors_are_centred_on_their_cell() -> None:
     anchors = grid_anchors(cell_anchors([32], [1.0]), 2, 3, 16)
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    # rows first: y 8 and 24, x 8, 24 and 40
+    # row by row: y is 8 or 24; x is 8, 24 or 40
     assert centres.tolist() == [[8, 8], [24, 8], [40, 8], [8, 24], [24, 24], [40, 24]]
 
 

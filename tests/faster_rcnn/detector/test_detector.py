@@ -169,14 +169,14 @@ def test_each_map_of_a_pyramid_has_the_anchors_of_its_scale() -> None:
     assert rpn.valid.all()
 
 
-def test_a_detector_of_one_class_works() -> None:
+def test_a_detector_may_have_a_single_class() -> None:
     detector = FasterRCNN(replace(default_config("compact", ("thing",)), head_units=8)).eval()
     with torch.no_grad():
         output = detector(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.tensor([[32, 32]]))
     assert output.labels.eq(0).all()
 
 
-def test_alone_accepts_an_image_array_and_returns_arrays() -> None:
+def test_alone_agrees_with_forward_and_returns_arrays() -> None:
     detector = lively("compact")
     image = np.random.default_rng(0).integers(0, 256, (150, 190, 3), np.uint8)
     output = detector.alone(image)

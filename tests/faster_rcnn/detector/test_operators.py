@@ -26,7 +26,7 @@ def test_nms_keeps_the_scores_of_the_survivors_of_each_image() -> None:
     assert torch.equal(nms(boxes, scores, 0.5, 2), expected)  # the best two of the second image's three survivors
 
 
-def test_nms_equals_torchvisions() -> None:
+def test_nms_agrees_with_torchvision() -> None:
     torch.manual_seed(0)
     corners = torch.rand(1, 200, 2) * 50
     boxes, scores = torch.cat([corners, corners + 5 + torch.rand(1, 200, 2) * 20], dim=2), torch.rand(1, 200)
