@@ -1,4 +1,4 @@
-"""Prediction for one image: canvas, scale, conversion of boxes back, and the detector's mode."""
+"""Prediction for one image: its canvas, its scale, boxes in the original's pixels, and the detector's mode."""
 
 import numpy as np
 import pytest

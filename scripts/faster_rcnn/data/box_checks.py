@@ -13,8 +13,8 @@ from faster_rcnn.data.faults import Fault
 # Pixels by which a box may cross the border: one for tools that count pixels from 0 where the format counts from 1, and
 # one for rounding. Such a box is clipped. If it extends further, it was drawn on another image or at another size.
 TOLERANCE = 2.0
-MIN_SIDE = 0.1  # pixels; less could vanish in float32 when a large image is resized
-NEAR_DUPLICATE = 0.8  # IoU; two objects of a class that overlap more are nearly always an annotation error
+MIN_SIDE = 0.1  # pixels; a shorter side could vanish in float32 when a large image is resized
+NEAR_DUPLICATE = 0.8  # IoU; two boxes of a class that overlap more are nearly always one object annotated twice
 CHUNK = 64  # boxes that are compared at a time, which limits the memory for an image with very many boxes
 
 CheckedObject = tuple[Annotation, np.ndarray]  # the object and its box, float64 [4], clipped to the image
@@ -55,7 +55,7 @@ def _outside_fault(annotation: Annotation, image: AnnotatedImage, how: str) -> F
 
 
 def duplicate_faults(image: AnnotatedImage, objects: list[CheckedObject]) -> dict[int, Fault]:
-    """The faults of objects that repeat an earlier object of the same class, by the index of the object.
+    """Maps the index of each object that repeats an earlier object of its class to the fault.
 
     Crowds are not compared, because they overlap the objects in them.
     """

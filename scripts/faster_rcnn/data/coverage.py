@@ -19,7 +19,7 @@ from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import scales_of_maps
 from faster_rcnn.detector.resize import ResizeRule
 
-SAMPLES = 200  # images examined in a generated data set, whose objects are known only after drawing
+SAMPLES = 200  # images drawn to examine a generated data set, whose objects are not known in advance
 ENOUGH = 0.9  # share of a class's objects with an IoU above 0.5; if it is lower, other scales are suggested
 # Factors on the image size that are tried; the cost of inference grows with their square.
 ENLARGEMENTS = (1.0, 1.5, 2.0)
@@ -139,8 +139,8 @@ def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) ->
     """Anchor scales from the smallest to the largest objects, ignoring 5 % of each class at either end.
 
     sides: float [T], square roots of the objects' areas;  classes: int64 [T];  count: number of scales; None chooses
-    the number that puts them at most an octave apart. An octave suffices: an anchor of the same shape and centre as an
-    object, but half or twice its area, has an IoU of 0.5 with it.
+    the smallest number that puts them at most an octave apart. An octave suffices: an anchor of the same shape and
+    centre as an object, but half or twice its area, has an IoU of 0.5 with it.
     """
     ends = [np.quantile(sides[classes == label], [0.05, 0.95]) for label in np.unique(classes)]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)

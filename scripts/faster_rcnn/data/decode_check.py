@@ -102,7 +102,7 @@ def _duplicates(dataset: FolderDataset, results: Sequence[_Result], first_files:
             what = f"{name} has the same bytes as {first} (split {split})"
             faults.append(Fault("duplicate image", dataset.where(index), what, "keep one of the two", warning=True))
     for split, names in shared.items():
-        what = f"images of split {dataset.split} that are also in split {split}: {len(names)}, the first is {names[0]}"
+        what = f"split {dataset.split} shares images with split {split}: {len(names)} in total, the first is {names[0]}"
         remedy = "remove them from one of the two, because a detector must not be evaluated on its training images"
         faults.append(Fault("splits share images", dataset.source, what, remedy, warning=True))
     return faults

@@ -38,7 +38,7 @@ def read_labels(file: Path, classes: int) -> tuple[str, ...]:
 def distinct(names: Sequence[str], source: str) -> tuple[str, ...]:
     """Appends torchvision's number to each `N/A`, because the service needs unique class names.
 
-    Raises ValueError if another name occurs twice.
+    Raises ValueError if any other name occurs twice.
     """
     unique = [f"{name} {place}" if name == NOT_AVAILABLE else name for place, name in enumerate(names, start=1)]
     for name in unique:

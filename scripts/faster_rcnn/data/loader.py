@@ -162,8 +162,8 @@ def _collate_items(items: list[tuple[Sample, int]], stride: int) -> Batch:
 class Loading:
     """How training batches are formed.
 
-    batch_size: images in a batch, over all processes and micro-batches;  workers: processes that prepare images, 0
-    prepares them in this process;  with_difficult: whether VOC's difficult objects are trained on.
+    batch_size: images in a batch, over all processes and micro-batches;  workers: number of processes that prepare
+    images; with 0 this process prepares them;  with_difficult: whether VOC's difficult objects are trained on.
     """
 
     batch_size: int

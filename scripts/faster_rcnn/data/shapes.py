@@ -1,7 +1,7 @@
 """`shapes`: generated images of six classes of shapes, with exact boxes.
 
-The images have 200 to 1000 pixels per side and aspect ratios from 1:2 to 2:1. The size of objects ranges from a twelfth
-of the shorter side to the whole image. They are rotated and stretched, may overlap or be cut by the border, but at
+The images have 200 to 1000 pixels per side and aspect ratios from 1:2 to 2:1. Objects range in size from a twelfth of
+the shorter side to the whole image. They are rotated and stretched, and may overlap or be cut by the border, but at
 least MIN_VISIBLE of each is visible. They are filled with colours, gradients or stripes. Backgrounds are smooth,
 striped, chequered or noisy, with lines and scraps that are not objects. Some images are empty. Image `index` of a split
 depends on seed, split and index alone, so the data set needs no files and a training run never runs out of images.

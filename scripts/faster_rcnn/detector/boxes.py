@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # The upper bound of dw and dh, so that exp() of an untrained delta stays finite. The value is torchvision's: a side may
-# grow by the longest image side divided by the stride.
+# grow by a factor of at most 1000 / 16, the longest image side divided by the stride.
 MAX_LOG_GROWTH = math.log(1000.0 / 16)
 
 

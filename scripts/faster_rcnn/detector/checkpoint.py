@@ -35,7 +35,7 @@ def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int,
 
 
 def best_or_last(path: Path) -> str:
-    """The name of the checkpoint of a training run to use: "best" if there is one, else "last"."""
+    """Chooses the checkpoint of a training run: "best" if there is one, else "last"."""
     return "best" if (path / BEST).is_file() else "last"
 
 

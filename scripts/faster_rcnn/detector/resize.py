@@ -1,4 +1,4 @@
-"""The size of an image that enters the detector, which depends on the original size and the model alone."""
+"""Resizing of images before detection; the new size depends only on the original size and the model."""
 
 from dataclasses import dataclass
 

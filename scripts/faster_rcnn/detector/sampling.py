@@ -35,7 +35,7 @@ class ProposalSampling:
     """
 
     foreground_iou: float = 0.5
-    background_iou: tuple[float, float] = (0.0, 0.5)  # Fast R-CNN uses 0.1, to mine hard examples
+    background_iou: tuple[float, float] = (0.0, 0.5)  # Fast R-CNN's lower bound is 0.1, to mine hard examples
     batch: int = 128  # regions per image; Fast R-CNN samples 64 from each of two images
     foreground_share: float = 0.25
 
@@ -92,7 +92,7 @@ class SampledRegions(NamedTuple):
 def sample_proposals(
     proposals: Tensor, boxes: Tensor, labels: Tensor, rule: ProposalSampling, generator: torch.Generator | None = None
 ) -> SampledRegions:
-    """Samples regions for the head: a quarter foreground, the rest background.
+    """Samples regions for the head: at most a quarter foreground, the rest background.
 
     proposals: [P, 4];  boxes: [G, 4], the objects' boxes, which are candidates too;  labels: int64 [G] from 1.
     """

@@ -38,7 +38,7 @@ STATE_KEYS = ("detector", "model", "state_dict", "model_state_dict")
 # Prefixes of names: DistributedDataParallel's, torch.compile's, and another common one.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 TIMEOUT = 10.0  # seconds without data before a download is aborted
-SHOWN = 3  # tensor names listed in a message
+SHOWN = 3  # number of tensor names listed in a message
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def fetch_weights(backbone: str, source: str) -> Weights | None:
 
 
 def load_backbone_weights(detector: FasterRCNN, weights: Weights) -> None:
-    """Loads fetched weights into a detector; fc6 and fc7 only if its head has the same width."""
+    """Loads fetched weights into a detector, but fc6 and fc7 only if the head has the same width."""
     detector.backbone.load_state_dict(weights.backbone, strict=False)  # `fetch_weights` has checked the names
     own = detector.head.state_dict()
     if all(own[name].shape == tensor.shape for name, tensor in weights.head.items()):
@@ -75,7 +75,7 @@ def load_backbone_weights(detector: FasterRCNN, weights: Weights) -> None:
 def download(url: str, remedy: str) -> Path:
     """The local file of published weights, which is downloaded unless torch.hub's cache has it.
 
-    Raises ConnectionError if the download fails.  remedy: the end of its message, what to do instead.
+    Raises ConnectionError if the download fails; its message ends with `remedy`, which says what to do instead.
     """
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not file.is_file():

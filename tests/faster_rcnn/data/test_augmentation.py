@@ -69,7 +69,7 @@ def test_a_box_stays_on_its_object_with_any_augmentations(seed: int, names: set[
         assert box[3] <= height
 
 
-def test_scale_jitter_may_shrink_an_image_but_never_exceeds_the_size_of_the_rule() -> None:
+def test_scale_jitter_may_shrink_an_image_but_never_exceeds_the_size_that_the_rule_returns() -> None:
     sample = painted(96, 144, [[40, 30, 100, 70]])
     sizes = {prepare(sample, RULE, ("scale-jitter",), seed).image.shape[:2] for seed in range(50)}
     assert max(sizes) == (96, 144)

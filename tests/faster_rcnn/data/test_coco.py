@@ -48,7 +48,7 @@ def annotation(**changes: Any) -> dict[str, Any]:
 def test_boxes_classes_areas_and_crowds_are_read(tmp_path: Path) -> None:
     crowd = annotation(id=6, category_id=9, iscrowd=1, bbox=[0, 0, 100, 60])
     dataset = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")
-    assert dataset.labels == ("cat", "dog")  # by category id
+    assert dataset.labels == ("cat", "dog")  # ordered by category id
     sample = dataset[0]
     assert sample.boxes.tolist() == [[10, 20, 40, 40], [0, 0, 100, 60]]
     assert sample.labels.tolist() == [0, 1]
@@ -125,7 +125,7 @@ def test_coco_photographs_are_read_as_by_pycocotools(tmp_path: Path) -> None:
         assert sample.crowd.tolist() == [bool(one["iscrowd"]) for one in expected]
 
 
-def test_detections_inside_a_crowd_count_neither_as_correct_nor_as_false(tmp_path: Path) -> None:
+def test_detections_inside_a_crowd_count_neither_as_true_nor_as_false_positives(tmp_path: Path) -> None:
     crowd = annotation(id=6, iscrowd=1, bbox=[50, 0, 50, 60])
     sample = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")[0]
     boxes = np.array([[10, 20, 40, 40], [60, 10, 80, 40], [55, 5, 90, 50]], np.float32)
@@ -140,7 +140,7 @@ def test_a_rotated_photograph_is_read_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     sideways = Image.new("RGB", (100, 60), "red")
-    sideways.paste("blue", (0, 0, 100, 30))  # the top half as stored, the right half upright
+    sideways.paste("blue", (0, 0, 100, 30))  # the stored image's top half becomes the upright image's right half
     sideways.save(tmp_path / "images" / "b.jpg", exif=exif)
     image = open_dataset(f"coco:{tmp_path}", "val")[0].image
     assert image.shape == (100, 60, 3)

@@ -128,7 +128,7 @@ def test_the_report_has_a_row_for_each_class_and_size() -> None:
 def test_scales_are_suggested_for_a_poorly_covered_class_and_cover_it_as_predicted() -> None:
     dataset = folder((24, 24, 56, 56), (58, 58, 66, 66), labels=(0, 1))
     coverage = anchor_coverage(dataset, config((32.0,)), (4,))
-    # From 8 to 32 are two octaves, so there are two scales, half an octave from the ends: 8 * √2 and 16 * √2.
+    # The sides span two octaves, 8 to 32, so there are two scales, half an octave from the ends: 8 * √2 and 16 * √2.
     assert coverage.suggestion is not None
     assert coverage.suggestion.anchor_scales == (11.0, 23.0)
     assert coverage.suggestion.resize == UNCHANGED
@@ -144,7 +144,8 @@ def test_scales_are_suggested_for_a_poorly_covered_class_and_cover_it_as_predict
 
 def test_larger_images_are_suggested_if_the_map_is_too_coarse() -> None:
     # With stride 32 the centres are 16, 48, 80 …  An object of 8 pixels around 40 does not overlap an anchor of 8
-    # around 48. Enlarged 1.5 times it has 12 pixels around 60: no overlap. Doubled it is 16 around 80, like the anchor.
+    # around 48. Enlarged 1.5 times, it has 12 pixels around 60 and overlaps none. Doubled, it has 16 pixels around 80,
+    # like the anchor of scale 16 there.
     coverage = anchor_coverage(folder((36, 36, 44, 44)), config((64.0,)), (32,))
     assert coverage.best[0] == pytest.approx(8**2 / 64**2)
     assert coverage.suggestion is not None

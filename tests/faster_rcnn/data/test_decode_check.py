@@ -81,7 +81,7 @@ def test_mislabelled_and_duplicate_images_cause_warnings(tmp_path: Path) -> None
     assert [fault.what for fault in faults] == [
         "b.jpg holds a PNG image",
         f"c.png has the same bytes as {tmp_path / 'b.jpg'} (split train)",
-        "images of split val that are also in split train: 1, the first is a.jpg",
+        "split val shares images with split train: 1 in total, the first is a.jpg",
     ]
 
 

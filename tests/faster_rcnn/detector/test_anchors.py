@@ -39,7 +39,7 @@ def test_anchors_that_cross_the_border_are_not_inside() -> None:
     assert inside_image(anchors, torch.tensor([20, 10])).tolist() == [True, False, False, False]
 
 
-def test_no_512_anchor_is_inside_a_512_image() -> None:
+def test_no_anchor_of_512_pixels_lies_inside_an_image_of_512_pixels() -> None:
     """This is why small images need `keep_crossing`: the square anchor would have to be centred on a cell's corner."""
     anchors = grid_anchors(cell_anchors([512], RATIOS), 32, 32, 16)
     assert not inside_image(anchors, torch.tensor([512, 512])).any()

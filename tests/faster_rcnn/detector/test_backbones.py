@@ -154,5 +154,5 @@ def test_vgg16s_stages_have_the_papers_names() -> None:
     assert [stage for stage, _ in VGG16().stages][4:8] == ["conv3_1", "conv3_2", "conv3_3", "conv4_1"]
 
 
-def test_compact_has_less_than_a_million_parameters() -> None:
+def test_compact_has_fewer_than_a_million_parameters() -> None:
     assert sum(parameter.numel() for parameter in Compact().parameters()) < 1_000_000

@@ -40,7 +40,7 @@ def test_the_rpn_box_loss_is_weighted_by_lambda_over_the_locations() -> None:
 
 
 def test_the_reference_code_weights_rpn_boxes_nearly_as_the_paper_does() -> None:
-    """It has no λ and divides by the 256 sampled anchors: 1 / 256 against 10 / 2400 = 1 / 240."""
+    """The code has no λ and divides by the 256 sampled anchors: 1 / 256 against 10 / 2400 = 1 / 240."""
     deltas = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     code = losses.rpn_box_loss(deltas, torch.zeros(1, 4), 256, LossRule(rpn_lambda=1.0, rpn_normaliser="sampled"))
     assert code.item() == pytest.approx(0.5 / 256)

@@ -24,9 +24,8 @@ def test_proposals_agree_with_torchvision(n: int) -> None:
         pre_nms_top_n={"training": 1000, "testing": 1000}, post_nms_top_n={"training": 100, "testing": 100},
         nms_thresh=0.7,
     ).eval()  # fmt: skip
-    theirs.min_size = (
-        1e-3  # torchvision drops small boxes after choosing the best 1000, we do so before: none is small here
-    )
+    # torchvision drops small boxes after choosing the best 1000, and `propose` before. So no box may be small here.
+    theirs.min_size = 1e-3
     boxes = decode(deltas, anchors)
     expected_boxes, expected_scores = theirs.filter_proposals(
         boxes, logits.reshape(-1, 1), [tuple(size) for size in sizes.tolist()], [len(anchors)]

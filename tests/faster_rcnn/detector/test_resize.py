@@ -1,4 +1,4 @@
-"""The size of an image that enters the detector."""
+"""Resizing of images before detection."""
 
 import numpy as np
 import pytest

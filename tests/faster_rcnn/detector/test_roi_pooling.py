@@ -38,7 +38,7 @@ def test_roi_align_agrees_with_torchvision_on_a_larger_canvas(h: int, w: int, sa
 
 
 @pytest.mark.parametrize(("h", "w"), [(18, 24), (38, 63), (63, 38), (1, 5), (105, 2)])
-def test_roi_max_pooling_by_range_queries_equals_torchvisions_bit_for_bit(h: int, w: int) -> None:
+def test_roi_max_pooling_by_range_queries_equals_torchvision_bit_for_bit(h: int, w: int) -> None:
     features, rois = features_and_rois(2, h, w, 300)
     expected = torchvision.ops.roi_pool(features, list(rois), 7, 1 / STRIDE)
     found = range_max_pool(features, rois, 7, STRIDE)
