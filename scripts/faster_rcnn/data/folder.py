@@ -77,7 +77,10 @@ class FolderDataset:
         return entry.boxes[wanted], entry.labels[wanted]
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises ValueError, naming the image, if it cannot be decoded or its size differs from the annotated one."""
+        """Reads a sample.
+
+        Raises ValueError, naming the image, if it cannot be decoded or its size differs from the annotated one.
+        """
         entry = self._entries[index]
         pixels = self.decode(index, entry.path.read_bytes())
         if isinstance(pixels, Fault):

@@ -200,7 +200,7 @@ class FasterRCNN(nn.Module):
         pooled, strides, pooling = features[: self.backbone.pooled], self.backbone.strides, self.config.roi_pooling
         if pooling == "max" and self.backbone.signed:
             # Cells outside the image are zero, and would otherwise win over negative cells inside it.
-            pooled = [F.relu(features) for features in pooled]
+            pooled = [F.relu(one) for one in pooled]
         if pooling == "max" and self.portable_max_pooling and torch.compiler.is_exporting():
             pooling = "portable max"
         return pool_regions(pooled, strides, boxes, self.config.roi_size, pooling)

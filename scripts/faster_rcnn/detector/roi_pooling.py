@@ -79,10 +79,8 @@ def range_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Te
     """
     levels = WINDOW_LEVELS
     N, C, h, w = features.shape
-    table = torch.stack(
-        [_window_max(features, 2**i, 2**j) for i in range(levels) for j in range(levels)]
-    )  # [levels², N, C, h, w]
-    rows = table.permute(0, 1, 3, 4, 2).reshape(-1, C)
+    table = torch.stack([_window_max(features, 2**i, 2**j) for i in range(levels) for j in range(levels)])
+    rows = table.permute(0, 1, 3, 4, 2).reshape(-1, C)  # [levels² * N * h * w, C]
     top, bottom = _bins(rois[..., 1], rois[..., 3], h, size, stride)  # [N, P, S]
     left, right = _bins(rois[..., 0], rois[..., 2], w, size, stride)
     tall, wide = _log2(bottom - top, levels), _log2(right - left, levels)
@@ -126,9 +124,9 @@ def _bins(start: Tensor, end: Tensor, length: int, size: int, stride: int) -> tu
 
 def _round(values: Tensor) -> Tensor:
     """Rounds halves away from zero, as C's round does. floor(x + 0.5) would be wrong: it rounds 0.49999997 up."""
-    sizes = values.abs()
-    whole = torch.floor(sizes)
-    return torch.sign(values) * (whole + (sizes - whole >= 0.5).to(values.dtype))
+    magnitudes = values.abs()
+    whole = torch.floor(magnitudes)
+    return torch.sign(values) * (whole + (magnitudes - whole >= 0.5).to(values.dtype))
 
 
 def _log2(lengths: Tensor, levels: int) -> Tensor:

@@ -118,7 +118,7 @@ def _load(file: Path) -> object:
             loaded: object = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file} does not exist") from error
-    except Exception as error:  # torch.load raises many types of error for a file that is not its own
+    except Exception as error:  # torch.load raises many types of error for a file that torch.save did not write
         if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise ValueError(
                 f"{file} contains a pickled {unsafe[1]}, which could run code when it is loaded; "

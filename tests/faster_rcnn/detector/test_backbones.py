@@ -115,9 +115,9 @@ def test_features_depend_on_the_image_alone(name: str, size: tuple[int, int]) ->
     large[0] = torch.randn(3, 128, 160)
     sizes = torch.tensor([[128, 160], [height, width], [0, 0]])
     with torch.no_grad():
-        alone, beside = backbone(tight, sizes[1:2]), backbone(large, sizes)
+        alone, batched = backbone(tight, sizes[1:2]), backbone(large, sizes)
     assert len(alone) == len(backbone.strides)
-    for one, other, stride in zip(alone, beside, backbone.strides, strict=True):
+    for one, other, stride in zip(alone, batched, backbone.strides, strict=True):
         h, w = -(-height // stride), -(-width // stride)
         largest = float(one.abs().max())
         assert largest > 0.01
