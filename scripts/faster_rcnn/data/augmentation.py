@@ -16,7 +16,7 @@ from faster_rcnn.data.dataset import Sample
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 
 AUGMENTATIONS = ("flip", "vertical-flip", "scale-jitter", "photometric")
-SCALES = (0.75, 1.35)  # factors for both sides, drawn uniformly; a wider range only helps in longer training
+SCALES = (0.75, 1.35)  # factors for both sides, drawn uniformly; a wider range helps only in longer training
 VISIBLE = 0.3  # share of an object's area that must remain in a crop; with less it cannot be recognised
 FLIPS = {"flip": v2.RandomHorizontalFlip(), "vertical-flip": v2.RandomVerticalFlip()}
 # The changes are moderate (at most 0.03 of the colour circle in hue), because some classes differ in colour.

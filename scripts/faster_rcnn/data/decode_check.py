@@ -60,9 +60,9 @@ def summary(faults: Sequence[Fault]) -> str:
 def check_images(dataset: FolderDataset, workers: int, first_files: FirstFiles | None = None) -> list[Fault]:
     """Decodes every image in `workers` threads; the decoders release Python's global lock while they work.
 
-    An image that cannot be trained on is an error and is removed from the data set. A file name with the
-    extension of another format is a warning, and so is a file with the same bytes as another one, in this split or in
-    a split that was checked before with the same `first_files`.
+    An image that cannot be trained on causes an error and is removed from the data set. A file name with the extension
+    of another format causes a warning, and so does a file with the same bytes as another one, in this split or in a
+    split that was checked before with the same `first_files`.
     """
     results = thread_map(
         lambda index: _decode(dataset, index),

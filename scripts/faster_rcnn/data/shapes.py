@@ -276,7 +276,7 @@ def _rasterise(outline: np.ndarray, hole: np.ndarray, height: int, width: int) -
 
 
 def _fill(rng: np.random.Generator, beneath: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """An object's fill [H, W, 3], a colour, a gradient or stripes, which contrasts with the pixels that it covers."""
+    """An object's fill [H, W, 3], a colour, a gradient or stripes in contrast to the pixels that it covers."""
     height, width = cover.shape
     under = beneath[cover > 0.5].mean(axis=0)
     while True:

@@ -1,7 +1,7 @@
 """Pascal VOC's format: `Annotations/*.xml`, `JPEGImages` and the splits listed in `ImageSets/Main`.
 
 Everingham et al., VOC 2007 development kit: pixels are counted from 1, and the corner pixels belong to the box. So the
-box of a whole 640×480 image is 1, 1, 640, 480 in the file and 0, 0, 640, 480 here.
+box around a whole 640×480 image is 1, 1, 640, 480 in the file and 0, 0, 640, 480 here.
 """
 
 import math
@@ -25,7 +25,7 @@ from faster_rcnn.data.faults import Fault
 from service.images.decode import ImageError, upright
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-NAME_AND_FLAG = re.compile(r"(.*\S)\s+-?[01]")  # a line of the development kit's lists, which are for one class each
+NAME_AND_FLAG = re.compile(r"(.*\S)\s+-?[01]")  # a line of a list of one class, as in the development kit
 
 
 def read_voc(folder: Path, split: str) -> ParsedSplit:

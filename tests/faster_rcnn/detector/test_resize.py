@@ -11,7 +11,7 @@ from faster_rcnn.detector.resize import ResizeRule, resize_image
     [
         ((375, 500), (600, 800)),  # the shorter side 375 becomes 600: factor 1.6
         ((500, 375), (800, 600)),
-        ((300, 600), (500, 1000)),  # factor 2 would make the longer side 1200, so it is 1000 / 600
+        ((300, 600), (500, 1000)),  # factor 2 would make the longer side 1200, so the factor is 1000 / 600
         ((1, 1000), (1, 1000)),  # factor 1: the longer side is at its limit
         ((1, 5000), (1, 1000)),  # factor 0.2 would make the shorter side 0.2, but the minimum is 1
     ],

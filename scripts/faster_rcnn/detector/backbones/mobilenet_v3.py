@@ -19,8 +19,8 @@ MOMENTUM = 0.1
 class MobileNetV3Large(Backbone):
     """Blocks 0 to 15 of torchvision's `features`, with stride 16 and 160 channels; the last three blocks are dilated.
 
-    At stride 32 a map would have a quarter of the anchor locations, and an object of 32 pixels would be one cell.
-    Without the last three blocks most of the pretrained weights would be lost. Dilation avoids both and keeps
+    At stride 32, a map would have a quarter of the anchor locations, and an object of 32 pixels would be one cell.
+    Without the last three blocks, most of the pretrained weights would be lost. Dilation avoids both and keeps
     the weights (Howard et al., section 6.4, use it for segmentation). Block 16 is left out: it only increases the
     channels from 160 to 960, and would make fc6 six times as large.
     """

@@ -33,7 +33,7 @@ class FeaturePyramid(Backbone):
         self.fpn = FeaturePyramidNetwork(list(channels), self.out_channels)
         self.stride = strides[-1]
         self.strides = (*strides, 2 * strides[-1])
-        # Eq. 1 chooses a region's map by its stride, so only the first of several maps with the same stride is used.
+        # Eq. 1 chooses a region's map by stride, so only the first of several maps with the same stride is used.
         self.pooled = len(set(strides))
 
     @property
