@@ -16,7 +16,7 @@ from faster_rcnn.detector.resize import ResizeRule, resize_image
 
 
 def lively(backbone: str, **changes: Any) -> FasterRCNN:
-    """An untrained detector whose scores and boxes are spread out, so that a difference would show."""
+    """An untrained detector whose scores and boxes are spread out, so that differences are visible."""
     torch.manual_seed(1)
     detector = FasterRCNN(replace(default_config(backbone, Shapes.labels), **changes)).eval()
     with torch.no_grad():
@@ -46,7 +46,7 @@ def lively_torchvision(model: TorchvisionFasterRCNN, seed: int = 1) -> Torchvisi
     batch = model.transform.batch_images([model.transform.normalize(one.permute(2, 0, 1) / 255) for one in images])
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = None  # the mean of all batches
+        norm.momentum = None  # None averages over all batches
         norm.reset_running_stats()
     features = model.backbone.train()(batch)
     model.eval()

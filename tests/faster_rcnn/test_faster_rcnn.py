@@ -20,9 +20,9 @@ def test_every_public_name_can_be_imported() -> None:
     assert faster_rcnn.__version__ == version("faster-rcnn-service")
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'faster_rcnn' has no attribute 'YOLO'"):
-        faster_rcnn.YOLO  # noqa: B018
+        faster_rcnn.YOLO  # noqa: B018  the access itself raises
 
 
 def test_importing_the_package_does_not_load_torch() -> None:
@@ -31,7 +31,7 @@ def test_importing_the_package_does_not_load_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False).returncode == 0
 
 
-def test_the_three_lines_of_the_docstring_detect_objects(tmp_path: Path) -> None:
+def test_the_example_in_the_docstring_detects_objects(tmp_path: Path) -> None:
     save_state(tmp_path / NAME, lively("compact"), "joint", 1)
     rgb = np.random.default_rng(0).integers(0, 256, (144, 200, 3), np.uint8)
     detector = faster_rcnn.load_detector(tmp_path, "last")

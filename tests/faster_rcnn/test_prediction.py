@@ -1,4 +1,4 @@
-"""One image: its canvas and scale, the conversion back, and the detector's mode."""
+"""Prediction for one image: its canvas, its scale, boxes in the original's pixels, and the detector's mode."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_boxes_are_scaled_to_the_canvas_and_back_and_clipped_to_the_original(det
     np.testing.assert_allclose(image.to_original(on_canvas), [[10, 20, 50, 40], [0, 0, 50, 10]], rtol=1e-6)
 
 
-def test_a_detector_returns_to_its_mode_even_after_an_error(detector: FasterRCNN) -> None:
+def test_the_detectors_mode_is_restored_even_after_an_error(detector: FasterRCNN) -> None:
     detector.train()
     with inferring(detector):
         assert not detector.training

@@ -13,7 +13,7 @@ class Annotation:
     """One object as an annotation file describes it.
 
     where: file and line;  title: how messages name the object;  written_box: its box in the file's own notation;
-    box: x1, y1, x2, y2 in pixels of the upright image;  area: of the outline, None if the file has none.
+    box: x1, y1, x2, y2 in pixels of the upright image;  area: area of the outline, None if the file does not give it.
     """
 
     where: str
@@ -30,7 +30,7 @@ class Annotation:
 class AnnotatedImage:
     """One image as an annotation file describes it.
 
-    height, width: of the upright image;  where: file and line that state them.
+    height, width: size of the upright image;  where: file and line that state it.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ParsedSplit:
 
 
 def leads_outside(name: str) -> bool:
-    """Whether a file name leads out of the folder that it is relative to."""
+    """Whether a file name points outside the folder that it is relative to."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or ":" in name[:2]
 

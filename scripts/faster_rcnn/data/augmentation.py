@@ -1,8 +1,8 @@
-"""Augmentation: random changes of a training image that keep its objects recognisable.
+"""Augmentation: random changes to a training image that keep its objects recognisable.
 
 Flips, crops and colours are torchvision's v2 transforms, which also transform the boxes. The scale is changed by
-resizing the original once, as the service does: resampling twice would blur training images, while those of the service
-are sharp.
+resizing the original once, as the service does: resampling twice would blur the training images, but the images in
+service are sharp.
 """
 
 from dataclasses import replace
@@ -16,18 +16,18 @@ from faster_rcnn.data.dataset import Sample
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 
 AUGMENTATIONS = ("flip", "vertical-flip", "scale-jitter", "photometric")
-SCALES = (0.75, 1.35)  # factors on the sides, drawn uniformly; a wider range only helps in longer training
+SCALES = (0.75, 1.35)  # factors for both sides, drawn uniformly; a wider range helps only in longer training
 VISIBLE = 0.3  # share of an object's area that must remain in a crop; with less it cannot be recognised
 FLIPS = {"flip": v2.RandomHorizontalFlip(), "vertical-flip": v2.RandomVerticalFlip()}
-# The changes are moderate (the hue by at most 0.03 of the circle), because some classes differ in colour.
+# The changes are moderate (at most 0.03 of the colour circle in hue), because some classes differ in colour.
 COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03)
 
 
 def prepare(sample: Sample, rule: ResizeRule, augmentations: tuple[str, ...], seed: int) -> Sample:
-    """The sample resized by `rule` and changed by the given AUGMENTATIONS; all random choices follow from `seed`.
+    """Resizes a sample by `rule` and applies the given AUGMENTATIONS; `seed` determines all random choices.
 
-    An image enlarged by the scale is cropped to the size that the rule returns. Boxes and proposals are clipped to the
-    crop, and dropped if too little of them is left.
+    An image that scale jitter enlarges is cropped to the size that the rule returns. Boxes and proposals are clipped to
+    the crop, and dropped if too little of them remains.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

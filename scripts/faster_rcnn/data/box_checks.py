@@ -13,15 +13,15 @@ from faster_rcnn.data.faults import Fault
 # Pixels by which a box may cross the border: one for tools that count pixels from 0 where the format counts from 1, and
 # one for rounding. Such a box is clipped. If it extends further, it was drawn on another image or at another size.
 TOLERANCE = 2.0
-MIN_SIDE = 0.1  # pixels; less could vanish in float32 when a large image is resized
-NEAR_DUPLICATE = 0.8  # IoU; two objects of a class that overlap more are nearly always an annotation error
-CHUNK = 64  # boxes compared with all others at a time, which bounds the memory for an image with very many boxes
+MIN_SIDE = 0.1  # pixels; a shorter side could vanish in float32 when a large image is resized
+NEAR_DUPLICATE = 0.8  # IoU; two boxes of a class that overlap more are nearly always one object annotated twice
+CHUNK = 64  # boxes that are compared at a time, which limits the memory for an image with very many boxes
 
 CheckedObject = tuple[Annotation, np.ndarray]  # the object and its box, float64 [4], clipped to the image
 
 
 def check_boxes(image: AnnotatedImage, drop_near_duplicates: bool) -> tuple[list[CheckedObject], list[Fault]]:
-    """The objects of an image that can be trained on, and the faults of all its objects."""
+    """Returns the objects of an image that can be trained on, and the faults of all its objects."""
     usable: list[CheckedObject] = []
     faults: list[Fault] = []
     border = np.array([image.width, image.height] * 2, np.float64)
@@ -55,7 +55,7 @@ def _outside_fault(annotation: Annotation, image: AnnotatedImage, how: str) -> F
 
 
 def duplicate_faults(image: AnnotatedImage, objects: list[CheckedObject]) -> dict[int, Fault]:
-    """The faults, by index, of objects that repeat an earlier one of the same class.
+    """Maps the index of each object that repeats an earlier object of its class to the fault.
 
     Crowds are not compared, because they overlap the objects in them.
     """
@@ -100,7 +100,7 @@ def near_duplicates(boxes: np.ndarray) -> Iterator[tuple[int, int, float]]:
 
     An IoU is at most the shared width over the larger width. So a box of width w that begins at x has an IoU above t
     only with boxes that begin between x - (1 / t - 1) w (such a box is at most w / t wide) and x + (1 - t) w. The boxes
-    are sorted by where they begin, and only those in this range are compared.
+    are sorted by their left edge, and only those in this range are compared.
     """
     order = np.argsort(boxes[:, 0], kind="stable")
     starts = boxes[order, 0]

@@ -8,7 +8,7 @@ from faster_rcnn.data.dataset import Dataset, Sample
 
 
 class RenumberedDataset:
-    """A data set with the labels of a detector, which may have further classes and another order."""
+    """A data set whose class numbers are those of a detector, which may have more classes, in another order."""
 
     def __init__(self, dataset: Dataset, labels: tuple[str, ...]) -> None:
         self.labels = labels
@@ -32,7 +32,8 @@ class RenumberedDataset:
 def renumber(dataset: Dataset, labels: tuple[str, ...], detector: str) -> Dataset:
     """The data set with `labels` as its classes, so that a detector with these labels can be evaluated on it.
 
-    detector: its name in messages.  Raises ValueError if the data set has a class that the detector does not know.
+    detector: the detector's name in messages.
+    Raises ValueError if the data set has a class that the detector does not know.
     """
     if dataset.labels == labels:
         return dataset

@@ -127,7 +127,7 @@ def _records(
     left_out: set[Identity] | None = None,
     skippable: bool = True,
 ) -> Iterator[tuple[Kind, str]]:
-    """The valid elements of a list, each with file, line and column.
+    """Yields the valid elements of a list, each with its file, line and column.
 
     The faults of the invalid elements are added to `faults`, and their ids to `left_out`.
     """
@@ -165,7 +165,7 @@ def _categories(file: Path, elements: JSONList, faults: list[Fault]) -> list[_Ca
             faults.append(Fault("class listed twice", where, what, "give each category its own id", skippable=False))
         elif (first := first_with.setdefault(category.name, where)) != where:
             what = f"the class {category.name} is already listed at {first}"
-            faults.append(Fault("class listed twice", where, what, "rename or merge one", skippable=False))
+            faults.append(Fault("class listed twice", where, what, "rename one, or merge the two", skippable=False))
         else:
             categories[category.id] = category
     return sorted(categories.values(), key=lambda category: (isinstance(category.id, str), category.id))
@@ -178,11 +178,11 @@ def _image_fault(
         what = f"image {image.id!r} is already listed at {images[image.id].where}"
         return Fault("image listed twice", where, what, "give each image its own id")
     if leads_outside(image.file_name):
-        what = f"image {image.id!r} names {short(image.file_name)}, which leads out of the folder"
+        what = f"image {image.id!r} names {short(image.file_name)}, which points outside the folder"
         return Fault("name outside the folder", where, what, "name a file in the folder")
     if _image_file(folder, split, image.file_name) is None:
         places = ", ".join(map(str, _image_places(folder, split, image.file_name)))
-        what = f"image file {image.file_name} not found; looked for {places}"
+        what = f"image file {image.file_name} not found; these were tried: {places}"
         return Fault("missing image", where, what, "add it or remove it from the list")
     return None
 

@@ -1,7 +1,7 @@
 """How well the anchors of a configuration cover the objects of a data set, which limits what the RPN can learn.
 
-All anchors whose IoU with an object is above 0.7 are positive. For an object without such an anchor, only
-the best one is positive (Ren et al. 2015, section 3.1.2), and the RPN must move it far.
+All anchors whose IoU with an object is above 0.7 are positive. For an object without such an anchor, only the
+best one is positive (Ren et al. 2015, section 3.1.2), and the RPN must move it a long way.
 T  objects;  k  anchor shapes.  Boxes are x1, y1, x2, y2 in pixels of the resized image.
 """
 
@@ -19,13 +19,10 @@ from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import scales_of_maps
 from faster_rcnn.detector.resize import ResizeRule
 
-SAMPLES = 200  # images drawn of a generated data set, because its objects are not known in advance
-ENOUGH = 0.9  # share of a class's objects with an IoU above 0.5; below it other scales are suggested
-ENLARGEMENTS = (
-    1.0,
-    1.5,
-    2.0,
-)  # factors on the image size that are tried; the cost of inference grows with their square
+SAMPLES = 200  # images drawn to examine a generated data set, whose objects are not known in advance
+ENOUGH = 0.9  # share of a class's objects with an IoU above 0.5; if it is lower, other scales are suggested
+# Factors on the image size that are tried; the cost of inference grows with their square.
+ENLARGEMENTS = (1.0, 1.5, 2.0)
 OCTAVES = 2.0 ** np.arange(3, 11)  # borders between the size groups of a report, 8 to 1024 pixels
 
 
@@ -35,9 +32,10 @@ class Coverage:
 
     best: float [T], IoU of each object with its best anchor;  classes: int64 [T];  sides: float [T], square roots of
     the objects' areas in the resized image;  never_inside: anchor shapes that do not fit into any image;
-    suggestion: a configuration with other scales, and perhaps larger images, if too few objects of some class are
-    covered and it covers more;  suggested: the shares above 0.5 with the suggestion, of all objects and of the class
-    that is covered worst.
+    suggestion: a configuration with other scales, and perhaps larger images, that covers more; None if enough objects
+    of every class are covered or nothing better was found;
+    suggested: the shares of objects with an IoU above 0.5 under the suggestion: of all objects, and of the class that
+    is covered worst.
     """
 
     config: DetectorConfig
@@ -49,12 +47,12 @@ class Coverage:
     suggested: tuple[float, float] = (0.0, 0.0)
 
     def share(self, iou: float, where: np.ndarray | None = None) -> float:
-        """The share of objects whose best anchor is above `iou`.  where: bool [T], the objects that count."""
+        """The share of objects whose best IoU is above `iou`.  where: bool [T], the objects to include."""
         best = self.best if where is None else self.best[where]
         return float((best > iou).mean()) if len(best) else 0.0
 
     def worst_class(self) -> tuple[float, str]:
-        """The smallest share above 0.5 of a class, and its name; classes without objects are ignored."""
+        """The class with the smallest share of IoUs above 0.5: share and name; ignores classes without objects."""
         shares = [(self.share(0.5, self.classes == label), label) for label in np.unique(self.classes).tolist()]
         share, label = min(shares, default=(0.0, 0))
         return share, self.config.labels[label]
@@ -85,7 +83,7 @@ class Coverage:
         if self.never_inside:
             shapes = f"{len(self.never_inside)} of {len(_shape_names(self.config))} ({', '.join(self.never_inside)})"
             effect = (
-                "they are trained although they cross the border"
+                "they are trained even though they cross the border"
                 if self.config.anchor_sampling.keep_crossing
                 else "warning: anchors that cross the border are dropped, so these are never trained; "
                 "keep them with --crossing-anchors keep, or choose smaller --anchor-scales"
@@ -105,14 +103,14 @@ class Coverage:
 
 
 def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[int]) -> Coverage:
-    """How well the anchors of `config` cover a data set's objects, and a suggestion if that is poor.
+    """Measures how well `config` covers a data set's objects, and suggests a better one if the coverage is poor.
 
     strides: those of the backbone's feature maps, finest first; each map gets an equal number of scales, in order.
     """
     objects = _objects(dataset)
     coverage = _coverage(objects, config, strides)
     best = coverage
-    # Objects much smaller than the stride fall between the anchors whatever the scales are. Larger images help then.
+    # Objects much smaller than the stride fall between the anchors at any scale. Only larger images help then.
     for enlargement in ENLARGEMENTS:
         if len(coverage.best) == 0 or best.worst_class()[0] >= ENOUGH:
             break
@@ -138,11 +136,11 @@ def _coverage(objects: "_Objects", config: DetectorConfig, strides: Sequence[int
 
 
 def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) -> tuple[float, ...]:
-    """Anchor scales from the smallest to the largest objects, ignoring a twentieth of each class at both ends.
+    """Anchor scales from the smallest to the largest objects, ignoring 5 % of each class at either end.
 
     sides: float [T], square roots of the objects' areas;  classes: int64 [T];  count: number of scales; None chooses
-    the number that puts them at most an octave apart. An octave suffices: an anchor of the same shape and centre as an
-    object, but half or twice its area, has an IoU of 0.5 with it.
+    the smallest number that puts them at most an octave apart. An octave suffices: an anchor of the same shape and
+    centre as an object, but half or twice its area, has an IoU of 0.5 with it.
     """
     ends = [np.quantile(sides[classes == label], [0.05, 0.95]) for label in np.unique(classes)]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
@@ -197,9 +195,9 @@ def _shapes(config: DetectorConfig, strides: Sequence[int]) -> tuple[np.ndarray,
 def _cells(
     length: np.ndarray, extent: np.ndarray, strides: np.ndarray, keep_crossing: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First and last cell [T, k], along one side of images, whose anchors are used.
+    """The first and last cell along one side of the image whose anchor is used: [T, k] each.
 
-    length: [T], the images' sides;  extent: [k], the anchors' sides.  The last is before the first if no cell is used.
+    length: [T], the images' sides;  extent: [k], the anchors' sides.  The last precedes the first if no cell is used.
     """
     last = np.ceil(length[:, None] / strides) - 1
     if keep_crossing:

@@ -16,11 +16,11 @@ class Sample:
     image: uint8 [H, W, 3], RGB, upright;  boxes: float32 [G, 4];  labels: int64 [G], indices into the data set's
     `labels`, from 0.
     crowd: bool [G], True where a box stands for many objects (COCO): it is not trained on, and detections in it count
-    neither as right nor as wrong; None: no crowds.
+    neither as true nor as false positives; None: no crowds.
     areas: float [G], areas of the objects' outlines; None: use the boxes' areas.
     difficult: bool [G], True where even a person has difficulty seeing the object (VOC): detecting it counts neither as
-    right nor as wrong; None: no such objects.
-    proposals: float32 [P, 4], proposals that come with the data set, best first; None: it has none.
+    a true nor as a false positive; None: no such objects.
+    proposals: float32 [P, 4], proposals supplied with the data set, best first; None: it has none.
     """
 
     image: np.ndarray

@@ -1,4 +1,4 @@
-"""Decodes every image of a data set before it is used, so that a broken one does not end a long run halfway."""
+"""Decodes every image of a data set before it is used, so that a broken image does not stop a long training run."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the 
 def open_checked(
     source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False, workers: int = os.cpu_count() or 1
 ) -> Dataset:
-    """`open_dataset`, then every image decoded once in `workers` threads.
+    """Opens a data set like `open_dataset`, then decodes every image once in `workers` threads.
 
     With `skip_bad_boxes` the images that cannot be read are left out, as in training. Without it, ValueError is raised,
     listing the first of them. The errors of `open_dataset` are raised too.
@@ -36,7 +36,7 @@ def open_checked(
 def check_before_training(datasets: Sequence[Dataset], workers: int) -> list[Fault]:
     """Decodes every image of the folders among `datasets`. Generated images need no check.
 
-    Returns all faults, including those of the annotations: warnings, and whatever `skip_bad_boxes` has left out.
+    Returns all faults, including those of the annotations: warnings, and what `skip_bad_boxes` left out.
     Raises ValueError, with the first faults in one line, if training cannot start with one of the data sets.
     """
     first_files: FirstFiles = {}
@@ -60,9 +60,9 @@ def summary(faults: Sequence[Fault]) -> str:
 def check_images(dataset: FolderDataset, workers: int, first_files: FirstFiles | None = None) -> list[Fault]:
     """Decodes every image in `workers` threads; the decoders release Python's global lock while they work.
 
-    An image that cannot be trained on is an error and is removed from the data set. A file whose name claims another
-    format is a warning. So is a file with the same bytes as another, in this split or in one that was checked before
-    with the same `first_files`.
+    An image that cannot be trained on causes an error and is removed from the data set. A file name with the extension
+    of another format causes a warning, and so does a file with the same bytes as another one, in this split or in a
+    split that was checked before with the same `first_files`.
     """
     results = thread_map(
         lambda index: _decode(dataset, index),
@@ -102,7 +102,7 @@ def _duplicates(dataset: FolderDataset, results: Sequence[_Result], first_files:
             what = f"{name} has the same bytes as {first} (split {split})"
             faults.append(Fault("duplicate image", dataset.where(index), what, "keep one of the two", warning=True))
     for split, names in shared.items():
-        what = f"images of split {dataset.split} that are also in split {split}: {len(names)}, the first is {names[0]}"
+        what = f"split {dataset.split} shares images with split {split}: {len(names)} in total, the first is {names[0]}"
         remedy = "remove them from one of the two, because a detector must not be evaluated on its training images"
         faults.append(Fault("splits share images", dataset.source, what, remedy, warning=True))
     return faults

@@ -1,4 +1,4 @@
-"""Faults of annotated images: each says where it is, what was found and what to do about it."""
+"""Faults of annotated images: where each one is, what was found, and how to fix it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ SHOWN = 3  # faults listed in an error message, which must remain one readable l
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault.  kind: a few words that group like faults;  where: the file, with its line if it has lines.
+    """One fault.  kind: a few words, the same for similar faults;  where: the file, with its line if it has lines.
 
-    An error keeps training from starting; a warning is only reported. A skippable fault concerns a box or an image that
-    can be left out; any other concerns the whole data set, such as two classes with the same name.
+    An error prevents training from starting; a warning is only reported. A skippable fault concerns a box or an image
+    that can be left out; any other concerns the whole data set, such as two classes with the same name.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""A data set in a folder: annotated images that are checked when it is opened and decoded when they are read.
+"""A data set in a folder: annotations are checked when it is opened, images are decoded when they are read.
 
 G  objects of an image.  A reader (`coco.py`, `voc.py`) turns files into a `ParsedSplit`; this module checks it.
 """
@@ -77,7 +77,10 @@ class FolderDataset:
         return entry.boxes[wanted], entry.labels[wanted]
 
     def __getitem__(self, index: int) -> Sample:
-        """Raises ValueError, naming the image, if it cannot be decoded or its size differs from the annotated one."""
+        """Reads a sample.
+
+        Raises ValueError, naming the image, if it cannot be decoded or its size differs from the annotated one.
+        """
         entry = self._entries[index]
         pixels = self.decode(index, entry.path.read_bytes())
         if isinstance(pixels, Fault):
@@ -105,8 +108,7 @@ class FolderDataset:
             remedy = "correct the listed size, and the boxes if they were drawn at that size"
             if (height, width) == (listed_width, listed_height):
                 remedy = (
-                    "its EXIF orientation rotates it: save it without one, "
-                    "or swap the listed sides and rotate the boxes"
+                    "its EXIF orientation rotates it: save it upright, or swap the listed sides and rotate the boxes"
                 )
             return Fault("image of another size", entry.where, what, remedy)
         return pixels

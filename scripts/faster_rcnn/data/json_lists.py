@@ -17,7 +17,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class JSONList:
-    """A list of a document.  text: the document;  starts: the offset in it of each element."""
+    """A list in a document.  text: the document;  starts: the offset of each element in the text."""
 
     text: str
     starts: list[int]
@@ -37,7 +37,9 @@ class JSONList:
 
 
 def decode_members(text: str) -> dict[str, Any]:
-    """The members of the outermost object, those that are lists as `JSONList`; empty if the document is not an object.
+    """Decodes the members of the outermost object; lists become `JSONList`s.
+
+    Returns no members if the document is not an object.
 
     Raises ValueError (json.JSONDecodeError with line and column, in most cases) if `text` is not JSON, RecursionError
     if it is nested too deeply.

@@ -1,6 +1,6 @@
 """Class names of a detector from a text file with one name per line, without the background.
 
-The index in the graph is torchvision's minus 1, because torchvision counts the background as class 0.
+A class's index in the graph is its index in torchvision minus 1, because torchvision counts the background as class 0.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ BACKGROUND = ("background", "__background__")  # the usual spelling, and torchvi
 
 
 def read_labels(file: Path, classes: int) -> tuple[str, ...]:
-    """The `classes` names in a file.
+    """Reads the names of a detector's classes from a file.  classes: their number.
 
-    Raises ValueError if a line is empty or names the background, if a name occurs twice, or if their number is not
-    `classes`; FileNotFoundError if the file does not exist.
+    Raises ValueError if a line is empty or names the background, if a name occurs twice, or if there are not exactly
+    `classes` names; FileNotFoundError if the file does not exist.
     """
     if file.is_dir():
         raise ValueError(f"{file} is a folder; give a text file with one label per line, without the background")
@@ -38,7 +38,7 @@ def read_labels(file: Path, classes: int) -> tuple[str, ...]:
 def distinct(names: Sequence[str], source: str) -> tuple[str, ...]:
     """Appends torchvision's number to each `N/A`, because the service needs unique class names.
 
-    Raises ValueError if another name occurs twice.
+    Raises ValueError if any other name occurs twice.
     """
     unique = [f"{name} {place}" if name == NOT_AVAILABLE else name for place, name in enumerate(names, start=1)]
     for name in unique:

@@ -1,4 +1,4 @@
-"""Training batches: images of about the same aspect ratio, resized, augmented and padded onto one canvas.
+"""Training batches: images of similar aspect ratio, resized, augmented and padded onto one canvas.
 
 N  images;  H, W  canvas;  G  objects;  P  proposals.
 The order of the images and the augmentation of each depend only on the run's seed and the number of the batch, so that
@@ -54,14 +54,14 @@ class Batch:
         return Batch(self.images.to(device), self.sizes.to(device), truth, self.seeds, proposals)
 
 
-Item = tuple[int, int]  # an image's index in the data set, the seed of its random choices
+Item = tuple[int, int]  # an image's index in the data set, and the seed of its random choices
 
 
 def batch_order(dataset: Dataset, batch_size: int, seed: int, start: int = 0) -> Iterator[list[Item]]:
-    """The endless sequence of batches from number `start` on.
+    """An endless sequence of batches, starting with number `start`.
 
-    An epoch has each image at most once. The images that do not fill a last batch are dropped; which ones differs from
-    epoch to epoch.
+    An epoch contains each image at most once. Images that do not fill the last batch are dropped; the random order of
+    each epoch decides which.
 
     Raises ValueError if the data set has fewer images than one batch.
     """
@@ -78,7 +78,7 @@ def batch_order(dataset: Dataset, batch_size: int, seed: int, start: int = 0) ->
 
 
 def _epoch(dataset: Dataset, batch_size: int, seed: list[int]) -> Iterator[list[int]]:
-    """The batches of one epoch as indices: random, but each of images with similar aspect ratios."""
+    """The batches of one epoch, as indices, in random order; the images of each have similar aspect ratios."""
     batches = len(dataset) // batch_size
     order = np.random.default_rng(seed).permutation(len(dataset))
     for window in range(-(-batches // WINDOW)):
@@ -162,8 +162,8 @@ def _collate_items(items: list[tuple[Sample, int]], stride: int) -> Batch:
 class Loading:
     """How training batches are formed.
 
-    batch_size: images in a batch, over all processes and micro-batches;  workers: processes that prepare images, 0
-    prepares them in this process;  with_difficult: whether VOC's difficult objects are trained on.
+    batch_size: images in a batch, over all processes and micro-batches;  workers: number of processes that prepare
+    images; with 0 this process prepares them;  with_difficult: whether VOC's difficult objects are trained on.
     """
 
     batch_size: int
@@ -176,7 +176,7 @@ class Loading:
 def training_batches(
     dataset: Dataset, rule: ResizeRule, stride: int, loading: Loading, start: int = 0, share: Share | None = None
 ) -> Iterator[Batch]:
-    """The endless batches of a training run from number `start` on, or only the share of one process."""
+    """An endless sequence of batches, starting with number `start`, or only the share of one process."""
     share = share or Share()
     share.check(loading.batch_size)
     loader = DataLoader(

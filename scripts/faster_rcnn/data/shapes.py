@@ -1,7 +1,7 @@
 """`shapes`: generated images of six classes of shapes, with exact boxes.
 
-The images have 200 to 1000 pixels per side and aspect ratios from 1:2 to 2:1. The size of objects ranges from a twelfth
-of the shorter side to the whole image. They are rotated and stretched, may overlap or be cut by the border, but at
+The images have 200 to 1000 pixels per side and aspect ratios from 1:2 to 2:1. Objects range in size from a twelfth of
+the shorter side to the whole image. They are rotated and stretched, and may overlap or be cut by the border, but at
 least MIN_VISIBLE of each is visible. They are filled with colours, gradients or stripes. Backgrounds are smooth,
 striped, chequered or noisy, with lines and scraps that are not objects. Some images are empty. Image `index` of a split
 depends on seed, split and index alone, so the data set needs no files and a training run never runs out of images.
@@ -21,11 +21,11 @@ LABELS = ("circle", "ring", "triangle", "square", "star", "cross")
 SPLITS = {"train": 0, "val": 1, "test": 2}
 LENGTHS = {"train": 1_000_000, "val": 500, "test": 500}
 
-MIN_VISIBLE = 0.65  # share of an object's area left after cuts and overlaps; with less it may be unrecognisable
-MIN_SIDE = 1 / 12  # of an object, as a share of the image's shorter side
+MIN_VISIBLE = 0.65  # share of an object's area left after cuts and overlaps; with less, it may be unrecognisable
+MIN_SIDE = 1 / 12  # shortest side of an object, as a share of the image's shorter side
 EMPTY_SHARE = 0.08  # share of images without objects
 FILLING_SHARE = 0.1  # share of images in which the first object is nearly as large as the image
-MIN_CONTRAST = 90.0  # between an object's colour and the mean colour it covers, summed over the channels
+MIN_CONTRAST = 90.0  # difference between an object's colour and the mean colour under it, summed over the channels
 SUPERSAMPLING = 2  # objects are drawn at twice the resolution and averaged down, for smooth edges
 
 
@@ -261,7 +261,7 @@ def _polygon_area(points: np.ndarray) -> float:
 def _rasterise(outline: np.ndarray, hole: np.ndarray, height: int, width: int) -> tuple[int, int, np.ndarray] | None:
     """The part of an object inside the image: top, left, and the share of each pixel that it covers.
 
-    None if less than 2 pixels per side are inside.
+    None if fewer than 2 pixels per side are inside.
     """
     left, top = np.floor(outline.min(axis=0)).astype(int).clip(0)
     right, bottom = np.ceil(outline.max(axis=0)).astype(int).clip(None, [width, height])
@@ -276,7 +276,7 @@ def _rasterise(outline: np.ndarray, hole: np.ndarray, height: int, width: int) -
 
 
 def _fill(rng: np.random.Generator, beneath: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """An object's fill [H, W, 3], a colour, a gradient or stripes, which contrasts with the pixels that it covers."""
+    """An object's fill [H, W, 3], a colour, a gradient or stripes in contrast to the pixels that it covers."""
     height, width = cover.shape
     under = beneath[cover > 0.5].mean(axis=0)
     while True:

@@ -15,7 +15,7 @@ READERS = {"coco": (read_coco, coco_splits), "voc": (read_voc, voc_splits)}
 def check_labels(dataset: Dataset, labels: tuple[str, ...], detector: str) -> None:
     """Raises ValueError unless a data set has the detector's classes in the same order.
 
-    detector: its name in the message.
+    detector: the detector's name in the message.
     """
     if dataset.labels != labels:
         raise ValueError(
@@ -30,8 +30,8 @@ def open_dataset(source: str, split: str, seed: int = 0, skip_bad_boxes: bool = 
     source: `shapes` (generated from `seed` as it is read), `coco:DIR` (a folder with `annotations/<split>.json`) or
     `voc:DIR` (a folder with `Annotations`, `JPEGImages` and `ImageSets/Main/<split>.txt`).
 
-    Raises ValueError for an unknown kind of source, and for faulty annotations: one line names the first faults. With
-    `skip_bad_boxes` faulty boxes and images are left out instead. Raises FileNotFoundError if files are missing.
+    Raises ValueError for an unknown kind of source, and for faulty annotations; the message lists the first faults.
+    With `skip_bad_boxes`, faulty boxes and images are left out instead. Raises FileNotFoundError if files are missing.
     """
     if source == "shapes":
         return Shapes(split, seed=seed)

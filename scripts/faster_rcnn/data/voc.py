@@ -1,7 +1,7 @@
 """Pascal VOC's format: `Annotations/*.xml`, `JPEGImages` and the splits listed in `ImageSets/Main`.
 
 Everingham et al., VOC 2007 development kit: pixels are counted from 1, and the corner pixels belong to the box. So the
-box of a whole 640×480 image is 1, 1, 640, 480 in the file and 0, 0, 640, 480 here.
+box around a whole 640×480 image is 1, 1, 640, 480 in the file and 0, 0, 640, 480 here.
 """
 
 import math
@@ -25,7 +25,7 @@ from faster_rcnn.data.faults import Fault
 from service.images.decode import ImageError, upright
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-NAME_AND_FLAG = re.compile(r"(.*\S)\s+-?[01]")  # as in the development kit's lists of one class
+NAME_AND_FLAG = re.compile(r"(.*\S)\s+-?[01]")  # a line of a list of one class, as in the development kit
 
 
 def read_voc(folder: Path, split: str) -> ParsedSplit:
@@ -206,7 +206,7 @@ def _parse(
     first_where: dict[str, str] = {}
     for entry in listed:
         if leads_outside(entry.name):
-            what = f"{short(entry.name)} leads out of the folder"
+            what = f"{short(entry.name)} points outside the folder"
             faults.append(Fault("name outside the folder", entry.where, what, "list names of files in the folder"))
         elif (first := first_where.setdefault(entry.name, entry.where)) != entry.where:
             what = f"{entry.name} is already listed at {first}"
@@ -229,9 +229,9 @@ def _images_by_stem(folder: Path) -> dict[str, list[Path]]:
 def _image(
     folder: Path, entry: _Listed, document: _Document, files: dict[str, list[Path]], faults: list[Fault]
 ) -> AnnotatedImage | None:
-    """The image of an annotation file: the one with the file's own name, else the one that its <filename> gives.
+    """The image of an annotation file: the one with the same name, else the one that its <filename> names.
 
-    If there is none, the reason is added to `faults`.
+    If there is no such image, returns None and adds the reason to `faults`.
     """
     where = f"{document.file}:{document.size_line}"
     stated = PurePosixPath(document.filename.replace("\\", "/")).name  # some tools write a whole path

@@ -1,1 +1,1 @@
-"""The detector of the papers: layers, targets, losses, configuration and checkpoints."""
+"""The detector that the papers describe: layers, targets, losses, configuration and checkpoints."""

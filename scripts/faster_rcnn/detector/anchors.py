@@ -13,7 +13,7 @@ def cell_anchors(scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """The k = len(scales) * len(ratios) anchors of one location, centred on the origin.
 
     scales: for each anchor, the side of the square that has the same area, in pixels;  ratios: height / width.
-    An anchor of scale s has the area s² at every ratio (section 3.1.1: "box areas of 128², 256² and 512²").
+    An anchor of scale s has area s² at every ratio (section 3.1.1: "box areas of 128², 256² and 512²").
     Returns [k, 4]: all scales of the first ratio, then of the second, and so on, as in the reference code.
     """
     scale = torch.tensor(scales, dtype=torch.float32)
@@ -28,7 +28,7 @@ def grid_anchors(cell: Tensor, height: int, width: int, stride: int) -> Tensor:
 
     cell: [k, 4] from `cell_anchors`.  A location covers a square of `stride` × `stride` pixels, and its anchors are
     centred on the middle of that square, as in the reference code.
-    Returns [H * W * k, 4]: rows first, then columns, then the k anchors.
+    Returns [H * W * k, 4], ordered by row, then by column, then by anchor.
     """
     centre_y = (torch.arange(height, device=cell.device) * stride).to(torch.float32) + stride / 2
     centre_x = (torch.arange(width, device=cell.device) * stride).to(torch.float32) + stride / 2

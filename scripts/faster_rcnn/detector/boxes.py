@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 # The upper bound of dw and dh, so that exp() of an untrained delta stays finite. The value is torchvision's: a side may
-# grow by the longest image side divided by the stride.
+# grow by a factor of at most 1000 / 16, the longest image side divided by the stride.
 MAX_LOG_GROWTH = math.log(1000.0 / 16)
 
 
 def encode(boxes: Tensor, references: Tensor) -> Tensor:
-    """Deltas that turn `references` into `boxes` (eq. 2).
+    """Computes the deltas that turn `references` into `boxes` (eq. 2).
 
     boxes, references: [..., 4].  Returns [..., 4] as dx, dy, dw, dh.
-    Raises ValueError if a box has no area, naming the first such row.
+    Raises ValueError if a box has no area; the message names the first such row.
     """
     for name, candidates in (("box", boxes), ("reference box", references)):
         flat = candidates.reshape(-1, 4)
@@ -48,7 +48,7 @@ def decode(deltas: Tensor, references: Tensor) -> Tensor:
 
 
 def clip_to_sizes(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes clipped to their own image: torchvision's `clip_boxes_to_image` for a batch of different sizes.
+    """Clips boxes to their own image: torchvision's `clip_boxes_to_image` for images of different sizes.
 
     boxes: [N, R, 4];  sizes: [N, 2] as height, width.  Returns [N, R, 4].
     """

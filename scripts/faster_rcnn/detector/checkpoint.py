@@ -35,7 +35,7 @@ def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int,
 
 
 def best_or_last(path: Path) -> str:
-    """The name of the checkpoint of a training run to use: "best" if there is one, else "last"."""
+    """Chooses the checkpoint of a training run: "best" if there is one, else "last"."""
     return "best" if (path / BEST).is_file() else "last"
 
 
@@ -52,7 +52,7 @@ def read_checkpoint(path: Path, which: str = "last") -> dict[str, Any]:
         raise FileNotFoundError(f"{missing} is not there; faster-rcnn train --out {path} writes it")
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types of error for a file that is not its own
+    except Exception as error:  # torch.load raises many types of error for a file that torch.save did not write
         raise ValueError(
             f"{file} is not a checkpoint or is damaged; choose a run that faster-rcnn train wrote"
         ) from error

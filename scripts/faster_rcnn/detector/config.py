@@ -1,4 +1,4 @@
-"""The configuration of a detector: everything that is needed to build it again from a checkpoint."""
+"""The configuration of a detector: everything that is needed to rebuild it from a checkpoint."""
 
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -18,9 +18,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """Sizes and rules of a detector. The defaults are the paper's; `default_config` has those of each backbone."""
+    """Sizes and rules of a detector. The defaults are the paper's; `default_config` returns those of a backbone."""
 
-    labels: tuple[str, ...]  # classes without background
+    labels: tuple[str, ...]  # class names, without the background
     backbone: str = "vgg16"
     anchor_scales: tuple[float, ...] = (128.0, 256.0, 512.0)  # section 3.3
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
@@ -70,7 +70,8 @@ _PYRAMID = replace(
     rpn_channels=256,
     training_proposals=ProposalLimits(2000, 2000),
     proposals=ProposalLimits(1000, 1000),
-    # A pyramid has thirty times the locations of one map, so the paper's normaliser would nearly remove the box term.
+    # A pyramid has thirty times as many locations as one map, so the paper's normaliser would nearly remove the box
+    # term.
     losses=LossRule(rpn_lambda=1.0, rpn_normaliser="sampled"),
 )
 
@@ -121,8 +122,8 @@ DEFAULTS: dict[str, DetectorConfig] = {
     "mobilenet_v3_large_fpn": replace(
         _PYRAMID,
         backbone="mobilenet_v3_large_fpn",
-        # torchvision puts all of 32 … 512 on each of the three maps. Nine scales half an octave apart, three per map,
-        # cover the same range without repeating scales on the two maps that have the same stride.
+        # torchvision uses every scale from 32 to 512 on each of the three maps. Nine scales half an octave apart,
+        # three per map, cover the same range without repeating scales on the two maps that have the same stride.
         anchor_scales=tuple(round(32 * 2 ** (step / 2)) * 1.0 for step in range(9)),
     ),
 }
@@ -138,16 +139,16 @@ def default_config(backbone: str, labels: tuple[str, ...]) -> DetectorConfig:
     return replace(DEFAULTS[backbone], labels=labels)
 
 
-# The aspect ratios of cameras (1:1, 4:3, 3:2, 16:9), so that photographs fill their canvas, and one ratio between the
-# first two.
+# The aspect ratios of cameras (1:1, 4:3, 3:2, 16:9), so that photographs fill their canvas, and one ratio between
+# 1:1 and 4:3.
 CANVAS_RATIOS = (1.0, 7 / 6, 4 / 3, 3 / 2, 16 / 9)
 
 
 def canvases(resize: ResizeRule, stride: int) -> list[tuple[int, int]]:
     """The canvases as (height, width), smallest first; every image resized by `resize` fits on one of them.
 
-    The shorter side is `min_size`. The longer sides follow from CANVAS_RATIOS, and the last is `max_size`. All are
-    rounded up to multiples of `stride`.
+    The shorter side is `min_size`. The longer sides follow from CANVAS_RATIOS, and the longest is `max_size`. All
+    sides are rounded up to multiples of `stride`.
     """
 
     def round_up(side: float) -> int:

@@ -30,7 +30,7 @@ def dtype_of(layers: nn.Module) -> torch.dtype:
 
 
 class DetectorOutput(NamedTuple):
-    """Detections and proposals of N images; rows past a count are zero. Labels start at 0, without background.
+    """Detections and proposals of N images; rows after an image's count are zero. Labels start at 0 (no background).
 
     num_detections int64 [N], boxes [N, D, 4], scores [N, D], labels int64 [N, D];
     num_proposals int64 [N], proposals [N, P, 4], objectness [N, P]. Boxes are in canvas pixels, best score first.
@@ -80,7 +80,7 @@ class FasterRCNN(nn.Module):
     """Faster R-CNN. `forward` is what an exported graph computes; the package `training` trains the detector.
 
     The backbone has one feature map, as in the paper, or a pyramid's maps; the RPN's head is applied to each of them.
-    stride: the sides of a canvas are multiples of it;  classes: number of classes without background;
+    stride: the height and width of a canvas are multiples of it;  classes: number of classes without background;
     score_floor: the lowest score of a detection;
     portable_max_pooling: whether an exported graph uses a form of RoI max pooling that runs on every provider, instead
     of ONNX's own operator, for which ONNX Runtime has no CUDA kernel.
@@ -88,7 +88,7 @@ class FasterRCNN(nn.Module):
 
     antialias = True  # images are resized with antialiasing, in training and by the service
     stable_ranking = True  # proposals are ranked by rounded margins, on which runtimes agree (`foreground_margin`)
-    location_anchors: Tensor  # [maps, k, 4], the anchors of one location of each map, around the origin
+    location_anchors: Tensor  # [maps, k, 4], the anchors of one location of each map, centred on the origin
     mean: Tensor
     std: Tensor
 
@@ -112,7 +112,7 @@ class FasterRCNN(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor, sizes: Tensor) -> DetectorOutput:
-        """Detections and proposals of a batch."""
+        """Computes the detections and proposals of a batch."""
         features = self.features(images, sizes)
         proposals = self.select(self.regions(features, sizes), sizes, self.config.proposals)
         found = self.detect_in(features, proposals.boxes, proposals.number, sizes)
@@ -192,15 +192,15 @@ class FasterRCNN(nn.Module):
     def classify(self, features: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the head on regions [N, P, 4].
 
-        Returns class scores [N, P, C + 1] and normalised deltas [N, P, C, 4], C being the number of classes.
+        Returns class scores [N, P, C + 1] and normalised deltas [N, P, C, 4], where C is the number of classes.
         """
         return self.head(self._pool(features, boxes))
 
     def _pool(self, features: list[Tensor], boxes: Tensor) -> Tensor:
         pooled, strides, pooling = features[: self.backbone.pooled], self.backbone.strides, self.config.roi_pooling
         if pooling == "max" and self.backbone.signed:
-            # Cells outside the image are zero, which must not win over negative cells inside it.
-            pooled = [F.relu(features) for features in pooled]
+            # Cells outside the image are zero, and would otherwise win over negative cells inside it.
+            pooled = [F.relu(one) for one in pooled]
         if pooling == "max" and self.portable_max_pooling and torch.compiler.is_exporting():
             pooling = "portable max"
         return pool_regions(pooled, strides, boxes, self.config.roi_size, pooling)
@@ -221,7 +221,7 @@ class FasterRCNN(nn.Module):
         N, P = boxes.shape[:2]
         rows, positions = real_rows(count, P)
         pooled = self._pool(features, boxes)
-        if self.backbone.pooled == 1:  # these pooled features are channels-last in memory
+        if self.backbone.pooled == 1:  # features pooled from one map are channels-last in memory
             channels_last = pooled.permute(0, 1, 3, 4, 2).flatten(0, 1)
             scores, deltas = self.head.of_channels_last(torch.index_select(channels_last, 0, rows))
         else:

@@ -10,8 +10,8 @@ HEAD = "fc6"
 def freeze_before(detector: FasterRCNN, name: str) -> list[nn.Module]:
     """Turns off the gradients of all stages of the backbone before stage `name`; `fc6` freezes every stage.
 
-    A pyramid's own layers are always trained. Returns the frozen modules: their batch normalisations must stay in
-    evaluation mode.
+    A pyramid's own layers are always trained. Returns the frozen modules; the caller must keep their batch
+    normalisations in evaluation mode.
     Raises ValueError if the backbone has no such stage; the message lists its stages.
     """
     stages = detector.backbone.stages

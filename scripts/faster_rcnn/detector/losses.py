@@ -1,6 +1,6 @@
 """The losses, one function per equation.
 
-A  anchors;  R  regions;  C  classes without background.  Each loss is that of one image.
+A  anchors;  R  regions;  C  classes without background.  Each function computes the loss of one image.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossRule:
-    """The constants of the losses. The defaults are what the papers print.
+    """The constants of the losses. The defaults are the papers' values.
 
-    The RPN's box term is divided by the number that rpn_normaliser names. Eq. 1 of Ren et al. has N_reg = 2400, the
-    number of anchor *locations*; read as the number of *anchors* it is nine times that. The reference code divides by
-    the 256 *sampled* anchors and has no λ. With rpn_lambda 1 that is nearly the paper's weight: 1 / 256 and 10 / 2400.
+    `rpn_normaliser` chooses the number by which the RPN's box term is divided, N_reg in eq. 1 of Ren et al. The paper's
+    N_reg of 2400 is the number of anchor *locations*; the number of *anchors* is nine times as large. The reference
+    code divides by the 256 *sampled* anchors and has no λ, so its weight of 1 / 256 is close to the paper's 10 / 2400.
     """
 
     rpn_lambda: float = 10.0  # section 3.1.2: "λ = 10, and thus both terms are roughly equally weighted"
     rpn_normaliser: Literal["locations", "anchors", "sampled"] = "locations"
-    # Where the quadratic part of smooth L1 ends: 1 in both papers; 1 / 9 in the reference code's RPN and in both stages
-    # of torchvision.
+    # Smooth L1 is quadratic up to beta and linear above it. Beta is 1 in both papers, and 1 / 9 in the reference code's
+    # RPN and in both stages of torchvision.
     rpn_beta: float = 1.0
     head_beta: float = 1.0
     head_lambda: float = 1.0  # Girshick 2015, section 2.3: "all experiments use λ = 1"

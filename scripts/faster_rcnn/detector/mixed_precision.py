@@ -1,4 +1,4 @@
-"""The precision that training computes in on a device."""
+"""The floating-point precision in which a device computes during training."""
 
 import torch
 

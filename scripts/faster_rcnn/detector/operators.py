@@ -1,7 +1,7 @@
 """Operators with the same result in PyTorch and in ONNX: stable top-k, batched NMS and plain integer division.
 
-The outputs of the first two have shapes that do not depend on how many boxes survive, so that one graph serves any
-batch size. The ONNX translations are in `graph/translations.py`.
+The output shapes of the first two do not depend on how many boxes survive, so that one graph serves any batch
+size. The ONNX translations are in `graph/translations.py`.
 
 N  images;  n  candidates per image.  An excluded candidate has the score -1.
 """
@@ -16,7 +16,7 @@ PADDING = -3.0e38  # below any score; fills a result that has fewer candidates t
 
 @torch.library.custom_op("faster_rcnn::top_k", mutates_args=())
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores of each row, best first; equal scores in their original order, as in ONNX's TopK.
+    """The k highest scores of each row, best first; equal scores keep their order, as in ONNX's TopK.
 
     scores: [N, n].  Returns values [N, k] and their indices, int64 [N, k]. If n < k, PADDING with index 0 fills the
     rest. `torch.topk` does not define the order of equal scores, and a blank image has thousands of them.
@@ -59,7 +59,7 @@ def _(_boxes: Tensor, scores: Tensor, _iou_threshold: float, _keep: int) -> Tens
 
 @torch.library.custom_op("faster_rcnn::quotient", mutates_args=())
 def quotient(numbers: Tensor, divisor: int) -> Tensor:
-    """`numbers` // `divisor` for int64 numbers that are not negative.
+    """`numbers` // `divisor` for non-negative int64 numbers.
 
     This is one integer division in the graph. The exporter's own translation of // has seven operations, because it
     also handles negative numbers.

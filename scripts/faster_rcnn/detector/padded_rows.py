@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def real_rows(count: Tensor, padded: int) -> tuple[Tensor, Tensor]:
     """The indices of the real rows among all N * P, and the position of each of the N * P rows among the real ones.
 
-    count: int64 [N], real rows of each image, which come first;  padded: P.
+    count: int64 [N], number of real rows per image, which precede the padding;  padded: P.
     Returns int64 [M + 1] and int64 [N, P]. An extra row repeats row 0, so that the head never gets an empty batch.
     The positions of padding rows are arbitrary.
     """

@@ -1,10 +1,10 @@
-"""Keeps an image's features independent of the canvas it lies on.
+"""Keeps an image's features independent of the canvas that it lies on.
 
 A convolution wider than 1×1 mixes cells outside the image into cells inside it. On a tight canvas the cells outside are
 the convolution's own zero padding. On a larger canvas they are features of padding pixels: zeros to which biases,
 normalisations and activations were applied. The two differ, so the result would depend on the canvas. Therefore all
-cells outside the image are set to zero before each such convolution; then every canvas gives the result of the tight
-one. (In training, padding still enters the statistics of batch normalisation, and so the running mean.)
+cells outside the image are set to zero before each such convolution; every canvas then yields the result of the tight
+one. (In training, padding still affects the batch statistics of batch normalisation, and thus the running ones.)
 
 N  images;  h, w  feature map size;  sizes are height, width of each image on its canvas, in pixels.
 """
@@ -38,8 +38,8 @@ def blank_outside(features: Tensor, sizes: Tensor, stride: int) -> Tensor:
 def relu_inside(features: Tensor, sizes: Tensor, stride: int, canvas: Sequence[int]) -> Tensor:
     """ReLU of `features` [N, C, h, w], with every cell outside the image set to zero.
 
-    canvas: H, W.  A graph does this by an addition before the activation, which ONNX Runtime fuses into the convolution
-    before it. A multiplication after the activation would be a separate pass over all features, and on a CPU two more
+    canvas: H, W.  A graph does this by an addition before the activation, which ONNX Runtime fuses into the preceding
+    convolution. A multiplication after the activation would be a separate pass over all features, and on a CPU two more
     to leave and re-enter the convolutions' memory layout. Reading h and w from the features would cost the same.
     """
     if not torch.compiler.is_exporting():
@@ -54,13 +54,13 @@ def relu_inside(features: Tensor, sizes: Tensor, stride: int, canvas: Sequence[i
 def outside_offset(mask: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """[N, channels, h, w]: zero where `mask` [N, 1, h, w] is True, elsewhere so low that the activation returns zero.
 
-    A convolution computes it, because ONNX Runtime keeps its output in the layout of the features it is added to.
+    A convolution computes it, because ONNX Runtime then keeps it in the memory layout of the features.
     """
     outside = (mask.to(dtype) - 1) * (FLOAT16_OFFSET if dtype == torch.float16 else OFFSET)
     return F.conv2d(outside, outside.new_ones(channels, 1, 1, 1))
 
 
 def mean_inside(features: Tensor, sizes: Tensor, stride: int) -> Tensor:
-    """The mean of `features` [N, C, h, w] over the cells of the image: [N, C]; zero if there are none."""
+    """The mean of `features` [N, C, h, w] over the cells of the image: [N, C]; zero if the image has no cells."""
     mask = inside(sizes, stride, features.shape[2], features.shape[3])[:, None].to(torch.float32)
     return ((features * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3)).clamp(min=1)).to(features.dtype)

@@ -17,7 +17,7 @@ from faster_rcnn.detector.operators import EXCLUDED, nms, take_rows, top_k
 
 @dataclass(frozen=True)
 class ProposalLimits:
-    """How many proposals are considered and kept."""
+    """Limits on the number and size of proposals."""
 
     before_nms: int
     after_nms: int
@@ -27,14 +27,14 @@ class ProposalLimits:
     min_side: float = 1.0
 
 
-# Margins are clamped to ±MARGIN_LIMIT, beyond which a float32 probability no longer changes. MARGIN_OFFSET makes them
+# Margins are clamped to ±MARGIN_LIMIT, where the probability is within 1e-13 of 0 or 1. MARGIN_OFFSET makes them
 # positive, because the operators exclude candidates with a score <= 0. Both operations are exact in float32.
 MARGIN_LIMIT = 30.0
 MARGIN_OFFSET = 64.0
 
 
 class Proposals(NamedTuple):
-    """number: int64 [N], proposals of each image;  boxes: [N, P, 4] and objectness: [N, P], best first, zero-padded."""
+    """number: int64 [N], proposals per image;  boxes: [N, P, 4] and objectness: [N, P], best first, zero-padded."""
 
     number: Tensor
     boxes: Tensor
@@ -52,8 +52,8 @@ def propose(
 ) -> Proposals:
     """Decodes all anchors, clips them, drops small boxes, keeps the best, suppresses overlaps, keeps the best again.
 
-    This is the reference code's order. On a feature pyramid each map keeps its best and suppresses overlaps on its own;
-    then the best of all maps are kept. The paper leaves this open; torchvision and Detectron do the same.
+    This is the reference code's order. On a feature pyramid, each map keeps its best and suppresses its own overlaps;
+    then the best of all maps are kept. The paper does not specify this; torchvision and Detectron do the same.
 
     margins: [N, A], the logits of the objectness;  deltas: [N, A, 4];  anchors: [A, 4];
     valid: bool [N, A], False where the anchor's location is outside the image;  sizes: int64 [N, 2] as height, width;
@@ -71,9 +71,7 @@ def propose(
     kept = scores > 0
     boxes = torch.where(kept[..., None], take_rows(boxes, places), torch.zeros_like(boxes[:, :1]))
     objectness = torch.where(kept, torch.sigmoid(scores - MARGIN_OFFSET), torch.zeros_like(scores))
-    objectness, places = top_k(
-        objectness, limits.after_nms
-    )  # again, because the sigmoid's last bit may change the order
+    objectness, places = top_k(objectness, limits.after_nms)  # the sigmoid's last bit may change the order
     return Proposals(kept.to(torch.int64).sum(dim=1), take_rows(boxes, places), objectness)
 
 

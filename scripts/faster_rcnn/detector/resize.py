@@ -1,4 +1,4 @@
-"""The size at which an image enters the detector; it depends on the image and the model alone."""
+"""Resizing of images before detection; the new size depends only on the original size and the model."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class ResizeRule:
 
 
 def resize_image(image: np.ndarray, rule: ResizeRule) -> tuple[np.ndarray, float, float]:
-    """An RGB image, uint8 [H, W, 3], resized by `rule` with Pillow's antialiased bilinear filter.
+    """Resizes an RGB image, uint8 [H, W, 3], by `rule`, with Pillow's antialiased bilinear filter.
 
     Returns the image and the factors for x and y coordinates.
     """

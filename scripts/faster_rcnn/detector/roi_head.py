@@ -1,7 +1,7 @@
 """The RoI head: from pooled regions to classes and a box for each class (Girshick 2015, section 2).
 
 N  images;  P  proposals per image;  C  classes without background;  D  detections per image;  K  candidates per image.
-In the head class 0 is the background; `detect` returns labels that start at 0 without it.
+In the head, class 0 is the background; the labels that `detect` returns start at 0 without the background.
 """
 
 import math
@@ -24,14 +24,14 @@ class TargetNormalisation:
     """How the head's regression targets are normalised to "zero mean and unit variance" (Fast R-CNN, section 2.3).
 
     The defaults are the Faster R-CNN reference code's fixed estimates. Fast R-CNN measures both on the training set
-    (`measure_normalisation`), which is possible only with fixed proposals: those of an RPN in training keep changing.
+    (`measure_normalisation`), which requires fixed proposals: those of an RPN change while it is trained.
     """
 
     means: FourDeltas = (0.0, 0.0, 0.0, 0.0)
     stds: FourDeltas = (0.1, 0.1, 0.2, 0.2)
 
     def apply(self, deltas: Tensor) -> Tensor:
-        """Normalises deltas [..., 4]: the targets of the head."""
+        """Normalises deltas [..., 4], which gives the targets of the head."""
         return (deltas - deltas.new_tensor(self.means)) / deltas.new_tensor(self.stds)
 
     def undo(self, predicted: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class RoIHead(nn.Module):
 
 @dataclass(frozen=True)
 class DetectionLimits:
-    """Which detections are kept."""
+    """Limits on the number and score of detections."""
 
     detections: int = 100  # the limit of COCO's evaluation
     candidates: int = 400  # the best pairs of class and proposal, which enter NMS

@@ -1,8 +1,8 @@
 """Region features of a fixed size: RoI max pooling (Girshick 2015, section 2.1) and RoIAlign (He et al. 2017).
 
 N  images;  P  regions per image;  C, h, w  feature map;  S  output size.  Regions are x1, y1, x2, y2 in canvas pixels.
-Both expect features that are zero outside the image, and give the same result on every canvas. With a feature pyramid,
-each region is pooled from one of the maps (Lin et al. 2017, section 4.2).
+Both expect features that are zero outside the image, and return the same result on every canvas. With a feature
+pyramid, each region is pooled from one of the maps (Lin et al. 2017, section 4.2).
 """
 
 from collections.abc import Sequence
@@ -79,10 +79,8 @@ def range_max_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Te
     """
     levels = WINDOW_LEVELS
     N, C, h, w = features.shape
-    table = torch.stack(
-        [_window_max(features, 2**i, 2**j) for i in range(levels) for j in range(levels)]
-    )  # [levels², N, C, h, w]
-    rows = table.permute(0, 1, 3, 4, 2).reshape(-1, C)
+    table = torch.stack([_window_max(features, 2**i, 2**j) for i in range(levels) for j in range(levels)])
+    rows = table.permute(0, 1, 3, 4, 2).reshape(-1, C)  # [levels² * N * h * w, C]
     top, bottom = _bins(rois[..., 1], rois[..., 3], h, size, stride)  # [N, P, S]
     left, right = _bins(rois[..., 0], rois[..., 2], w, size, stride)
     tall, wide = _log2(bottom - top, levels), _log2(right - left, levels)
@@ -126,9 +124,9 @@ def _bins(start: Tensor, end: Tensor, length: int, size: int, stride: int) -> tu
 
 def _round(values: Tensor) -> Tensor:
     """Rounds halves away from zero, as C's round does. floor(x + 0.5) would be wrong: it rounds 0.49999997 up."""
-    sizes = values.abs()
-    whole = torch.floor(sizes)
-    return torch.sign(values) * (whole + (sizes - whole >= 0.5).to(values.dtype))
+    magnitudes = values.abs()
+    whole = torch.floor(magnitudes)
+    return torch.sign(values) * (whole + (magnitudes - whole >= 0.5).to(values.dtype))
 
 
 def _log2(lengths: Tensor, levels: int) -> Tensor:
@@ -137,7 +135,7 @@ def _log2(lengths: Tensor, levels: int) -> Tensor:
     return (lengths[..., None] >= powers).to(lengths.dtype).sum(dim=-1)
 
 
-POOLINGS = ("align", "max")  # the choices of a configuration
+POOLINGS = ("align", "max")  # the values of `DetectorConfig.roi_pooling`
 _POOLING_FUNCTIONS = {"align": roi_align, "max": roi_max_pool, "portable max": portable_roi_max_pool}
 
 # Lin et al. 2017, eq. 1: a region of 224² pixels, ImageNet's size, belongs to the map of stride 16. As in torchvision,
@@ -187,7 +185,7 @@ def level_of(rois: Tensor, strides: Sequence[int]) -> Tensor:
 def atlas(maps: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Stacks all maps vertically into one, so that one pooling call serves all regions, whichever maps they belong to.
 
-    A map's first row and column are doubled, because RoIAlign repeats them for half a cell before the map begins. Two
+    A map's first row and column are duplicated, because RoIAlign extends them by half a cell beyond the border. Two
     rows and columns of zeros follow its end, as on a larger canvas.
     maps: [N, C, h, w] each, the widest first.  Returns [N, C, Σ(h + 3), w + 3] and the row where each map begins; all
     begin in column 1.

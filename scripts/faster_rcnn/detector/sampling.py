@@ -1,7 +1,7 @@
 """Chooses the anchors and the proposals of a training step.
 
 A  anchors;  G  ground-truth objects;  P  proposals;  R  sampled regions.  Boxes are x1, y1, x2, y2 in canvas pixels.
-All functions are for one image. Random choices use the given generator, or torch's global one.
+Each function handles one image. Random choices use the given generator, or torch's global one.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class ProposalSampling:
     """
 
     foreground_iou: float = 0.5
-    background_iou: tuple[float, float] = (0.0, 0.5)  # Fast R-CNN uses 0.1, to mine hard examples
+    background_iou: tuple[float, float] = (0.0, 0.5)  # Fast R-CNN's lower bound is 0.1, to mine hard examples
     batch: int = 128  # regions per image; Fast R-CNN samples 64 from each of two images
     foreground_share: float = 0.25
 
@@ -92,9 +92,9 @@ class SampledRegions(NamedTuple):
 def sample_proposals(
     proposals: Tensor, boxes: Tensor, labels: Tensor, rule: ProposalSampling, generator: torch.Generator | None = None
 ) -> SampledRegions:
-    """Samples regions for the head: a quarter foreground, the rest background.
+    """Samples regions for the head: at most a quarter foreground, the rest background.
 
-    proposals: [P, 4];  boxes: [G, 4], the objects, which are candidates too;  labels: int64 [G] from 1.
+    proposals: [P, 4];  boxes: [G, 4], the objects' boxes, which are candidates too;  labels: int64 [G] from 1.
     """
     candidates = torch.cat([proposals, boxes])
     if len(boxes) == 0:

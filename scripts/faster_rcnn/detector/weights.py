@@ -38,7 +38,7 @@ STATE_KEYS = ("detector", "model", "state_dict", "model_state_dict")
 # Prefixes of names: DistributedDataParallel's, torch.compile's, and another common one.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 TIMEOUT = 10.0  # seconds without data before a download is aborted
-SHOWN = 3  # tensor names listed in a message
+SHOWN = 3  # number of tensor names listed in a message
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def fetch_weights(backbone: str, source: str) -> Weights | None:
     """The initial weights of a backbone; None for the source "none".
 
     backbone: a key of BACKBONES;  source: "imagenet" (torchvision's IMAGENET1K_V1, from torch.hub's cache or the
-    network), "none", or the path of a torchvision classifier or detector, or of a checkpoint or run folder of this
-    project.
+    network), "none", or a path: the weights of a torchvision classifier or detector, or a checkpoint or run folder of
+    this project.
     Raises ConnectionError if the download fails, FileNotFoundError if the file does not exist, ValueError if the
     tensors do not fit this backbone; each message says what to do.
     """
@@ -65,7 +65,7 @@ def fetch_weights(backbone: str, source: str) -> Weights | None:
 
 
 def load_backbone_weights(detector: FasterRCNN, weights: Weights) -> None:
-    """Loads fetched weights into a detector; fc6 and fc7 only if its head has the same width."""
+    """Loads fetched weights into a detector, but fc6 and fc7 only if the head has the same width."""
     detector.backbone.load_state_dict(weights.backbone, strict=False)  # `fetch_weights` has checked the names
     own = detector.head.state_dict()
     if all(own[name].shape == tensor.shape for name, tensor in weights.head.items()):
@@ -73,9 +73,9 @@ def load_backbone_weights(detector: FasterRCNN, weights: Weights) -> None:
 
 
 def download(url: str, remedy: str) -> Path:
-    """The local file of published weights, downloaded unless it is in torch.hub's cache.
+    """The local file of published weights, which is downloaded unless torch.hub's cache has it.
 
-    Raises ConnectionError if the download fails.  remedy: the end of its message, what to do instead.
+    Raises ConnectionError if the download fails; its message ends with `remedy`, which says what to do instead.
     """
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not file.is_file():
@@ -90,11 +90,12 @@ def download(url: str, remedy: str) -> Path:
 
 
 def read_tensors(file: Path) -> State:
-    """The tensors in a file by name. The file holds a state dict, or a checkpoint with a state dict in it.
+    """Reads the tensors of a file that holds a state dict, or a checkpoint that contains one.
 
     Prefixes that wrappers such as DistributedDataParallel add to the names are removed. Only tensors and plain values
     are unpickled.
-    Raises FileNotFoundError if the file does not exist, ValueError if it holds anything else.
+    Returns the tensors by name. Raises FileNotFoundError if the file does not exist, ValueError if it holds anything
+    else.
     """
     state = _load(file)
     for key in STATE_KEYS:
@@ -117,18 +118,18 @@ def _load(file: Path) -> object:
             loaded: object = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file} does not exist") from error
-    except Exception as error:  # torch.load raises many types of error for a file that is not its own
+    except Exception as error:  # torch.load raises many types of error for a file that torch.save did not write
         if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise ValueError(
-                f"{file} contains a pickled {unsafe[1]}, which could run code when it is read; "
-                "save only model.state_dict() where the file was made"
+                f"{file} contains a pickled {unsafe[1]}, which could run code when it is loaded; "
+                "save only model.state_dict() with the program that wrote the file"
             ) from error
         raise ValueError(f"{file} is broken or was not written by torch.save") from error
     return loaded
 
 
 def _imagenet(backbone: str) -> State:
-    """The ImageNet weights of torchvision's classifier, downloaded unless they are in torch.hub's cache."""
+    """The ImageNet weights of torchvision's classifier, downloaded unless torch.hub's cache has them."""
     if backbone not in CLASSIFIERS:
         raise ValueError(f"there are no ImageNet weights for {backbone}; train it with --weights none")
     url = torchvision.models.get_model_weights(CLASSIFIERS[backbone]).IMAGENET1K_V1.url

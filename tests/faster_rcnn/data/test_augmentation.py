@@ -69,7 +69,7 @@ def test_a_box_stays_on_its_object_with_any_augmentations(seed: int, names: set[
         assert box[3] <= height
 
 
-def test_scale_jitter_may_shrink_an_image_but_never_exceeds_the_size_of_the_rule() -> None:
+def test_scale_jitter_may_shrink_an_image_but_never_exceeds_the_size_that_the_rule_returns() -> None:
     sample = painted(96, 144, [[40, 30, 100, 70]])
     sizes = {prepare(sample, RULE, ("scale-jitter",), seed).image.shape[:2] for seed in range(50)}
     assert max(sizes) == (96, 144)
@@ -80,7 +80,7 @@ def test_scale_jitter_may_shrink_an_image_but_never_exceeds_the_size_of_the_rule
 
 
 def test_an_object_is_dropped_if_a_crop_leaves_too_little_of_it() -> None:
-    """Training on an object that cannot be recognised would do harm. An object that is cut in half is kept."""
+    """Unrecognisable objects would be harmful in training. An object that is cut in half is kept."""
     sample = painted(96, 96, [[0, 0, 8, 96], [30, 30, 60, 60]])
     lost = 0
     for seed in range(80):

@@ -1,4 +1,4 @@
-"""Checks of annotated boxes, above all of duplicates."""
+"""Checks of annotated boxes, especially of duplicates."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from faster_rcnn.data.sources import open_dataset, open_folder
 from tests.faster_rcnn.data.coco_folder import annotation_entry, image_entry, write_coco_folder, write_image
 
 
-def test_near_duplicates_are_warnings_and_are_left_out_only_on_request(tmp_path: Path) -> None:
+def test_near_duplicates_cause_warnings_and_are_left_out_only_on_request(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
     # 20 × 20 boxes: IoU 380 / 420 = 0.905 when shifted by one pixel, 300 / 500 = 0.6 when shifted by five.
     boxes = [(10, 20, 20, 20), (11, 20, 20, 20), (15, 20, 20, 20)]

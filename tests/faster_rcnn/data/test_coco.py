@@ -49,7 +49,7 @@ def annotation(**changes: Any) -> dict[str, Any]:
 def test_boxes_classes_areas_and_crowds_are_read(tmp_path: Path) -> None:
     crowd = annotation(id=6, category_id=9, iscrowd=1, bbox=[0, 0, 100, 60])
     dataset = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")
-    assert dataset.labels == ("cat", "dog")  # by category id
+    assert dataset.labels == ("cat", "dog")  # ordered by category id
     sample = dataset[0]
     assert sample.boxes.tolist() == [[10, 20, 40, 40], [0, 0, 100, 60]]
     assert sample.labels.tolist() == [0, 1]
@@ -101,8 +101,8 @@ def test_ids_may_be_numbers_or_strings_in_any_order_and_images_may_be_in_subfold
     assert [dataset[index].labels.tolist() for index in range(4)] == [[], [1], [], [2]]
 
 
-@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real images")
-def test_photographs_of_coco_are_read_as_pycocotools_reads_them(tmp_path: Path) -> None:
+@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR is not set")
+def test_coco_photographs_are_read_as_by_pycocotools(tmp_path: Path) -> None:
     source = Path(os.environ["REAL_DATA_DIR"]) / "coco_cc"
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "val.json").symlink_to(source / "instances.json")
@@ -126,7 +126,7 @@ def test_photographs_of_coco_are_read_as_pycocotools_reads_them(tmp_path: Path) 
         assert sample.crowd.tolist() == [bool(one["iscrowd"]) for one in expected]
 
 
-def test_detections_inside_a_crowd_count_neither_as_right_nor_as_wrong(tmp_path: Path) -> None:
+def test_detections_inside_a_crowd_count_neither_as_true_nor_as_false_positives(tmp_path: Path) -> None:
     crowd = annotation(id=6, iscrowd=1, bbox=[50, 0, 50, 60])
     sample = open_dataset(f"coco:{write(tmp_path, [annotation(), crowd])}", "val")[0]
     boxes = np.array([[10, 20, 40, 40], [60, 10, 80, 40], [55, 5, 90, 50]], np.float32)
@@ -141,7 +141,7 @@ def test_a_rotated_photograph_is_read_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     sideways = Image.new("RGB", (100, 60), "red")
-    sideways.paste("blue", (0, 0, 100, 30))  # the top half as stored, the right half upright
+    sideways.paste("blue", (0, 0, 100, 30))  # the stored image's top half becomes the upright image's right half
     sideways.save(tmp_path / "images" / "b.jpg", exif=exif)
     image = open_dataset(f"coco:{tmp_path}", "val")[0].image
     assert image.shape == (100, 60, 3)
@@ -189,7 +189,7 @@ def test_faulty_files_are_reported(tmp_path: Path) -> None:
         open_dataset(f"coco:{tmp_path}", "test")
     with pytest.raises(ValueError, match=r"a.png is 100×60 upright, listed as 100×61; correct the listed size"):
         open_dataset(f"coco:{write(tmp_path, [], height=61)}", "val")[0]
-    with pytest.raises(ValueError, match=r"val.json:2:2: image file missing.png not found; looked for"):
+    with pytest.raises(ValueError, match=r"val.json:2:2: image file missing.png not found; these were tried: "):
         open_dataset(f"coco:{write(tmp_path, [], file_name='missing.png')}", "val")
     write(tmp_path, [])
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")

@@ -1,4 +1,4 @@
-"""Anchor coverage, compared with all anchors of all locations."""
+"""Anchor coverage, compared with a search over all anchors at all locations."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_an_anchor_that_crosses_the_border_counts_only_if_it_is_trained() -> Non
 
 
 def test_anchor_shapes_that_do_not_fit_into_any_image_are_reported() -> None:
-    # Of scale 128 only the wide shape (181 × 90.5) fits into 100 × 200 pixels. Its centre must be at y 45.25 to 54.75.
+    # At scale 128 only the wide shape (181 × 90.5) fits into 100 × 200 pixels. Its centre must be at y 45.25 to 54.75.
     # With stride 16 the nearest centre is 3.5 * 16 = 56, just outside; with stride 4 some are inside.
     shapes = (0.5, 1.0, 2.0)
     fine = anchor_coverage(folder((0, 0, 50, 50)), config((128.0,), shapes, keep_crossing=False), (4,))
@@ -72,7 +72,7 @@ def test_anchor_shapes_that_do_not_fit_into_any_image_are_reported() -> None:
     assert len(coarse.never_inside) == 3
     assert coarse.best.tolist() == [0.0]
     kept = anchor_coverage(folder((0, 0, 50, 50)), config((128.0,), shapes), (16,))
-    assert "they are trained although they cross the border" in kept.report()
+    assert "they are trained even though they cross the border" in kept.report()
 
 
 side = st.floats(8, 150)
@@ -128,7 +128,7 @@ def test_the_report_has_a_row_for_each_class_and_size() -> None:
 def test_scales_are_suggested_for_a_poorly_covered_class_and_cover_it_as_predicted() -> None:
     dataset = folder((24, 24, 56, 56), (58, 58, 66, 66), labels=(0, 1))
     coverage = anchor_coverage(dataset, config((32.0,)), (4,))
-    # 8 to 32 is two octaves, so there are two scales, half an octave from the ends: 8 * √2 and 16 * √2.
+    # The sides span two octaves, 8 to 32, so there are two scales, half an octave from the ends: 8 * √2 and 16 * √2.
     assert coverage.suggestion is not None
     assert coverage.suggestion.anchor_scales == (11.0, 23.0)
     assert coverage.suggestion.resize == UNCHANGED
@@ -144,7 +144,8 @@ def test_scales_are_suggested_for_a_poorly_covered_class_and_cover_it_as_predict
 
 def test_larger_images_are_suggested_if_the_map_is_too_coarse() -> None:
     # With stride 32 the centres are 16, 48, 80 …  An object of 8 pixels around 40 does not overlap an anchor of 8
-    # around 48. Enlarged 1.5 times it has 12 pixels around 60: no overlap. Doubled it is 16 around 80, like the anchor.
+    # around 48. Enlarged 1.5 times, it has 12 pixels around 60 and overlaps none. Doubled, it has 16 pixels around 80,
+    # like the anchor of scale 16 there.
     coverage = anchor_coverage(folder((36, 36, 44, 44)), config((64.0,)), (32,))
     assert coverage.best[0] == pytest.approx(8**2 / 64**2)
     assert coverage.suggestion is not None
@@ -164,7 +165,7 @@ def test_scales_are_at_most_an_octave_apart_and_reach_both_ends() -> None:
     assert suggest_scales(np.array([40.0]), np.array([0]), None) == (40.0,)
 
 
-def test_empty_and_generated_images_have_a_coverage_too() -> None:
+def test_coverage_is_defined_for_empty_and_generated_data_sets() -> None:
     empty = anchor_coverage(folder(), config((32.0,)), (16,))
     assert empty.share(0.5) == 0.0
     assert len(empty.report().splitlines()) == 1

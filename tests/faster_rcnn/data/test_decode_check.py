@@ -11,7 +11,7 @@ from faster_rcnn.data.sources import open_dataset, open_folder
 from tests.faster_rcnn.data.coco_folder import annotation_entry, image_entry, write_coco_folder, write_image
 
 ABUSE = Path(os.environ.get("REAL_DATA_DIR", "")) / "abuse"
-real = pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real images")
+real = pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR is not set")
 
 
 def test_images_that_cannot_be_trained_on_are_reported_and_left_out(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_data_set_without_usable_images_is_refused(tmp_path: Path) -> None:
         open_dataset(write_coco_folder(tmp_path, [image_entry(1, "missing.jpg")], []), "train", skip_bad_boxes=True)
 
 
-def test_mislabelled_and_duplicate_images_are_warnings(tmp_path: Path) -> None:
+def test_mislabelled_and_duplicate_images_cause_warnings(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg", colour="blue")
     write_image(tmp_path / "b.jpg", kind="PNG")
     (tmp_path / "c.png").write_bytes((tmp_path / "b.jpg").read_bytes())
@@ -81,7 +81,7 @@ def test_mislabelled_and_duplicate_images_are_warnings(tmp_path: Path) -> None:
     assert [fault.what for fault in faults] == [
         "b.jpg holds a PNG image",
         f"c.png has the same bytes as {tmp_path / 'b.jpg'} (split train)",
-        "images of split val that are also in split train: 1, the first is a.jpg",
+        "split val shares images with split train: 1 in total, the first is a.jpg",
     ]
 
 

@@ -1,4 +1,4 @@
-"""How faults are worded and when they stop training."""
+"""How faults are reported, and which of them stop training."""
 
 import pytest
 
@@ -9,7 +9,7 @@ CLASSES = Fault("class listed twice", "a.json:2", "the class cat is already list
 WARNING = Fault("duplicate image", "a.json:3", "b.jpg has the same bytes", "keep one", warning=True)
 
 
-def test_a_fault_is_one_line_with_place_finding_and_remedy() -> None:
+def test_a_fault_is_reported_on_one_line_with_its_place_and_remedy() -> None:
     assert str(BOX) == "a.json:7: object 1: its box has no area; remove it"
     assert str(WARNING) == "a.json:3: warning: b.jpg has the same bytes; keep one"
     assert printable("two\nlines\x00é") == "two\\nlines\\x00é"
@@ -23,7 +23,7 @@ def test_errors_stop_training_unless_they_are_skipped() -> None:
     refuse([BOX], "coco:x", skip_bad_boxes=True)
 
 
-def test_a_refusal_lists_the_first_three_faults_and_the_command_that_lists_all() -> None:
+def test_an_error_message_lists_three_faults_and_the_command_that_lists_all() -> None:
     with pytest.raises(ValueError, match="its box has no area") as refusal:
         refuse([BOX] * 5, "coco:x", skip_bad_boxes=False)
     message = str(refusal.value)

@@ -12,7 +12,7 @@ from faster_rcnn.data.json_lists import JSONList, decode_members
 
 
 def plain(document: dict[str, Any]) -> dict[str, Any]:
-    """The members with their lists as Python's lists."""
+    """The members, with each `JSONList` turned into a Python list."""
     return {
         name: [element for element, _ in value] if isinstance(value, JSONList) else value
         for name, value in document.items()
@@ -33,7 +33,7 @@ def test_a_document_that_is_not_an_object_has_no_members(text: str) -> None:
     assert decode_members(text) == {}
 
 
-def test_the_last_member_of_a_name_counts() -> None:
+def test_the_last_of_several_members_with_the_same_name_is_used() -> None:
     assert plain(decode_members('{"a": [1], "a": [2]}')) == {"a": [2]}
 
 
@@ -59,7 +59,7 @@ def outcome(read: Callable[[str], Any], text: str) -> Any:
 
 
 @given(documents, st.data())
-def test_broken_documents_are_refused_with_the_error_of_python(document: dict[str, Any], data: st.DataObject) -> None:
+def test_broken_documents_raise_the_error_of_pythons_own_parser(document: dict[str, Any], data: st.DataObject) -> None:
     text = json.dumps(document)
     cut = data.draw(st.integers(0, len(text) - 1))
     broken = text[:cut] + data.draw(st.sampled_from(["", "]", "}", ",", ":", "x"])) + text[cut + 1 :]

@@ -15,10 +15,8 @@ def written(folder: Path, text: str) -> Path:
 
 def test_each_line_is_a_label_and_empty_lines_at_the_end_are_ignored(tmp_path: Path) -> None:
     assert read_labels(written(tmp_path, "red cell\n Katze \nпёс\n\n  \n"), 3) == ("red cell", "Katze", "пёс")
-    assert read_labels(written(tmp_path, "\ufeffcat\r\ndog"), 2) == (
-        "cat",
-        "dog",
-    )  # a byte order mark and CRLF, as some editors write them
+    # Some editors write a byte order mark and CRLF.
+    assert read_labels(written(tmp_path, "\ufeffcat\r\ndog"), 2) == ("cat", "dog")
 
 
 def test_unused_category_numbers_get_unique_names() -> None:

@@ -1,4 +1,4 @@
-"""The order of training images, and their batches."""
+"""The order of training images, and how they form batches."""
 
 from itertools import islice
 
@@ -11,7 +11,7 @@ from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.resize import ResizeRule
 
 
-def test_an_epoch_has_every_image_at_most_once() -> None:
+def test_an_epoch_contains_every_image_at_most_once() -> None:
     dataset = Shapes("train", length=103)
     batches = list(islice(batch_order(dataset, 5, seed=0), 40))
     first, second = batches[:20], batches[20:]

@@ -40,7 +40,7 @@ def test_sizes_and_aspect_ratios_are_as_documented(images: list) -> None:
     assert max(ratios) > 1.5
 
 
-def test_boxes_lie_inside_and_have_an_area(images: list) -> None:
+def test_boxes_lie_inside_their_image_and_have_an_area(images: list) -> None:
     for sample in images:
         height, width = sample.image.shape[:2]
         assert (sample.boxes >= 0).all()
@@ -61,7 +61,7 @@ def test_there_are_objects_of_all_classes_and_sizes_and_some_images_are_empty(im
 
 
 def test_a_box_encloses_its_object_tightly() -> None:
-    """An object drawn over a flat background, without blur and noise, ends where its box ends."""
+    """The box of an object on a flat background, without blur and noise, matches the pixels that changed."""
     rng = np.random.default_rng(3)
     checked = 0
     for _ in range(60):

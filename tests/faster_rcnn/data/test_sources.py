@@ -1,4 +1,4 @@
-"""Data sets by the value of --data."""
+"""Opening data sets by the value of --data."""
 
 from pathlib import Path
 

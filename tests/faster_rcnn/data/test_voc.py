@@ -15,7 +15,7 @@ from faster_rcnn.data.sources import open_dataset, open_folder, splits_of
 
 BCCD = Path(os.environ.get("REAL_DATA_DIR", "")) / "bccd"
 CARDS = Path(os.environ.get("REAL_DATA_DIR", "")) / "cards"
-real = pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real images")
+real = pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR is not set")
 
 
 def voc_object(name: str = "dog", corners: tuple[object, ...] = (11, 21, 40, 40), difficult: str = "0") -> str:
@@ -33,7 +33,7 @@ def document(*objects: str, filename: str = "a.jpg", size: str = "<width>100</wi
 
 
 def write(folder: Path, documents: dict[str, str], images: tuple[str, ...] = (), **splits: str) -> str:
-    """Writes a folder of documents, each with an image unless `images` names others; the split train lists them all."""
+    """Writes a VOC folder, with an image for each document unless `images` is given; train lists all documents."""
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for stem, text in documents.items():
@@ -179,9 +179,9 @@ def test_entities_are_not_resolved(tmp_path: Path) -> None:
         ("a\nmissing", "missing.xml: the file does not exist; add it"),
         ("a\nno image", r"no image no image.\* in .*JPEGImages, nor 'a.jpg_'; add it"),
         ("a\na", r"train.txt:2: a is already listed at .*train.txt:1; remove one of the two"),
-        ("a\n../Annotations/a", "train.txt:2: '../Annotations/a' leads out of the folder"),
-        ("a\n/etc/passwd", "train.txt:2: '/etc/passwd' leads out of the folder"),
-        ("a\nC:\\a", "leads out of the folder"),
+        ("a\n../Annotations/a", "train.txt:2: '../Annotations/a' points outside the folder"),
+        ("a\n/etc/passwd", "train.txt:2: '/etc/passwd' points outside the folder"),
+        ("a\nC:\\a", "points outside the folder"),
         ("a\n" + "x" * 5000, "the file does not exist"),
     ],
 )
@@ -207,13 +207,13 @@ def test_a_folder_without_classes_or_images_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_file_is_either_a_fault_or_has_valid_boxes(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_file_is_either_reported_as_faulty_or_has_valid_boxes(tmp_path: Path, data: st.DataObject) -> None:
     text = document(voc_object(), voc_object("cat", (50, 1, 80, 30)))
-    if data.draw(st.booleans()):  # another value, or no value
+    if data.draw(st.booleans()):  # replace a value, or empty it
         tag = data.draw(st.sampled_from(["name", "difficult", "xmin", "ymax", "width", "height", "filename", "bndbox"]))
         value = data.draw(st.sampled_from(["", "-1", "1e400", "1e300", "nan", "٣", "0x10", "<a/>", "&e;", "]]>"]))
         text = re.sub(f"<{tag}>.*?</{tag}>", f"<{tag}>{value}</{tag}>", text, count=1)
-    else:  # a piece missing, or repeated
+    else:  # remove a piece, or repeat it
         start, end = sorted(data.draw(st.tuples(st.integers(0, len(text)), st.integers(0, len(text)))))
         text = text[:start] + text[start:end] * data.draw(st.sampled_from([0, 2])) + text[end:]
     source = write(tmp_path, {"a": text, "b": document(voc_object())})
@@ -252,11 +252,12 @@ def test_blood_cells_are_read_and_their_known_faults_are_reported() -> None:
     counts = np.bincount(np.concatenate([with_all.objects(index)[1] for index in range(len(with_all))]))
     assert counts.tolist() == [209, 2382 - 1, 214]  # as published, minus the box without area
     skipped = open_folder(source, "train", skip_bad_boxes=True)
-    assert sum(len(skipped.objects(index)[1]) for index in range(205)) == sum(counts) - 5  # near duplicates
+    near_duplicates = 5
+    assert sum(len(skipped.objects(index)[1]) for index in range(205)) == sum(counts) - near_duplicates
 
 
 @real
-def test_cards_are_read_whatever_the_case_of_their_extension() -> None:
+def test_cards_are_read_whether_their_extension_is_upper_or_lower_case() -> None:
     dataset = open_folder(f"voc:{CARDS}", "train")
     assert dataset.faults == []
     assert len(dataset) == 296

@@ -30,7 +30,7 @@ def test_the_nine_anchors_have_the_papers_areas_and_ratios() -> None:
 def test_anchors_are_centred_on_their_cell() -> None:
     anchors = grid_anchors(cell_anchors([32], [1.0]), 2, 3, 16)
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    # rows first: y 8 and 24, x 8, 24 and 40
+    # row by row: y is 8 or 24; x is 8, 24 or 40
     assert centres.tolist() == [[8, 8], [24, 8], [40, 8], [8, 24], [24, 24], [40, 24]]
 
 
@@ -39,7 +39,7 @@ def test_anchors_that_cross_the_border_are_not_inside() -> None:
     assert inside_image(anchors, torch.tensor([20, 10])).tolist() == [True, False, False, False]
 
 
-def test_no_512_anchor_is_inside_a_512_image() -> None:
+def test_no_anchor_of_512_pixels_lies_inside_an_image_of_512_pixels() -> None:
     """This is why small images need `keep_crossing`: the square anchor would have to be centred on a cell's corner."""
     anchors = grid_anchors(cell_anchors([512], RATIOS), 32, 32, 16)
     assert not inside_image(anchors, torch.tensor([512, 512])).any()

@@ -17,7 +17,7 @@ def seeded(name: str) -> Backbone:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.8, 1.2)
-            module.bias.data.normal_(std=0.1)  # so that zeros become non-zero
+            module.bias.data.normal_(std=0.1)  # so that zeros outside the image become non-zero
     return backbone
 
 
@@ -26,7 +26,7 @@ def on_a_tight_canvas(backbone: Backbone, image: Tensor) -> list[Tensor]:
         return backbone(image, torch.tensor([image.shape[2:]] * len(image)))
 
 
-def test_vgg16_equals_the_first_thirty_layers_of_torchvisions() -> None:
+def test_vgg16_equals_the_first_thirty_layers_of_torchvisions_vgg16() -> None:
     backbone = VGG16().eval()
     theirs = torchvision.models.vgg16(weights=None)
     missing = backbone.load_state_dict(theirs.state_dict(), strict=False)
@@ -39,7 +39,7 @@ def test_vgg16_equals_the_first_thirty_layers_of_torchvisions() -> None:
     assert features.shape == (1, 512, 4, 6)
 
 
-def test_resnet50_equals_torchvisions_up_to_layer3() -> None:
+def test_resnet50_equals_torchvisions_resnet50_up_to_layer3() -> None:
     backbone = seeded("resnet50")
     assert isinstance(backbone, ResNet50)
     theirs = torchvision.models.resnet50(weights=None).eval()
@@ -54,7 +54,7 @@ def test_resnet50_equals_torchvisions_up_to_layer3() -> None:
     assert features.shape == (1, 1024, 4, 6)
 
 
-def test_mobilenet_equals_torchvisions_dilated_variant_up_to_block_15() -> None:
+def test_mobilenet_equals_the_dilated_variant_of_torchvision_up_to_block_15() -> None:
     backbone = seeded("mobilenet_v3_large")
     assert isinstance(backbone, MobileNetV3Large)
     theirs = torchvision.models.mobilenet_v3_large(weights=None, dilated=True).eval()
@@ -67,7 +67,7 @@ def test_mobilenet_equals_torchvisions_dilated_variant_up_to_block_15() -> None:
     assert features.shape == (1, 160, 4, 6)
 
 
-def test_the_resnet_pyramid_equals_torchvisions() -> None:
+def test_the_resnet_pyramid_equals_that_of_torchvision() -> None:
     backbone = seeded("resnet50_fpn")
     theirs = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=nn.BatchNorm2d).eval()
     theirs.load_state_dict(backbone.state_dict())
@@ -81,7 +81,7 @@ def test_the_resnet_pyramid_equals_torchvisions() -> None:
     assert [(one.shape[2], one.shape[3]) for one in found] == [(24, 16), (12, 8), (6, 4), (3, 2), (2, 1)]
 
 
-def test_the_mobilenet_pyramid_equals_torchvisions() -> None:
+def test_the_mobilenet_pyramid_equals_that_of_torchvision() -> None:
     backbone = seeded("mobilenet_v3_large_fpn")
     theirs = mobilenet_backbone(
         backbone_name="mobilenet_v3_large", weights=None, fpn=True, norm_layer=nn.BatchNorm2d
@@ -115,9 +115,9 @@ def test_features_depend_on_the_image_alone(name: str, size: tuple[int, int]) ->
     large[0] = torch.randn(3, 128, 160)
     sizes = torch.tensor([[128, 160], [height, width], [0, 0]])
     with torch.no_grad():
-        alone, beside = backbone(tight, sizes[1:2]), backbone(large, sizes)
+        alone, batched = backbone(tight, sizes[1:2]), backbone(large, sizes)
     assert len(alone) == len(backbone.strides)
-    for one, other, stride in zip(alone, beside, backbone.strides, strict=True):
+    for one, other, stride in zip(alone, batched, backbone.strides, strict=True):
         h, w = -(-height // stride), -(-width // stride)
         largest = float(one.abs().max())
         assert largest > 0.01
@@ -154,5 +154,5 @@ def test_vgg16s_stages_have_the_papers_names() -> None:
     assert [stage for stage, _ in VGG16().stages][4:8] == ["conv3_1", "conv3_2", "conv3_3", "conv4_1"]
 
 
-def test_compact_has_less_than_a_million_parameters() -> None:
+def test_compact_has_fewer_than_a_million_parameters() -> None:
     assert sum(parameter.numel() for parameter in Compact().parameters()) < 1_000_000

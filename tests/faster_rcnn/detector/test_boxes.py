@@ -40,7 +40,7 @@ def test_decode_is_the_inverse_of_encode(pairs: list[tuple[list[float], list[flo
 
 
 @given(st.lists(st.tuples(box, box), min_size=1, max_size=20))
-def test_encode_and_decode_equal_torchvisions(pairs: list[tuple[list[float], list[float]]]) -> None:
+def test_encode_and_decode_agree_with_torchvision(pairs: list[tuple[list[float], list[float]]]) -> None:
     boxes = torch.tensor([one for one, _ in pairs])
     anchors = torch.tensor([other for _, other in pairs])
     theirs = BoxCoder((1.0, 1.0, 1.0, 1.0))

@@ -29,7 +29,7 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
-def test_the_best_checkpoint_is_preferred_and_nothing_else_remains_in_the_folder(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_preferred_and_no_temporary_file_remains(tmp_path: Path) -> None:
     detector = lively("compact", resize=ResizeRule(64, 128))
     save_state(tmp_path / NAME, detector, "joint", 7, metrics={"AP50": 0.5})
     assert best_or_last(tmp_path) == "last"

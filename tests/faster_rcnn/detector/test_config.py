@@ -26,7 +26,7 @@ def test_every_image_has_a_canvas(backbone: str, ratio: float) -> None:
     assert all(h % 16 == 0 and w % 16 == 0 for h, w in canvases(rule, 16))
 
 
-def test_an_unknown_backbone_is_named() -> None:
+def test_an_unknown_backbone_is_refused_with_a_list_of_the_backbones() -> None:
     with pytest.raises(
         ValueError, match=r"unknown backbone 'alexnet'; choose from: compact, mobilenet_v3_large, .*vgg16"
     ):

@@ -54,9 +54,8 @@ def test_ten_training_steps_on_one_image_fit_its_boxes() -> None:
         optimiser.step()
         history.append(float(loss.detach()))
     with torch.no_grad():
-        joint_losses(
-            detector, batch, mixed_precision=False
-        )  # updates the normalisations' statistics after the last step
+        # This updates the statistics of the normalisations after the last step.
+        joint_losses(detector, batch, mixed_precision=False)
         output = detector.eval()(batch.images, batch.sizes)
     assert history[-1] < history[0] / 3
     assert len(sample.boxes) == 4
@@ -109,13 +108,13 @@ def test_the_output_for_an_image_depends_on_that_image_alone(backbone: str, pool
     crowded[1, :150, :190] = pixels
     with torch.no_grad():
         alone = detector(tight, torch.tensor([[150, 190]]))
-        beside = detector(crowded, torch.tensor([[224, 256], [150, 190], [16, 16]]))
+        batched = detector(crowded, torch.tensor([[224, 256], [150, 190], [16, 16]]))
     assert int(alone.num_detections[0]) > 10
-    assert alone.num_detections[0] == beside.num_detections[1]
-    assert alone.num_proposals[0] == beside.num_proposals[1]
-    torch.testing.assert_close(beside.scores[1], alone.scores[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(beside.objectness[1], alone.objectness[0], rtol=0, atol=1e-4)
-    for one, other in ((alone.boxes[0], beside.boxes[1]), (alone.proposals[0], beside.proposals[1])):
+    assert alone.num_detections[0] == batched.num_detections[1]
+    assert alone.num_proposals[0] == batched.num_proposals[1]
+    torch.testing.assert_close(batched.scores[1], alone.scores[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(batched.objectness[1], alone.objectness[0], rtol=0, atol=1e-4)
+    for one, other in ((alone.boxes[0], batched.boxes[1]), (alone.proposals[0], batched.proposals[1])):
         apart = torch.cdist(one, other, p=math.inf)  # the order of equal scores is not defined
         assert apart.amin(dim=0).max() < 0.01
         assert apart.amin(dim=1).max() < 0.01
@@ -169,14 +168,14 @@ def test_each_map_of_a_pyramid_has_the_anchors_of_its_scale() -> None:
     assert rpn.valid.all()
 
 
-def test_a_detector_of_one_class_works() -> None:
+def test_a_detector_may_have_a_single_class() -> None:
     detector = FasterRCNN(replace(default_config("compact", ("thing",)), head_units=8)).eval()
     with torch.no_grad():
         output = detector(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.tensor([[32, 32]]))
     assert output.labels.eq(0).all()
 
 
-def test_alone_accepts_an_image_array_and_returns_arrays() -> None:
+def test_alone_agrees_with_forward_and_returns_arrays() -> None:
     detector = lively("compact")
     image = np.random.default_rng(0).integers(0, 256, (150, 190, 3), np.uint8)
     output = detector.alone(image)

@@ -1,4 +1,4 @@
-"""The losses, against values worked out by hand."""
+"""The losses, compared with values calculated by hand."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_smooth_l1_is_quadratic_below_one_and_linear_above() -> None:
     assert losses.smooth_l1(deltas, torch.zeros(1, 4), beta=1).item() == pytest.approx(2.125)
 
 
-def test_smooth_l1_is_the_reference_codes_if_beta_is_one_ninth() -> None:
+def test_smooth_l1_with_beta_one_ninth_equals_that_of_the_reference_code() -> None:
     # σ = 3 is β = 1/9: below it 0.5 · 9 · x², above |x| - 1/18
     deltas = torch.tensor([[0.1, 1.0, 0.0, 0.0]])
     assert losses.smooth_l1(deltas, torch.zeros(1, 4), beta=1 / 9).item() == pytest.approx(0.045 + 1 - 1 / 18)
@@ -39,8 +39,8 @@ def test_the_rpn_box_loss_is_weighted_by_lambda_over_the_locations() -> None:
     assert loss.item() == pytest.approx(10 * 3.0 / 2400)
 
 
-def test_the_reference_codes_weight_of_rpn_boxes_is_nearly_the_papers() -> None:
-    """It has no λ and divides by the 256 sampled anchors: 1 / 256 against 10 / 2400 = 1 / 240."""
+def test_the_reference_code_weights_rpn_boxes_nearly_as_the_paper_does() -> None:
+    """The code has no λ and divides by the 256 sampled anchors: 1 / 256 against 10 / 2400 = 1 / 240."""
     deltas = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     code = losses.rpn_box_loss(deltas, torch.zeros(1, 4), 256, LossRule(rpn_lambda=1.0, rpn_normaliser="sampled"))
     assert code.item() == pytest.approx(0.5 / 256)
@@ -51,7 +51,7 @@ def test_the_reference_codes_weight_of_rpn_boxes_is_nearly_the_papers() -> None:
 def test_the_head_box_loss_sums_over_objects_and_divides_by_all_regions() -> None:
     deltas = torch.zeros(4, 2, 4)  # four regions, two classes
     deltas[0, 1] = torch.tensor([2.0, 0, 0, 0])  # true class 2: smooth L1 1.5
-    deltas[0, 0] = 99.0  # another class's deltas do not count
+    deltas[0, 0] = 99.0  # the deltas of other classes do not count
     deltas[1] = 99.0  # background does not count
     labels = torch.tensor([2, 0, 0, 0])
     assert losses.head_box_loss(deltas, torch.zeros(4, 4), labels, LossRule()).item() == pytest.approx(1.5 / 4)

@@ -19,14 +19,14 @@ def test_missing_candidates_are_filled_with_padding() -> None:
 
 
 def test_nms_keeps_the_scores_of_the_survivors_of_each_image() -> None:
-    # IoU of the first two boxes: 90 / 100 = 0.9; the third is apart; the fourth is excluded by its score
+    # IoU of the first two boxes: 90 / 100 = 0.9; the third does not overlap them; the fourth is excluded by its score
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [80, 80, 90, 90]]]).repeat(2, 1, 1)
     scores = torch.tensor([[0.8, 0.9, 0.5, EXCLUDED], [0.8, EXCLUDED, 0.5, 0.6]])
     expected = torch.tensor([[EXCLUDED, 0.9, 0.5, EXCLUDED], [0.8, EXCLUDED, EXCLUDED, 0.6]])
     assert torch.equal(nms(boxes, scores, 0.5, 2), expected)  # the best two of the second image's three survivors
 
 
-def test_nms_equals_torchvisions() -> None:
+def test_nms_agrees_with_torchvision() -> None:
     torch.manual_seed(0)
     corners = torch.rand(1, 200, 2) * 50
     boxes, scores = torch.cat([corners, corners + 5 + torch.rand(1, 200, 2) * 20], dim=2), torch.rand(1, 200)

@@ -7,7 +7,7 @@ from faster_rcnn.detector.padded_rows import linear_of_channels_last, real_rows
 
 
 def test_real_rows_are_taken_out_and_put_back() -> None:
-    # 2, 0 and 3 real rows of 3 each: rows 0, 1 and 6, 7, 8 of 9, then row 0 once more
+    # The images have 2, 0 and 3 real rows of 3: rows 0, 1, 6, 7 and 8 of 9. Row 0 is repeated at the end.
     rows, positions = real_rows(torch.tensor([2, 0, 3]), 3)
     assert rows.tolist() == [0, 1, 6, 7, 8, 0]
     assert positions[0, :2].tolist() == [0, 1]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from faster_rcnn.detector.padding import blank_outside, inside, mean_inside, outside_offset, relu_inside
 
 
-def test_a_mean_covers_the_image_alone() -> None:
+def test_a_mean_covers_only_the_image() -> None:
     features = torch.tensor([[[[1.0, 3.0, 50.0], [5.0, 7.0, 50.0]]]])
     # 17 × 32 pixels at stride 16 are 2 × 2 cells: (1 + 3 + 5 + 7) / 4;  16 × 32 are 1 × 2: (1 + 3) / 2
     for size, mean in (((17, 32), 4.0), ((16, 32), 2.0), ((0, 0), 0.0)):
@@ -31,7 +31,7 @@ def test_features_outside_the_image_become_zero() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_offset_of_a_graph_makes_an_activation_zero_outside(dtype: torch.dtype) -> None:
+def test_the_offset_of_a_graph_makes_an_activation_zero_outside_the_image(dtype: torch.dtype) -> None:
     features = torch.tensor([[[[5.0, 60000.0]], [[-1.0, 2.0]]]], dtype=dtype).clamp(max=20000)
     mask = torch.tensor([[[[True, False]]]])
     found = F.relu(features + outside_offset(mask, 2, dtype))

@@ -16,7 +16,7 @@ def random_rpn_output(n: int, h: int = 20, w: int = 28) -> tuple[torch.Tensor, t
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_proposals_equal_torchvisions(n: int) -> None:
+def test_proposals_agree_with_torchvision(n: int) -> None:
     logits, deltas, anchors = random_rpn_output(n)
     sizes = torch.randint(150, 320, (n, 2))
     theirs = RegionProposalNetwork(
@@ -24,7 +24,8 @@ def test_proposals_equal_torchvisions(n: int) -> None:
         pre_nms_top_n={"training": 1000, "testing": 1000}, post_nms_top_n={"training": 100, "testing": 100},
         nms_thresh=0.7,
     ).eval()  # fmt: skip
-    theirs.min_size = 1e-3  # torchvision drops small boxes after the top 1000, we do before, so no box may be small
+    # torchvision drops small boxes after choosing the best 1000, and `propose` before. So no box may be small here.
+    theirs.min_size = 1e-3
     boxes = decode(deltas, anchors)
     expected_boxes, expected_scores = theirs.filter_proposals(
         boxes, logits.reshape(-1, 1), [tuple(size) for size in sizes.tolist()], [len(anchors)]
@@ -58,7 +59,7 @@ def test_an_overlap_above_the_threshold_is_suppressed() -> None:
         margins, torch.zeros(1, 3, 4), anchors, torch.ones(1, 3, dtype=torch.bool), torch.tensor([[500, 500]]),
         ProposalLimits(100, 100),
     )  # fmt: skip
-    # The second is suppressed. The third's IoU with it is 0.97, but a suppressed box suppresses no other.
+    # The second is suppressed. The third's IoU with it is 0.97, but a suppressed box does not suppress others.
     torch.testing.assert_close(found.objectness[0, :3], torch.tensor([0.9, 0.7, 0.0]))
 
 
@@ -90,8 +91,8 @@ def test_the_least_likely_anchor_is_still_a_candidate() -> None:
     assert 0 < float(found.objectness[0, 0]) < 1e-12
 
 
-def test_proposals_of_a_pyramid_equal_torchvisions() -> None:
-    """Each map keeps its best and suppresses overlaps; some maps have fewer anchors than the limit."""
+def test_proposals_of_a_pyramid_agree_with_torchvision() -> None:
+    """Each map keeps its best anchors and suppresses overlaps; some maps have fewer anchors than the limit."""
     torch.manual_seed(4)
     sizes = torch.tensor([[256, 320], [200, 310]])
     maps = [(32.0, 64, 80, 4), (64.0, 32, 40, 8), (128.0, 16, 20, 16), (256.0, 4, 5, 64)]

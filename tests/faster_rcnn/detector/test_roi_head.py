@@ -5,11 +5,11 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from faster_rcnn.detector.roi_head import DetectionLimits, TargetNormalisation, detect
 
-# torchvision multiplies by weights where our normalisation divides by standard deviations: 1 / 0.1 and 1 / 0.2
+# torchvision multiplies by weights; TargetNormalisation divides by standard deviations: 1 / 0.1 and 1 / 0.2
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
-def test_detections_equal_torchvisions() -> None:
+def test_detections_agree_with_torchvision() -> None:
     torch.manual_seed(3)
     N, P, C = 3, 80, 6
     sizes = torch.tensor([[300, 400], [200, 410], [288, 288]])

@@ -22,13 +22,13 @@ def features_and_rois(n: int, h: int, w: int, count: int) -> tuple[torch.Tensor,
     rois = torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=2)
     rois[:, 0] = torch.tensor([0.0, 0.0, w * STRIDE, h * STRIDE])
     rois[:, 1] = torch.tensor([w * STRIDE - 1.0, h * STRIDE - 1.0, w * STRIDE, h * STRIDE])
-    rois[:, 2] = torch.tensor([8.0, 24.0, 40.0, 56.0])  # halves of a cell, where rounding matters
+    rois[:, 2] = torch.tensor([8.0, 24.0, 40.0, 56.0])  # the corners lie at half cells, where rounding matters
     return features, rois
 
 
 @pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize(("h", "w"), [(18, 24), (38, 63), (1, 5)])
-def test_roi_align_equals_torchvisions_on_a_larger_canvas(h: int, w: int, samples: int) -> None:
+def test_roi_align_agrees_with_torchvision_on_a_larger_canvas(h: int, w: int, samples: int) -> None:
     features, rois = features_and_rois(2, h, w, 200)
     expected = torchvision.ops.roi_align(
         F.pad(features, (0, 1, 0, 1)), list(rois), 7, 1 / STRIDE, sampling_ratio=samples, aligned=True
@@ -38,7 +38,7 @@ def test_roi_align_equals_torchvisions_on_a_larger_canvas(h: int, w: int, sample
 
 
 @pytest.mark.parametrize(("h", "w"), [(18, 24), (38, 63), (63, 38), (1, 5), (105, 2)])
-def test_roi_max_pooling_by_range_queries_equals_torchvisions_bit_for_bit(h: int, w: int) -> None:
+def test_roi_max_pooling_by_range_queries_equals_torchvision_bit_for_bit(h: int, w: int) -> None:
     features, rois = features_and_rois(2, h, w, 300)
     expected = torchvision.ops.roi_pool(features, list(rois), 7, 1 / STRIDE)
     found = range_max_pool(features, rois, 7, STRIDE)
@@ -140,7 +140,7 @@ def test_a_larger_canvas_does_not_change_the_pooled_features_of_a_pyramid(poolin
 def test_an_atlas_has_every_map_at_the_row_returned() -> None:
     maps = [torch.arange(1.0, 7.0).reshape(1, 1, 2, 3), torch.tensor([[[[9.0]]]])]
     stacked, tops = atlas(maps)
-    assert tops == [1, 6]  # a doubled row, two rows of the first map, two of zeros, a doubled row
+    assert tops == [1, 6]  # a duplicated row, two rows of the first map, two of zeros, a duplicated row
     assert stacked[0, 0].tolist() == [
         [1, 1, 2, 3, 0, 0], [1, 1, 2, 3, 0, 0], [4, 4, 5, 6, 0, 0], [0] * 6, [0] * 6,
         [9, 9, 0, 0, 0, 0], [9, 9, 0, 0, 0, 0], [0] * 6, [0] * 6,

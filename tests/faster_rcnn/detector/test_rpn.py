@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from faster_rcnn.detector.rpn import RPNHead, foreground_margin
 
 
-def test_the_margins_sigmoid_is_the_softmaxs_foreground_probability() -> None:
+def test_the_sigmoid_of_the_margin_is_the_foreground_probability_of_the_softmax() -> None:
     scores = torch.randn(3, 500, 2) * 4
     found = torch.sigmoid(foreground_margin(scores))
     torch.testing.assert_close(found, torch.softmax(scores, dim=2)[..., 1], rtol=0, atol=2e-5)
 
 
-def test_the_head_has_as_many_outputs_per_location_as_in_the_paper() -> None:
+def test_the_head_has_the_papers_number_of_outputs_per_location() -> None:
     """2k scores and 4k deltas: (4 + 2) × 9 = 54 outputs per location (section 3.1.1)."""
     head = RPNHead(512, 512, 9)
     assert head.cls_score.out_channels + head.bbox_pred.out_channels == 54

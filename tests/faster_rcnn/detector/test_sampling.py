@@ -1,4 +1,4 @@
-"""Labels and samples of anchors and proposals."""
+"""Labelling and sampling of anchors and proposals."""
 
 import pytest
 import torch
@@ -71,11 +71,11 @@ def test_an_image_without_objects_has_only_negative_anchors() -> None:
     [
         (500, 5000, (128, 128)),  # "a ratio of up to 1:1"
         (10, 5000, (10, 246)),  # "we pad the mini-batch with negative ones"
-        (500, 20, (128, 20)),  # never more positives than half
+        (500, 20, (128, 20)),  # at most half of the sample is positive
         (0, 5000, (0, 256)),
     ],
 )
-def test_256_anchors_are_sampled(positives: int, negatives: int, sampled: tuple[int, int]) -> None:
+def test_up_to_256_anchors_are_sampled(positives: int, negatives: int, sampled: tuple[int, int]) -> None:
     labels = torch.cat([torch.ones(positives), torch.zeros(negatives), -torch.ones(300)]).to(torch.int64)
     labels = labels[torch.randperm(len(labels))]
     positive, negative = sample_anchors(labels, RULE)

@@ -92,7 +92,7 @@ def test_the_pyramid_gets_the_weights_of_torchvisions_detector(backbone: str, bu
 
 
 @pytest.mark.parametrize("backbone", ["compact", "mobilenet_v3_large_fpn"])
-def test_the_backbone_gets_the_weights_of_a_run_of_this_project(backbone: str, tmp_path: Path) -> None:
+def test_the_backbone_gets_the_weights_of_a_training_run_of_this_project(backbone: str, tmp_path: Path) -> None:
     first = lively(backbone, head_units=8)
     save_state(tmp_path / "checkpoint.pt", first, "joint", 3)
     fetched = fetch_weights(backbone, str(tmp_path))
@@ -110,7 +110,7 @@ def without(state: dict[str, torch.Tensor], *names: str) -> dict[str, torch.Tens
     return {name: tensor for name, tensor in state.items() if name not in names}
 
 
-def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+def test_an_error_names_the_tensors_that_do_not_fit(tmp_path: Path) -> None:
     theirs = classifier("resnet50").state_dict()
     conv1 = "conv1.weight"
     for state, complaint in (

@@ -33,7 +33,7 @@ class Compact(Backbone):
 
     @property
     def stages(self) -> Stages:
-        """conv1 … conv9, each with its normalisation."""
+        """The stages conv1 … conv9: one convolution and its normalisation each."""
         pairs = zip(self.convolutions, self.normalisations, strict=True)
         return [(f"conv{number}", list(pair)) for number, pair in enumerate(pairs, start=1)]
 

@@ -11,18 +11,18 @@ from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 from faster_rcnn.detector.backbones.base import Backbone, Stages
 from faster_rcnn.detector.padding import blank_outside, mean_inside
 
-# torchvision's 0.01 is for training on ImageNet: its running statistics average over hundreds of batches. A detector
-# trained from scratch would be evaluated with outdated statistics.
+# torchvision uses 0.01, which suits long training on ImageNet: the running statistics average over hundreds of batches.
+# A detector that is trained from scratch would be evaluated with outdated statistics.
 MOMENTUM = 0.1
 
 
 class MobileNetV3Large(Backbone):
-    """Blocks 0 … 15 of torchvision's `features`: stride 16, 160 channels; the last three are dilated, not strided.
+    """Blocks 0 to 15 of torchvision's `features`, with stride 16 and 160 channels; the last three blocks are dilated.
 
-    At stride 32 a map would have a quarter of the anchor locations, and an object of 32 pixels would be one cell.
-    Without the last three blocks most of the pretrained weights would be lost. Dilation avoids both with the same
-    weights (Howard et al., section 6.4, use it for segmentation). Block 16 is left out: it only widens 160 to 960
-    channels, and would make fc6 six times as large.
+    At stride 32, a map would have a quarter of the anchor locations, and an object of 32 pixels would be one cell.
+    Without the last three blocks, most of the pretrained weights would be lost. Dilation avoids both and keeps
+    the weights (Howard et al., section 6.4, use it for segmentation). Block 16 is left out: it only increases the
+    channels from 160 to 960, and would make fc6 six times as large.
     """
 
     out_channels = 160
@@ -78,6 +78,6 @@ def convolve(layer: Conv2dNormActivation, features: Tensor, sizes: Tensor, strid
 
 
 def squeeze_and_excite(layer: SqueezeExcitation, features: Tensor, sizes: Tensor, stride: int) -> Tensor:
-    """Squeeze-and-excitation with the mean over the image instead of its canvas."""
+    """Squeeze-and-excitation whose mean covers only the image, not the padding."""
     squeezed = mean_inside(features, sizes, stride)[:, :, None, None]
     return features * layer.scale_activation(layer.fc2(layer.activation(layer.fc1(squeezed))))

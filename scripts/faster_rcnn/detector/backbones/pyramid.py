@@ -26,14 +26,14 @@ class FeaturePyramid(Backbone):
     signed = True
 
     def __init__(self, body: ResNet50 | MobileNetV3Large, taps: Ints, channels: Ints, strides: Ints) -> None:
-        """taps: indices of the body's maps that are merged;  channels, strides: of these maps."""
+        """taps: indices of the body's maps to merge;  channels, strides: one value for each of these maps."""
         super().__init__()
         self.body = body
         self.taps = taps
         self.fpn = FeaturePyramidNetwork(list(channels), self.out_channels)
         self.stride = strides[-1]
         self.strides = (*strides, 2 * strides[-1])
-        # By eq. 1 a region's map follows from the strides, so of maps with the same stride only the first is ever used.
+        # Eq. 1 chooses a region's map by stride, so only the first of several maps with the same stride is used.
         self.pooled = len(set(strides))
 
     @property
@@ -55,10 +55,10 @@ class FeaturePyramid(Backbone):
 
 
 def resnet50_fpn() -> FeaturePyramid:
-    """P2 … P5 and P6 on ResNet-50 (section 4.1)."""
+    """ResNet-50 with the pyramid's maps P2 … P5 and the additional P6 (section 4.1)."""
     return FeaturePyramid(ResNet50(layers=4), (0, 1, 2, 3), (256, 512, 1024, 2048), (4, 8, 16, 32))
 
 
 def mobilenet_v3_large_fpn() -> FeaturePyramid:
-    """A pyramid on blocks 13 and 16 of MobileNetV3-Large, torchvision's choice; both have stride 32."""
+    """MobileNetV3-Large with a pyramid on its blocks 13 and 16, as in torchvision; both have stride 32."""
     return FeaturePyramid(MobileNetV3Large(dilated=False, blocks=17), (13, 16), (160, 960), (32, 32))

@@ -15,10 +15,10 @@ from faster_rcnn.detector.padding import blank_outside, relu_inside
 
 
 class ResNet50(Backbone):
-    """The first `layers` of ResNet-50's four layers. Three end in C4, with stride 16 and 1024 channels.
+    """The first `layers` of layer1 … layer4 of ResNet-50. With three, the output is C4: stride 16, 1024 channels.
 
-    He et al. use layer4 as the head, after RoI pooling. Here every backbone shares the papers' fc6 and fc7 as the head,
-    so layer4 is left out.
+    He et al. use layer4 as the head, after RoI pooling. Here the head of every backbone consists of the papers'
+    fc6 and fc7, so layer4 is left out.
     """
 
     out_channels = 1024
@@ -35,11 +35,11 @@ class ResNet50(Backbone):
 
     @property
     def stages(self) -> Stages:
-        """conv1 with its normalisation, layer1, layer2 …"""
+        """The stages: conv1 with its normalisation, then layer1, layer2 and so on."""
         return [("conv1", [self.conv1, self.bn1]), *((name, [self.get_submodule(name)]) for name in self.layer_names)]
 
     def maps(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """C2, C3 …, with strides 4, 8 …; values outside the image are undefined."""
+        """The maps C2, C3 … with strides 4, 8 …; values outside the image are undefined."""
         features = self.maxpool(relu_inside(self.bn1(self.conv1(images)), sizes, 2, images.shape[2:]))
         found, stride = [], 4
         for name in self.layer_names:

@@ -24,7 +24,7 @@ class VGG16(Backbone):
 
     @property
     def stages(self) -> Stages:
-        """conv1_1 … conv5_3."""
+        """The stages conv1_1 … conv5_3, one convolution each."""
         found: Stages = []
         block = number = 1
         for layer in self.features:
