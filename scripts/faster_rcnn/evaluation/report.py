@@ -21,7 +21,7 @@ from faster_rcnn.evaluation.voc import voc_ap
 from faster_rcnn.proposal_sources.table import Regions
 
 SHOWN_SCORE = 0.5  # the service's default threshold
-WORST_SHOWN = 12  # mistakes drawn of each kind
+WORST_SHOWN = 12  # drawn mistakes of each kind
 QUALITY = 85  # JPEG quality
 TILES = ("AP", "AP50", "AP75", "VOC_mAP", "VOC_mAP_11", "AR100", "pictures", "objects")
 RECALL_HEAD = ("source", "proposals", *MEASURES, "mean per image")
@@ -41,8 +41,8 @@ def write_report(
     The files are `metrics.json`, plots, `recall.csv`, `recall.md`, `mistakes.csv`, `pictures/`, `mistakes/` and
     `index.html`.
 
-    truths, predictions: of every image of `dataset`, from `collect`;  about: what was measured and how, written before
-    the metrics;  images: the number of images to draw, evenly spread over the data set, which are read again.
+    truths, predictions: the result of `collect` for all of `dataset`;  about: what was measured and how, written before
+    the metrics;  images: the number of images to draw, evenly spread over the data set.
     Raises ValueError if the samples have no object.
     """
     record = {**about, **measure(truths, predictions, dataset.labels)}

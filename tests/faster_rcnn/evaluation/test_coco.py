@@ -15,7 +15,7 @@ def test_ap_is_one_if_the_detections_equal_the_annotations() -> None:
 
 
 def test_a_shifted_box_counts_at_the_iou_thresholds_that_it_reaches() -> None:
-    # 40 × 40 moved by 5: intersection 35 · 40 = 1400, union 1800, IoU 0.778: passes 0.50 … 0.75, six of ten thresholds
+    # A 40 × 40 box moved by 5: intersection 35 · 40 = 1400, union 1800, IoU 0.778. It reaches six of ten thresholds.
     found = [
         prediction([[15, 10, 55, 50], [60, 60, 90, 90]], [0.9, 0.9], [0, 1]),
         prediction([[5, 0, 45, 40]], [0.9], [0]),
@@ -43,7 +43,7 @@ def test_ap_is_zero_without_detections_and_an_error_without_objects() -> None:
         coco_ap([TRUTH[2]], [nothing], LABELS)
 
 
-def test_a_class_without_objects_is_none() -> None:
+def test_the_ap_of_a_class_without_objects_is_none() -> None:
     only_cats = TRUTH[1]
     found = prediction(only_cats.boxes.tolist(), [0.9], [0])
     assert coco_ap([only_cats], [found], LABELS)["AP_by_class"] == {"cat": 1.0, "dog": None}

@@ -99,7 +99,7 @@ def test_sources_of_proposals_are_compared_side_by_side(tmp_path: Path) -> None:
     assert "proposal_recall.png" in (tmp_path / "index.html").read_text()
 
 
-@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder with bccd")
+@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR is not set")
 def test_a_perfect_detector_on_real_photographs_has_no_mistakes(tmp_path: Path) -> None:
     dataset = open_dataset(f"voc:{os.environ['REAL_DATA_DIR']}/bccd", "val", skip_bad_boxes=True)
     first = Subset(dataset, 4)
