@@ -48,7 +48,7 @@ def draw_prediction(image: np.ndarray, prediction: Prediction, names: Sequence[s
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 360) -> Image.Image:
-    """One sheet of images, each scaled into a square of `side` pixels."""
+    """A sheet of images in rows of `columns`, each scaled to fit a square with sides of `side` pixels."""
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side), BACKGROUND)
     for place, image in enumerate(images):
@@ -79,7 +79,7 @@ def with_caption(image: Image.Image, caption: str) -> Image.Image:
 
 
 def side_by_side(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:
-    """One sheet with the images in a row."""
+    """A sheet with the images in one row, `gap` pixels apart."""
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     sheet = Image.new("RGB", (width, max(image.height for image in images)), BACKGROUND)
     left = 0

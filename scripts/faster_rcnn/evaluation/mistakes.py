@@ -17,7 +17,7 @@ from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.evaluation.overlaps import overlaps
 from faster_rcnn.evaluation.voc import MIN_OVERLAP, Matches, Outcome, match_class
 
-NEAR = 0.1  # TIDE's background threshold: with a lower IoU a detection does not belong to the object
+NEAR = 0.1  # TIDE's background threshold: below this IoU a detection does not belong to the object
 KINDS = ("background", "wrong class", "poor localisation", "duplicate", "missed")
 
 
@@ -75,7 +75,7 @@ def _false_detections(
 
 
 def _explain(truth: Sample, labels: tuple[str, ...], box: np.ndarray, label: int) -> tuple[str, str, np.ndarray]:
-    """Kind and reason of a false detection, and the objects that the reason mentions."""
+    """The kind of a false detection, the reason for it, and the objects that the reason mentions."""
     overlap = overlaps(box[None], truth.boxes)[0]
     own = np.where(truth.labels == label, overlap, 0.0)
     other = np.where(truth.labels != label, overlap, 0.0)

@@ -148,15 +148,15 @@ def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) ->
         galleries.append(page.gallery(f"{kind}: {len(of_kind)}", [f"{folder.name}/{name}" for name in names]))
     return page.section(
         "Mistakes",
-        f"False detections with a score of {SHOWN_SCORE} or more, and objects that no such detection found; the "
-        f"{WORST_SHOWN} worst of each kind. Red: detection; white: object. mistakes.csv lists all.",
+        f"False detections with a score of {SHOWN_SCORE} or more, and objects that no such detection found. Shown are "
+        f"the {WORST_SHOWN} worst of each kind, with detections in red and objects in white. mistakes.csv lists all.",
         page.table(("kind", "number"), counts),
         *galleries,
     )
 
 
 def _write_images(folder: Path, dataset: Dataset, number: int, draw: Callable[[int], Image.Image]) -> str:
-    """Saves `number` images, evenly spread over the data set; `draw` makes each from its index."""
+    """Saves `number` drawings, for images evenly spread over the data set; `draw` returns the one for an index."""
     _emptied(folder, "picture-*.jpg")
     last = len(dataset) - 1
     chosen = np.unique(np.linspace(0, last, min(number, len(dataset))).round().astype(int))
@@ -168,7 +168,7 @@ def _write_images(folder: Path, dataset: Dataset, number: int, draw: Callable[[i
 
 
 def _emptied(folder: Path, pattern: str) -> Path:
-    """The folder, without the drawings of an earlier evaluation."""
+    """Creates the folder if necessary, and deletes the drawings of an earlier evaluation from it."""
     folder.mkdir(exist_ok=True)
     for earlier in folder.glob(pattern):
         earlier.unlink()

@@ -77,7 +77,7 @@ class ProposalTable(Mapping[str, Regions]):
         }
         aside = path.with_name(f"{path.name}.{os.getpid()}.part")
         with aside.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub mistakes the arrays for allow_pickle
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy's type stub mistakes the arrays for the argument allow_pickle
         aside.replace(path)
 
     @classmethod

@@ -31,8 +31,8 @@ def test_a_false_detection_between_two_hits_lowers_precision() -> None:
         prediction([[0, 0, 40, 40]], [0.5], [0]),
         prediction([[0, 0, 40, 40]], [0.7], [0]),  # an empty image
     ]
-    # cats by score: hit, miss, hit; recall 0.5 at precision 1, recall 1 at 2/3
-    # 101-point interpolation: 51 points at 1 and 50 at 2/3
+    # The cats in the order of scores are hit, miss, hit: recall 0.5 has precision 1, and recall 1 has precision 2/3.
+    # The 101-point interpolation has 51 points at precision 1 and 50 at 2/3.
     assert coco_ap(TRUTH, found, LABELS)["AP_by_class"]["cat"] == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-4)
 
 

@@ -57,7 +57,7 @@ def test_a_false_detection_between_two_hits_lowers_precision() -> None:
 
 
 def test_finding_half_of_the_objects_reaches_six_of_eleven_points() -> None:
-    # recall 1/2 at precision 1, then nothing: area 1/2, points 0, 0.1 … 0.5
+    # Recall 1/2 is reached at precision 1 and never exceeded: the area is 1/2, and six points (0 … 0.5) are 1.
     assert cats([truth([BOX, FAR])], [found([BOX], [0.9])]) == (pytest.approx(1 / 2), pytest.approx(6 / 11))
 
 
@@ -88,7 +88,7 @@ def test_a_detection_is_matched_with_the_object_that_it_overlaps_most_even_if_th
 
 
 def test_an_overlap_of_exactly_one_half_is_enough() -> None:
-    # 10 × 10 against its upper half: 50 / 100; one row less: 40 / 100
+    # A 10 × 10 box and its upper half have IoU 50 / 100; with one row less it is 40 / 100.
     assert cats([truth([[0, 0, 10, 10]])], [found([[0, 0, 10, 5]], [0.9])])[0] == 1.0
     assert cats([truth([[0, 0, 10, 10]])], [found([[0, 0, 10, 4]], [0.9])])[0] == 0.0
 
@@ -119,7 +119,7 @@ def test_equal_scores_keep_the_order_of_the_images() -> None:
 
 
 def test_the_scores_of_all_images_are_ranked_together() -> None:
-    # by score: false 0.9 (second image), hit 0.8 (first): precision 0, 1/2
+    # In the order of scores: false (0.9, second image), hit (0.8, first image); precision is 0, then 1/2.
     assert cats([truth([BOX]), truth([])], [found([BOX], [0.8]), found([BOX], [0.9])])[0] == pytest.approx(1 / 2)
 
 

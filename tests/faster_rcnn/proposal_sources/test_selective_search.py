@@ -65,7 +65,7 @@ class Cuts:
         return f"cut {index}"
 
 
-def test_the_boxes_are_those_of_opencv_as_corners(small: np.ndarray) -> None:
+def test_the_boxes_equal_those_of_opencv(small: np.ndarray) -> None:
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(small[:, :, ::-1].copy())
     search.switchToSelectiveSearchFast()
