@@ -46,7 +46,7 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
 
 
 def _annotations(sample: Sample, image: int, first: int) -> list[dict[str, Any]]:
-    """A sample's objects in COCO's form, numbered from `first`."""
+    """A sample's objects as COCO annotations, with ids from `first` upwards."""
     boxes = corners_to_coco(sample.boxes)
     areas = boxes[:, 2:].prod(axis=1) if sample.areas is None else sample.areas
     uncounted = ~sample.counted()

@@ -1,4 +1,4 @@
-"""Selective Search: OpenCV's regions in the paper's order, any image size, and the cache."""
+"""Selective Search: its regions and their order, images of any size, and the cache."""
 
 import multiprocessing
 import os
