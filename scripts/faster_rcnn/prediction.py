@@ -1,6 +1,6 @@
-"""Prepares one image for a detector, on the smallest canvas, and converts boxes back to pixels of the original.
+"""Prepares one image for a detector, on the smallest canvas that fits, and converts boxes back to original pixels.
 
-R  boxes.  Boxes are x1, y1, x2, y2.
+R is the number of boxes. Boxes are x1, y1, x2, y2.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from faster_rcnn.detector.resize import resize_image
 class PreparedImage:
     """One image, ready for a detector.
 
-    batch: this image alone;  scale: [4], the factors from original to canvas pixels for x, y, x, y;
-    size: int64 [1, 2], height and width of the original.
+    batch: a batch that holds only this image;  scale: [4], the factors from original to canvas pixels for x, y, x, y;
+    size: int64 [1, 2], height and width of the original image.
     """
 
     batch: Batch
@@ -31,7 +31,7 @@ class PreparedImage:
     size: Tensor
 
     def to_original(self, boxes: Tensor) -> np.ndarray:
-        """Converts boxes [1, R, 4] on the canvas to float32 [R, 4] in pixels of the original, clipped to it."""
+        """Converts boxes [1, R, 4] on the canvas to float32 [R, 4] in pixels of the original image, clipped to it."""
         original: np.ndarray = clip_to_sizes(boxes / self.scale, self.size)[0].cpu().numpy()
         return original
 

@@ -1,6 +1,6 @@
 """Measures detections and proposals: COCO's AP, VOC's mAP, the recall of proposals, and a report as a web page.
 
-Commands and other packages import these names from here.
+Other packages import these names from here, not from the modules.
 """
 
 from faster_rcnn.evaluation.coco import coco_ap

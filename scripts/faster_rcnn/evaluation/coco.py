@@ -18,9 +18,9 @@ SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:
     """COCO's metrics: AP (mean over IoU 0.50:0.95), AP50, AP75, APs, APm, APl, AR1, AR10, AR100, and AP_by_class.
 
-    Also returns the number of images (`pictures`) and objects. The AP of a class without objects is None. COCO has
-    no difficult objects, so they are treated as crowds, which do not count either.
-    Raises ValueError if the samples have no object.
+    Also returns the number of images (`pictures`) and objects. The AP of a class without objects is None. COCO does not
+    mark objects as difficult, so difficult objects are treated as crowds, which do not count either. Raises ValueError
+    if the samples have no object.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -36,9 +36,8 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
     categories = [{"id": place + 1, "name": name} for place, name in enumerate(labels)]
     evaluated = _evaluate({"info": {}, "images": images, "annotations": annotations, "categories": categories}, results)
     metrics: dict[str, Any] = {name: _known(value) for name, value in zip(SUMMARY, evaluated.stats, strict=False)}
-    precision = evaluated.eval["precision"][
-        :, :, :, 0, -1
-    ]  # IoU thresholds, recalls, classes, all areas, 100 detections
+    # The axes are IoU thresholds, recalls, classes, areas (0: all) and the most detections per image (-1: 100).
+    precision = evaluated.eval["precision"][:, :, :, 0, -1]
     metrics["AP_by_class"] = {
         name: _known(np.mean(of_class) if (of_class := precision[:, :, place]).max() > -1 else -1)
         for place, name in enumerate(labels)
@@ -47,7 +46,7 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
 
 
 def _annotations(sample: Sample, image: int, first: int) -> list[dict[str, Any]]:
-    """A sample's objects in COCO's form, numbered from `first`."""
+    """A sample's objects as COCO annotations, with ids from `first` upwards."""
     boxes = corners_to_coco(sample.boxes)
     areas = boxes[:, 2:].prod(axis=1) if sample.areas is None else sample.areas
     uncounted = ~sample.counted()
@@ -87,5 +86,5 @@ def _no_results(truth: COCO) -> COCO:
 
 
 def _known(value: float) -> float | None:
-    """The value rounded, or None for -1, which pycocotools returns if there is nothing to measure."""
+    """The rounded value, or None for -1, which pycocotools returns if there is nothing to measure."""
     return None if value < 0 else round(float(value), 4)

@@ -1,4 +1,4 @@
-"""Draws boxes on images, to show what a detector has learned."""
+"""Draws boxes on images, and arranges images on sheets."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from faster_rcnn.data.dataset import Prediction
 PALETTE = ((230, 57, 70), (29, 161, 242), (46, 196, 82), (255, 183, 3), (157, 78, 221), (255, 121, 198), (0, 200, 200))
 TRUTH = (255, 255, 255)
 WRONG = (255, 60, 60)
-COVERING, IDLE = (60, 230, 90), (150, 150, 150)  # proposals that cover an object, and others
+COVERING, IDLE = (60, 230, 90), (150, 150, 150)  # colours of proposals that cover an object, and of all others
 BACKGROUND = (24, 24, 24)
 
 
@@ -22,7 +22,7 @@ def draw_boxes(
     colours: Sequence[tuple[int, int, int]],
     width: int | None = None,
 ) -> Image.Image:
-    """A copy of `image` (uint8 [H, W, 3]) with each of `boxes` [G, 4] outlined and captioned.
+    """A copy of `image` (uint8 [H, W, 3]) with an outline and a caption for each of `boxes` [G, 4].
 
     width: thickness of the outlines in pixels; by default it grows with the image.
     """
@@ -48,7 +48,7 @@ def draw_prediction(image: np.ndarray, prediction: Prediction, names: Sequence[s
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 360) -> Image.Image:
-    """One sheet of images, each scaled into a square of `side` pixels."""
+    """A sheet of images in rows of `columns`, each scaled to fit a square with sides of `side` pixels."""
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side), BACKGROUND)
     for place, image in enumerate(images):
@@ -59,7 +59,7 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 4, side: int = 3
 
 
 def rescale(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
-    """The image (uint8 [H, W, 3]) with a longer side of `side` pixels, and the factor for its coordinates."""
+    """The image (uint8 [H, W, 3]) resized to a longer side of `side` pixels, and the factor for coordinates in it."""
     height, width = image.shape[:2]
     factor = side / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
@@ -79,7 +79,7 @@ def with_caption(image: Image.Image, caption: str) -> Image.Image:
 
 
 def side_by_side(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:
-    """One sheet with the images in a row."""
+    """A sheet with the images in one row, `gap` pixels apart."""
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     sheet = Image.new("RGB", (width, max(image.height for image in images)), BACKGROUND)
     left = 0

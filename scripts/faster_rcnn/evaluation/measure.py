@@ -33,7 +33,7 @@ def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> t
 
 
 def without_pixels(sample: Sample) -> Sample:
-    """The sample with a one-byte blank image of the same size; thousands of real images would fill the memory."""
+    """The sample with a one-byte blank image of the same size, to save memory."""
     return replace(sample, image=np.broadcast_to(np.uint8(0), sample.image.shape))
 
 
@@ -41,7 +41,7 @@ def measure(truths: Sequence[Sample], predictions: Sequence[Prediction], labels:
     """COCO's metrics (`coco_ap`), VOC's by both rules and, if every prediction has proposals, their recall.
 
     VOC_mAP, VOC_AP_by_class: area under the curve (VOC 2010 and later);  VOC_mAP_11, VOC_AP_11_by_class: eleven points
-    (VOC 2007);  proposals: recall by the number of proposals, for the NUMBERS that some image reaches.
+    (VOC 2007);  proposals: recall by the number of proposals, for each of NUMBERS that at least one image reaches.
     Raises ValueError if the samples have no object.
     """
     metrics = coco_ap(truths, predictions, labels)

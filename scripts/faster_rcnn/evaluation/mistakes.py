@@ -1,9 +1,11 @@
-"""The mistakes of a detector, by kind and worst first (after Bolya et al. 2020, TIDE, section 2.2).
+"""Finds the mistakes of a detector and sorts them by severity (after Bolya et al. 2020, TIDE, section 2.2).
 
-A false detection is a duplicate (its object is already found), of the wrong class (IoU >= 0.5 with an object of another
-class), a poor localisation (IoU from 0.1 to 0.5 with an object of its class), or background (none of these). An object
-that no detection finds is missed. Severity is between 0 and 1: the score of a false detection; for a missed object, 1
-minus the score of the detection that would have found it with a lower threshold.
+False detections are of four kinds. A duplicate matches an object that was found before. A wrong class has IoU >= 0.5
+with an object of another class. A poor localisation has an IoU from 0.1 to 0.5 with an object of its own class. All
+others are background. An object that no detection finds is missed.
+
+Severity is between 0 and 1. For a false detection it is the score. For a missed object it is 1 minus the score of the
+detection that would have found it at a lower threshold.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.evaluation.overlaps import overlaps
 from faster_rcnn.evaluation.voc import MIN_OVERLAP, Matches, Outcome, match_class
 
-NEAR = 0.1  # TIDE's background threshold: with a lower IoU a detection does not belong to the object
+NEAR = 0.1  # TIDE's background threshold: below this IoU a detection does not belong to the object
 KINDS = ("background", "wrong class", "poor localisation", "duplicate", "missed")
 
 
@@ -23,7 +25,7 @@ KINDS = ("background", "wrong class", "poor localisation", "duplicate", "missed"
 class Mistake:
     """A false detection or a missed object, with its label and its box, float [4].
 
-    kind: one of KINDS;  image: an index;  severity: 0 to 1;  caption: an explanation for a person;
+    kind: one of KINDS;  image: its index in the data set;  severity: 0 to 1;  caption: the explanation in the report;
     others: float [R, 4], the objects or detections that the caption mentions.
     """
 
@@ -39,7 +41,7 @@ class Mistake:
 def find_mistakes(
     truths: Sequence[Sample], predictions: Sequence[Prediction], labels: tuple[str, ...], threshold: float
 ) -> list[Mistake]:
-    """All mistakes, worst first; only detections that score at least `threshold` count.
+    """All mistakes, worst first. Detections with a score below `threshold` are ignored.
 
     Matching is VOC's, so a false detection here is one that lowers VOC's precision. Difficult objects and crowds are
     never mistakes, whether found or not.
@@ -73,7 +75,7 @@ def _false_detections(
 
 
 def _explain(truth: Sample, labels: tuple[str, ...], box: np.ndarray, label: int) -> tuple[str, str, np.ndarray]:
-    """Kind and reason of a false detection, and the objects that the reason mentions."""
+    """The kind of a false detection, the reason for it, and the objects that the reason mentions."""
     overlap = overlaps(box[None], truth.boxes)[0]
     own = np.where(truth.labels == label, overlap, 0.0)
     other = np.where(truth.labels != label, overlap, 0.0)

@@ -1,6 +1,6 @@
 """Intersection over union for the metrics, in float64 although boxes are float32.
 
-A, B  numbers of boxes.  Boxes are x1, y1, x2, y2 without "+1".
+A and B are numbers of boxes. Boxes are x1, y1, x2, y2; their sides are x2 - x1 and y2 - y1, without "+1".
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ from pycocotools import mask
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray, inside: bool = False) -> np.ndarray:
-    """The overlap of each of `boxes` with each of `others`, by pycocotools, so that thresholds apply as in COCO's code.
+    """The overlap of each of `boxes` with each of `others`, computed by pycocotools so that it equals COCO's own.
 
     boxes: [A, 4];  others: [B, 4].  Returns float64 [A, B]: intersection over union or, if `inside`, intersection over
     the area of the box, which is COCO's rule for crowds.

@@ -1,4 +1,4 @@
-"""The page that shows an evaluation in a browser: plain HTML without scripts, with its images in the same folder."""
+"""Builds the web page of an evaluation: plain HTML without scripts. Its images are files in the same folder."""
 
 from collections.abc import Sequence
 from html import escape
@@ -36,13 +36,13 @@ def section(heading: str, note: str, *parts: str) -> str:
 
 
 def tiles(values: dict[str, str]) -> str:
-    """The most important numbers, large, each above its name."""
+    """The most important numbers in large type, each above its name."""
     cells = (f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in values.items())
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain text."""
+    """A table; all cells are plain text."""
     header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     return f"<table><tr>{header}</tr>\n{body}</table>"
@@ -54,7 +54,7 @@ def image(path: str) -> str:
 
 
 def gallery(heading: str, paths: Sequence[str]) -> str:
-    """Images in a grid; empty text if there are none."""
+    """Images in a grid under a heading, or an empty string if there are no images."""
     if not paths:
         return ""
     return f'<h3>{escape(heading)}</h3><div class="gallery">{"".join(map(image, paths))}</div>'

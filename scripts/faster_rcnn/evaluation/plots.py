@@ -16,7 +16,8 @@ NAMES = {"R@0.5": "recall at IoU 0.5", "R@0.7": "recall at IoU 0.7", "AR": "aver
 def plot_precision_recall(voc: dict[str, Any], path: Path) -> None:
     """Precision over recall at IoU 0.5, one panel per class with its AP; `voc` is the result of `voc_ap`.
 
-    The line is the best precision at that recall or any higher one; the area under it is the AP. Dots are detections.
+    The line shows the best precision at each recall or any higher one; the area under it is the AP. Each dot is a
+    detection.
     """
     curves = voc["VOC_curves"]
     figure, panels = _grid(max(1, len(curves)))

@@ -1,6 +1,6 @@
-"""Predictors: functions that detect objects in one sample, with its boxes in the pixels of the original image.
+"""Predictors: functions that detect objects in one sample and return boxes in pixels of the original image.
 
-P  proposals of an image.  Boxes are x1, y1, x2, y2.
+Boxes are x1, y1, x2, y2.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Predictor = Callable[[Sample], Prediction]
 
 
 def torch_predictor(detector: FasterRCNN) -> Predictor:
-    """The PyTorch detector, one image at a time on the smallest canvas. Predictions include its proposals."""
+    """Runs the detector in PyTorch on one image at a time. Predictions include the detector's proposals."""
 
     def predict(sample: Sample) -> Prediction:
         image = prepare_image(detector, sample)
@@ -35,9 +35,9 @@ def torch_predictor(detector: FasterRCNN) -> Predictor:
 
 
 def fast_rcnn_predictor(detector: FasterRCNN) -> Predictor:
-    """Fast R-CNN: the detector's head on the proposals that a sample carries, one image at a time.
+    """Runs Fast R-CNN: the detector's head on the proposals of a sample, one image at a time.
 
-    Predicting raises ValueError for a sample without proposals (None; an empty array is allowed).
+    The predictor raises ValueError for a sample whose proposals are None. An empty array of proposals is allowed.
     """
 
     def predict(sample: Sample) -> Prediction:
@@ -46,7 +46,7 @@ def fast_rcnn_predictor(detector: FasterRCNN) -> Predictor:
         image = prepare_image(detector, sample)
         assert image.batch.proposals is not None
         proposals = image.batch.proposals[0]
-        # The head needs at least one row, so an empty list is padded; `count` says that the row is padding.
+        # The head needs at least one row, so an empty list is padded; a `count` of 0 marks that row as padding.
         padded = proposals if len(proposals) else proposals.new_tensor([[0.0, 0.0, 1.0, 1.0]])
         count = torch.tensor([len(proposals)], device=proposals.device)
         with inferring(detector):
@@ -63,7 +63,7 @@ def fast_rcnn_predictor(detector: FasterRCNN) -> Predictor:
 
 
 def rpn_predictor(detector: FasterRCNN) -> Predictor:
-    """The RPN alone: predictions with proposals and without detections."""
+    """Runs only the RPN: predictions have proposals but no detections."""
 
     def predict(sample: Sample) -> Prediction:
         regions = image_regions(detector, sample, detector.config.proposals)

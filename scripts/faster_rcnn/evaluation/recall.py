@@ -1,13 +1,14 @@
 """The recall of proposals: the share of objects that they cover, of any class (Ren et al. 2015, section 4.1, figure 4).
 
 The measures are recall at IoU 0.5 and 0.7, and average recall, the mean over IoU 0.50, 0.55, …, 0.95 (COCO's AR).
-Proposals are processed best first. Each finds the object that it overlaps most among those not found yet, if the
-overlap reaches the IoU threshold: COCO's rule for detections without classes, so the numbers equal those of
-pycocotools. A proposal finds at most one object, since the head makes at most one detection per class from it. Whether
-a proposal finds an object depends only on the proposals before it, so one pass gives the recall for any number of
-proposals. Crowds and difficult objects are left out.
+Proposals are processed best first. Each finds the object that it overlaps most among those not found yet, if their IoU
+reaches the threshold. This is COCO's rule for detections without classes, so the results equal those of pycocotools. A
+proposal finds at most one object, because the head makes at most one detection per class from it. Whether a proposal
+finds an object depends only on the proposals before it, so one pass gives the recall for any number of proposals.
+Crowds and difficult objects are left out.
 
-G  objects, P  proposals of an image;  T = 10 IoU thresholds.  Boxes are x1, y1, x2, y2 in pixels of the image.
+G and P are the numbers of objects and proposals of an image. There are T = 10 IoU thresholds. Boxes are
+x1, y1, x2, y2 in pixels of the image.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def proposal_recall(
     truths: samples, whose pixels are not read;  regions: float [P, 4] for each of them, best first.
     Returns a dict: objects and pictures, two counts;  proposals_per_picture, a mean;  by_number: R@0.5, R@0.7 and AR
     for each number;  by_iou: the thresholds, and for each number the recall at each threshold;  curve: the measures
-    for numbers up to the largest of an image. Numbers that are keys are text, as in JSON.
+    for numbers up to the most proposals of any image. Keys that are numbers are strings, as in JSON.
     Raises ValueError if the samples have no object.
     """
     found = [
@@ -71,7 +72,7 @@ def find_objects(boxes: np.ndarray, proposals: np.ndarray) -> np.ndarray:
         free = np.ones(len(boxes), bool)
         for proposal in np.flatnonzero((table >= threshold).any(axis=1)):
             overlap = np.where(free, table[proposal], -1.0)
-            best = len(boxes) - 1 - int(overlap[::-1].argmax())  # the last of equals, as in pycocotools
+            best = len(boxes) - 1 - int(overlap[::-1].argmax())  # of several equal overlaps the last, as in pycocotools
             if overlap[best] >= threshold:
                 ranks[row, best] = proposal
                 free[best] = False

@@ -21,7 +21,7 @@ from faster_rcnn.evaluation.voc import voc_ap
 from faster_rcnn.proposal_sources.table import Regions
 
 SHOWN_SCORE = 0.5  # the service's default threshold
-WORST_SHOWN = 12  # mistakes drawn of each kind
+WORST_SHOWN = 12  # drawn mistakes of each kind
 QUALITY = 85  # JPEG quality
 TILES = ("AP", "AP50", "AP75", "VOC_mAP", "VOC_mAP_11", "AR100", "pictures", "objects")
 RECALL_HEAD = ("source", "proposals", *MEASURES, "mean per image")
@@ -41,8 +41,8 @@ def write_report(
     The files are `metrics.json`, plots, `recall.csv`, `recall.md`, `mistakes.csv`, `pictures/`, `mistakes/` and
     `index.html`.
 
-    truths, predictions: of every image of `dataset`, from `collect`;  about: what was measured and how, written before
-    the metrics;  images: the number of images to draw, evenly spread over the data set, which are read again.
+    truths, predictions: the result of `collect` for all of `dataset`;  about: what was measured and how, written before
+    the metrics;  images: the number of images to draw, evenly spread over the data set.
     Raises ValueError if the samples have no object.
     """
     record = {**about, **measure(truths, predictions, dataset.labels)}
@@ -148,15 +148,15 @@ def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) ->
         galleries.append(page.gallery(f"{kind}: {len(of_kind)}", [f"{folder.name}/{name}" for name in names]))
     return page.section(
         "Mistakes",
-        f"False detections with a score of {SHOWN_SCORE} or more, and objects that no such detection found; the "
-        f"{WORST_SHOWN} worst of each kind. Red: detection; white: object. mistakes.csv lists all.",
+        f"False detections with a score of {SHOWN_SCORE} or more, and objects that no such detection found. Shown are "
+        f"the {WORST_SHOWN} worst of each kind, with detections in red and objects in white. mistakes.csv lists all.",
         page.table(("kind", "number"), counts),
         *galleries,
     )
 
 
 def _write_images(folder: Path, dataset: Dataset, number: int, draw: Callable[[int], Image.Image]) -> str:
-    """Saves `number` images, evenly spread over the data set; `draw` makes each from its index."""
+    """Saves `number` drawings, for images evenly spread over the data set; `draw` returns the one for an index."""
     _emptied(folder, "picture-*.jpg")
     last = len(dataset) - 1
     chosen = np.unique(np.linspace(0, last, min(number, len(dataset))).round().astype(int))
@@ -168,7 +168,7 @@ def _write_images(folder: Path, dataset: Dataset, number: int, draw: Callable[[i
 
 
 def _emptied(folder: Path, pattern: str) -> Path:
-    """The folder, without the drawings of an earlier evaluation."""
+    """Creates the folder if necessary, and deletes the drawings of an earlier evaluation from it."""
     folder.mkdir(exist_ok=True)
     for earlier in folder.glob(pattern):
         earlier.unlink()

@@ -1,4 +1,4 @@
-"""Drawings of what a detector finds and of its mistakes.  Boxes are x1, y1, x2, y2 in pixels of the image."""
+"""Draws what a detector finds, and its mistakes.  Boxes are x1, y1, x2, y2 in pixels of the image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -82,7 +82,7 @@ def _proposals_panel(
 
 
 def draw_mistake(sample: Sample, mistake: Mistake, title: str) -> Image.Image:
-    """The wrong or missed box, with the boxes that the caption mentions."""
+    """Draws the wrong or missed box and the boxes that the caption mentions."""
     image, factor = rescale(sample.image, MISTAKE_SIDE)
     missed = mistake.kind == "missed"
     boxes = np.concatenate([mistake.others, mistake.box[None]]) * factor

@@ -1,12 +1,12 @@
 """Average precision as Pascal VOC defines it (Everingham et al. 2010, section 4.2; VOCevaldet.m of the devkit).
 
-The detections of a class are taken from all images, best score first. Each is compared with the object of its class
-and image that it overlaps most: at IoU >= 0.5 it is a hit, unless the object was hit before; otherwise it is false.
-Difficult objects do not count, and detections that hit them are neither right nor wrong. The devkit adds 1 to every
-side, because its corners are pixels that both belong to the box. Here x2 and y2 are exclusive, so the IoU is the same
-without the 1.
+The detections of a class are taken from all images, best score first. Each is compared with the object of its class and
+image that it overlaps most. It is a hit if their IoU is at least 0.5 and the object was not hit before; otherwise it is
+false. Difficult objects do not count, and detections that hit them are neither right nor wrong. The devkit adds 1 to
+every side, because its corners are pixels that both belong to the box. Here x2 and y2 are exclusive, so the IoU is the
+same without the 1.
 
-n  detections of one class in all images, best score first;  G  objects of it that count.
+n is the number of detections of one class in all images, and G the number of its objects that count.
 """
 
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ class Outcome(IntEnum):
 class Matches:
     """The detections of one class, best score first, each with its outcome.
 
-    scores: float [n];  outcomes: int [n], values of Outcome;  images, rows: int [n], an image and a row of its
-    prediction;  targets: int [n], the row of the object of that class that the detection overlaps most, -1 for none;
-    overlaps: float [n], their IoU;  objects: G.
+    scores: float [n];  outcomes: int [n], values of Outcome;  images, rows: int [n], the index of the image and the row
+    in its prediction;  targets: int [n], the row of the object of that class that the detection overlaps most, -1 for
+    none; overlaps: float [n], their IoU;  objects: G.
     """
 
     scores: np.ndarray
@@ -59,8 +59,8 @@ def voc_ap(samples: Sequence[Sample], predictions: Sequence[Prediction], labels:
     """VOC's average precision by both of its rules, at IoU 0.5.
 
     Returns VOC_mAP and VOC_AP_by_class (the area under the curve made monotone: VOC 2010 and later), VOC_mAP_11 and
-    VOC_AP_11_by_class (the mean at eleven recalls: VOC 2007), and VOC_curves, a Curve by class. The AP of a class
-    without objects that count is None; it has no curve, and the means ignore it. They are None if no class has objects.
+    VOC_AP_11_by_class (the mean at eleven recalls: VOC 2007), and VOC_curves, a Curve by class. A class without objects
+    that count has an AP of None and no curve, and the means ignore it. The means are None if no class has objects.
     """
     areas: dict[str, float | None] = {}
     elevens: dict[str, float | None] = {}
@@ -130,7 +130,7 @@ def _match_image(sample: Sample, prediction: Prediction, label: int) -> tuple[np
 
 
 def area_under(hits: np.ndarray, precision: np.ndarray, objects: int) -> float:
-    """The area under precision over recall, with the best precision at that recall or any higher one (VOC 2010 on).
+    """The area under the curve of the best precision at each recall or any higher one (VOC 2010 and later).
 
     hits: int [n], the number of hits among the first 1 … n detections;  precision: float [n];  objects: G > 0.
     """

@@ -1,23 +1,23 @@
-"""Selective Search (Uijlings et al. 2013) in its "fast" mode, the proposals of Fast R-CNN (section 4), by OpenCV.
+"""Selective Search (Uijlings et al. 2013) in its "fast" mode, computed by OpenCV.
 
-Three things differ from the papers and from OpenCV:
+Fast R-CNN (section 4) trains on these proposals. Three things differ from the papers and from OpenCV:
 
 Size. The number of regions and the time depend on the size of the image, so R-CNN first resizes images to a width of
-500 pixels. Here a larger image is reduced to the area of 500×375 pixels: on 640×480 blood smears that took half the
-time and found the same number of objects. The limit applies to the area instead of the width, so that the shorter side
-of a long image is not reduced too much.
+500 pixels. Here an image with more pixels than 500×375 is reduced to that area. On blood smears of 640×480 pixels this
+took half the time and found the same number of objects. The limit applies to the area instead of the width, so that the
+shorter side of a long image is not reduced too much.
 
 Order. The paper ranks regions by a random number times their position in the hierarchy, counted from the whole image.
 OpenCV counts from the smallest regions and uses C's `rand`, so the order differs between calls, although the set of
-boxes is the same. Here regions are ranked by the paper's rule again, with their rank by size as the position in the
-hierarchy and with a fixed seed.
+boxes is the same. This module applies the paper's rule to OpenCV's boxes, with a fixed seed. A box's rank by size, the
+largest first, stands in for its position in the hierarchy.
 
 Aspect ratio. Until version 4.1.1 OpenCV failed on images more than 2.4 times as long as wide (opencv_contrib#2102). It
 still rotates the image by 45°, so time and memory grow with the square of the longer side: 1×100000 pixels would take
 20 GB. Therefore a side above LONGEST is shortened to it. The shorter side, and with it small objects, keeps its size.
 This affects only images whose aspect ratio is 12:1 or more.
 
-P  regions of an image;  boxes are x1, y1, x2, y2 in pixels of the original image.
+P is the number of regions of an image. Boxes are x1, y1, x2, y2 in pixels of the original image.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from tqdm import tqdm
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, ranked
 
-AREA = 500 * 375  # pixels; R-CNN's width (Girshick et al. 2014, section 4.2) at an aspect of 4:3
+AREA = 500 * 375  # pixels; R-CNN's width (Girshick et al. 2014, section 4.2) at an aspect ratio of 4:3
 LONGEST = 1500  # pixels
 BASE_K, INCREMENT_K, SIGMA = 150, 150, 0.8  # OpenCV's defaults: k is 150, 300 and 450 in two colour spaces
 
@@ -78,7 +78,7 @@ def selective_search_table(
     """The regions of the images of a data set, computed by `workers` processes.
 
     The regions of each image are kept in the folder `cache` (None: `default_cache()`), so that an interrupted search
-    continues where it stopped and the same pixels are never searched twice.
+    can resume and the same pixels are never searched twice.
     """
     indices = range(len(dataset))
     work = DataLoader(
@@ -87,7 +87,7 @@ def selective_search_table(
         batch_size=None,
         collate_fn=_unchanged,  # the default would convert arrays to tensors
         num_workers=workers if workers > 1 else 0,
-        generator=torch.Generator(),  # drawing from the global one would change later random numbers
+        generator=torch.Generator(),  # using the global generator would change later random numbers
     )
     table = {}
     for index, boxes in zip(indices, tqdm(work, desc="selective search", unit="image"), strict=True):
@@ -101,7 +101,7 @@ def default_cache() -> Path:
 
 
 def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:
-    """The result of `selective_search`, read from the cache if it has the image.
+    """The result of `selective_search`, read from the cache if the image was searched before.
 
     A cache file is named by the SHA-256 of the pixels, their shape and RECIPE. A damaged file is replaced.
     """
@@ -122,7 +122,7 @@ def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         boxes = np.load(file, allow_pickle=False)
-    except Exception:  # a damaged file raises many types of error; its boxes can always be computed again
+    except Exception:  # a damaged file can raise many types of error; its boxes can always be recomputed
         return None
     height, width = shape[:2]
     if not isinstance(boxes, np.ndarray) or boxes.dtype != np.float32 or boxes.ndim != 2 or boxes.shape[1] != 4:

@@ -1,11 +1,13 @@
 """Sliding windows: a grid of boxes that depends only on the size of an image, not on its content.
 
 Ren et al. 2015 (section 4.1, "one-stage detection vs. two-stage proposal + detection") compare the RPN with dense
-windows of three scales and three ratios. Here there are four scales, octaves from an eighth of the image's shorter
-side to all of it. The paper's three (128 to 512 pixels of 600) suit VOC's large objects: with 2000 windows they cover
-only two thirds of the objects of `shapes` at an IoU of 0.5, while the four cover nearly all.
+windows of three scales and three aspect ratios. This module uses four scales: 1/8, 1/4, 1/2 and 1 times the image's
+shorter side. The paper's three scales (128, 256 and 512 pixels, on images with a shorter side of 600) suit VOC's large
+objects. With 2000 windows they cover only two thirds of the objects of `shapes` at an IoU of 0.5; the four scales used
+here cover nearly all.
 
-H, W  height, width of the image;  P  windows;  boxes are x1, y1, x2, y2 in pixels of the image.
+H and W are the height and width of the image, P is the number of windows. Boxes are x1, y1, x2, y2 in pixels of the
+image.
 """
 
 from itertools import product
@@ -19,8 +21,8 @@ from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, Regions, ra
 SCALES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # square root of a window's area, relative to the image's shorter side
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 
-FEWEST = 4 * len(SCALES) * len(RATIOS)  # one of each shape in each corner, which is always possible
-FINEST = 0.02  # smallest step between windows, relative to their sides; a smaller step is never useful
+FEWEST = 4 * len(SCALES) * len(RATIOS)  # one window of each shape in each corner
+FINEST = 0.02  # smallest step between windows, as a share of their sides
 
 # Sorting the places of a grid by the fractional part of x · 0.7549 + y · 0.5698 (powers of the plastic number, the
 # golden ratio's counterpart in two dimensions) spreads the first n places evenly, for every n.
@@ -30,9 +32,9 @@ SPREAD = (0.7548776662466927, 0.5698402909980532)
 def sliding_windows(height: int, width: int, limit: int = LIMIT) -> np.ndarray:
     """Windows that lie inside an H × W image and cover it evenly.  Returns float32 [P, 4] with P <= `limit`.
 
-    Every shape slides by the same share of its sides, the smallest that stays within the limit. Shapes alternate in the
-    order, so the first n windows cover the image too. A shape larger than the image is cut to the image's sides.
-    Raises ValueError if the limit is below FEWEST.
+    Windows of every shape are placed at the same step relative to their sides, the smallest step that keeps the number
+    of windows within the limit. Shapes alternate in the result, so its first n windows cover the whole image too. A
+    shape larger than the image is cut to the image's sides. Raises ValueError if the limit is below FEWEST.
     """
     if limit < FEWEST:
         raise ValueError(f"{limit} windows are too few to cover an image; allow at least {FEWEST}")
@@ -57,7 +59,7 @@ def sliding_window_table(dataset: Dataset, limit: int = LIMIT) -> ProposalTable:
 
 
 def _shapes(height: int, width: int) -> list[tuple[float, float]]:
-    """Heights and widths of the windows, without duplicates: cutting may make two shapes equal."""
+    """Heights and widths of the windows, without duplicates, because two shapes may become equal when they are cut."""
     shorter = min(height, width)
     sides = [
         (min(scale * shorter * ratio**0.5, height), min(scale * shorter / ratio**0.5, width))
@@ -85,7 +87,7 @@ def _step(height: int, width: int, shapes: list[tuple[float, float]], limit: int
 
 
 def _grid(height: int, width: int, h: float, w: float, step: float) -> np.ndarray:
-    """The windows of one shape [P, 4], from edge to edge of the image, in an order that spreads them evenly."""
+    """The windows [P, 4] of one shape, in an order that spreads the first ones evenly over the image."""
     rows, columns = _places(height, h, step), _places(width, w, step)
     y, x = (place.ravel() for place in np.mgrid[:rows, :columns])
     order = np.argsort((x * SPREAD[0] + y * SPREAD[1] + 0.5) % 1, kind="stable")

@@ -1,4 +1,4 @@
-"""Sources of proposals by the names that the commands accept."""
+"""Selects a source of proposals by the name that was given on the command line."""
 
 from pathlib import Path
 

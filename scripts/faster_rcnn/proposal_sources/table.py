@@ -1,14 +1,14 @@
-"""A table of proposals for a whole data set, in the same form from every source, in memory and on disk.
+"""A table of the proposals for a whole data set. Every source produces this form, in memory and on disk.
 
-On disk a table is one NumPy archive without pickles, which any tool can write. Given a list `names` of images (the file
-name as the data set lists it), a list `boxes` of arrays [P, 4] (x1, y1, x2, y2 in pixels of the upright original image,
-best first) and a list `scores` of arrays [P] (in descending order):
+On disk a table is one NumPy archive without pickles. Other tools can write it from three lists, one entry per image:
+`names` (file names as the data set lists them), `boxes` (arrays [P, 4] of x1, y1, x2, y2 in pixels of the upright
+original image, best first) and `scores` (arrays [P] in descending order):
 
     counts = np.array([len(one) for one in boxes], np.int64)
     everything = {"boxes": np.concatenate(boxes), "scores": np.concatenate(scores), "counts": counts}
     np.savez("table.npz", names=np.array(names), made=np.array("how they were made"), **everything)
 
-P  proposals of an image.
+P is the number of proposals of an image.
 """
 
 import os
@@ -40,14 +40,14 @@ class Regions:
 
 
 def ranked(boxes: np.ndarray) -> Regions:
-    """Regions from boxes [P, 4] that are ranked but not scored; their scores fall evenly from 1 towards 0."""
+    """Regions from boxes [P, 4] without scores, best first; they get scores that fall evenly from 1 towards 0."""
     return Regions(boxes.astype(np.float32), np.linspace(1, 0, len(boxes), endpoint=False, dtype=np.float32))
 
 
 class ProposalTable(Mapping[str, Regions]):
-    """The regions of each image by its name, and how they were `made`, in words.
+    """The regions of each image, by the name of the image. The text `made` describes how they were made.
 
-    Raises ValueError for invalid boxes or scores, naming the image and the row.
+    The constructor raises ValueError for invalid boxes or scores; the message names the image and the row.
     """
 
     def __init__(self, regions: Mapping[str, Regions], made: str) -> None:
@@ -66,7 +66,7 @@ class ProposalTable(Mapping[str, Regions]):
         return len(self.regions)
 
     def save(self, path: Path) -> None:
-        """Writes the table, first to a temporary file, so that a crash leaves a previous table intact."""
+        """Writes the table to a temporary file and then renames it, so that a crash leaves a previous table intact."""
         every = list(self.regions.values())
         arrays = {
             "names": np.array(list(self.regions), np.str_),
@@ -77,7 +77,7 @@ class ProposalTable(Mapping[str, Regions]):
         }
         aside = path.with_name(f"{path.name}.{os.getpid()}.part")
         with aside.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub mistakes the arrays for allow_pickle
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy's type stub mistakes the arrays for the argument allow_pickle
         aside.replace(path)
 
     @classmethod
@@ -93,9 +93,9 @@ class ProposalTable(Mapping[str, Regions]):
 
 
 def known(dataset: Dataset, table: Mapping[str, Regions]) -> list[str]:
-    """The names of a data set's images, after checking that the table has all of them.
+    """The names of a data set's images, after a check that the table has all of them.
 
-    Raises ValueError, naming the first missing image and how many are missing, if the table is incomplete.
+    Raises ValueError if the table is incomplete; the message gives the first missing image and the number of them.
     """
     names = [dataset.name(index) for index in range(len(dataset))]
     missing = [name for name in names if name not in table]
@@ -156,7 +156,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS if name in archive}
-    except Exception as error:  # a damaged archive raises many types of error
+    except Exception as error:  # a damaged archive can raise many types of error
         raise ValueError(f"not a NumPy archive (.npz) without pickles ({error}); write it with numpy.savez") from error
     if missing := [name for name in ARRAYS if name not in arrays]:
         raise ValueError(f"lacks {', '.join(missing)}; a table has the arrays {', '.join(ARRAYS)}")

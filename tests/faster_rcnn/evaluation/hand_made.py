@@ -8,14 +8,14 @@ LABELS = ("cat", "dog")
 
 
 def sample(boxes: list[list[float]], labels: list[int]) -> Sample:
-    """A black image of 100 × 100 pixels with these objects."""
+    """A sample of 100 × 100 black pixels with the given objects."""
     return Sample(
         np.zeros((100, 100, 3), np.uint8), np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
     )
 
 
 def prediction(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Prediction:
-    """These detections, without proposals."""
+    """A prediction with the given detections and without proposals."""
     return Prediction(
         np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels, np.int64)
     )

@@ -15,7 +15,7 @@ def test_ap_is_one_if_the_detections_equal_the_annotations() -> None:
 
 
 def test_a_shifted_box_counts_at_the_iou_thresholds_that_it_reaches() -> None:
-    # 40 × 40 moved by 5: intersection 35 · 40 = 1400, union 1800, IoU 0.778: passes 0.50 … 0.75, six of ten thresholds
+    # A 40 × 40 box moved by 5: intersection 35 · 40 = 1400, union 1800, IoU 0.778. It reaches six of ten thresholds.
     found = [
         prediction([[15, 10, 55, 50], [60, 60, 90, 90]], [0.9, 0.9], [0, 1]),
         prediction([[5, 0, 45, 40]], [0.9], [0]),
@@ -31,8 +31,8 @@ def test_a_false_detection_between_two_hits_lowers_precision() -> None:
         prediction([[0, 0, 40, 40]], [0.5], [0]),
         prediction([[0, 0, 40, 40]], [0.7], [0]),  # an empty image
     ]
-    # cats by score: hit, miss, hit; recall 0.5 at precision 1, recall 1 at 2/3
-    # 101-point interpolation: 51 points at 1 and 50 at 2/3
+    # The cats in the order of scores are hit, miss, hit: recall 0.5 has precision 1, and recall 1 has precision 2/3.
+    # The 101-point interpolation has 51 points at precision 1 and 50 at 2/3.
     assert coco_ap(TRUTH, found, LABELS)["AP_by_class"]["cat"] == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-4)
 
 
@@ -43,7 +43,7 @@ def test_ap_is_zero_without_detections_and_an_error_without_objects() -> None:
         coco_ap([TRUTH[2]], [nothing], LABELS)
 
 
-def test_a_class_without_objects_is_none() -> None:
+def test_the_ap_of_a_class_without_objects_is_none() -> None:
     only_cats = TRUTH[1]
     found = prediction(only_cats.boxes.tolist(), [0.9], [0])
     assert coco_ap([only_cats], [found], LABELS)["AP_by_class"] == {"cat": 1.0, "dog": None}

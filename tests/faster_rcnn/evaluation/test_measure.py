@@ -1,4 +1,4 @@
-"""Metrics from a data set and a predictor: what is collected, and what is measured on it."""
+"""Metrics of a predictor on a data set: `collect` and `measure`."""
 
 import json
 from dataclasses import replace

@@ -73,7 +73,7 @@ def test_the_caption_of_a_missed_object_says_what_was_detected_instead() -> None
 
 def test_the_worst_mistakes_come_first() -> None:
     ranked = mistakes((NOWHERE, 0.6, 0), (NOWHERE, 0.8, 1), (DOG, 0.1, 1))
-    # both objects are missed: nothing found the cat (severity 1), a score of 0.1 the dog (0.9)
+    # Both objects are missed. No detection finds the cat (severity 1); one with a score of 0.1 finds the dog (0.9).
     assert [(one.kind, round(one.severity, 2)) for one in ranked] == [
         ("missed", 1.0),
         ("missed", 0.9),

@@ -1,4 +1,4 @@
-"""Plots of curves that have no points."""
+"""Plots of classes without detections."""
 
 from pathlib import Path
 

@@ -82,7 +82,7 @@ def test_a_published_model_returns_its_proposals_too() -> None:
 
 
 def test_pytorch_and_onnx_predict_the_same_boxes_in_original_pixels(tmp_path: Path) -> None:
-    """On images of odd sizes, by a detector that finds objects everywhere."""
+    """The images have unusual sizes, and the detector finds objects everywhere."""
     detector = lively("compact")
     images = [Shapes("test")[index].image for index in range(4)]
     folder = publish(

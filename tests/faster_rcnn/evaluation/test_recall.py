@@ -23,7 +23,7 @@ def regions(boxes: list[list[float]]) -> np.ndarray:
 
 
 def test_a_shifted_proposal_counts_at_the_iou_thresholds_that_it_reaches() -> None:
-    # 40 × 40 moved by 5: IoU 1400 / 1800 = 0.778: 0.50 … 0.75, six of ten thresholds
+    # A 40 × 40 box moved by 5 has IoU 1400 / 1800 = 0.778. It reaches 0.50 … 0.75, six of the ten thresholds.
     result = proposal_recall([truth([[0, 0, 40, 40]])], [regions([[5, 0, 45, 40]])], (1,))
     assert result["by_number"] == {"1": {"R@0.5": 1.0, "R@0.7": 1.0, "AR": pytest.approx(0.6)}}
     assert result["by_iou"]["1"] == [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
@@ -42,7 +42,7 @@ def test_only_the_best_proposals_of_each_image_count() -> None:
 
 
 def test_one_proposal_finds_only_one_object() -> None:
-    # two objects with IoU 32/48 with each other: a single proposal covers both by more than 0.5
+    # The two objects have an IoU of 32/48 with each other. One proposal overlaps both with an IoU above 0.5.
     objects = truth([[0, 0, 40, 40], [8, 0, 48, 40]])
     assert proposal_recall([objects], [regions([[4, 0, 44, 40]])], (1,))["by_number"]["1"]["R@0.5"] == 0.5
     twice = regions([[4, 0, 44, 40], [4, 0, 44, 40]])
@@ -72,7 +72,7 @@ def test_samples_without_any_object_are_an_error() -> None:
 
 
 def random_case(seed: int, images: int, most: int) -> tuple[list[Sample], list[np.ndarray]]:
-    """Crowded objects and random proposals, some of them objects shifted by up to a third of their sides."""
+    """Crowded objects and random proposals, some of which are objects shifted by up to a third of their sides."""
     rng = np.random.default_rng(seed)
 
     def boxes(number: int) -> np.ndarray:
@@ -92,7 +92,7 @@ def random_case(seed: int, images: int, most: int) -> tuple[list[Sample], list[n
 
 
 def coco_recall(samples: list[Sample], proposals: list[np.ndarray], numbers: list[int]) -> np.ndarray:
-    """Pycocotools' recall without classes: [10 thresholds, numbers]."""
+    """The recall that pycocotools computes without classes: [10 thresholds, numbers]."""
 
     def xywh(box: np.ndarray) -> list[float]:
         x1, y1, x2, y2 = box.astype(np.float64).tolist()
@@ -131,7 +131,7 @@ def test_recall_at_every_threshold_and_ar_equal_those_of_pycocotools(seed: int) 
     for column, number in enumerate(numbers):
         assert result["by_iou"][str(number)] == pytest.approx(wanted[:, column].tolist())
         assert result["by_number"][str(number)]["AR"] == pytest.approx(wanted[:, column].mean())
-    assert 0.2 < result["by_number"]["100"]["R@0.5"] < 1  # so that the case is neither trivial nor hopeless
+    assert 0.2 < result["by_number"]["100"]["R@0.5"] < 1  # the case must be neither trivial nor impossible
 
 
 def test_the_papers_numbers_agree_with_pycocotools_too() -> None:

@@ -68,7 +68,7 @@ def test_all_mistakes_are_listed_and_the_worst_of_each_kind_are_drawn(report: Pa
         assert sum(kind.replace(" ", "-") in name for name in drawn) == min(12, of_kind)
 
 
-def test_drawings_are_spread_over_the_data_and_replace_only_earlier_drawings(report: Path) -> None:
+def test_drawings_are_spread_over_the_data_set_and_replace_only_earlier_drawings(report: Path) -> None:
     names = sorted(path.name for path in (report / "pictures").iterdir())
     assert names == ["mine.jpg", "picture-00000.jpg", "picture-00002.jpg", "picture-00005.jpg"]
 
@@ -79,7 +79,7 @@ def test_the_page_shows_every_image_of_the_report_and_no_other(report: Path) -> 
     assert all((report / path).is_file() for path in shown)
     there = {str(path.relative_to(report)) for path in report.rglob("*") if path.suffix in (".png", ".jpg")}
     assert shown == there - {"pictures/mine.jpg"}
-    assert "http" not in text  # nothing is loaded from elsewhere
+    assert "http" not in text  # the page loads nothing from other sites
     assert "<script" not in text
 
 
@@ -99,7 +99,7 @@ def test_sources_of_proposals_are_compared_side_by_side(tmp_path: Path) -> None:
     assert "proposal_recall.png" in (tmp_path / "index.html").read_text()
 
 
-@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder with bccd")
+@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR is not set")
 def test_a_perfect_detector_on_real_photographs_has_no_mistakes(tmp_path: Path) -> None:
     dataset = open_dataset(f"voc:{os.environ['REAL_DATA_DIR']}/bccd", "val", skip_bad_boxes=True)
     first = Subset(dataset, 4)

@@ -1,4 +1,4 @@
-"""Sheets: which panels a drawing has, and what stands out in them."""
+"""Sheets: the panels of a drawing, and the colours of boxes in them."""
 
 import numpy as np
 from PIL import Image

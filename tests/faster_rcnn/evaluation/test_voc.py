@@ -39,12 +39,12 @@ def found(boxes: list[list[float]], scores: list[float], labels: list[int] | Non
 
 
 def cats(samples: list[Sample], predictions: list[Prediction]) -> tuple[float | None, float | None]:
-    """The cats' AP by both rules: area, eleven points."""
+    """The AP of the class `cat` by both rules: area, eleven points."""
     result = voc_ap(samples, predictions, LABELS)
     return result["VOC_AP_by_class"]["cat"], result["VOC_AP_11_by_class"]["cat"]
 
 
-def test_finding_every_object_and_nothing_else_scores_one_by_both_rules() -> None:
+def test_ap_is_one_by_both_rules_if_exactly_the_objects_are_found() -> None:
     assert cats([truth([BOX, FAR])], [found([FAR, BOX], [0.3, 0.9])]) == (1.0, 1.0)
 
 
@@ -57,12 +57,12 @@ def test_a_false_detection_between_two_hits_lowers_precision() -> None:
 
 
 def test_finding_half_of_the_objects_reaches_six_of_eleven_points() -> None:
-    # recall 1/2 at precision 1, then nothing: area 1/2, points 0, 0.1 … 0.5
+    # Recall 1/2 is reached at precision 1 and never exceeded: the area is 1/2, and six points (0 … 0.5) are 1.
     assert cats([truth([BOX, FAR])], [found([BOX], [0.9])]) == (pytest.approx(1 / 2), pytest.approx(6 / 11))
 
 
 def test_finding_three_of_ten_objects_reaches_the_point_at_recall_0_3() -> None:
-    # as floats 3/10 is less than 3 · 0.1; the points are 0, 0.1, 0.2, 0.3
+    # In floats 3/10 is less than 3 · 0.1. The points that count are 0, 0.1, 0.2 and 0.3.
     row = [[10.0 * place, 0.0, 10.0 * place + 8, 8.0] for place in range(10)]
     area, eleven = cats([truth(row)], [found(row[:3], [0.9, 0.8, 0.7])])
     assert area == pytest.approx(3 / 10)
@@ -70,7 +70,7 @@ def test_finding_three_of_ten_objects_reaches_the_point_at_recall_0_3() -> None:
 
 
 def test_the_second_detection_of_an_object_is_false() -> None:
-    # hit, false (duplicate), hit: as if the second were in the background
+    # hit, false (duplicate), hit: the same AP as if the second lay in the background
     twice = found([BOX, [11.0, 10.0, 51.0, 50.0], FAR], [0.9, 0.8, 0.7])
     assert cats([truth([BOX, FAR])], [twice])[0] == pytest.approx(5 / 6)
     matches = match_class([truth([BOX, FAR])], [twice], 0)
@@ -79,8 +79,8 @@ def test_the_second_detection_of_an_object_is_false() -> None:
 
 
 def test_a_detection_is_matched_with_the_object_that_it_overlaps_most_even_if_that_was_hit_before() -> None:
-    # 40 × 40 objects 8 apart: IoU 32/48 = 0.667. Both detections overlap the first most, the second one too:
-    # COCO would match it with the other object; VOC calls it a duplicate.
+    # 40 × 40 objects 8 apart: IoU 32/48 = 0.667. Both detections overlap the first object most.
+    # COCO would match the second detection with the other object; VOC calls it a duplicate.
     objects = truth([[0, 0, 40, 40], [8, 0, 48, 40]])
     detections = found([[0, 0, 40, 40], [2, 0, 42, 40]], [0.9, 0.8])
     assert match_class([objects], [detections], 0).outcomes.tolist() == [Outcome.HIT, Outcome.FALSE]
@@ -88,18 +88,18 @@ def test_a_detection_is_matched_with_the_object_that_it_overlaps_most_even_if_th
 
 
 def test_an_overlap_of_exactly_one_half_is_enough() -> None:
-    # 10 × 10 against its upper half: 50 / 100; one row less: 40 / 100
+    # A 10 × 10 box and its upper half have IoU 50 / 100; with one row less it is 40 / 100.
     assert cats([truth([[0, 0, 10, 10]])], [found([[0, 0, 10, 5]], [0.9])])[0] == 1.0
     assert cats([truth([[0, 0, 10, 10]])], [found([[0, 0, 10, 4]], [0.9])])[0] == 0.0
 
 
-def test_hitting_a_difficult_object_changes_nothing_however_often() -> None:
+def test_detections_of_a_difficult_object_do_not_count() -> None:
     # The two detections of the difficult object are ignored; the only one that counts is a hit.
     objects = truth([BOX, FAR], difficult=[True, False])
     detections = found([BOX, BOX, FAR], [0.9, 0.8, 0.7])
     assert cats([objects], [detections]) == (1.0, 1.0)
     assert match_class([objects], [detections], 0).outcomes.tolist() == [Outcome.IGNORED, Outcome.IGNORED, Outcome.HIT]
-    # not finding it costs nothing; a false detection elsewhere does: false, hit = precision 1/2
+    # Missing it does not lower AP, but a false detection elsewhere does: false, hit, so precision is 1/2.
     assert cats([objects], [found([FAR], [0.7])]) == (1.0, 1.0)
     assert cats([objects], [found([NOWHERE, FAR], [0.9, 0.7])])[0] == pytest.approx(1 / 2)
 
@@ -119,15 +119,15 @@ def test_equal_scores_keep_the_order_of_the_images() -> None:
 
 
 def test_the_scores_of_all_images_are_ranked_together() -> None:
-    # by score: false 0.9 (second image), hit 0.8 (first): precision 0, 1/2
+    # In the order of scores: false (0.9, second image), hit (0.8, first image); precision is 0, then 1/2.
     assert cats([truth([BOX]), truth([])], [found([BOX], [0.8]), found([BOX], [0.9])])[0] == pytest.approx(1 / 2)
 
 
-def test_no_detection_scores_zero() -> None:
+def test_ap_is_zero_without_detections() -> None:
     assert cats([truth([BOX])], [found([], [])]) == (0.0, 0.0)
 
 
-def test_a_class_without_objects_is_none_and_left_out_of_the_mean() -> None:
+def test_the_ap_of_a_class_without_objects_is_none_and_the_mean_ignores_it() -> None:
     result = voc_ap([truth([BOX])], [found([BOX, FAR], [0.9, 0.9], [0, 1])], LABELS)
     assert result["VOC_AP_by_class"] == {"cat": 1.0, "dog": None}
     assert result["VOC_AP_11_by_class"] == {"cat": 1.0, "dog": None}
@@ -157,8 +157,8 @@ devkit_boxes = st.tuples(corner, corner, corner, corner).map(
 
 @settings(deadline=None)  # a slow machine must not fail this test
 @given(devkit_boxes, devkit_boxes)
-def test_the_devkits_overlap_in_whole_pixels_equals_ours_with_half_open_boxes(one: tuple, other: tuple) -> None:
-    """Devkit: corners from 1, both inside the box, sides of x2 - x1 + 1. Ours: x1 - 1, y1 - 1, x2, y2."""
+def test_the_iou_equals_that_of_the_devkit(one: tuple, other: tuple) -> None:
+    """The devkit counts pixels from 1 and includes both corners: its x1, y1, x2, y2 are x1 - 1, y1 - 1, x2, y2 here."""
     width = min(one[2], other[2]) - max(one[0], other[0]) + 1
     height = min(one[3], other[3]) - max(one[1], other[1]) + 1
     shared = width * height if width > 0 and height > 0 else 0
@@ -168,7 +168,7 @@ def test_the_devkits_overlap_in_whole_pixels_equals_ours_with_half_open_boxes(on
 
 
 def slow_ap(samples: list[Sample], predictions: list[Prediction], label: int) -> tuple[float, float] | None:
-    """The definition in plain loops and exact fractions: area, eleven points."""
+    """AP by both rules (area, eleven points), computed from the definition with plain loops and exact fractions."""
 
     def iou(one: list[float], other: list[float]) -> Fraction:
         x1, y1, x2, y2 = (int(value) for value in one)
@@ -182,7 +182,7 @@ def slow_ap(samples: list[Sample], predictions: list[Prediction], label: int) ->
         for box, score, its_label in zip(one.boxes, one.scores, one.labels, strict=True)
         if its_label == label
     ]
-    queue.sort(key=lambda entry: -entry[0])  # Python's sort keeps the order of equals
+    queue.sort(key=lambda entry: -entry[0])  # Python's sort keeps the order of equal scores
     hard = [one.difficult if one.difficult is not None else [False] * len(one.labels) for one in samples]
     objects = sum(
         its_label == label and not flag

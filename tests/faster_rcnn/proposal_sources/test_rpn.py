@@ -1,4 +1,4 @@
-"""Proposals of a trained RPN: the detector's own, under other limits, in original pixels."""
+"""Proposals of a trained RPN: their agreement with the detector, and the limits before and after NMS."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_the_proposals_are_those_that_the_detectors_head_classifies(detector: Fa
     assert table.made == "rpn:test; 1000 before NMS at 0.7, 100 after it; sides from 4"
 
 
-def test_without_a_limit_every_anchor_enters_nms(detector: FasterRCNN) -> None:
+def test_every_anchor_enters_nms_under_the_uncut_limits(detector: FasterRCNN) -> None:
     limits = uncut_limits(detector)
     assert (limits.before_nms, limits.after_nms) == (EVERY, 2000)
     table = rpn_regions(detector, SmallShapes(), limits)
@@ -73,7 +73,7 @@ def test_without_a_limit_every_anchor_enters_nms(detector: FasterRCNN) -> None:
         np.testing.assert_allclose(regions.boxes[: len(cut[name].boxes)], cut[name].boxes, atol=1e-3)
 
 
-def test_without_a_limit_nms_keeps_the_detectors_own_threshold() -> None:
+def test_the_uncut_limits_keep_the_nms_threshold_of_the_detector() -> None:
     own = ProposalLimits(100, 50, nms_threshold=0.5, min_side=3.0)
     assert uncut_limits(lively("compact", training_proposals=own), 70) == ProposalLimits(EVERY, 70, 0.5, 3.0)
 
@@ -86,7 +86,7 @@ def test_the_best_12000_anchors_of_each_pyramid_map_enter_nms() -> None:
 
 
 def test_all_anchors_of_small_pyramid_maps_enter_nms() -> None:
-    """Images of at most 64 × 128 have at most 2 · 4 · 9 anchors on a map of stride 32: none is cut."""
+    """An image of at most 64 × 128 pixels has at most 2 · 4 · 9 anchors on a map of stride 32, far below the limit."""
     detector = lively("mobilenet_v3_large_fpn", resize=ResizeRule(64, 128))
     limits = uncut_limits(detector)
     table = rpn_regions(detector, SmallShapes(), limits)
@@ -95,7 +95,7 @@ def test_all_anchors_of_small_pyramid_maps_enter_nms() -> None:
     for name, regions in table.items():
         np.testing.assert_array_equal(regions.boxes, uncut[name].boxes)
         assert len(regions.boxes) > len(cut[name].boxes)
-        assert len(cut[name].boxes) <= 3 * 5  # of three maps
+        assert len(cut[name].boxes) <= 3 * 5  # five from each of three maps
 
 
 def test_a_detector_keeps_its_mode_and_its_parameters(detector: FasterRCNN) -> None:

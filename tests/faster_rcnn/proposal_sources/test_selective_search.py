@@ -1,4 +1,4 @@
-"""Selective Search: OpenCV's regions in the paper's order, any image size, and the cache."""
+"""Selective Search: its regions and their order, images of any size, and the cache."""
 
 import multiprocessing
 import os
@@ -65,7 +65,7 @@ class Cuts:
         return f"cut {index}"
 
 
-def test_the_boxes_are_those_of_opencv_as_corners(small: np.ndarray) -> None:
+def test_the_boxes_equal_those_of_opencv(small: np.ndarray) -> None:
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(small[:, :, ::-1].copy())
     search.switchToSelectiveSearchFast()
@@ -104,7 +104,7 @@ def test_a_rectangle_is_found_in_an_image_of_any_aspect_ratio(height: int, width
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 500), (3, 3)])
-def test_the_whole_image_is_a_region_of_even_the_smallest_images(size: tuple[int, int]) -> None:
+def test_the_whole_image_is_a_region_even_if_the_image_is_tiny(size: tuple[int, int]) -> None:
     height, width = size
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for image in (noise, np.zeros_like(noise)):
@@ -113,7 +113,7 @@ def test_the_whole_image_is_a_region_of_even_the_smallest_images(size: tuple[int
         assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_a_strip_of_any_length_is_searched() -> None:
+def test_a_very_long_image_is_searched() -> None:
     # OpenCV would rotate it by 45°, into a square with sides of 70711 pixels
     noise = np.random.default_rng(0).integers(0, 256, (1, 100_000, 3), dtype=np.uint8)
     boxes = selective_search(noise)
@@ -136,7 +136,7 @@ def test_a_large_image_is_reduced_and_its_boxes_are_in_original_pixels() -> None
     assert [0, 0, 1600, 1200] in boxes.tolist()
 
 
-@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR names no folder of real data")
+@pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR is not set")
 def test_the_regions_of_a_photograph_cover_most_blood_cells() -> None:
     dataset = open_dataset(f"voc:{os.environ['REAL_DATA_DIR']}/bccd", "val", skip_bad_boxes=True)
     sample = dataset[0]
@@ -194,7 +194,7 @@ def test_several_processes_compute_the_same_table_as_one(tmp_path: Path) -> None
 
 
 def search_and_be_killed(cache: Path) -> None:
-    """Searches 300 images; when six are done, SIGKILL ends the process and its workers."""
+    """Starts to search 300 images, and kills the process and its workers with SIGKILL when six are done."""
     os.setpgid(0, 0)
     real_search = module.selective_search
 
@@ -226,7 +226,7 @@ def test_a_killed_search_continues_where_it_stopped(tmp_path: Path, monkeypatch:
     table = selective_search_table(Subset(Cuts(300), images), cache=tmp_path)
     fresh = selective_search_table(Cuts(3), cache=tmp_path / "fresh")
     assert len(table) == images
-    # the workers may have been at most one image apart
+    # Three images are new. Up to two more may be missing, because the workers may have been out of step.
     assert 3 <= len(searched) - 3 <= 5
     for name in fresh:
         np.testing.assert_array_equal(table[name].boxes, fresh[name].boxes)

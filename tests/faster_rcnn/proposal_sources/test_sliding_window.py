@@ -56,7 +56,7 @@ def test_the_first_windows_cover_the_whole_image(first: int) -> None:
     windows = sliding_windows(480, 640)[:first]
     centres = (windows[:, :2] + windows[:, 2:]) / 2
     cells = centres // [640 / 3, 480 / 3]
-    # the image in nine cells: each has at least a third of an even share
+    # Each of nine equal cells of the image has at least a third of its even share of the windows.
     counts = [int((cells == [x, y]).all(axis=1).sum()) for x in range(3) for y in range(3)]
     assert min(counts) > len(windows) / 9 / 3
 

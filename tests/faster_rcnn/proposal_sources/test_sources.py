@@ -1,4 +1,4 @@
-"""Sources of proposals by their names."""
+"""The selection of a source of proposals by its name."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tables of proposals: the file format, what is refused, and data sets with proposals."""
+"""Tables of proposals: the file format, the refusal of faulty tables, and data sets with proposals."""
 
 import re
 from pathlib import Path
@@ -137,7 +137,7 @@ def test_a_table_refuses_invalid_boxes() -> None:
 
 
 class TwoImages:
-    """40 × 30 and 20 × 10 pixels (width × height), without objects."""
+    """A data set of two images without objects, 40 × 30 and 20 × 10 pixels (width × height)."""
 
     labels = ("thing",)
     sizes = ((30, 40), (10, 20))
