@@ -49,7 +49,7 @@ def read_checkpoint(path: Path, which: str = "last") -> dict[str, Any]:
     file = path if path.is_file() else path / (BEST if which == "best" else NAME)
     if not file.is_file():
         missing = file if path.exists() else path
-        raise FileNotFoundError(f"{missing} is not there; faster-rcnn train --out {path} writes it")
+        raise FileNotFoundError(f"{missing} does not exist; faster-rcnn train --out {path} writes it")
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types of error for a file that torch.save did not write

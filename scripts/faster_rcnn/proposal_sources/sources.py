@@ -55,7 +55,7 @@ def check_source(source: str) -> None:
         trained_rpn(Path(run))
     elif source.endswith(".npz"):
         if not Path(source).is_file():
-            raise FileNotFoundError(f"{source} is not there; faster-rcnn propose --out {source} writes it")
+            raise FileNotFoundError(f"{source} does not exist; faster-rcnn propose --out {source} writes it")
     elif source not in ("sliding-window", "selective-search"):
         raise ValueError(f"{source!r} is not a source of proposals; choose one of: {SOURCES}")
 

@@ -152,7 +152,7 @@ def _clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; faster-rcnn propose --out {path} writes one")
+        raise FileNotFoundError(f"{path} does not exist; faster-rcnn propose --out {path} writes one")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS if name in archive}

@@ -112,11 +112,11 @@ class RunRecord:
 def read_record(folder: Path) -> RunRecord:
     """The record of the run in a folder.
 
-    Raises FileNotFoundError if it is not there, ValueError if it cannot be read.
+    Raises FileNotFoundError if it does not exist, ValueError if it cannot be read.
     """
     file = folder / RECORD
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; name the folder of a run that faster-rcnn train made")
+        raise FileNotFoundError(f"{file} does not exist; name the folder of a run that faster-rcnn train made")
     try:
         return RunRecord.from_json(json.loads(file.read_text()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # not JSON, or not a record
@@ -187,7 +187,7 @@ def resume_run(folder: Path, user_options: Mapping[str, Any], command: str) -> R
     Raises FileNotFoundError if there is no run, ValueError for an option that cannot be changed.
     """
     if not (folder / RECORD).is_file():
-        raise FileNotFoundError(f"{folder / RECORD} is not there, so there is nothing to resume; leave out --resume")
+        raise FileNotFoundError(f"{folder / RECORD} does not exist, so there is nothing to resume; leave out --resume")
     if fixed := [f"--{name.replace('_', '-')}" for name in user_options if name not in CHANGEABLE]:
         raise ValueError(f"--resume goes on with the run's own options; leave out {', '.join(fixed)}")
     record = read_record(folder)
@@ -220,7 +220,7 @@ def find_record(target: Path) -> RunRecord | None:
     Raises FileNotFoundError if `target` does not exist, ValueError if its run is not finished.
     """
     if not target.exists():
-        raise FileNotFoundError(f"{target} is not there; faster-rcnn train --out {target} writes it")
+        raise FileNotFoundError(f"{target} does not exist; faster-rcnn train --out {target} writes it")
     folder = run_folder(target)
     if not (folder / RECORD).is_file():
         return None

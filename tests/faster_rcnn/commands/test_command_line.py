@@ -71,7 +71,7 @@ def test_the_message_of_an_operating_system_error_names_the_file_and_a_remedy(
 
 def test_an_error_of_the_project_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, ValueError("a; do b")) == "faster-rcnn x: a; do b"
-    assert refusal(capsys, FileNotFoundError("no.npz is not there")) == "faster-rcnn x: no.npz is not there"
+    assert refusal(capsys, FileNotFoundError("no.npz does not exist")) == "faster-rcnn x: no.npz does not exist"
     assert refusal(capsys, KeyboardInterrupt()) == "faster-rcnn x: interrupted"  # type: ignore[arg-type]
 
 

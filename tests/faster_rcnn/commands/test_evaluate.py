@@ -135,7 +135,7 @@ def test_sources_are_measured_without_a_detector(tmp_path: Path, capsys: pytest.
         ((MODEL,), "--data is missing; name the images"),
         (("--proposals", "sliding-window"), "--data is missing; name the images"),
         ((MODEL.parent, "--data", "shapes"), f"holds the versions 1; name one, such as {MODEL}"),
-        (("nowhere",), "nowhere is not there"),
+        (("nowhere",), "nowhere does not exist"),
         ((MODEL, "--data", "shapes", "--split", "vla"), "vla"),
         ((MODEL, "--check-point", "best"), "unknown option --check-point; did you mean --checkpoint?"),
     ],

@@ -59,7 +59,7 @@ def refused(tmp_path: Path, run: Callable[..., Done]) -> Callable[..., str]:
         (("--torchvision", SMALL, "--weights", "COCO_V1", "--split", "val"), "need --data; name it"),
         (("--torchvision", SMALL, "--weights", "COCO_V1", "--limit-images", "3"), "need --data; name it"),
         (("--torchvision", SMALL, "--checkpoint", "no.pth", "--labels", "l.txt"), "no.pth does not exist"),
-        (("nowhere",), "nowhere is not there; faster-rcnn train --out nowhere writes it"),
+        (("nowhere",), "nowhere does not exist; faster-rcnn train --out nowhere writes it"),
         (("runs/x", "--presicion", "fp16"), "unknown option --presicion; did you mean --precision?"),
     ],
 )

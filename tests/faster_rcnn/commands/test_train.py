@@ -121,7 +121,7 @@ def test_a_broken_image_is_found_before_training(tmp_path: Path, run: Run) -> No
             ("--schedule", "fast-rcnn", "--proposals", "magic"),
             "is not a source of proposals; choose one of: sliding-window",
         ),
-        (("--schedule", "fast-rcnn", "--proposals", "no.npz"), "no.npz is not there"),
+        (("--schedule", "fast-rcnn", "--proposals", "no.npz"), "no.npz does not exist"),
         (("--step-iterations", "1", "1", "1", "1"), "belongs to --schedule alternating"),
         (("--target-normalisation", "measured"), "needs proposals that do not change during training"),
         (("--backbone", "compact", "--weights", "imagenet"), "none"),

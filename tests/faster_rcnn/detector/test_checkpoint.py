@@ -11,9 +11,9 @@ from tests.faster_rcnn.lively import lively
 
 
 def test_a_missing_checkpoint_is_reported_with_the_command_that_writes_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"checkpoint.pt is not there; faster-rcnn train --out"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint.pt does not exist; faster-rcnn train --out"):
         load_detector(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"nowhere is not there; faster-rcnn train --out .*nowhere writes it"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; faster-rcnn train --out .*nowhere writes it"):
         load_detector(tmp_path / "nowhere")
 
 

@@ -69,9 +69,9 @@ def test_an_untrained_rpn_is_refused_and_the_best_checkpoint_is_preferred(tmp_pa
 
 
 def test_a_missing_run_or_file_and_a_limit_of_zero_are_refused() -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere/checkpoint\.pt is not there|nowhere is not there"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/checkpoint\.pt does not exist|nowhere does not exist"):
         propose_for(Shapes("val", 1), "rpn:nowhere")
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.npz is not there"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npz does not exist"):
         propose_for(Shapes("val", 1), "nowhere.npz")
     with pytest.raises(ValueError, match="a limit of 0 leaves no proposals"):
         propose_for(Shapes("val", 1), "sliding-window", limit=0)

@@ -112,7 +112,7 @@ def test_a_faulty_table_is_refused_with_the_place_and_the_remedy(
 
 def test_a_file_that_is_not_an_archive_is_refused_however_it_is_damaged(tmp_path: Path) -> None:
     file = tmp_path / "table.npz"
-    with pytest.raises(FileNotFoundError, match=r"table\.npz is not there"):
+    with pytest.raises(FileNotFoundError, match=r"table\.npz does not exist"):
         ProposalTable.load(file)
     ProposalTable({"a": ranked(boxes([[0, 0, 5, 5]]))}, "by hand").save(file)
     whole = file.read_bytes()

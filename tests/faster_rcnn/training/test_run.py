@@ -83,7 +83,7 @@ def test_the_record_in_a_published_model_can_be_read(model: str) -> None:
 
 
 def test_a_file_that_is_not_a_record_is_refused_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"run\.json is not there; name the folder of a run"):
+    with pytest.raises(FileNotFoundError, match=r"run\.json does not exist; name the folder of a run"):
         read_record(tmp_path)
     for content in ("{", "[]", '{"options": {"iterations": 3}}', '{"options": {"unheard_of": 3}}'):
         (tmp_path / "run.json").write_text(content)
@@ -209,7 +209,7 @@ def test_the_record_is_found_from_a_checkpoint_and_from_a_step(tmp_path: Path, d
         assert find_record(target) == read_record(folder)
     (folder / NAME).rename(tmp_path / "taken-out.pt")
     assert find_record(tmp_path / "taken-out.pt") is None
-    with pytest.raises(FileNotFoundError, match=r"nowhere is not there; faster-rcnn train --out .*nowhere writes it"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; faster-rcnn train --out .*nowhere writes it"):
         find_record(tmp_path / "nowhere")
 
 
