@@ -1,9 +1,9 @@
-"""Settings for all tests, made before torch is first imported."""
+"""Settings for all tests, made before torch is first imported: OpenMP reads them then."""
 
 import os
 
-# OpenMP reads these when torch is first imported. Its threads would spin while they wait and take the cores from other
-# processes: on two loaded cores the training tests took three times as long.
+# The tests run in one process per core, and their tensors are small. On a busy machine a second thread costs many times
+# the work that it saves, because the threads of one operation wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that spin while they wait would take the cores from other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-if "PYTEST_XDIST_WORKER" in os.environ:  # there is one worker per core
-    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,26 +1,12 @@
-"""A graph that several files use, and one thread for PyTorch.
+"""A graph that several test files use."""
 
-A second thread gains little, because the detectors here are small. On a busy machine it costs many times the work,
-because the threads of one operation wait for each other.
-"""
-
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.graph.export import export_onnx
 from tests.faster_rcnn.lively import lively
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
