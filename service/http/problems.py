@@ -95,7 +95,9 @@ def _overloaded(error: OverloadedError) -> Problem:
 
 
 def _bad_image(error: ImageError) -> Problem:
-    detail = f"The upload cannot be used: {error}"
+    about_it = error.fault.startswith("it ")
+    subject = f"The upload {error.fault[3:]}" if about_it else f"The upload is broken: {error.fault}"
+    detail = f"{subject}. {error.remedy}"
     if isinstance(error, TooManyPixelsError):
         return Problem(413, "too_many_pixels", detail, more={"limit_pixels": error.limit})
     return Problem(400, "not_an_image", detail)

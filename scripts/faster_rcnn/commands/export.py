@@ -55,7 +55,12 @@ def build_parser() -> Parser:
         "--version", type=int, metavar="N", help="version to publish (default: one more than the highest)"
     )
     parser.add_argument(
-        "--store", type=Path, metavar="DIR", default=Path("model_store"), help="the model store (default: %(default)s)"
+        "--store",
+        "--model-store",
+        type=Path,
+        metavar="DIR",
+        default=Path("model_store"),
+        help="the model store (default: %(default)s)",
     )
     parser.add_argument(
         "--checkpoint",

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     parser = Parser("propose", "--source SOURCE --data DATA --out FILE.npz [OPTION ...]", __doc__)
-    parser.add_argument("--source", help=SOURCES)
+    parser.add_argument("--source", "--proposals", help=SOURCES)
     add_data(parser)
     parser.add_argument("--split", default="train", help="split to compute proposals for (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="file to write")
