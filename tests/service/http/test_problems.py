@@ -50,7 +50,7 @@ def test_each_error_has_its_status_and_reason(error, status, reason, retry_after
         (TimeoutTooLongError(30), "at most 30 s"),
         (OverloadedError(7), "in 7 s"),
         (UnknownModelError("Unknown model. Available: a."), "Available: a."),
-        (ImageError("it is a text", "Send an image."), "it is a text"),
+        (ImageError("it is a text", "Send an image."), "The upload is a text"),
         (TooLateError(1.5), "within 1.5 s"),
         (HTTPException(405, headers={"Allow": "POST"}), "Allowed: POST"),
     ],
