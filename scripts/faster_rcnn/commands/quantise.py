@@ -8,7 +8,6 @@ If AP falls by more than one point, nothing is published.
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +53,6 @@ def build_parser() -> Parser:
 
 def quantise(arguments: argparse.Namespace) -> None:
     """Publishes the int8 copy, and prints both versions' AP."""
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser's warnings address its caller, not the user
     data = data_source(arguments.data)
     source = arguments.model.absolute()
     if not (source / "model.json").is_file():

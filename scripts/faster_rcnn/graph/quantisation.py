@@ -6,6 +6,8 @@ suppression, scores and deltas stay float32. It needs a CPU whose 8-bit products
 Arm's dot products). On a GPU ONNX Runtime has almost no int8 kernels. Figures are in docs/results.md.
 """
 
+import contextlib
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,7 +32,7 @@ def quantise(graph: Path, out: Path, canvases: Iterable[Canvas]) -> None:
     model = onnx.load(graph)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise ValueError(f"{graph} is already in int8; start from the float32 graph")
-    with tempfile.TemporaryDirectory() as aside:
+    with tempfile.TemporaryDirectory() as aside, _errors_alone_are_logged():
         named = Path(aside) / "model.onnx"
         onnx.save(model, named)
         quantize_static(
@@ -44,6 +46,18 @@ def quantise(graph: Path, out: Path, canvases: Iterable[Canvas]) -> None:
             op_types_to_quantize=["Conv", "Gemm", "MatMul", *RECTIFIERS],
             nodes_to_quantize=_layers(model.graph),
         )
+
+
+@contextlib.contextmanager
+def _errors_alone_are_logged() -> Iterator[None]:
+    """Hides the quantiser's warnings, which address its caller and not the user. It logs them to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _layers(graph: onnx.GraphProto) -> list[str]:
