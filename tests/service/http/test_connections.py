@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import uvicorn
@@ -24,6 +25,8 @@ from service.http.deadlines import Deadlines
 from service.http.http1 import Http1
 from service.http.outgoing import Outgoing
 from service.http.problems import Problem
+from service.http.traffic import Limits, Traffic
+from service.telemetry.metrics import Metrics
 
 SOON = 20  # seconds
 
@@ -37,7 +40,7 @@ def serving(application, keep_alive=75, send_buffer=None, **deadlines):
     """The address of a real server with these connections. `send_buffer` sets the size of the system's buffer."""
     config = uvicorn.Config(
         Http1(application),
-        http=type("Impatient", (Connection,), {"deadlines": Deadlines(**deadlines)}),
+        http=partial(Connection, Traffic(Limits(), Metrics(), Deadlines(**deadlines))),
         ws="none",
         lifespan="off",
         timeout_keep_alive=keep_alive,
@@ -432,7 +435,7 @@ def test_writing_to_a_lost_connection_does_nothing(loop):
         running.set_exception_handler(lambda _, context: faults.append(context))
         server = await running.create_server(asyncio.Protocol, "127.0.0.1", 0)
         transport, client = await running.create_connection(Other, *server.sockets[0].getsockname())
-        outgoing = Outgoing(transport, running, 60, lambda _: None)
+        outgoing = Outgoing(transport, running, Deadlines(), lambda _: None, lambda: None)
         outgoing.write(b"a head that waits for its body")
         transport.abort()
         await client.lost.wait()
