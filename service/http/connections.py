@@ -305,7 +305,7 @@ class Connection(asyncio.Protocol):
         self._step = _Step.HELD
         self._held_head = head
         self._enough = head + min(expected, BODY_PIECE)
-        self._count_body(self._waiting_size)
+        self._count_body(self._waiting_size - head)
         self.traffic.uploads.hold(self._start)
         self._head_alarm.set(self.deadlines.body, self._on_late_body)
         self._loop.call_soon(self._pass_on)  # its body may have arrived together with it
