@@ -67,7 +67,7 @@ async def post(app, body: bytes, query: bytes = b"") -> int:
 
 def drawn(runtime: Runtime, timeout: float, draw) -> bytes:
     inference = Inference("", 1, 1, None, {"read": 9.0, "total": 9.0})
-    return asyncio.run(runtime.drawn(inference, Admitted(timeout, False, 0.0), draw))
+    return asyncio.run(runtime.drawn(inference, Admitted(timeout, False, "", 0.0), draw))
 
 
 def test_the_deadline_covers_drawing_too():
@@ -112,7 +112,7 @@ def infer(runtime: Runtime, queue: QueueThatRaises) -> None:
     runtime._batcher = queue  # type: ignore[assignment]  # noqa: SLF001  it is made only when real models are loaded
 
     async def test():
-        admitted = Admitted(1.5, False, 0.0)
+        admitted = Admitted(1.5, False, "", 0.0)
         await runtime.infer(b"", None, False, admitted, asyncio.get_running_loop().call_soon)
 
     asyncio.run(test())
