@@ -25,6 +25,7 @@ from service.engine.providers import CUDA, ProviderUnavailableError, pick_provid
 from service.models.catalogue import Catalogue, ServedModel
 from service.models.store import StoreMissingError
 from service.queue.batcher import Batcher, DeadlinePassedError
+from service.queue.memory import MemoryBudget
 from service.readiness import Readiness
 from service.recent_uploads import RecentUploads
 from service.settings import Settings
@@ -74,6 +75,7 @@ class Runtime:
         self.readiness = Readiness(settings.default_model)
         self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait)
         self.recent = RecentUploads(settings.recent_bytes)
+        self.memory = MemoryBudget()  # without a limit until the models are loaded, and so no request is admitted
         self._store_unread = False
         self._batcher: Batcher | None = None
         self._drawing_threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.images.decode import MAX_PIXELS
@@ -87,6 +87,13 @@ class Settings(BaseSettings):
         default=MAX_PIXELS,
         ge=1,
         description="maximum pixels (width x height) of an image, checked before decoding; a larger image gets 413",
+    )
+    memory_budget: ByteSize | None = Field(
+        default=None,
+        ge=16 * MIB,
+        description="bytes for uploads, responses, and decoding and drawing large images, all together; also 800MB or "
+        "1.5GiB. Work that does not fit waits; an image that can never fit gets 413. Default: what the control group's "
+        "limit, or else half of the machine's memory, leaves beside the loaded models",
     )
     receive_timeout: float = Field(
         default=20, gt=0, description="seconds within which the body of a request must arrive; a slower upload gets 408"
