@@ -2,13 +2,14 @@
 
 The budget has two parts, so that neither can stop the other:
 
-*held* bytes belong to clients: uploads, and responses that are not yet sent. A client decides how long it holds them, so
-uploads get at most a share of the budget (1 / HELD_SHARE). A response may exceed the share, because it exists already.
+*held* bytes belong to clients: uploads, and responses that are not yet sent. A client decides how long it holds them,
+so uploads get at most a share of the budget (1 / HELD_SHARE). A response may exceed the share, because it exists
+already.
 
-*work* ends by itself: the bytes for decoding or drawing one large image, estimated from its header before it begins. Work
-that does not fit waits. Other work that fits may pass it, but only MOST_PASSES times. After that, no work begins before
-it, so memory becomes free for it. Because of the share of the held bytes, work that alone fits into the rest always gets
-its turn.
+*work* ends by itself: the bytes for decoding or drawing one large image, estimated from its header before it begins.
+Work that does not fit waits. Other work that fits may pass it, but only MOST_PASSES times. After that, no work begins
+before it, so memory becomes free for it. Because clients cannot hold everything, work that alone fits into the rest
+always gets its turn.
 
 Small images need no claim. Their number is limited by the number of threads, and their memory is set aside at start.
 """
