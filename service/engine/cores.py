@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from service.engine.cgroups import MEMBERSHIP, MOUNTED, folders, numbers
+
+BACKGROUND = 10  # "nice" value: beside a busy thread of normal importance, such a thread gets a tenth of the core
+
+
+def run_in_background() -> None:
+    """Lets all threads of normal importance go before the calling thread, when cores are scarce (on Linux)."""
+    if sys.platform == "linux":  # elsewhere the call would concern the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND)
 
 
 def usable_cores(cgroups: Path = MOUNTED, membership: Path = MEMBERSHIP) -> int:

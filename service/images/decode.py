@@ -11,6 +11,7 @@ import io
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
@@ -31,6 +32,7 @@ MAX_JPEG_SCANS = 50
 # thumbnail. The regular expression is three times as fast as bytes.count.
 JPEG_SCAN = re.compile(rb"\xff\xda")
 ORIENTATION = 0x0112  # the EXIF tag
+HeaderCheck = Callable[[Image.Image], None]
 
 # `decode` checks a lower limit of its own; Pillow's warning would only fill the log.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -62,12 +64,18 @@ class TooManyPixelsError(ImageError):
         self.limit = limit
 
 
-def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Canvas:
+def decode(
+    data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS, before_pixels: HeaderCheck | None = None
+) -> Canvas:
     """The image in `data`, upright, RGB, resized for the model.
+
+    before_pixels  called with the header before any pixel is decoded; it may raise an error of its own
 
     For any bytes it raises only NotAnImageError, TooManyPixelsError or MemoryError.
     """
     image = _open(data, max_pixels)
+    if before_pixels:
+        before_pixels(image)
     try:
         return _decode(image, geometry)
     except MemoryError:
@@ -76,9 +84,11 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Can
         raise _broken(image) from error
 
 
-def upright(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def upright(data: bytes, max_pixels: int = MAX_PIXELS, before_pixels: HeaderCheck | None = None) -> Image.Image:
     """The image in `data` at its own size, upright, mode RGB. Raises what `decode` raises."""
     image = _open(data, max_pixels)
+    if before_pixels:
+        before_pixels(image)
     try:
         image.load()
         return rgb(image, _orientation(image))

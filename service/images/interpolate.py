@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BAND = 16  # rows per step, few enough to stay in the processor's cache
-BAND_PIXELS = 2**22  # original pixels per step, to bound the memory for the rows of a large image
+BAND_PIXELS = 2**20  # original pixels per step, to bound the memory for the rows of a large image
 
 
 def interpolate(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

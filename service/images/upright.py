@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-STRIP_PIXELS = 2**19  # few enough for short steps and little memory, many enough for little overhead
+STRIP_PIXELS = 2**18  # few enough for short steps and little memory, many enough for little overhead
 Box = tuple[float, float, float, float]
 Part = tuple[int, int, int, int]  # left, top, right, bottom
 

@@ -124,6 +124,11 @@ class MemoryBudget:
 
     # --- work ----------------------------------------------------------------------------------------------------
 
+    def check(self, size: int) -> None:
+        """Raises TooMuchMemoryError if work of `size` bytes can never begin."""
+        if size > self.largest_work:
+            raise TooMuchMemoryError(size, self.largest_work)
+
     def begin(self, claim: Claim, produces_response: bool = False) -> bool:
         """Whether the work of `claim` may begin now. If so, its bytes count until `end`.
 
@@ -134,9 +139,11 @@ class MemoryBudget:
         Raises TooMuchMemoryError if the claim exceeds `largest_work`.
         """
         with self._lock:
-            if claim.size > self.largest_work:
+            try:
+                self.check(claim.size)
+            except TooMuchMemoryError:
                 self._leave_line(claim)
-                raise TooMuchMemoryError(claim.size, self.largest_work)
+                raise
             free = self._limit - max(self._held, self.held_limit) - self._working
             overfull = produces_response and self._held > self.held_limit
             if overfull or claim.size > free or self._must_wait_behind(claim):
