@@ -356,7 +356,8 @@ class Batcher:
     def _decode(self, task: Task) -> None:
         task.decode_began = self._clock()
         task.digest = task.digest or hashlib.sha256(task.data).hexdigest()
-        check = None if task.claim else partial(self._check_cost, task)
+        claim = task.claim  # putting the task back may set it
+        check = None if claim else partial(self._check_cost, task)
         try:
             canvas = decode(task.data, task.model.geometry, self._max_pixels, check)
         except _NotNowError as not_now:
@@ -372,8 +373,8 @@ class Batcher:
             _call_soon(task.loop, self._settle, task, error.with_traceback(None))
             return
         finally:
-            if task.claim:
-                self._memory.end(task.claim)
+            if claim:
+                self._memory.end(claim)
         task.decode_ended = self._clock()
         with self._lock:
             if self._queue.add_ready(task, canvas):
