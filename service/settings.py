@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import ByteSize, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.images.decode import MAX_PIXELS
@@ -116,6 +116,13 @@ class Settings(BaseSettings):
         default="",
         description="addresses or networks of reverse proxies, separated by commas. A request that comes from one of "
         "them counts for the client that its X-Forwarded-For names; from others this header is ignored",
+    )
+    memory_budget: ByteSize | None = Field(
+        default=None,
+        ge=16 * MIB,
+        description="bytes for uploads, responses, and decoding and drawing large images, all together; also 800MB or "
+        "1.5GiB. Work that does not fit waits; an image that can never fit gets 413. Default: what the control group's "
+        "limit, or else half of the machine's memory, leaves beside the loaded models",
     )
     receive_timeout: float = Field(
         default=20, gt=0, description="seconds within which the body of a request must arrive; a slower upload gets 408"

@@ -15,7 +15,7 @@ from service.http.connections import client, until_sent, when_gone
 from service.http.direct_route import DirectRoute
 from service.http.problems import Problem
 from service.http.schemas import DetectAnswer, DetectQuery
-from service.images import drawing
+from service.images.drawing import Drawing
 from service.runtime import Runtime
 from service.telemetry.metrics import Metrics
 
@@ -61,8 +61,8 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
         if media_type not in IMAGES:
             return answers.response(answer, inference, card, media_type, metrics)
         began = time.perf_counter()
-        draw = partial(drawing.draw, data, max_pixels, answer, card.labels, media_type)
-        drawn = await runtime.drawn(inference, admitted, draw)
+        drawing = Drawing(data, max_pixels, answer, card.labels, media_type)
+        drawn = await runtime.drawn(inference, admitted, drawing)
         return answers.encoded_response(drawn, inference, media_type, began, metrics)
 
 
