@@ -22,14 +22,18 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has disconnected
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. It loads its models in the background; `/readyz` answers 200 once they are loaded."""
+    """The application. It loads its models in the background; `/readyz` answers 200 once they are loaded.
+
+    Raises KeysFileError if API_KEYS_FILE cannot be used.
+    """
     runtime = Runtime(settings or Settings())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(runtime.start())
+        tasks = [asyncio.create_task(runtime.start()), asyncio.create_task(runtime.watch_keys())]
         yield
-        loading.cancel()
+        for task in tasks:
+            task.cancel()
         runtime.stop()
 
     app = FastAPI(

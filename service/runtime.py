@@ -22,6 +22,7 @@ from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import ModelRefusedError
 from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
+from service.keys import Keys
 from service.models.catalogue import Catalogue, ServedModel
 from service.models.store import StoreMissingError
 from service.queue.batcher import Batcher, DeadlinePassedError
@@ -30,6 +31,8 @@ from service.recent_uploads import RecentUploads
 from service.settings import Settings
 from service.telemetry import gpu_memory
 from service.telemetry.metrics import Metrics
+
+KEYS_SECONDS = 1.0  # between looks at the file of keys
 
 T = TypeVar("T")
 
@@ -74,6 +77,8 @@ class Runtime:
         self.readiness = Readiness(settings.default_model)
         self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait)
         self.recent = RecentUploads(settings.recent_bytes)
+        self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+        self.metrics_port: int | None = None  # the port that METRICS_PORT has opened
         self._store_unread = False
         self._batcher: Batcher | None = None
         self._drawing_threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw")
@@ -99,6 +104,18 @@ class Runtime:
         while self.readiness.loaded and self.settings.model_poll_seconds:
             await asyncio.sleep(self.settings.model_poll_seconds)
             await in_daemon_thread(self._refresh)
+
+    async def watch_keys(self) -> None:
+        """Reads the file of keys again every second, until cancelled."""
+        while self.keys:
+            await asyncio.sleep(KEYS_SECONDS)
+            try:
+                removed = await in_daemon_thread(self.keys.refresh)
+            except Exception:  # for example no further thread can be started
+                log.exception("API_KEYS_FILE cannot be read again; the previous keys stay valid")
+                continue
+            for name in removed:
+                self.metrics.key_requests.remove_by_labels({"key": name})
 
     def stop(self) -> None:
         if self._batcher:
@@ -147,11 +164,12 @@ class Runtime:
         proposals_only: bool,
         admitted: Admitted,
         when_gone: Callable[[Callable[[], object]], None],
+        owner: str,
         image_id: str | None = None,
     ) -> Inference:
         """What `model` finds in the image file `data`, whose SHA-256 is `image_id` if already known.
 
-        `when_gone` registers a callback for the client's disconnect.
+        `owner` may ask for this upload again. `when_gone` registers a callback for the client's disconnect.
 
         Raises TooLateError, ClientGoneError, ImageError or EngineFailedError.
         """
@@ -180,7 +198,7 @@ class Runtime:
         except EngineFailedError as error:
             self.metrics.failed.labels("out_of_memory" if isinstance(error, NoMemoryLeftError) else "engine").inc()
             raise
-        self.recent.add(answer.digest, data)
+        self.recent.add(answer.digest, data, owner)
         seconds = {"read": read, "decode": answer.decode, "queue": answer.queue, "inference": answer.inference}
         for stage, took in seconds.items():
             self.metrics.stage[stage].observe(took)

@@ -16,8 +16,9 @@ import uvicorn
 from service.app import create_app
 from service.http.connections import Connection
 from service.http.http1 import Http1
-from service.server import Lifecycle, listen
+from service.server import Lifecycle
 from service.settings import Settings
+from service.sockets import listen
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()

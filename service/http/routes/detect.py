@@ -13,6 +13,7 @@ from service.engine.model import Card
 from service.http import answers, npz, openapi, uploads
 from service.http.connections import when_gone
 from service.http.direct_route import DirectRoute
+from service.http.gate import owner
 from service.http.problems import Problem
 from service.http.schemas import DetectAnswer, DetectQuery
 from service.images import drawing
@@ -50,7 +51,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     check_labels(query.label, card)
     with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():
         data = await uploads.read(request, runtime.settings, metrics)
-        inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request))
+        inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request), owner(request.scope))
         answer = answers.detections(inference, card, query)
         count(answer["labels"], card, metrics)
         media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.http import answers, npz, openapi, uploads
 from service.http.connections import when_gone
 from service.http.direct_route import DirectRoute
+from service.http.gate import owner
 from service.http.problems import Problem
 from service.http.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery
 from service.runtime import Runtime
@@ -59,10 +60,11 @@ async def propose(request: Request, query: ProposalsQuery, image_id: str | None 
     model = runtime.readiness.model(query.model, query.version)
     with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():
         if image_id:
-            data = runtime.recent.get(image_id)
+            data = runtime.recent.get(image_id, owner(request.scope))
         else:
             data = await uploads.read(request, runtime.settings, runtime.metrics)
-        inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), image_id)
+        sender = owner(request.scope)
+        inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), sender, image_id)
         answer = answers.proposals(inference, model.card, query)
         media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
         return answers.response(answer, inference, model.card, media_type, runtime.metrics)
