@@ -26,14 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME", help="name of the client; log lines and metrics show it")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="name of the client; log lines and metrics show it")
     parser.add_argument("--in-flight", metavar="N", help="maximum number of the key's requests in flight")
     parser.add_argument("--per-second", metavar="NUMBER", help="maximum number of the key's requests per second")
     try:
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:
-            raise ValueError(f"unknown option {unknown[0]}; --help lists the options")
-        text = made(arguments.name, arguments.in_flight, arguments.per_second)
+            raise ValueError(f"unexpected argument {unknown[0]!r}; --help lists the options")
+        if not arguments.name:
+            raise ValueError("give the NAME of the client, such as alice")
+        text = described(arguments.name, arguments.in_flight, arguments.per_second)
     except (argparse.ArgumentError, ValueError) as error:
         print(f"faster-rcnn key: {error}", file=sys.stderr)
         return 2
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def made(name: str, in_flight: str | None, per_second: str | None) -> str:
+def described(name: str, in_flight: str | None, per_second: str | None) -> str:
     """A new key and its line, in words. Raises ValueError if the name or a limit is faulty."""
     key = keys.new()
     words = [name, keys.digest_of(key)]

@@ -40,13 +40,12 @@ class RecentUploads:
 
     def add(self, image_id: str, data: bytes, owner: str) -> None:
         upload = self._uploads.get(image_id) or _Upload(data, {})
-        if owner in upload.owners:
+        if owner in upload.owners or _memory(upload) + OWNER_OVERHEAD > self._uploads.maxsize:
             return
         if len(upload.owners) == MOST_OWNERS:
             del upload.owners[next(iter(upload.owners))]
         upload.owners[owner] = None
-        if _memory(upload) <= self._uploads.maxsize:  # LRUCache raises ValueError for a larger item
-            self._uploads[image_id] = upload
+        self._uploads[image_id] = upload  # even if it is there already, so that its memory is counted again
 
     def get(self, image_id: str, owner: str) -> bytes:
         """The upload's bytes. Raises UnknownImageError, also for the upload of another owner."""

@@ -7,16 +7,16 @@ stopped reading costs lines, which are counted, and nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import queue
 import select
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection
 
-STDOUT, STDERR = 1, 2
-NAMES = {STDOUT: "standard output", STDERR: "standard error"}
+STDIN, STDOUT, STDERR = 0, 1, 2
 MOST_WAITING = 2000  # lines; further ones are lost until the thread has written some
 LONGEST_LINE = 16_384  # characters, tracebacks included
 FLUSH_SECONDS = 1.0
@@ -47,17 +47,19 @@ def escaped(text: str) -> str:
 
 
 class Writer(logging.Handler):
-    """Writes lines to the standard streams, from a thread of its own.
+    """Writes log lines to standard error and announcements to standard output, from a thread of its own.
 
     lost  lines that could not be written
     """
 
-    def __init__(self, closed: Mapping[int, str] | None = None) -> None:
-        """`closed`: the streams that were closed when the process started, with the reason."""
+    def __init__(self, stdout: int = STDOUT, stderr: int = STDERR, closed: Collection[int] = ()) -> None:
+        """`stdout` and `stderr`: descriptors. `closed`: those that were closed when the process started."""
         super().__init__()
         self.lost = 0
+        self._stderr = stderr
+        self._names = {stdout: "standard output", stderr: "standard error"}
         self._dropped = 0  # of the lost lines, those for which there was no room, since this was last said
-        self._closed = dict(closed or {})
+        self._closed = frozenset(closed)
         self._faulty: dict[int, int] = {}  # the streams that cannot be written, with the number of lines lost since
         self._cut: set[int] = set()  # the streams whose last line is incomplete
         self._waiting: queue.Queue[tuple[int, str] | threading.Event] = queue.Queue(MOST_WAITING)
@@ -68,10 +70,10 @@ class Writer(logging.Handler):
             text = self.format(record)
         except Exception as error:  # the arguments do not fit the message; logging itself would print a traceback
             text = f"ERROR {record.name}: a message could not be formatted ({type(error).__name__}): {record.msg!r}"
-        self.put(STDERR, text)
+        self.put(self._stderr, text)
 
     def put(self, stream: int, text: str) -> None:
-        """Has `text` written to `stream` soon. Never blocks."""
+        """Has `text` written soon to `stream`, one of the two descriptors. Never blocks."""
         try:
             self._waiting.put_nowait((stream, text[:LONGEST_LINE]))
         except queue.Full:
@@ -104,20 +106,22 @@ class Writer(logging.Handler):
             return
         lost, self._dropped = self._faulty.pop(stream, 0) + self._dropped, 0
         if lost:
-            text = f"WARNING {__name__}: {lost} lines are lost, because {NAMES[stream]} could not be written in time"
+            text = (
+                f"WARNING {__name__}: {lost} lines are lost, because {self._names[stream]} could not be written in time"
+            )
             self._write_line(stream, text)
 
     def _tell_of_fault(self, stream: int, text: str, reason: str) -> None:
         """Says on the other stream why this one cannot be written. An announcement is repeated there."""
-        other = STDERR if stream == STDOUT else STDOUT
-        what = f"this line is lost: {text}" if stream == STDOUT else "log lines are lost"
+        (other,) = self._names.keys() - {stream}
+        what = "log lines are lost" if stream == self._stderr else f"this line is lost: {text}"
         with contextlib.suppress(OSError):
-            self._write(other, f"WARNING {__name__}: {NAMES[stream]} cannot be written ({reason}); {what}\n")
+            self._write(other, f"WARNING {__name__}: {self._names[stream]} cannot be written ({reason}); {what}\n")
 
     def _write(self, stream: int, text: str) -> None:
         """Writes the whole text, in one piece if the stream takes it. Raises OSError."""
         if stream in self._closed:
-            raise OSError(0, self._closed[stream])
+            raise OSError(errno.EBADF, "it is closed")
         data = text.encode("utf-8", "backslashreplace")
         if stream in self._cut:
             data = b"\n" + data
@@ -138,7 +142,7 @@ _writer: Writer | None = None
 def start(level: str, access_log: bool) -> Writer:
     """Sends the log to standard error, from the level `level` on. Called once, when the process starts."""
     global _writer
-    _writer = Writer(_closed_streams())
+    _writer = Writer(closed=_hold_closed_streams())
     _writer.setFormatter(Formatter())
     logging.root.addHandler(_writer)
     logging.root.setLevel(level.upper())
@@ -171,17 +175,17 @@ def say_error(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
-def _closed_streams() -> dict[int, str]:
+def _hold_closed_streams() -> list[int]:
     """Opens /dev/null in place of each closed standard stream, and returns those that were closed.
 
     Otherwise a socket or a model file would get the number of the closed stream, and a library that prints an error
     would write into it.
     """
-    closed = {}
-    for stream in (0, STDOUT, STDERR):
+    closed = []
+    for stream in (STDIN, STDOUT, STDERR):
         try:
             os.fstat(stream)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
-            closed[stream] = "it is closed"
+            closed.append(stream)
     return closed
