@@ -45,12 +45,13 @@ Options override variables. With the extra otel, OTEL_EXPORTER_OTLP_ENDPOINT swi
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> int:
-    """Serves, then ends the process. Returns only if the settings are wrong, with exit code 2."""
+    """Serves, then ends the process. Returns only if it cannot start.
+
+    Returns the exit code: 2 if a value is wrong, 1 if a file or folder that a setting names cannot be used.
+    """
     try:
         flags = read_flags(argv, prog)
         settings = read_settings(flags)
-        if faults := "\n".join(setting_checks.faults(settings, flags)):
-            raise ValueError(faults)
         from service.telemetry import tracing
 
         traces = tracing.provider_from_environment()
@@ -58,6 +59,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> 
         for line in str(error).split("\n"):
             logs.say_error(f"{prog}: {line}")
         return 2
+    if faults := list(setting_checks.faults(settings, flags)):
+        for line in faults:
+            logs.say_error(f"{prog}: {line}")
+        return 1
     logs.start(settings.log_level, settings.access_log)
     for variable, setting in setting_checks.misspelled(os.environ):
         log.warning("%s is not a setting; did you mean %s?", variable, setting.upper())

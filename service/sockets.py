@@ -68,9 +68,9 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[A
 
 
 def _words(error: OSError, host: str, port: int, port_setting: str) -> str:
-    taken = f"{port_setting}={port}: another program listens on this port of HOST={host}"
+    in_use = f"{port_setting}={port}: address already in use: another program listens on this port of HOST={host}"
     return {
-        errno.EADDRINUSE: f"{taken}; stop it, or choose another port (0 takes a free one)",
+        errno.EADDRINUSE: f"{in_use}. Stop it, or choose another port; 0 takes a free one",
         errno.EACCES: f"{port_setting}={port}: this port needs the rights of root; choose one from 1024 to 65535",
         errno.EPERM: f"{port_setting}={port}: the system forbids this port; choose another",
         errno.EADDRNOTAVAIL: f"HOST={host!r}: this machine does not have this address; {REMEDY}",

@@ -81,9 +81,6 @@ def test_a_flag_overrides_even_an_invalid_variable(monkeypatch):
         (["--access-log=1"], {}, ["--access-log/--no-access-log: ignored explicit argument '1'"]),
         (["--port", "http"], {}, ["--port 'http': must be a whole number, at least 0 and at most 65535"]),
         (["--engines", "0"], {"PORT": "http"}, ["PORT='http': ", "--engines '0': "]),
-        ([], {"MODEL_STORE": "/nowhere"}, ["MODEL_STORE='/nowhere': there is no such folder"]),
-        (["--model-store=/nowhere"], {}, ["--model-store '/nowhere': there is no such folder"]),
-        ([], {"API_KEYS_FILE": "/nowhere"}, ["API_KEYS_FILE='/nowhere': there is no such file"]),
         ([], {"MAX_IN_FLIGHT": "0", "LOG_LEVEL": "loud"}, ["LOG_LEVEL='loud': ", "MAX_IN_FLIGHT='0': "]),
     ],
 )
@@ -97,6 +94,17 @@ def test_each_mistake_is_one_line_that_names_its_flag_or_variable(monkeypatch, c
     assert len(found) == len(lines)
     for line, start in zip(found, lines, strict=True):
         assert line.startswith(f"faster-rcnn serve: {start}")
+
+
+@pytest.mark.parametrize("name", ["MODEL_STORE", "API_KEYS_FILE"])
+def test_a_file_or_folder_that_does_not_exist_is_named_before_anything_is_loaded(monkeypatch, capsys, name):
+    flag = f"--{name.lower().replace('_', '-')}"
+    assert serve.main([flag, "/nowhere"]) == 1
+    monkeypatch.setenv(name, "/nowhere")
+    assert serve.main([]) == 1
+    by_flag, by_variable = capsys.readouterr().err.splitlines()
+    assert by_flag.startswith(f"faster-rcnn serve: {flag} '/nowhere': there is no such f")
+    assert by_variable.startswith(f"faster-rcnn serve: {name}='/nowhere': there is no such f")
 
 
 def test_python_m_service_reads_the_same_flags(capsys):

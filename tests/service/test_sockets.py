@@ -57,7 +57,7 @@ def test_a_port_in_use_is_named_with_its_setting(setting):
         port = taken.getsockname()[1]
         with pytest.raises(ListenError) as caught:
             listen("127.0.0.1", port, setting)
-    assert str(caught.value).startswith(f"{setting}={port}: another program listens on this port of HOST=127.0.0.1")
+    assert str(caught.value).startswith(f"{setting}={port}: address already in use: another program listens on")
 
 
 def test_a_port_for_which_the_process_has_no_rights_is_named(monkeypatch):
