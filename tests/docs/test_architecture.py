@@ -87,7 +87,9 @@ def test_a_request_passes_the_functions_of_the_table_in_its_order(recorder: Reco
     assert len(steps) == 8
     assert [call for call in recorder.calls if call in steps] == steps
     files = {file for file, _ in recorder.calls} - {
-        "service/server.py", "service/telemetry/logs.py", "service/telemetry/metrics.py"  # the announcement; figures
+        "service/server.py",
+        "service/telemetry/logs.py",
+        "service/telemetry/metrics.py",  # the announcement; figures
     }
     assert files - {file for file, _ in steps} == helpers
 
