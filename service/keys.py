@@ -166,7 +166,7 @@ class Keys:
             keys.append((entry.digest, key))
         self._keys = keys
         if keys:
-            log.info("API_KEYS_FILE=%s: %d keys are valid", self._path, len(keys))
+            log.info("API_KEYS_FILE=%s: number of valid keys: %d", self._path, len(keys))
         else:
             log.warning("API_KEYS_FILE=%s has no keys: every request gets 401. %s", self._path, HOW_TO_ADD)
 

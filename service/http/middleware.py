@@ -6,6 +6,7 @@ import logging
 import random
 import re
 import time
+from urllib.parse import quote
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -75,7 +76,7 @@ def _line(scope: Scope, response: _Response, status: str, seconds: float) -> str
     """The line of the access log for a request. Its query is left out, because it may hold a secret by mistake."""
     client = (scope.get("client") or ("-",))[0]
     key = scope["state"].get("key") or "-"
-    path = scope["path"]
+    path = quote(scope["path"])  # without spaces and quotation marks, which would make the line ambiguous
     shown = path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…"
     request = f'"{scope["method"]} {shown} HTTP/{scope["http_version"]}"'
     return f"{client} {key} {request} {status} {seconds * 1e3:.1f} ms {response.request_id}"

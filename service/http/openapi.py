@@ -168,6 +168,8 @@ def _ask_for_keys(made: dict[str, Any]) -> None:
     }
     for path, operations in made["paths"].items():
         for operation in operations.values() if path not in gate.PROBES else ():
+            for sample in operation.get("x-codeSamples", []):
+                sample["source"] = sample["source"].replace("curl ", 'curl -H "Authorization: Bearer $KEY" ')
             operation["security"] = [{"bearer": []}, {"header": []}]
             refusals = {str(status): each for status, each in problems(401, 429).items()}
             operation["responses"] = refusals | operation["responses"]

@@ -51,7 +51,7 @@ def serving(store, output, errors):
         yield process, f"http://127.0.0.1:{port}"
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def stream_of(kind, opened):
@@ -103,6 +103,17 @@ def test_a_service_without_any_stream_serves_and_ends_well(store, fault):
         answers(process, url)
         lost = re.search(r"^detector_log_lines_lost (\S+)", httpx.get(f"{url}/metrics").text, re.MULTILINE)
         assert float(lost[1]) > 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SOON) == 0
+
+
+@pytest.mark.contract("8.6")
+def test_readers_that_leave_while_the_service_runs_change_nothing(store):
+    with serving(store, "kept", "kept") as (process, url):
+        answers(process, url)
+        process.stdout.close()
+        process.stderr.close()
+        answers(process, url)
         process.send_signal(signal.SIGTERM)
         assert process.wait(SOON) == 0
 

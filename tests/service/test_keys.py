@@ -156,7 +156,7 @@ def test_a_faulty_or_missing_file_keeps_the_previous_keys_and_is_reported_once(f
     caplog.set_level(logging.INFO)
     file.write_text(line("alice", ALICE))  # as it was in the beginning
     known.refresh()
-    assert "1 keys are valid" in caplog.text
+    assert "number of valid keys: 1" in caplog.text
 
 
 def test_a_key_keeps_its_requests_in_flight_when_its_line_changes(file):
