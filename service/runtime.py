@@ -110,7 +110,7 @@ class Runtime:
         while self.keys:
             await asyncio.sleep(KEYS_SECONDS)
             try:
-                removed = await in_daemon_thread(self.keys.refresh)
+                removed = await in_daemon_thread(self.keys.refresh, "keys")
             except Exception:  # for example no further thread can be started
                 log.exception("API_KEYS_FILE cannot be read again; the previous keys stay valid")
                 continue
@@ -229,7 +229,7 @@ class Runtime:
         return self._batcher.expected_wait() if self._batcher else 0.0
 
 
-async def in_daemon_thread(function: Callable[[], T]) -> T:
+async def in_daemon_thread(function: Callable[[], T], name: str = "models") -> T:
     """Runs `function` in a daemon thread. A thread pool would delay the exit of the process until it returns."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -247,7 +247,7 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name="models", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return await future
 
 

@@ -29,6 +29,7 @@ COMMON = (
     "port",
     "model_store",
     "default_model",
+    "api_keys_file",
     "require_cuda",
     "max_upload_bytes",
     "max_pixels",

@@ -14,6 +14,8 @@ from service.images.decode import MAX_PIXELS
 
 MIB = 2**20
 QUOTED = "the quotation marks are part of the value; remove them"
+LARGEST = 2**40  # bytes or pixels, far beyond any machine; arithmetic with longer numbers can overflow
+MOST_REQUESTS = 1_000_000
 DAY = 86_400  # seconds; no wait is meant to be longer, and timers of the event loop overflow at 1e300
 
 
@@ -99,6 +101,7 @@ class Settings(BaseSettings):
     batch_pixels: int | None = Field(
         default=None,
         ge=1,
+        le=LARGEST,
         description="maximum canvas pixels in one batch, padding included; bounds the memory for a run. Default: "
         "8 million on CUDA; 0.25 million on the CPU, where batches form only if the queue is long",
     )
@@ -113,15 +116,17 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(
         default=128,
         ge=1,
+        le=MOST_REQUESTS,
         description="maximum number of requests in flight; further requests get 429. "
         "Together with MAX_UPLOAD_BYTES it bounds the memory for uploads",
     )
     max_upload_bytes: int = Field(
-        default=20 * MIB, ge=1, description="maximum bytes in the body of a request; a larger body gets 413"
+        default=20 * MIB, ge=1, le=LARGEST, description="maximum bytes in the body of a request; a larger body gets 413"
     )
     max_pixels: int = Field(
         default=MAX_PIXELS,
         ge=1,
+        le=LARGEST,
         description="maximum pixels (width x height) of an image, checked before decoding; a larger image gets 413",
     )
     receive_timeout: float = Field(
@@ -154,7 +159,9 @@ class Settings(BaseSettings):
     recent_bytes: int = Field(
         default=64 * MIB,
         ge=0,
-        description="maximum bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none",
+        le=LARGEST,
+        description="maximum bytes of memory for recent uploads, which GET /proposals?image_id= runs again for the client "
+        "that sent them; 0 keeps none",
     )
 
     @classmethod

@@ -74,8 +74,10 @@ class Writer(logging.Handler):
 
     def put(self, stream: int, text: str) -> None:
         """Has `text` written soon to `stream`, one of the two descriptors. Never blocks."""
+        if len(text) > LONGEST_LINE:
+            text = f"{text[:LONGEST_LINE]}… ({len(text) - LONGEST_LINE} more characters)"
         try:
-            self._waiting.put_nowait((stream, text[:LONGEST_LINE]))
+            self._waiting.put_nowait((stream, text))
         except queue.Full:
             self.lost += 1
             self._dropped += 1

@@ -87,6 +87,13 @@ def test_a_traceback_cannot_forge_a_line_either():
     assert all(line.startswith("    ") and line.isprintable() for line in others)
 
 
+def test_a_very_long_message_is_cut_and_says_so(writer, errors):
+    writer.handle(record("x" * 20_000))
+    writer.finish(30)
+    whole = len("WARNING service.x: ") + 20_000
+    assert received(errors).endswith(f"x… ({whole - logs.LONGEST_LINE} more characters)\n")
+
+
 def test_lines_of_many_threads_stay_whole(writer, errors):
     lines = {f"WARNING service.x: {number} " + "x" * 100 for number in range(400)}  # 400 × 120 bytes fit into a pipe
 
