@@ -160,8 +160,8 @@ class Settings(BaseSettings):
         default=64 * MIB,
         ge=0,
         le=LARGEST,
-        description="maximum bytes of memory for recent uploads, which GET /proposals?image_id= runs again for the client "
-        "that sent them; 0 keeps none",
+        description="maximum bytes of memory for recent uploads, which GET /proposals?image_id= runs again for the "
+        "client that sent them; 0 keeps none",
     )
 
     @classmethod
