@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
 from service import keys
-from service.settings import QUOTED, Settings
+from service.settings import Settings
 
 LONGEST_SHOWN = 100  # characters of a value
 MOST_LISTED = 10  # models that a fault names
@@ -43,7 +43,7 @@ def value_fault(error: Mapping[str, Any], flags: Collection[str]) -> str:
     """One line about a value that a setting refuses. `error`: an item of pydantic's `ValidationError.errors()`."""
     name, value = str(error["loc"][0]), error["input"]
     if error["type"] == "value_error":
-        fault = QUOTED
+        fault = str(error["ctx"]["error"])  # a sentence from service.settings
     elif str(value).startswith("tcp://"):
         fault = (
             "Kubernetes sets this variable for a service of that name; rename the service, or set "
@@ -102,8 +102,8 @@ def _folder_fault(folder: Path) -> str | None:
 
 
 def _models(store: Path) -> list[str]:
-    """The names in the store under which there is something."""
-    return sorted({each.parent.name for each in store.glob("*/*") if not each.parent.name.startswith(".")})
+    """The names of the models in the store, whether their folders can be read now or not."""
+    return sorted(each.name for each in filter(os.path.isdir, store.iterdir()) if not each.name.startswith("."))
 
 
 def _near(path: Path) -> str:

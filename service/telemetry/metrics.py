@@ -69,9 +69,7 @@ class Metrics:
         self.queue_depth = self._gauge("queue_depth", "Images waiting for a decoding thread or an engine")
         self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of the uploads and decoded images that are waiting")
         self.upload_bytes = self._counter("upload_bytes_total", "Bytes of request bodies read")
-        self.recent_bytes = self._gauge(
-            "recent_uploads_bytes", "Bytes of memory for recent uploads, kept for GET /proposals"
-        )
+        self.recent_bytes = self._gauge("recent_uploads_bytes", "Bytes of memory that recent uploads take")
 
     def _batches(self) -> None:
         """How well the engines are used."""
