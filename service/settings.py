@@ -61,7 +61,7 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
         description="another port on HOST, which serves /metrics without a key, and nothing else; /metrics then leaves "
-        "PORT. Default: /metrics is on PORT",
+        "PORT. Keep it off public networks. Default: /metrics is on PORT",
     )
 
     default_model: str | None = Field(

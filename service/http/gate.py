@@ -13,7 +13,7 @@ from collections.abc import Callable
 from starlette.types import Scope
 
 from service.http.problems import Problem
-from service.keys import Key, KeyLimitError
+from service.keys import Key, KeyLimitError, Keys
 from service.runtime import Runtime
 
 PROBES = frozenset({"/healthz", "/readyz"})
@@ -47,25 +47,34 @@ class Gate:
         Raises Refused: 401 without a valid key, 429 beyond a limit of the key, 404 for a path of the other port.
         """
         path: str = scope["path"]
-        if self._runtime.metrics_port is not None:
-            alone = (scope.get("server") or ("", None))[1] == self._runtime.metrics_port
-            if alone and path == METRICS:
-                return None
-            if alone or path == METRICS:
-                where = "METRICS_PORT" if not alone else "PORT"
-                raise Refused(Problem(404, "unknown_path", f"This path is served on another port, {where}."))
-        if self._runtime.keys is None or path in self._open:
+        if self._is_on_metrics_port(scope):
+            if path != METRICS:
+                raise _elsewhere("PORT")
             return None
-        key = self._runtime.keys.find(credential(scope))
+        key = None if self._runtime.keys is None or path in self._open else self._valid_key(scope, self._runtime.keys)
+        if path == METRICS and self._runtime.metrics_port is not None:
+            raise _elsewhere("METRICS_PORT")
+        if key:
+            self._count(key)
+        return key
+
+    def _is_on_metrics_port(self, scope: Scope) -> bool:
+        port = self._runtime.metrics_port
+        return port is not None and (scope.get("server") or ("", None))[1] == port
+
+    def _valid_key(self, scope: Scope, keys: Keys) -> Key:
+        key = keys.find(credential(scope))
         if key is None:
             raise _unauthorised("This key is not valid. Ask the operator of the service for a new one.")
+        return key
+
+    def _count(self, key: Key) -> None:
         try:
             key.enter(self._clock())
         except KeyLimitError as error:
             detail = f"The key {key.name} allows {error.limit}. Try again in {error.retry_after} s."
             problem = Problem(429, "key_limit", detail, {"Retry-After": str(error.retry_after)})
             raise Refused(problem) from None
-        return key
 
 
 def credential(scope: Scope) -> bytes:
@@ -96,3 +105,7 @@ def owner(scope: Scope) -> str:
 
 def _unauthorised(detail: str) -> Refused:
     return Refused(Problem(401, "unauthorised", detail, {"WWW-Authenticate": "Bearer"}))
+
+
+def _elsewhere(setting: str) -> Refused:
+    return Refused(Problem(404, "unknown_path", f"This path is served on another port: {setting}."))

@@ -144,6 +144,7 @@ def test_the_metrics_leave_the_main_port_for_one_of_their_own(gate):
         if path != "/metrics":
             assert refusal(both, path, (b"x-api-key", ALICE), port=9000).status == 404
     assert refusal(both, "/metrics", (b"x-api-key", ALICE)).status == 404
+    assert refusal(gate(metrics_port=9000), "/metrics").status == 401  # without a key nothing is said about paths
     assert both.enter(scope("/healthz")) is None
 
 
