@@ -202,7 +202,7 @@ def test_the_metrics_have_a_port_of_their_own(start, store, file):
     url = line.split()[-1]
     assert "detector_ready 1.0" in httpx.get(url).text
     assert problem(httpx.get(url.replace("/metrics", "/models")), 404)["reason"] == "unknown_path"
-    assert problem(server.http.get("/metrics"), 404)["reason"] == "unknown_path"
+    assert problem(server.http.get("/metrics", headers=bearer(ALICE)), 404)["reason"] == "unknown_path"
     described = server.http.get("/openapi.json").json()
     assert described["paths"]["/detect"]["post"]["security"] == [{"bearer": []}, {"header": []}]
     assert "security" not in described["paths"]["/healthz"]["get"]
