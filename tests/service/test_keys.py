@@ -8,7 +8,7 @@ import os
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import keys
@@ -79,6 +79,7 @@ def test_bytes_that_are_not_text_and_too_many_keys_are_faults():
         parse(many.encode())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data):
     with contextlib.suppress(KeysFileError):
@@ -215,6 +216,7 @@ def test_a_refused_request_costs_nothing():
     key.enter(0)  # the second of the two that one second allows
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 1000), st.lists(st.floats(0, 5), max_size=200))
 def test_over_any_time_the_rate_is_kept(rate, pauses):
     key, now, admitted = Key("alice", Limits(per_second=rate)), 0.0, 0

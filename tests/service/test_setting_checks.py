@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -68,6 +68,7 @@ def test_a_misspelled_variable_is_named_with_the_setting(variable, setting):
     assert list(misspelled([variable, "PATH"])) == [(variable, setting)]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_long_name_with_one_letter_missing_is_noticed(data):
     name = data.draw(st.sampled_from([name for name in NAMES if len(name) > SHORT_NAME]))

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -66,6 +66,7 @@ def test_quotation_marks_around_a_value_are_refused(name, mark):
         Settings(**{name: f"{mark}1{mark}"})
 
 
+@settings(deadline=None)
 @given(st.sampled_from([name for name, field in Settings.model_fields.items() if field.annotation is float]))
 def test_no_duration_is_infinite_or_longer_than_a_day(name):
     for value in (math.inf, math.nan, 86_401, "1e300", "inf", "nan"):

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.telemetry import logs
@@ -63,6 +63,7 @@ def redirect(writing, path):
     os.close(opened)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=100))
 def test_a_message_is_one_line_without_control_characters(text):
     (line,) = logs.Formatter().format(record("request %s", text)).split("\n")
