@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
 from service.engine import devices, memory_limit
-from service.engine.cores import usable_cores
+from service.engine.cores import CAN_YIELD, usable_cores
 from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import ModelRefusedError
@@ -112,6 +112,7 @@ class Runtime:
 
     def _load(self) -> None:
         settings = self.settings
+        memory_limit.return_freed_memory()
         self.provider = pick_provider(settings.require_cuda)
         if self.provider == CUDA:
             gpu_memory.watch(self.metrics.registry)
@@ -270,8 +271,11 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
 
 
 def _heavy_threads(threads: int) -> int:
-    """How many threads may work on heavy images at a time, so that at least one core is left for others."""
-    return max(1, threads - 1)
+    """How many threads may work on heavy images at a time.
+
+    As many as there are cores, if they yield to the others. Else one core is left for light images.
+    """
+    return threads if CAN_YIELD else max(1, threads - 1)
 
 
 def _listed(refused: dict[str, str]) -> str:
