@@ -20,22 +20,22 @@ from service.images.decode import MAX_PIXELS, ORIENTATION, decode
 from service.images.fit import Geometry
 
 GEOMETRY = Geometry(((384, 384), (288, 384), (384, 288)), 288, 384)
-SIDE = 1700
+SIDE = 2500
+CELL = 32
 # An estimate is useful if it is not far above the peak. The fixed part and the strips dominate for images of this size.
 USEFUL_FACTOR, USEFUL_REST = 3, FIXED_BYTES + 12 * MIB
 
 
 def noise(mode: str, width: int = SIDE, height: int = SIDE) -> Image.Image:
-    """Pixels that no codec can compress to nothing, because some codecs need less memory for a plain area."""
+    """Random pixels, or random squares if the mode has more than one byte."""
     rng = np.random.default_rng(0)
     if mode == "I;16":
         return Image.fromarray(rng.integers(0, 2**16, (height, width), dtype=np.uint16))
     if mode == "1":
         return Image.fromarray(rng.integers(0, 2, (height, width)).astype(bool))
     bands = len(Image.new(mode, (1, 1)).getbands())
-    # coarse noise, so that Pillow's encoder of progressive JPEGs does not run out of its buffer
-    coarse = rng.integers(0, 256, (-(-height // 4), -(-width // 4), bands), dtype=np.uint8)
-    fine = coarse.repeat(4, 0).repeat(4, 1)[:height, :width]
+    coarse = rng.integers(0, 256, (-(-height // CELL), -(-width // CELL), bands), dtype=np.uint8)
+    fine = coarse.repeat(CELL, 0).repeat(CELL, 1)[:height, :width]
     image = Image.frombytes(mode, (width, height), np.ascontiguousarray(fine).tobytes())
     if mode == "P":
         image.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
@@ -75,8 +75,8 @@ def files() -> dict[str, bytes]:
     made |= {
         "png turned": saved(noise("RGB"), "PNG", compress_level=1, exif=turned()),
         "png palette with transparency": saved(noise("P"), "PNG", compress_level=1, transparency=bytes(range(256))),
-        "png tall": saved(noise("RGBA", 20, SIDE * SIDE // 20), "PNG", compress_level=1),
-        "png wide": saved(noise("RGBA", SIDE * SIDE // 20, 20), "PNG", compress_level=1),
+        "png tall": saved(noise("RGBA", 100, SIDE * SIDE // 100), "PNG", compress_level=1),
+        "png wide": saved(noise("RGBA", SIDE * SIDE // 100, 100), "PNG", compress_level=1),
         "jpeg": saved(noise("RGB"), "JPEG"),
         "jpeg progressive": saved(noise("RGB"), "JPEG", progressive=True),
         "jpeg progressive 4:4:4 turned": saved(noise("RGB"), "JPEG", progressive=True, subsampling=0, exif=turned()),
