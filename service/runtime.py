@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
@@ -84,6 +85,8 @@ class Runtime:
         self._artists = Artists(cores, _heavy_threads(cores), self.memory)
         self.metrics.ready.set_function(lambda: self.readiness.not_ready() is None)
         self.metrics.recent_bytes.set_function(lambda: self.recent.size)
+        for part in ("limit", "held", "work"):
+            self.metrics.memory_bytes.labels(part).set_function(partial(getattr, self.memory, part))
         self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
         self.metrics.draining_seconds.set_function(self._draining_seconds)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from service.engine.cgroups import MEMBERSHIP, MOUNTED, folders, numbers
 
-BACKGROUND = 5  # "nice" value: beside a busy thread of normal importance, such a thread gets a quarter of the core
+BACKGROUND = 3  # "nice" value: a busy thread of normal importance gets twice the time of such a thread
 
 CAN_YIELD = sys.platform == "linux"  # elsewhere a thread's importance is that of its process
 

@@ -69,10 +69,10 @@ def test_a_light_drawing_does_not_wait_for_heavy_ones(artists):
         await until(heavy.began)
         light.may_end.set()
         assert await made.draw(light) == b"drawn"
-        assert memory.working == UNIT
+        assert memory.work == UNIT
         heavy.may_end.set()
         assert await drawing == b"drawn"
-        assert memory.working == 0
+        assert memory.work == 0
 
     run(test)
 
@@ -85,7 +85,7 @@ def test_a_heavy_drawing_waits_for_its_bytes(artists):
         await until(first.began)
         first.may_end.set()
         await until(second.began)
-        assert drawings[0].done() or memory.working == 2 * UNIT
+        assert drawings[0].done() or memory.work == 2 * UNIT
         second.may_end.set()
         assert await asyncio.gather(*drawings) == [b"drawn", b"drawn"]
 
@@ -129,9 +129,9 @@ def test_a_drawing_that_is_cancelled_gives_its_bytes_back(artists):
             each.cancel()
         await asyncio.gather(*drawings, return_exceptions=True)
         assert not memory._line  # noqa: SLF001
-        assert memory.working == 2 * UNIT  # the thread is still drawing
+        assert memory.work == 2 * UNIT  # the thread is still drawing
         running.may_end.set()
-        while memory.working:
+        while memory.work:
             await asyncio.sleep(0)
         assert not waiting.began.is_set()
 

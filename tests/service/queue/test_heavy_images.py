@@ -68,11 +68,11 @@ def test_light_images_are_answered_while_all_heavy_threads_decode(run, queue, ga
         assert prices.began == [10]
         assert [level_of(await served.submit(gate, level, LIGHT)) for level in (31, 32, 33)] == [31, 32, 33]
         assert not large.done()
-        assert served.memory.working == UNIT
+        assert served.memory.work == UNIT
         prices.decoding.open()
         assert [level_of(answer) for answer in await asyncio.gather(large, waiting)] == [10, 20]
         await standstill.settle()
-        assert served.memory.working == 0
+        assert served.memory.work == 0
 
     run(test)
 
@@ -164,7 +164,7 @@ def test_a_heavy_image_whose_client_gives_up_leaves_the_line(run, queue, gate, p
         assert level_of(await served.submit(gate, 30, heavy(3))) == 30
         assert 20 not in prices.began
         await standstill.settle()
-        assert served.memory.working == 0
+        assert served.memory.work == 0
 
     run(test)
 
@@ -180,7 +180,7 @@ def test_bytes_are_given_back_if_decoding_fails(run, queue, gate, prices, stands
         monkeypatch.setattr(batcher_module, "decode", fails)
         await asyncio.gather(served.submit(gate, 10, heavy(1)), return_exceptions=True)
         await standstill.settle()
-        assert served.memory.working == 0
+        assert served.memory.work == 0
 
     run(test)
 
