@@ -80,6 +80,7 @@ class Runtime:
         self.recent = RecentUploads(settings.recent_bytes)
         self.memory = MemoryBudget()  # without a limit until the models are loaded, and so no request is admitted
         self._store_unread = False
+        self._light_bytes = 0  # set aside for the threads that work on light images
         self._batcher: Batcher | None = None
         cores = usable_cores()
         self._artists = Artists(cores, _heavy_threads(cores), self.memory)
@@ -131,7 +132,8 @@ class Runtime:
             raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not served; choose from {names}")
         cores = usable_cores()
         decoders = (settings.decode_threads or cores) if self.provider == CUDA else 0
-        self._limit_memory(decoders or sum(place.runs for place in places), cores)
+        self._light_bytes = LIGHT_BYTES * (cores + (decoders or sum(place.runs for place in places)))
+        self._limit_memory()
         heavy = _heavy_threads(decoders or cores)
         self._batcher = Batcher(
             places, decoders, heavy, settings.max_pixels, self.memory, self.metrics, self.readiness.fail
@@ -140,15 +142,17 @@ class Runtime:
         gc.freeze()  # later collections skip these objects, which live as long as the process
         self.readiness.catalogue = catalogue
 
-    def _limit_memory(self, decoders: int, drawing_threads: int) -> None:
-        """Sets the memory budget, from the setting or from what the loaded models have left, and logs it."""
+    def _limit_memory(self) -> None:
+        """Sets the memory budget, from the setting or from what the loaded models leave, and logs it."""
         settings = self.settings
         if settings.memory_budget:
             self.memory.set_limit(settings.memory_budget)
             log.info("memory: MEMORY_BUDGET is %d MiB; %s", settings.memory_budget // MIB, self._largest_image())
             return
-        light = (decoders + drawing_threads) * LIGHT_BYTES
-        found = memory_limit.divide(memory_limit.available(), memory_limit.resident(), settings.recent_bytes + light)
+        # what is in use beside the models: nothing at start, but perhaps much when a model is loaded later
+        others = self.memory.work + self.memory.held + self.recent.size
+        used = max(0, memory_limit.resident() - others)
+        found = memory_limit.divide(memory_limit.available(), used, settings.recent_bytes + self._light_bytes)
         self.memory.set_limit(found.budget)
         log.info(
             "memory: the limit is %d MiB; %d MiB in use with the models loaded, %d MiB set aside, %d MiB left as "
@@ -169,8 +173,11 @@ class Runtime:
     def _refresh(self) -> None:
         assert self.readiness.catalogue is not None
         try:
+            before = self.readiness.catalogue.models
             self.readiness.catalogue.refresh()
             self._store_unread = False
+            if self.readiness.catalogue.models is not before and not self.settings.memory_budget:
+                self._limit_memory()
         except Exception as error:  # the models already loaded can still be served
             if not self._store_unread:
                 log.warning(
