@@ -37,9 +37,14 @@ class Drawing(NamedTuple):
 
         Raises SideTooLongError, and what `upright` raises.
         """
-        image = upright(self.data, self.max_pixels, before_pixels)
-        if self.media_type == "image/jpeg" and max(image.size) > JPEG_MAX_SIDE:
-            raise SideTooLongError(f"A JPEG side has at most {JPEG_MAX_SIDE} pixels. Ask for image/png.")
+
+        def check(header: Image.Image) -> None:
+            if self.media_type == "image/jpeg" and max(header.size) > JPEG_MAX_SIDE:
+                raise SideTooLongError(f"A JPEG side has at most {JPEG_MAX_SIDE} pixels. Ask for image/png.")
+            if before_pixels:
+                before_pixels(header)
+
+        image = upright(self.data, self.max_pixels, check)
         self._draw_boxes(image)
         return encode.jpeg(image) if self.media_type == "image/jpeg" else encode.png(image)
 
