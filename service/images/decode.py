@@ -15,8 +15,9 @@ from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
+from service.images import integrity
 from service.images.fit import Canvas, Fit, Geometry, fit
 from service.images.interpolate import interpolate
 
@@ -62,6 +63,15 @@ class NotAnImageError(ImageError):
     """The bytes are not an image in one of FORMATS, or the image is broken."""
 
 
+class DamagedImageError(ImageError):
+    """The image can be decoded, but it has `warnings`, words of `integrity.WARNINGS`, and the client wants none."""
+
+    def __init__(self, warnings: tuple[str, ...]) -> None:
+        details = " ".join(integrity.WARNINGS[word] for word in warnings)
+        super().__init__("it is damaged or incomplete", f"{details} Without strict=true it is answered with a warning.")
+        self.warnings = warnings
+
+
 class TooManyPixelsError(ImageError):
     """The image has more than `limit` pixels."""
 
@@ -71,13 +81,13 @@ class TooManyPixelsError(ImageError):
 
 
 def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Canvas:
-    """The image in `data`, upright, RGB, resized for the model.
+    """The image in `data`, upright, RGB, resized for the model, with warnings if parts of it are missing or damaged.
 
     For any bytes it raises only NotAnImageError, TooManyPixelsError or MemoryError.
     """
     image = _open(data, max_pixels)
     try:
-        return _decode(image, geometry)
+        return _decode(image, data, geometry)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types of exception for crafted files
@@ -96,8 +106,20 @@ def upright(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _broken(image) from error
 
 
+def damage(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, ...]:
+    """The warnings that `decode` gives for `data`, without a model. Raises what `decode` raises."""
+    image = _open(data, max_pixels)
+    try:
+        image.draft(None, (1, 1))  # damage shows at any scale
+        return integrity.load(image, data)[1]
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image) from error
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Reads and checks the header, without decoding any pixels."""
+    """Reads and checks the header, without decoding any pixels, except those of a GIF that does not fill its screen."""
     if not data:
         raise NotAnImageError("it is empty", "Send the bytes of an image.")
     try:
@@ -117,42 +139,64 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise NotAnImageError("it has no pixels", "Send another image.")
     if image.format in ("JPEG", "MPO") and any(islice(JPEG_SCAN.finditer(data), MAX_JPEG_SCANS, None)):
         raise NotAnImageError(f"it is a JPEG of more than {MAX_JPEG_SCANS} scans", "Save it again as a baseline JPEG.")
-    return image
+    return _on_screen(image) if image.format == "GIF" else image
+
+
+def _on_screen(image: Image.Image) -> Image.Image:
+    """A GIF's first frame on a white screen, where the frame is smaller than the screen and has no transparent colour.
+
+    Pillow fills the rest with the first colour of the palette. If the frame has a transparent colour, Pillow fills it
+    with that, which becomes white like any transparent pixel.
+    """
+    assert isinstance(image, ImageFile.ImageFile)
+    frame = image.tile[0].extents if image.tile else None
+    if frame in (None, (0, 0, *image.size)) or "transparency" in image.info:
+        return image
+    screen = Image.new("RGB", image.size, "white")
+    screen.format = image.format
+    try:
+        screen.paste(image.crop(frame).convert("RGB"), frame)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image) from error
+    return screen
 
 
 def _broken(image: Image.Image) -> NotAnImageError:
     return NotAnImageError(f"the {image.format} data is broken or cut short", "Send the whole file, or save it again.")
 
 
-def _decode(image: Image.Image, geometry: Geometry) -> Canvas:
+def _decode(image: Image.Image, data: bytes, geometry: Geometry) -> Canvas:
     if image.format == "PNG":  # its EXIF data may follow the pixels, so reading it decodes them
         image.load()
     orientation = _orientation(image)
     width, height = _swapped(image.size, orientation)
     target = fit(width, height, geometry)
-    resize = _antialiased if geometry.antialias else _interpolated
-    return Canvas(resize(image, orientation, target), target.canvas, width, height)
-
-
-def _antialiased(image: Image.Image, orientation: int, target: Fit) -> NDArray[np.uint8]:
-    """The upright pixels at the target size, resized by Pillow's filter, which averages over all pixels."""
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time. `draft` picks the smallest scale
-    # that is not below the requested size.
-    size = target.width, target.height
-    drafted = image.draft(None, _swapped(size, orientation))
-    kept = drafted[1][2:] if drafted else image.size
-    image.load()
+    kept = _draft(image, _swapped((target.width, target.height), orientation)) if geometry.antialias else image.size
+    image, warnings = integrity.load(image, data)
     # Turn before resizing, so that a turned file yields exactly the same pixels as the upright one.
     image = _turned(_in_plain_mode(image), orientation)
-    box = _box_after_turning(image.size, kept, orientation)
+    if geometry.antialias:
+        pixels = _antialiased(image, _box_after_turning(image.size, kept, orientation), target)
+    else:
+        pixels = interpolate(np.asarray(_on_white(image)), target.height, target.width)
+    return Canvas(pixels, target.canvas, width, height, warnings)
+
+
+def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float]:
+    """Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time, but not below `size`.
+
+    Returns the width and height of the original on the decoded image, which may be fractions.
+    """
+    drafted = image.draft(None, size)
+    return drafted[1][2:] if drafted else image.size
+
+
+def _antialiased(image: Image.Image, box: tuple[float, float, float, float], target: Fit) -> NDArray[np.uint8]:
+    """The pixels in `box` at the target size, resized by Pillow's filter, which averages over all pixels."""
+    size = target.width, target.height
     return np.asarray(_on_white(image.resize(size, Image.Resampling.BILINEAR, box=box)))
-
-
-def _interpolated(image: Image.Image, orientation: int, target: Fit) -> NDArray[np.uint8]:
-    """The upright pixels at the target size, resized as torchvision's detectors do."""
-    image.load()
-    pixels = np.asarray(_on_white(_turned(_in_plain_mode(image), orientation)))
-    return interpolate(pixels, target.height, target.width)
 
 
 def _orientation(image: Image.Image) -> int:

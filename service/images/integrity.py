@@ -1,0 +1,211 @@
+"""Reports images that a decoder accepts although some of their pixels are missing or wrong.
+
+The pixels stay those of Pillow, whose decoder for JPEG ignores libjpeg's warnings and whose decoder for PNG checks no
+checksum after the header. So a JPEG is decoded by simplejpeg, which uses the same library with the same result and
+reports its warnings. Only if there is one does Pillow decode the file again, as it would have done alone.
+
+What cannot be known: changed bits that are again a valid file, such as a JPEG whose Huffman codes stay in step, a WebP
+(which has neither checksums nor end codes), the pixels of a BMP, and colours that a changed table gives. Bytes after
+the end of an image are ignored, because no pixel depends on them.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+# The words are fixed, for programs. Each sentence says what is wrong and what to do.
+WARNINGS = {
+    "damaged_data": "The JPEG data is damaged or ends early. The decoder filled in what it could not read, so objects "
+    "may be missed or invented there. Send the original file again.",
+    "missing_scans": "The progressive JPEG ends before its last scan, so the image has less detail or colour than the "
+    "original. Send the whole file.",
+    "missing_rows": "The PNG data ends before the last row. The missing rows are black or transparent. Send the "
+    "original file again.",
+    "missing_end": "The PNG file has no end marker, so it was cut short. All pixels are there, but what may follow "
+    "them, such as the orientation, is lost. Send the whole file.",
+    "wrong_checksum": "A checksum of the PNG file does not match its data, so pixels may be wrong. Send the original "
+    "file again.",
+}
+
+Loaded = tuple[Image.Image, tuple[str, ...]]
+
+
+def load(image: Image.Image, data: bytes) -> Loaded:
+    """Decodes the pixels of `image`, which Pillow opened from `data`, at the scale that `image.draft` chose.
+
+    Returns the decoded image, which has no metadata, and the words of WARNINGS that apply. Raises what `image.load`
+    raises.
+    """
+    if image.format in ("JPEG", "MPO"):
+        return _load_jpeg(image, data)
+    image.load()
+    return image, tuple(_png_warnings(image, data)) if image.format == "PNG" else ()
+
+
+# --- JPEG (ITU-T T.81) ----------------------------------------------------------------------------------------------
+
+# Any marker except those without a length: TEM, RST0 to RST7 and SOI. Stray bytes, and the entropy-coded data after the
+# header of a scan, in which FF is followed by 00 or by a restart marker, are skipped.
+_NEXT_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frame headers
+_PROGRESSIVE_SOF = {0xC2, 0xC6, 0xCA, 0xCE}
+_SOS, _EOI = 0xDA, 0xD9
+_METADATA = {*range(0xE0, 0xF0), 0xFE}  # APP0 to APP15 and comments
+_SMALLEST_SCALABLE = 8  # pixels; below that, two of libjpeg's scales can give the same size
+# Errors that say nothing about damage: subsampling that simplejpeg does not know, memory that ran out, and parameters
+# that libjpeg ignores.
+_NOT_DAMAGE = ("tj", "could not create", "Insufficient memory", "Invalid SOS parameters for sequential JPEG")
+
+
+def _load_jpeg(image: Image.Image, data: bytes) -> Loaded:
+    cut_between_scans = scans_are_missing(data)
+    plain = image.mode in ("L", "RGB") and max(image.size) >= _SMALLEST_SCALABLE
+    if plain and not cut_between_scans:
+        pixels = _decoded_without_warning(data, image)
+        if pixels is not None:
+            return Image.fromarray(pixels), ()
+    image.load()
+    found = ("missing_scans",) if cut_between_scans else ()
+    return image, (*found, "damaged_data") if _is_damaged(data) else found
+
+
+def _decoded_without_warning(data: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
+    """The pixels, which equal those that Pillow would decode. None if libjpeg has a warning or simplejpeg cannot."""
+    grey = image.mode == "L"
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data, "gray" if grey else "rgb", min_height=image.height, min_width=image.width, strict=True
+        )
+    except (ValueError, RuntimeError):
+        return None
+    if pixels.shape[:2] != (image.height, image.width):
+        return None
+    return pixels[:, :, 0] if grey else pixels
+
+
+def _is_damaged(data: bytes) -> bool:
+    """Whether libjpeg has a warning about the entropy-coded data.
+
+    The metadata is left out, so that the only warnings are about pixels. The smallest scale is enough, because every
+    code is read at any scale.
+    """
+    try:
+        simplejpeg.decode_jpeg(_without_metadata(data), "gray", min_height=1, min_width=1, strict=True)
+    except (ValueError, RuntimeError) as error:
+        return not str(error).startswith(_NOT_DAMAGE)
+    return False
+
+
+def scans_are_missing(data: bytes) -> bool:
+    """Whether a JPEG's scans leave out a component, or bits of a coefficient (section G.1.1.1), as in a cut file.
+
+    libjpeg has no warning for that, since such a file shows a preview of the image.
+    """
+    missing_bits: dict[int, bytearray] = {}  # of each coefficient, by component
+    progressive = False
+    for marker, segment in _segments(data):
+        if marker in _SOF:
+            progressive = marker in _PROGRESSIVE_SOF
+            missing_bits = {component: bytearray(b"\x10" * 64) for component in segment[6::3]}
+        elif marker == _SOS and len(segment) >= 4:
+            first, last, precision = segment[-3:] if progressive else (0, 63, 0)
+            band = slice(first, min(last, 63) + 1)
+            for component in segment[1:-3:2]:
+                missing = missing_bits.setdefault(component, bytearray(64))
+                missing[band] = bytes([precision & 15]) * len(missing[band])
+            if not any(map(any, missing_bits.values())):
+                return False
+    return bool(missing_bits)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The marker and contents of each segment of the first image in `data`."""
+    position = 2
+    while found := _NEXT_SEGMENT.search(data, position):
+        start, marker = found.end(), data[found.end() - 1]
+        if marker == _EOI:
+            return
+        position = start + max(2, int.from_bytes(data[start : start + 2], "big"))
+        yield marker, data[start + 2 : position]
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A JPEG without the segments before its first scan that do not describe pixels."""
+    kept, position = [b"\xff\xd8"], 2
+    while (found := _NEXT_SEGMENT.search(data, position)) and data[found.end() - 1] not in (_SOS, _EOI):
+        start = found.end()
+        position = start + max(2, int.from_bytes(data[start : start + 2], "big"))
+        if data[start - 1] not in _METADATA:
+            kept.append(data[start - 2 : position])
+    return b"".join([*kept, data[found.start() if found else position :]])
+
+
+# --- PNG (W3C Recommendation, third edition) ------------------------------------------------------------------------
+
+# The chunks that decide pixels and orientation. Damage to any other chunk does not change an answer.
+_CHECKED_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# The first column and row of each interlaced pass, and the steps between its columns and rows (section 8).
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PIECE = 1 << 20  # bytes inflated at a time
+
+
+def _png_warnings(image: Image.Image, data: bytes) -> Iterator[str]:
+    """The warnings for a PNG file whose pixels have been loaded."""
+    chunks = [*_chunks(data)]
+    if _rows_may_be_missing(image) and not _inflates_to(chunks, _full_size(data)):
+        yield "missing_rows"
+    if not chunks or chunks[-1][0] != b"IEND":
+        yield "missing_end"
+    if any(zlib.crc32(contents, zlib.crc32(name)) != crc for name, contents, crc in chunks if name in _CHECKED_CHUNKS):
+        yield "wrong_checksum"
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
+    """The name, contents and checksum of every complete chunk up to IEND."""
+    view, position = memoryview(data), 8
+    while position + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            return
+        yield name, view[position + 8 : end], int.from_bytes(view[end : end + 4], "big")
+        if name == b"IEND":
+            return
+        position = end + 4
+
+
+def _rows_may_be_missing(image: Image.Image) -> bool:
+    """Whether the rows must be counted. A row that no data has filled is zero, and the last row is filled last."""
+    last_row = image.crop((0, image.height - 1, image.width, image.height))
+    return bool(image.info.get("interlace")) or not np.asarray(last_row).any()
+
+
+def _inflates_to(chunks: list[tuple[bytes, memoryview, int]], size: int) -> bool:
+    """Whether the IDAT chunks hold at least `size` bytes of filtered rows."""
+    inflater = zlib.decompressobj()
+    try:
+        for rest in (contents for name, contents, _ in chunks if name == b"IDAT"):
+            while rest and size > 0 and not inflater.eof:
+                size -= len(inflater.decompress(rest, _PIECE))
+                rest = memoryview(inflater.unconsumed_tail)
+        return size <= len(inflater.flush())
+    except zlib.error:  # before the last row
+        return False
+
+
+def _full_size(data: bytes) -> int:
+    """The number of bytes of filtered rows that the header promises: a filter byte and the samples for each row."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    passes = _PASSES if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
+    bits = depth * _CHANNELS[colour]
+    return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
