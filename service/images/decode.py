@@ -67,8 +67,9 @@ class DamagedImageError(ImageError):
     """The image can be decoded, but it has `warnings`, words of `integrity.WARNINGS`, and the client wants none."""
 
     def __init__(self, warnings: tuple[str, ...]) -> None:
-        details = " ".join(integrity.WARNINGS[word] for word in warnings)
-        super().__init__("it is damaged or incomplete", f"{details} Without strict=true it is answered with a warning.")
+        faults = "; ".join(integrity.WARNINGS[word] for word in warnings)
+        remedy = "Send the original file. Without strict=true this one is answered, with a warning."
+        super().__init__(f"it is damaged or incomplete: {faults}", remedy)
         self.warnings = warnings
 
 

@@ -21,18 +21,13 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-# The words are fixed, for programs. Each sentence says what is wrong and what to do.
+# Clauses that say what is wrong and what follows from it. The words are fixed, for programs.
 WARNINGS = {
-    "damaged_data": "The JPEG data is damaged or ends early. The decoder filled in what it could not read, so objects "
-    "may be missed or invented there. Send the original file again.",
-    "missing_scans": "The progressive JPEG ends before its last scan, so the image has less detail or colour than the "
-    "original. Send the whole file.",
-    "missing_rows": "The PNG data ends before the last row. The missing rows are black or transparent. Send the "
-    "original file again.",
-    "missing_end": "The PNG file has no end marker, so it was cut short. All pixels are there, but what may follow "
-    "them, such as the orientation, is lost. Send the whole file.",
-    "wrong_checksum": "A checksum of the PNG file does not match its data, so pixels may be wrong. Send the original "
-    "file again.",
+    "damaged_data": "the JPEG data is damaged or ends early, so the decoder filled in what it could not read",
+    "missing_scans": "the JPEG ends before its last scan, so it has less detail or colour than the original",
+    "missing_rows": "the PNG data ends before the last row, so the missing rows are black or transparent",
+    "missing_end": "the PNG file has no end marker, so what may follow its pixels, such as the orientation, is lost",
+    "wrong_checksum": "a checksum of the PNG file does not match its data, so pixels may be wrong",
 }
 
 Loaded = tuple[Image.Image, tuple[str, ...]]

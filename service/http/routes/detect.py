@@ -33,7 +33,7 @@ OFFERED = (answers.JSON, npz.MEDIA_TYPE, *IMAGES)
         200: {
             "model": DetectAnswer,
             "content": dict.fromkeys(IMAGES, openapi.IMAGE) | openapi.NPZ,
-            "headers": openapi.SERVER_TIMING,
+            "headers": openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS,
         },
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
@@ -50,7 +50,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     check_labels(query.label, card)
     with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():
         data = await uploads.read(request, runtime.settings, metrics)
-        inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request))
+        inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request), strict=query.strict)
         answer = answers.detections(inference, card, query)
         count(answer["labels"], card, metrics)
         media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
