@@ -87,9 +87,9 @@ class Image(BaseModel):
 class ImageWarning(BaseModel):
     """What is wrong with an image that could be decoded although it is damaged or incomplete."""
 
-    reason: Literal["damaged_data", "missing_scans", "missing_rows", "missing_end", "wrong_checksum"] = Field(
-        description="a fixed word, for programs"
-    )
+    reason: Literal[
+        "damaged_data", "missing_scans", "missing_rows", "missing_end", "unknown_colours", "wrong_checksum"
+    ] = Field(description="a fixed word, for programs")
     detail: str = Field(description="the fault and the remedy")
 
 

@@ -27,6 +27,7 @@ WARNINGS = {
     "missing_scans": "the JPEG ends before its last scan, so it has less detail or colour than the original",
     "missing_rows": "the PNG data ends before the last row, so the missing rows are black or transparent",
     "missing_end": "the PNG file has no end marker, so what may follow its pixels, such as the orientation, is lost",
+    "unknown_colours": "some pixels have a colour that is not in the palette, so they are black",
     "wrong_checksum": "a checksum of the PNG file does not match its data, so pixels may be wrong",
 }
 
@@ -42,7 +43,15 @@ def load(image: Image.Image, data: bytes) -> Loaded:
     if image.format in ("JPEG", "MPO"):
         return _load_jpeg(image, data)
     image.load()
-    return image, tuple(_png_warnings(image, data)) if image.format == "PNG" else ()
+    found = _png_warnings(image, data) if image.format == "PNG" else ()
+    return image, (*found, "unknown_colours") if _palette_is_short(image) else tuple(found)
+
+
+def _palette_is_short(image: Image.Image) -> bool:
+    """Whether a pixel's index is beyond the end of the palette."""
+    if image.mode != "P":
+        return False
+    return 3 * int(np.asarray(image).max()) >= len(image.getpalette() or [])
 
 
 # --- JPEG (ITU-T T.81) ----------------------------------------------------------------------------------------------
@@ -52,7 +61,8 @@ def load(image: Image.Image, data: bytes) -> Loaded:
 _NEXT_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frame headers
 _PROGRESSIVE_SOF = {0xC2, 0xC6, 0xCA, 0xCE}
-_SOS, _EOI = 0xDA, 0xD9
+_DHT, _SOS, _EOI = 0xC4, 0xDA, 0xD9
+_ZEROS = bytes(16)
 _METADATA = {*range(0xE0, 0xF0), 0xFE}  # APP0 to APP15 and comments
 _SMALLEST_SCALABLE = 8  # pixels; below that, two of libjpeg's scales can give the same size
 # Errors that say nothing about damage: subsampling that simplejpeg does not know, memory that ran out, and parameters
@@ -66,10 +76,10 @@ def _load_jpeg(image: Image.Image, data: bytes) -> Loaded:
     if plain and not cut_between_scans:
         pixels = _decoded_without_warning(data, image)
         if pixels is not None:
-            return Image.fromarray(pixels), ()
+            return Image.fromarray(pixels), ("damaged_data",) if _has_impossible_zeros(data) else ()
     image.load()
     found = ("missing_scans",) if cut_between_scans else ()
-    return image, (*found, "damaged_data") if _is_damaged(data) else found
+    return image, (*found, "damaged_data") if _is_damaged(data) or _has_impossible_zeros(data) else found
 
 
 def _decoded_without_warning(data: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
@@ -106,7 +116,7 @@ def scans_are_missing(data: bytes) -> bool:
     """
     missing_bits: dict[int, bytearray] = {}  # of each coefficient, by component
     progressive = False
-    for marker, segment in _segments(data):
+    for marker, segment, _ in _segments(data):
         if marker in _SOF:
             progressive = marker in _PROGRESSIVE_SOF
             missing_bits = {component: bytearray(b"\x10" * 64) for component in segment[6::3]}
@@ -121,15 +131,49 @@ def scans_are_missing(data: bytes) -> bool:
     return bool(missing_bits)
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The marker and contents of each segment of the first image in `data`."""
+def _has_impossible_zeros(data: bytes) -> bool:
+    """Whether a scan has 128 zero bits in a row, which would mean dozens of equal coefficients one after the other.
+
+    Storage that loses a block of a file often fills it with zeros, and libjpeg decodes them. They are possible only if
+    the code of zeros ends a block, as in large areas of one colour.
+    """
+    if data.find(_ZEROS, data.find(b"\xff\xda")) < 0:
+        return False
+    code_of_zeros: dict[int, int] = {}  # the run and size that it stands for, by AC table
+    progressive = False
+    for marker, segment, end in _segments(data):
+        if marker in _SOF:
+            progressive = marker in _PROGRESSIVE_SOF
+        elif marker == _DHT:
+            code_of_zeros |= _first_ac_codes(segment)
+        elif marker == _SOS and len(segment) >= 4 and not (progressive and (segment[-3] == 0 or segment[-1] >> 4)):
+            codes = {code_of_zeros.get(tables & 15, 0) for tables in segment[2:-3:2]}
+            after = _NEXT_SEGMENT.search(data, end)
+            has_zeros = data.find(_ZEROS, end, after.start() if after else len(data)) >= 0
+            if has_zeros and any(code & 15 or code == 0xF0 for code in codes):
+                return True
+    return False
+
+
+def _first_ac_codes(segment: bytes) -> dict[int, int]:
+    """The run and size (section F.1.2.2) of the first code in each AC table of a DHT segment. Its bits are all zero."""
+    codes = {}
+    while len(segment) > 17:
+        if segment[0] >> 4:
+            codes[segment[0] & 15] = segment[17]
+        segment = segment[17 + sum(segment[1:17]) :]
+    return codes
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """The marker, contents and end of each segment of the first image in `data`."""
     position = 2
     while found := _NEXT_SEGMENT.search(data, position):
         start, marker = found.end(), data[found.end() - 1]
         if marker == _EOI:
             return
         position = start + max(2, int.from_bytes(data[start : start + 2], "big"))
-        yield marker, data[start + 2 : position]
+        yield marker, data[start + 2 : position], position
 
 
 def _without_metadata(data: bytes) -> bytes:
