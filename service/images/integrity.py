@@ -65,9 +65,9 @@ _DHT, _SOS, _EOI = 0xC4, 0xDA, 0xD9
 _ZEROS = bytes(16)
 _METADATA = {*range(0xE0, 0xF0), 0xFE}  # APP0 to APP15 and comments
 _SMALLEST_SCALABLE = 8  # pixels; below that, two of libjpeg's scales can give the same size
-# Errors that say nothing about damage: subsampling that simplejpeg does not know, memory that ran out, and parameters
-# that libjpeg ignores.
-_NOT_DAMAGE = ("tj", "could not create", "Insufficient memory", "Invalid SOS parameters for sequential JPEG")
+_UNKNOWN_SUBSAMPLING = "tjDecompressHeader"  # the error for one that TurboJPEG has no name for
+# Errors that say nothing about damage: memory that ran out, and parameters that libjpeg ignores.
+_NOT_DAMAGE = ("could not create", "Insufficient memory", "Invalid SOS parameters for sequential JPEG")
 
 
 def _load_jpeg(image: Image.Image, data: bytes) -> Loaded:
@@ -79,7 +79,7 @@ def _load_jpeg(image: Image.Image, data: bytes) -> Loaded:
             return Image.fromarray(pixels), ("damaged_data",) if _has_impossible_zeros(data) else ()
     image.load()
     found = ("missing_scans",) if cut_between_scans else ()
-    return image, (*found, "damaged_data") if _is_damaged(data) or _has_impossible_zeros(data) else found
+    return image, (*found, "damaged_data") if _is_damaged(data, image) or _has_impossible_zeros(data) else found
 
 
 def _decoded_without_warning(data: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
@@ -96,8 +96,8 @@ def _decoded_without_warning(data: bytes, image: Image.Image) -> NDArray[np.uint
     return pixels[:, :, 0] if grey else pixels
 
 
-def _is_damaged(data: bytes) -> bool:
-    """Whether libjpeg has a warning about the entropy-coded data.
+def _is_damaged(data: bytes, image: Image.Image) -> bool:
+    """Whether libjpeg has a warning about the entropy-coded data of `image`, which has been decoded.
 
     The metadata is left out, so that the only warnings are about pixels. The smallest scale is enough, because every
     code is read at any scale.
@@ -105,8 +105,20 @@ def _is_damaged(data: bytes) -> bool:
     try:
         simplejpeg.decode_jpeg(_without_metadata(data), "gray", min_height=1, min_width=1, strict=True)
     except (ValueError, RuntimeError) as error:
+        if str(error).startswith(_UNKNOWN_SUBSAMPLING):
+            return _ends_in_grey(image)
         return not str(error).startswith(_NOT_DAMAGE)
     return False
+
+
+def _ends_in_grey(image: Image.Image) -> bool:
+    """Whether the last pixel has the middle value, with which libjpeg fills blocks whose data is missing.
+
+    This finds only a sequential JPEG that was cut. It is for the few files that simplejpeg cannot read.
+    """
+    width, height = image.size
+    last = np.asarray(image.crop((width - 1, height - 1, width, height)))
+    return bool(((last == 127) | (last == 128)).all())  # 127 is 128 inverted, as in the CMYK files of Adobe
 
 
 def scans_are_missing(data: bytes) -> bool:
