@@ -4,6 +4,7 @@ import io
 import os
 import re
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import get_args
@@ -327,6 +328,17 @@ def test_the_size_of_interlaced_rows_is_that_of_its_seven_passes(
     assert damage(data) == ()
     short = head + chunk(b"IDAT", zlib.compress(bytes(expected - 1))) + chunk(b"IEND", b"")
     assert warnings(short) in [("missing_rows",), "refused"]
+
+
+def test_rows_that_no_pixel_needs_are_not_inflated() -> None:
+    compressor = zlib.compressobj()
+    data = png(b"".join([*(compressor.compress(bytes(1 << 20)) for _ in range(64)), compressor.flush()]))
+    tracemalloc.start()
+    try:
+        assert damage(data) == ()  # its last row is black, so the rows are counted
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20  # bytes, of 64 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_png_without_its_end_has_a_warning() -> None:
