@@ -111,7 +111,8 @@ def damage(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, ...]:
     """The warnings that `decode` gives for `data`, without a model. Raises what `decode` raises."""
     image = _open(data, max_pixels)
     try:
-        image.draft(None, (1, 1))  # damage shows at any scale
+        if integrity.can_be_scaled(data, image):
+            image.draft(None, (1, 1))  # damage shows at any scale
         return integrity.load(image, data)[1]
     except MemoryError:
         raise

@@ -61,6 +61,7 @@ def _palette_is_short(image: Image.Image) -> bool:
 _NEXT_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frame headers
 _PROGRESSIVE_SOF = {0xC2, 0xC6, 0xCA, 0xCE}
+_SUPPORTED_SOF = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
 _DHT, _SOS, _EOI = 0xC4, 0xDA, 0xD9
 _MAX_SEGMENTS = 10_000  # far more than a real file has, but a crafted file can have millions
 _LONGEST_DHT = 8 * (17 + 256)  # bytes of all tables that a JPEG can have at a time
@@ -74,16 +75,34 @@ _UNKNOWN_SUBSAMPLING = "tjDecompressHeader"  # the error for one that TurboJPEG 
 _NOT_DAMAGE = ("could not create", "Insufficient memory", "Invalid SOS parameters for sequential JPEG")
 
 
+def can_be_scaled(data: bytes, image: Image.Image) -> bool:
+    """Whether `data`, which Pillow opened as `image`, is a JPEG that can be decoded at a part of its size.
+
+    simplejpeg writes beyond the end of its buffer when it is asked to scale a lossless JPEG, which libjpeg cannot
+    scale. For the same reason the size that libjpeg reads must be the one that Pillow has read and limited.
+    """
+    for marker, start, end in _segments(data):
+        if marker in _SOF and end - start >= 9:
+            height, width = struct.unpack_from(">HH", data, start + 5)
+            sizes = [(-(-width // scale), -(-height // scale)) for scale in (1, 2, 4, 8)]
+            return marker in _SUPPORTED_SOF and image.size in sizes
+    return False
+
+
 def _load_jpeg(image: Image.Image, data: bytes) -> Loaded:
     cut_between_scans = scans_are_missing(data)
     plain = image.mode in ("L", "RGB") and max(image.size) >= _SMALLEST_SCALABLE
-    if plain and not cut_between_scans:
+    safe = can_be_scaled(data, image)
+    if plain and safe and not cut_between_scans:
         decoded = _decoded_without_warning(data, image)
         if decoded is not None:
             return decoded, ("damaged_data",) if _has_impossible_zeros(data) else ()
     image.load()
     found = ("missing_scans",) if cut_between_scans else ()
-    return image, (*found, "damaged_data") if _is_damaged(data, image) or _has_impossible_zeros(data) else found
+    damaged = _is_damaged(data) if safe else None
+    if damaged is None:
+        damaged = _ends_in_grey(image)
+    return image, (*found, "damaged_data") if damaged or _has_impossible_zeros(data) else found
 
 
 def _decoded_without_warning(data: bytes, image: Image.Image) -> Image.Image | None:
@@ -114,8 +133,8 @@ def _scratch(size: int) -> bytearray | None:
     return buffer
 
 
-def _is_damaged(data: bytes, image: Image.Image) -> bool:
-    """Whether libjpeg has a warning about the entropy-coded data of `image`, which has been decoded.
+def _is_damaged(data: bytes) -> bool | None:
+    """Whether libjpeg has a warning about the entropy-coded data. None if simplejpeg cannot read the file.
 
     The metadata is left out, so that the only warnings are about pixels. The smallest scale is enough, because every
     code is read at any scale.
@@ -124,7 +143,7 @@ def _is_damaged(data: bytes, image: Image.Image) -> bool:
         simplejpeg.decode_jpeg(_without_metadata(data), "gray", min_height=1, min_width=1, strict=True)
     except (ValueError, RuntimeError) as error:
         if str(error).startswith(_UNKNOWN_SUBSAMPLING):
-            return _ends_in_grey(image)
+            return None
         return not str(error).startswith(_NOT_DAMAGE)
     return False
 

@@ -11,6 +11,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -136,6 +137,40 @@ def test_a_jpeg_of_unusual_subsampling_that_was_cut_has_a_warning(subsampling: s
     assert damage(data) == ()
     for place in range(first_scan(data), len(data) - len(data) // 8, 100):
         assert warnings(data[:place] + END) == ("damaged_data",)
+
+
+def segment(marker: int, contents: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(contents)) + contents
+
+
+def lossless_jpeg(width: int, height: int) -> bytes:
+    """A lossless JPEG of one grey. Its only Huffman code is a zero bit: no difference from the pixel before."""
+    frame = struct.pack(">BHHB", 8, height, width, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
+    scan = bytes([3, 1, 0, 2, 0, 3, 0]) + bytes([1, 0, 0])
+    tables = bytes([0]) + bytes([1] + [0] * 15) + bytes([0])
+    head = b"\xff\xd8" + segment(0xC3, frame) + segment(0xC4, tables) + segment(0xDA, scan)
+    return head + bytes(width * height * 3 // 8) + END
+
+
+def test_a_lossless_jpeg_is_never_given_to_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    # which would end the process: it writes the whole image into a buffer for an eighth of it
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
+    data = lossless_jpeg(800, 800)
+    np.testing.assert_array_equal(pixels(data, 1), np.full((800, 800, 3), 128))
+    assert damage(data) == damage(data[:-1000] + END) == ()  # its data cannot be judged
+    with pytest.raises(ImageError):  # by Pillow, which does not scale it
+        decode(data, Geometry(((64, 64),), 64, 64))
+    hidden = segment(0xE0, lossless_jpeg(8, 8)) + segment(0xC0, b"")  # a frame header that is too short to be one
+    warnings(data[:2] + hidden + data[2:])
+
+
+def test_a_second_frame_header_does_not_change_the_size_that_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pillow believes the last one, libjpeg refuses the second
+    data = encoded(photo(64, 48))
+    frame = data.index(b"\xff\xc0")
+    large = data[frame : frame + 5] + struct.pack(">HH", 60_000, 60_000) + data[frame + 9 : frame + 19]
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
+    assert warnings(data[:frame] + large + data[frame:]) == "refused"
 
 
 @settings(max_examples=40, deadline=None)
