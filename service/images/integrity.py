@@ -99,10 +99,9 @@ def _load_jpeg(image: Image.Image, data: bytes) -> Loaded:
             return decoded, ("damaged_data",) if _has_impossible_zeros(data) else ()
     image.load()
     found = ("missing_scans",) if cut_between_scans else ()
-    damaged = _is_damaged(data) if safe else None
-    if damaged is None:
-        damaged = _ends_in_grey(image)
-    return image, (*found, "damaged_data") if damaged or _has_impossible_zeros(data) else found
+    if safe and (_is_damaged(data, image) or _has_impossible_zeros(data)):
+        return image, (*found, "damaged_data")
+    return image, found
 
 
 def _decoded_without_warning(data: bytes, image: Image.Image) -> Image.Image | None:
@@ -133,8 +132,8 @@ def _scratch(size: int) -> bytearray | None:
     return buffer
 
 
-def _is_damaged(data: bytes) -> bool | None:
-    """Whether libjpeg has a warning about the entropy-coded data. None if simplejpeg cannot read the file.
+def _is_damaged(data: bytes, image: Image.Image) -> bool:
+    """Whether libjpeg has a warning about the entropy-coded data of `image`, which has been decoded.
 
     The metadata is left out, so that the only warnings are about pixels. The smallest scale is enough, because every
     code is read at any scale.
@@ -143,7 +142,7 @@ def _is_damaged(data: bytes) -> bool | None:
         simplejpeg.decode_jpeg(_without_metadata(data), "gray", min_height=1, min_width=1, strict=True)
     except (ValueError, RuntimeError) as error:
         if str(error).startswith(_UNKNOWN_SUBSAMPLING):
-            return None
+            return _ends_in_grey(image)
         return not str(error).startswith(_NOT_DAMAGE)
     return False
 
