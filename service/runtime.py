@@ -23,6 +23,7 @@ from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import ModelRefusedError
 from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
 from service.images.cost import LIGHT_BYTES
+from service.images.decode import DamagedImageError
 from service.images.drawing import Drawing
 from service.keys import Keys
 from service.models.catalogue import Catalogue, ServedModel
@@ -62,6 +63,7 @@ class Inference(NamedTuple):
     width, height  of the upright image, in pixels
     result         boxes in pixels of the upright image
     seconds        by stage: read, decode, queue, inference, and total since admission
+    warnings       words of `integrity.WARNINGS`, if the image is damaged or incomplete
     """
 
     image_id: str
@@ -69,6 +71,7 @@ class Inference(NamedTuple):
     height: int
     result: Result
     seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 class Runtime:
@@ -213,10 +216,13 @@ class Runtime:
         when_gone: Callable[[Callable[[], object]], None],
         owner: str,
         image_id: str | None = None,
+        strict: bool = False,
     ) -> Inference:
         """What `model` finds in the image file `data`, whose SHA-256 is `image_id` if already known.
 
-        `owner` may ask for this upload again. `when_gone` registers a callback for the client's disconnect.
+        `owner` may ask for this upload again. `when_gone` registers a callback for the client's disconnect. With
+        `strict`, a damaged or incomplete image is an error; this is checked at the end, because requests with and
+        without `strict` share a task.
 
         Raises TooLateError, ClientGoneError, ImageError, TooMuchMemoryError or EngineFailedError.
         """
@@ -243,12 +249,16 @@ class Runtime:
         except EngineFailedError as error:
             self.metrics.failed.labels("out_of_memory" if isinstance(error, NoMemoryLeftError) else "engine").inc()
             raise
+        for word in answer.warnings:
+            self.metrics.image_warnings.labels(word).inc()
+        if strict and answer.warnings:
+            raise DamagedImageError(answer.warnings)
         self.recent.add(answer.digest, data, owner)
         seconds = {"read": read, "decode": answer.decode, "queue": answer.queue, "inference": answer.inference}
         for stage, took in seconds.items():
             self.metrics.stage[stage].observe(took)
         seconds["total"] = time.perf_counter() - admitted.since
-        return Inference(answer.digest, answer.width, answer.height, answer.result, seconds)
+        return Inference(answer.digest, answer.width, answer.height, answer.result, seconds, answer.warnings)
 
     async def drawn(
         self,

@@ -15,6 +15,7 @@ from service.engine.engine import Result
 from service.engine.model import Card
 from service.http import npz
 from service.http.schemas import DetectQuery, ProposalsQuery
+from service.images.integrity import WARNINGS
 from service.runtime import Inference
 from service.telemetry.metrics import Metrics
 
@@ -24,6 +25,7 @@ PIXEL_DECIMALS = (
     3  # no detector is more accurate than that; unrounded float32 values would double the size of the answer
 )
 SCORE_DECIMALS = 6
+REMEDY = "Objects may be missed or invented. Send the original file."
 
 
 def detections(inference: Inference, card: Card, query: DetectQuery) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def response(answer: dict[str, Any], inference: Inference, card: Card, media_typ
 
 
 def encoded_response(body: bytes, inference: Inference, media_type: str, began: float, metrics: Metrics) -> Response:
-    """A response with `body` and, in its header, the time of every stage.
+    """A response with `body` and, in its header, the time of every stage and any warnings about the image.
 
     began  `time.perf_counter()` when encoding began
     """
@@ -68,7 +70,10 @@ def encoded_response(body: bytes, inference: Inference, media_type: str, began: 
     metrics.stage["encode"].observe(took)
     stages = {**inference.seconds, "encode": took}
     timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())
-    return Response(body, media_type=media_type, headers={"Server-Timing": timing})
+    headers = {"Server-Timing": timing}
+    if inference.warnings:
+        headers["Image-Warnings"] = ", ".join(inference.warnings)
+    return Response(body, media_type=media_type, headers=headers)
 
 
 @lru_cache(64)
@@ -94,12 +99,16 @@ def to_json(answer: dict[str, Any]) -> bytes:
 
 
 def to_npz(answer: dict[str, Any], card: Card) -> bytes:
-    """The members of the JSON answer except timing, plus the labels' indices. Nested names are joined by `_`."""
+    """The members of the JSON answer except timing, plus the labels' indices. Nested names are joined by `_`.
+
+    Of the warnings only the words are included.
+    """
     members: dict[str, Any] = {}
     for name, value in answer.items():
         inner = {f"{name}_{each}": value[each] for each in value} if isinstance(value, dict) else {name: value}
         members |= {} if name == "timing" else inner
     arrays = {name: np.float32(value) if isinstance(value, np.ndarray) else value for name, value in members.items()}
+    arrays["warnings"] = np.array([each["reason"] for each in answer["warnings"]], dtype=np.str_)
     if "labels" in answer:
         arrays["labels"] = np.array(answer["labels"], dtype=np.str_)
         arrays["label_indices"] = np.array([card.labels.index(label) for label in answer["labels"]], dtype=np.int64)
@@ -110,7 +119,13 @@ def _head(inference: Inference, card: Card) -> dict[str, Any]:
     return {
         "image": {"id": inference.image_id, "width": inference.width, "height": inference.height},
         "model": {"name": card.name, "version": card.version},
+        "warnings": image_warnings(inference.warnings),
     }
+
+
+def image_warnings(words: tuple[str, ...]) -> list[dict[str, str]]:
+    """The member `warnings` of an answer, or of the problem with which `strict` replaces it."""
+    return [{"reason": word, "detail": f"The image is damaged: {WARNINGS[word]}. {REMEDY}"} for word in words]
 
 
 def _proposals(result: Result, query: ProposalsQuery) -> dict[str, Any]:

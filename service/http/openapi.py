@@ -11,7 +11,8 @@ from service.http import gate, npz
 from service.http.schemas import ProblemAnswer
 
 PROBLEMS = {
-    400: "Not an image, a broken image, or a body that cannot be read",
+    400: "Not an image, a broken image, or a body that cannot be read. With strict=true also an image that is damaged "
+    "but can be decoded; reason is damaged_image",
     401: "No valid key; the service asks for one (header Authorization: Bearer KEY, or X-API-Key: KEY)",
     404: "Unknown model, version or image id",
     408: "The body did not arrive in time",
@@ -44,6 +45,13 @@ SERVER_TIMING = {
     "Server-Timing": {
         "description": "milliseconds in each stage: read, decode, queue (waiting for a decoding thread and for an "
         "engine), inference, total (from admission to the result), encode; for example `queue;dur=1.25, …`",
+        "schema": {"type": "string"},
+    }
+}
+IMAGE_WARNINGS = {
+    "Image-Warnings": {
+        "description": "only for a damaged or incomplete image: the `reason` of each of the answer's `warnings`, "
+        "separated by commas",
         "schema": {"type": "string"},
     }
 }
@@ -119,6 +127,7 @@ NPZ = {
             "format": "binary",
             "description": "read it with `numpy.load(io.BytesIO(body))`. It holds the members of the JSON answer "
             "except timing as arrays, with float32 numbers. A nested member has both names, such as `proposals_boxes`. "
+            "`warnings` holds the words. "
             "`label_indices` start at 0",
         }
     }

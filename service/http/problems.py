@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 
 from service.admission import OverloadedError, TimeoutTooLongError
 from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
-from service.images.decode import ImageError, TooManyPixelsError
+from service.http.answers import image_warnings
+from service.images.decode import DamagedImageError, ImageError, TooManyPixelsError
 from service.images.drawing import SideTooLongError
 from service.models.choice import NoDefaultModelError, UnknownModelError
 from service.queue.memory import TooMuchMemoryError
@@ -102,6 +103,8 @@ def _bad_image(error: ImageError) -> Problem:
     detail = f"{subject}. {error.remedy}"
     if isinstance(error, TooManyPixelsError):
         return Problem(413, "too_many_pixels", detail, more={"limit_pixels": error.limit})
+    if isinstance(error, DamagedImageError):
+        return Problem(400, "damaged_image", detail, more={"warnings": image_warnings(error.warnings)})
     return Problem(400, "not_an_image", detail)
 
 

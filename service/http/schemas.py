@@ -44,6 +44,11 @@ class ProposalsQuery(ModelQuery):
         description="bulk requests yield to interactive ones and may use only half of MAX_IN_FLIGHT; requests for a "
         "drawn image always count as bulk",
     )
+    strict: bool = Field(
+        False,
+        description="refuse an image that is damaged or incomplete with 400 (reason `damaged_image`), instead of "
+        "answering for what can be decoded, with `warnings`",
+    )
 
 
 class RecentQuery(ProposalsQuery):
@@ -80,6 +85,15 @@ class Image(BaseModel):
     height: int
 
 
+class ImageWarning(BaseModel):
+    """What is wrong with an image that could be decoded although it is damaged or incomplete."""
+
+    reason: Literal[
+        "damaged_data", "missing_scans", "missing_rows", "missing_end", "unknown_colours", "wrong_checksum"
+    ] = Field(description="a fixed word, for programs")
+    detail: str = Field(description="the fault and the remedy")
+
+
 class ModelId(BaseModel):
     name: str
     version: int
@@ -105,6 +119,7 @@ class DetectAnswer(BaseModel):
 
     image: Image
     model: ModelId
+    warnings: list[ImageWarning] = Field(description="empty unless the image is damaged or incomplete")
     boxes: list[Box]
     scores: list[float]
     labels: list[str]
@@ -117,6 +132,7 @@ class ProposalsAnswer(Proposals):
 
     image: Image
     model: ModelId
+    warnings: list[ImageWarning] = Field(description="empty unless the image is damaged or incomplete")
     timing: Timing
 
 

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
-from service.images import parts
-from service.images.fit import Canvas, Fit, Geometry, fit
+from service.images import integrity, parts
+from service.images.fit import Canvas, Geometry, fit
 from service.images.interpolate import interpolate_rows
 from service.images.upright import TRANSPOSE, resized, rgb, rows_reader, swapped
 
@@ -57,6 +56,16 @@ class NotAnImageError(ImageError):
     """The bytes are not an image in one of FORMATS, or the image is broken."""
 
 
+class DamagedImageError(ImageError):
+    """The image can be decoded, but it has `warnings`, words of `integrity.WARNINGS`, and the client wants none."""
+
+    def __init__(self, warnings: tuple[str, ...]) -> None:
+        faults = "; ".join(integrity.WARNINGS[word] for word in warnings)
+        remedy = "Send the original file. Without strict=true this one is answered, with a warning."
+        super().__init__(f"it is damaged or incomplete: {faults}", remedy)
+        self.warnings = warnings
+
+
 class TooManyPixelsError(ImageError):
     """The image has more than `limit` pixels."""
 
@@ -68,7 +77,7 @@ class TooManyPixelsError(ImageError):
 def decode(
     data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS, before_pixels: HeaderCheck | None = None
 ) -> Canvas:
-    """The image in `data`, upright, RGB, resized for the model.
+    """The image in `data`, upright, RGB, resized for the model, with warnings if parts of it are missing or damaged.
 
     before_pixels  called with the header before any pixel is decoded; it may raise an error of its own
 
@@ -78,7 +87,7 @@ def decode(
     if before_pixels:
         before_pixels(image)
     try:
-        return _decode(image, geometry)
+        return _decode(_on_screen(image), data, geometry)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types of exception for crafted files
@@ -91,8 +100,22 @@ def upright(data: bytes, max_pixels: int = MAX_PIXELS, before_pixels: HeaderChec
     if before_pixels:
         before_pixels(image)
     try:
+        image = _on_screen(image)
         image.load()
         return rgb(image, _orientation(image))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image) from error
+
+
+def damage(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, ...]:
+    """The warnings that `decode` gives for `data`, without a model. Raises what `decode` raises."""
+    image = _open(data, max_pixels)
+    try:
+        if integrity.can_be_scaled(data, image):
+            image.draft(None, (1, 1))  # damage shows at any scale
+        return integrity.load(_on_screen(image), data)[1]
     except MemoryError:
         raise
     except Exception as error:
@@ -125,38 +148,51 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
+def _on_screen(image: Image.Image) -> Image.Image:
+    """A GIF's first frame on a white screen, where the frame is smaller than the screen and has no transparent colour.
+
+    Pillow fills the rest with the first colour of the palette. If the frame has a transparent colour, Pillow fills it
+    with that, which becomes white like any transparent pixel. Any other image is returned as it is.
+    """
+    assert isinstance(image, ImageFile.ImageFile)
+    frame = image.tile[0].extents if image.tile else None
+    if image.format != "GIF" or frame in (None, (0, 0, *image.size)) or "transparency" in image.info:
+        return image
+    screen = Image.new("RGB", image.size, "white")
+    screen.format = image.format
+    screen.paste(image.crop(frame).convert("RGB"), frame)
+    return screen
+
+
 def _broken(image: Image.Image) -> NotAnImageError:
     return NotAnImageError(f"the {image.format} data is broken or cut short", "Send the whole file, or save it again.")
 
 
-def _decode(image: Image.Image, geometry: Geometry) -> Canvas:
+def _decode(image: Image.Image, data: bytes, geometry: Geometry) -> Canvas:
     if image.format == "PNG":  # its EXIF data may follow the pixels, so reading it decodes them
         image.load()
     orientation = _orientation(image)
     width, height = swapped(image.size, orientation)
     target = fit(width, height, geometry)
-    resize = _antialiased if geometry.antialias else _interpolated
-    return Canvas(resize(image, orientation, target), target.canvas, width, height)
+    kept = _draft(image, swapped((target.width, target.height), orientation)) if geometry.antialias else image.size
+    image, warnings = integrity.load(image, data)
+    decoded = swapped(image.size, orientation)
+    if geometry.antialias:
+        box = _box_after_turning(decoded, kept, orientation)
+        pixels = np.asarray(resized(image, orientation, (target.width, target.height), box))
+    else:
+        rows = rows_reader(image, orientation)
+        pixels = interpolate_rows(rows, decoded[::-1], target.height, target.width)
+    return Canvas(pixels, target.canvas, width, height, warnings)
 
 
-def _antialiased(image: Image.Image, orientation: int, target: Fit) -> NDArray[np.uint8]:
-    """The upright pixels at the target size, resized by Pillow's filter, which averages over all pixels."""
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time. `draft` picks the smallest scale
-    # that is not below the requested size.
-    size = target.width, target.height
-    drafted = image.draft(None, swapped(size, orientation))
-    kept = drafted[1][2:] if drafted else image.size
-    image.load()
-    # Turn before resizing, so that a turned file yields exactly the same pixels as the upright one.
-    box = _box_after_turning(swapped(image.size, orientation), kept, orientation)
-    return np.asarray(resized(image, orientation, size, box))
+def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float]:
+    """Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time, but not below `size`.
 
-
-def _interpolated(image: Image.Image, orientation: int, target: Fit) -> NDArray[np.uint8]:
-    """The upright pixels at the target size, resized as torchvision's detectors do."""
-    image.load()
-    width, height = swapped(image.size, orientation)
-    return interpolate_rows(rows_reader(image, orientation), (height, width), target.height, target.width)
+    Returns the width and height of the original on the decoded image, which may be fractions.
+    """
+    drafted = image.draft(None, size)
+    return drafted[1][2:] if drafted else image.size
 
 
 def _orientation(image: Image.Image) -> int:

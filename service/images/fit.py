@@ -45,12 +45,14 @@ class Canvas:
     pixels         uint8 [h, w, 3], upright RGB at the model's scale, for the top left of the canvas
     size           the canvas (H, W)
     width, height  of the upright original
+    warnings       words of `integrity.WARNINGS`, if the file is damaged or incomplete
     """
 
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
     width: int
     height: int
+    warnings: tuple[str, ...] = ()
 
 
 def fit(width: int, height: int, geometry: Geometry) -> Fit:

@@ -45,12 +45,13 @@ class BatchKey(NamedTuple):
 
 
 class TimedResult(NamedTuple):
-    """An image's result, its SHA-256, the upright image's size, and the seconds that each stage took."""
+    """An image's result, its SHA-256, the upright image's size, the warnings, and the seconds that each stage took."""
 
     result: Result
     digest: str
     width: int
     height: int
+    warnings: tuple[str, ...]
     decode: float
     queue: float
     inference: float
@@ -128,6 +129,7 @@ class Task:
             self.digest or "",
             self.canvas.width,
             self.canvas.height,
+            self.canvas.warnings,
             decode=max(0.0, self.decode_ended - max(arrived, self.decode_began)),
             queue=max(0.0, self.decode_began - arrived) + max(0.0, self.run_began - max(arrived, self.decode_ended)),
             inference=self.run_ended - max(arrived, self.run_began),

@@ -129,6 +129,11 @@ class Metrics:
             "those dropped in stage read or queue cost no inference",
             ("reason", "stage"),
         )
+        self.image_warnings = self._counter(
+            "image_warnings_total",
+            "Images that were decoded although they are damaged or incomplete; with strict=true they are also refused",
+            ("reason",),
+        )
         self.shared = self._counter(
             "shared_total", "Requests that shared the inference of another request in flight for the same image"
         )

@@ -15,7 +15,8 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.faults import Fault, refuse
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.sources import open_dataset
-from service.images.decode import FORMATS
+from service.images.decode import FORMATS, damage
+from service.images.integrity import WARNINGS
 
 FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the first split and file with these bytes
 
@@ -60,9 +61,9 @@ def summary(faults: Sequence[Fault]) -> str:
 def check_images(dataset: FolderDataset, workers: int, first_files: FirstFiles | None = None) -> list[Fault]:
     """Decodes every image in `workers` threads; the decoders release Python's global lock while they work.
 
-    An image that cannot be trained on causes an error and is removed from the data set. A file name with the extension
-    of another format causes a warning, and so does a file with the same bytes as another one, in this split or in a
-    split that was checked before with the same `first_files`.
+    An image that cannot be trained on causes an error and is removed from the data set. These cause warnings: an image
+    that can be decoded although it is damaged, a file name with the extension of another format, and a file with the
+    same bytes as another one, in this split or in a split that was checked before with the same `first_files`.
     """
     results = thread_map(
         lambda index: _decode(dataset, index),
@@ -118,7 +119,17 @@ def _decode(dataset: FolderDataset, index: int) -> _Result:
     decoded = dataset.decode(index, data)
     if isinstance(decoded, Fault):
         return _Result(False, "", [decoded])
-    return _Result(True, hashlib.sha256(data).hexdigest(), _format_faults(where, path, data))
+    faults = _format_faults(where, path, data) + _damage(where, path, data)
+    return _Result(True, hashlib.sha256(data).hexdigest(), faults)
+
+
+def _damage(where: str, path: Path, data: bytes) -> list[Fault]:
+    """Warnings about an image that can be decoded, although some of its pixels are missing or wrong."""
+    remedy = "replace it with the original file, or remove it from the list"
+    return [
+        Fault("damaged image", where, f"{path.name} is damaged: {WARNINGS[word]}", remedy, warning=True)
+        for word in damage(data)
+    ]
 
 
 def _format_faults(where: str, path: Path, data: bytes) -> list[Fault]:

@@ -34,7 +34,7 @@ OFFERED = (answers.JSON, npz.MEDIA_TYPE, *IMAGES)
         200: {
             "model": DetectAnswer,
             "content": dict.fromkeys(IMAGES, openapi.IMAGE) | openapi.NPZ,
-            "headers": openapi.SERVER_TIMING,
+            "headers": openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS,
         },
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
@@ -53,17 +53,18 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     # A drawn image takes longer to make and to send than all the rest, and is looked at by a person.
     bulk = query.priority == "bulk" or media_type in IMAGES
     examined = runtime.admission.examine(query.timeout, bulk, client(request.scope))
+    gone = partial(when_gone, request)
     with model.in_use():
         data = await uploads.read(request, runtime.settings, request.app.state.traffic)
         admitted = until_sent(request).enter_context(runtime.admission.admit(examined, len(data)))
-        inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request), owner(request.scope))
+        inference = await runtime.infer(data, model, False, admitted, gone, owner(request.scope), strict=query.strict)
         answer = answers.detections(inference, card, query)
         count(answer["labels"], card, metrics)
         if media_type not in IMAGES:
             return answers.response(answer, inference, card, media_type, metrics)
         began = time.perf_counter()
         drawing = Drawing(data, max_pixels, answer, card.labels, media_type)
-        drawn = await runtime.drawn(inference, admitted, drawing, partial(when_gone, request))
+        drawn = await runtime.drawn(inference, admitted, drawing, gone)
         return answers.encoded_response(drawn, inference, media_type, began, metrics)
 
 

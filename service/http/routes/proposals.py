@@ -26,7 +26,11 @@ OFFERED = (answers.JSON, npz.MEDIA_TYPE)
     summary="Region proposals of an image",
     openapi_extra=openapi.upload("proposals"),
     responses={
-        200: {"model": ProposalsAnswer, "content": openapi.NPZ, "headers": openapi.SERVER_TIMING},
+        200: {
+            "model": ProposalsAnswer,
+            "content": openapi.NPZ,
+            "headers": openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS,
+        },
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
 )
@@ -39,7 +43,11 @@ async def post_proposals(request: Request, query: Annotated[ProposalsQuery, Quer
     "/proposals",
     summary="Region proposals of a recent upload",
     responses={
-        200: {"model": ProposalsAnswer, "content": openapi.NPZ, "headers": openapi.SERVER_TIMING},
+        200: {
+            "model": ProposalsAnswer,
+            "content": openapi.NPZ,
+            "headers": openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS,
+        },
         **openapi.problems(400, 404, 422, 429, 500, 503, 504),
     },
 )
@@ -68,7 +76,8 @@ async def propose(request: Request, query: ProposalsQuery, image_id: str | None 
         else:
             data = await uploads.read(request, runtime.settings, traffic)
         admitted = until_sent(request).enter_context(runtime.admission.admit(examined, len(data)))
-        inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), sender, image_id)
+        gone = partial(when_gone, request)
+        inference = await runtime.infer(data, model, True, admitted, gone, sender, image_id, query.strict)
         answer = answers.proposals(inference, model.card, query)
         media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
         return answers.response(answer, inference, model.card, media_type, runtime.metrics)

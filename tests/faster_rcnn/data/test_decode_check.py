@@ -85,6 +85,26 @@ def test_mislabelled_and_duplicate_images_cause_warnings(tmp_path: Path) -> None
     ]
 
 
+def test_damaged_images_cause_warnings_and_stay_in_the_data_set(tmp_path: Path) -> None:
+    write_image(tmp_path / "whole.jpg")
+    write_image(tmp_path / "cut.jpg", colour="blue")
+    data = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[:-20] + b"\xff\xd9")
+    write_image(tmp_path / "checksum.png", kind="PNG")
+    data = (tmp_path / "checksum.png").read_bytes()
+    (tmp_path / "checksum.png").write_bytes(data[:-13] + bytes([data[-13] ^ 1]) + data[-12:])  # 12 bytes of IEND
+    images = [image_entry(place, name) for place, name in enumerate(["whole.jpg", "cut.jpg", "checksum.png"])]
+    dataset = open_dataset(write_coco_folder(tmp_path, images, [annotation_entry(1, 0)]), "train")
+    faults = check_before_training([dataset], workers=2)
+    assert [(fault.kind, fault.warning) for fault in faults] == [("damaged image", True)] * 2
+    cut, checksum = map(str, faults)
+    assert "train.json:3:1: warning: cut.jpg is damaged: the JPEG data is damaged or ends early" in cut
+    assert "train.json:4:1: warning: checksum.png is damaged: a checksum of the PNG file" in checksum
+    assert "replace it with the original file" in cut
+    assert summary(faults) == "2 × damaged image"
+    assert len(dataset) == 3
+
+
 @real
 def test_every_hostile_image_that_passes_the_check_can_be_read(tmp_path: Path) -> None:
     files = [file for file in sorted(ABUSE.rglob("*")) if file.is_file() and file.stat().st_size < 200_000][::5]

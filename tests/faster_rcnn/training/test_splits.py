@@ -64,6 +64,17 @@ def test_a_broken_image_stops_the_run_or_is_left_out(
     assert f"faulty data is left out; faster-rcnn check --data coco:{tmp_path} lists all" in printed
 
 
+def test_damaged_images_are_counted_and_used(
+    record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "train" / "000002.png"
+    file.write_bytes(file.read_bytes()[:-12])  # without IEND
+    assert len(open_splits(record)[0]) == 3
+    assert (
+        "the data has 1 × damaged image; none of them prevents training; faster-rcnn check" in capsys.readouterr().out
+    )
+
+
 def test_only_schedules_that_make_proposals_beforehand_limit_generated_images(tmp_path: Path) -> None:
     options = {"data": "shapes", "batch_size": 2, "iterations": 4}
     joint = begin_run(tmp_path, options, "", "cpu")

@@ -82,6 +82,20 @@ def test_the_answer_names_the_image_the_model_and_the_time_of_each_stage():
     }  # fmt: skip
 
 
+def test_warnings_are_listed_with_their_details_in_json_and_as_words_in_npz():
+    damaged = INFERENCE._replace(warnings=("missing_scans", "damaged_data"))
+    for answer in (
+        answers.detections(damaged, CARD, DetectQuery()),
+        answers.proposals(damaged, CARD, ProposalsQuery()),
+    ):
+        found = orjson.loads(answers.to_json(answer))["warnings"]
+        assert [each["reason"] for each in found] == ["missing_scans", "damaged_data"]
+        assert all(each["detail"].endswith("Send the original file.") for each in found)
+        members = np.load(io.BytesIO(answers.to_npz(answer, CARD)), allow_pickle=False)
+        assert members["warnings"].tolist() == ["missing_scans", "damaged_data"]
+    assert detect()["warnings"] == []
+
+
 def test_the_npz_answer_has_the_same_content_as_the_json_answer():
     answer = answers.detections(INFERENCE, CARD, DetectQuery(proposals=True))
     with np.load(io.BytesIO(answers.to_npz(answer, CARD)), allow_pickle=False) as file:
@@ -89,7 +103,7 @@ def test_the_npz_answer_has_the_same_content_as_the_json_answer():
     json = orjson.loads(answers.to_json(answer))
     assert set(members) == {
         "image_id", "image_width", "image_height", "model_name", "model_version",
-        "boxes", "scores", "labels", "label_indices", "proposals_boxes", "proposals_scores",
+        "boxes", "scores", "labels", "label_indices", "proposals_boxes", "proposals_scores", "warnings",
     }  # fmt: skip
     assert {
         name: array.dtype for name, array in members.items() if "boxes" in name or "scores" in name

@@ -5,7 +5,7 @@ from service.admission import OverloadedError, TimeoutTooLongError
 from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemoryLeftError
 from service.http import problems
 from service.http.problems import Problem
-from service.images.decode import ImageError, TooManyPixelsError
+from service.images.decode import DamagedImageError, ImageError, TooManyPixelsError
 from service.images.drawing import SideTooLongError
 from service.models.choice import NoDefaultModelError, UnknownModelError
 from service.queue.memory import TooMuchMemoryError
@@ -28,6 +28,7 @@ from service.runtime import TooLateError
         (UnknownModelError("unknown"), 404, "unknown_model", None),
         (UnknownImageError(), 404, "unknown_image", None),
         (ImageError("it is a text", "Send an image."), 400, "not_an_image", None),
+        (DamagedImageError(("damaged_data",)), 400, "damaged_image", None),
         (TooManyPixelsError("30 x 20", 500), 413, "too_many_pixels", None),
         (TooMuchMemoryError(2, 1), 413, "too_much_memory", None),
         (TooLateError(1.5), 504, "deadline", None),
@@ -53,6 +54,8 @@ def test_each_error_has_its_status_and_reason(error, status, reason, retry_after
         (OverloadedError(7), "in 7 s"),
         (UnknownModelError("Unknown model. Available: a."), "Available: a."),
         (ImageError("it is a text", "Send an image."), "The upload is a text"),
+        (DamagedImageError(("missing_rows", "missing_end")), "the last row, so the missing rows are black"),
+        (DamagedImageError(("missing_rows", "missing_end")), "the PNG file has no end marker"),
         (TooLateError(1.5), "within 1.5 s"),
         (HTTPException(405, headers={"Allow": "POST"}), "Allowed: POST"),
     ],
