@@ -1,12 +1,13 @@
-"""GET / and GET /docs: a page for trying the service in a browser, and the API's documentation."""
+"""GET /, GET /docs and GET /openapi.json: a page for trying the service in a browser, and the API's documentation."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from service.http.answers import JSON, to_json
 from service.http.direct_route import DirectRoute
 
 router = APIRouter(include_in_schema=False, route_class=DirectRoute)
@@ -26,6 +27,11 @@ async def index() -> Response:
 @router.get("/docs")
 async def docs() -> Response:
     return page("docs.html")
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> Response:
+    return Response(to_json(request.app.openapi()), media_type=JSON)
 
 
 def page(name: str) -> Response:
