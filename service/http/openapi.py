@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.http import npz
+from service.http.query import without_null
 from service.http.schemas import ProblemAnswer
 
 PROBLEMS = {
@@ -150,17 +151,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         for operations in made["paths"].values():
             for operation in operations.values():
                 for parameter in operation.get("parameters", []):
-                    parameter["schema"] = _not_null(parameter["schema"])
+                    parameter["schema"] = without_null(parameter["schema"])
                 for response in operation["responses"].values():
                     response["headers"] = response.get("headers", {}) | REQUEST_ID
         app.openapi_schema = made
     return app.openapi_schema
-
-
-def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an optional parameter without null, because a query can omit a parameter but cannot send null."""
-    schema = dict(schema)
-    for kind in schema.pop("anyOf", []):
-        if kind != {"type": "null"}:
-            schema |= kind
-    return schema

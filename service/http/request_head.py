@@ -1,7 +1,8 @@
 """What the head of a request must fulfil before a route sees it: HTTP version, expectation, path and method.
 
 A path matches only as it is documented, byte for byte. Starlette's router decodes a path before it matches it, and its
-patterns ignore a final newline. It would also match /metrics%0a and /%6detrics, which evade a proxy's rule for /metrics.
+patterns ignore a final newline. It would also match /metrics%0a and /%6detrics, which evade a proxy's rule for
+/metrics.
 """
 
 from __future__ import annotations

@@ -10,16 +10,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LARGEST = 2**63 - 1  # of a whole number, which then fits 64 bits
+
 Box = Annotated[list[float], Field(min_length=4, max_length=4, examples=[[105.5, 61.25, 248.0, 190.75]])]
 
 
 # --- queries -----------------------------------------------------------------------------------------------------
 
 
-class VersionQuery(BaseModel):
+class NoQuery(BaseModel):
+    """No parameters."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: int | None = Field(None, ge=0, description="version of the model; default: the highest")
+
+class VersionQuery(NoQuery):
+    version: int | None = Field(None, ge=0, le=LARGEST, description="version of the model; default: the highest")
 
 
 class ModelQuery(VersionQuery):
@@ -30,7 +36,7 @@ class ModelQuery(VersionQuery):
 
 class ProposalsQuery(ModelQuery):
     max_proposals: int | None = Field(
-        None, ge=1, description="maximum number of proposals to return, best first; default: all"
+        None, ge=1, le=LARGEST, description="maximum number of proposals to return, best first; default: all"
     )
     timeout: float | None = Field(
         None,
@@ -60,7 +66,7 @@ class DetectQuery(ProposalsQuery):
         description="drop detections below this score; default: the model's threshold",
     )
     max_detections: int | None = Field(
-        None, ge=1, description="maximum number of detections to return, best first; default: all"
+        None, ge=1, le=LARGEST, description="maximum number of detections to return, best first; default: all"
     )
     label: list[str] = Field(
         [], description="return only these labels; repeat the parameter for several: `label=circle&label=star`"

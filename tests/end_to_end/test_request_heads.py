@@ -73,9 +73,11 @@ def test_a_path_with_anything_behind_it_is_unknown(server, path):
     [
         b"//metrics", b"///metrics", b"/./metrics", b"/x/../metrics", b"/%2e/metrics", b"/%2fmetrics", b"%2fmetrics",
         b"/METRICS", b"/Metrics", b"/%6detrics", b"/%6Detrics", b"/metric%73", b"/%256detrics", b"/\\metrics",
-        b"/;/metrics", b"/metrics%0a?x=1", b"metrics", b"*", b"x:443", b"//x/metrics", b"http:/metrics", b"http:///metrics",
+        b"/;/metrics", b"/metrics%0a?x=1", b"metrics", b"*", b"x:443", b"//x/metrics", b"http:/metrics",
+        b"http:///metrics",
         b"ftp://x/metrics", b"http://x/metrics%0a", b"http://x//metrics", b"http://x/metrics/", b"/%ef%bc%8fmetrics",
-        b"/%c0%afmetrics", b"/%e2%84%b3etrics", b"/metrics%E2%80%8B", b"/models/", b"/models//shapes", b"/models/shapes/1",
+        b"/%c0%afmetrics", b"/%e2%84%b3etrics", b"/metrics%E2%80%8B", b"/models/", b"/models//shapes",
+        b"/models/shapes/1",
         b"/docs/oauth2-redirect", b"/redoc", b"/favicon.ico", b"/.git/config", b"/openapi.yaml",
     ],
 )  # fmt: skip
@@ -87,8 +89,10 @@ def test_another_spelling_of_a_path_is_unknown(server, target):
 @pytest.mark.parametrize(
     "name",
     [
-        b"shapes%0a", b"%0ashapes", b"shapes%00", b"%73hapes", b"shape%73", b".", b"..", b"sh%2Fapes", b"..%2fshapes", b"shapes%2f",
-        b"%2e%2e", b"%ff", b"%c0%ae", b"shapes%ff", b"%", b"%2", b"shapes%c2%85", b"%7f", b"shapes%0d%0aX:y", b'"', b"<a>",
+        b"shapes%0a", b"%0ashapes", b"shapes%00", b"%73hapes", b"shape%73", b".", b"..", b"sh%2Fapes", b"..%2fshapes",
+        b"shapes%2f",
+        b"%2e%2e", b"%ff", b"%c0%ae", b"shapes%ff", b"%", b"%2", b"shapes%c2%85", b"%7f",
+        b"shapes%0d%0aX:y", b'"', b"<a>",
     ],
 )  # fmt: skip
 def test_a_model_name_in_another_spelling_is_not_a_path(server, name):
@@ -101,7 +105,9 @@ def test_a_well_formed_name_of_no_model_is_an_unknown_model(server, name):
 
 
 @pytest.mark.parametrize("path", [b"/metrics/", b"/models/shapes/", b"//healthz", b"/nothing"])
-@pytest.mark.parametrize("host", [b"evil.example", b"x/healthz?", b"x@evil.example", b"x:99999", b"", b"a b", b"127.0.0.1\\@y"])
+@pytest.mark.parametrize(
+    "host", [b"evil.example", b"x/healthz?", b"x@evil.example", b"x:99999", b"", b"a b", b"127.0.0.1\\@y"]
+)
 def test_no_answer_redirects_or_repeats_the_host(server, path, host):
     status, headers, body = get(server, path, headers=b"Host: %b\r\nX-Forwarded-Host: evil.example\r\n" % host)
     assert status == 404
@@ -112,16 +118,25 @@ def test_no_answer_redirects_or_repeats_the_host(server, path, host):
 @pytest.mark.parametrize("path", [b"/", b"/docs", b"/models", b"/openapi.json", b"/readyz"])
 def test_a_forged_host_does_not_change_an_answer(server, path):
     plain = get(server, path)[2]
-    forged = b"Host: evil.example\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-Prefix: /evil\r\nForwarded: host=evil\r\n"
+    forged = (
+        b"Host: evil.example\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-Prefix: /evil\r\nForwarded: host=evil\r\n"
+    )
     assert get(server, path, headers=forged)[2] == plain
     assert get(server, b"http://evil.example" + path)[2] == plain
 
 
-ALLOWED = {b"/detect": "POST", b"/proposals": "GET, HEAD, POST", b"/metrics": "GET, HEAD", b"/models/shapes": "GET, HEAD"}
+ALLOWED = {
+    b"/detect": "POST",
+    b"/proposals": "GET, HEAD, POST",
+    b"/metrics": "GET, HEAD",
+    b"/models/shapes": "GET, HEAD",
+}
 
 
 @pytest.mark.parametrize("path", ALLOWED)
-@pytest.mark.parametrize("method", [b"OPTIONS", b"PUT", b"PATCH", b"DELETE", b"TRACE", b"CONNECT", b"get", b"Post", b"BREW"])
+@pytest.mark.parametrize(
+    "method", [b"OPTIONS", b"PUT", b"PATCH", b"DELETE", b"TRACE", b"CONNECT", b"get", b"Post", b"BREW"]
+)
 @pytest.mark.contract("3.9")
 def test_405_lists_every_method_of_the_path(server, path, method):
     assert refused(get(server, path, method), 405, "method")["allow"].upper() == ALLOWED[path]

@@ -53,7 +53,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
         inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request))
         answer = answers.detections(inference, card, query)
         count(answer["labels"], card, metrics)
-        media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
+        media_type = answers.preferred(",".join(request.headers.getlist("accept")), OFFERED)
         if media_type not in IMAGES:
             return answers.response(answer, inference, card, media_type, metrics)
         began = time.perf_counter()

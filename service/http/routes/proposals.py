@@ -64,5 +64,5 @@ async def propose(request: Request, query: ProposalsQuery, image_id: str | None 
             data = await uploads.read(request, runtime.settings, runtime.metrics)
         inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), image_id)
         answer = answers.proposals(inference, model.card, query)
-        media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
+        media_type = answers.preferred(",".join(request.headers.getlist("accept")), OFFERED)
         return answers.response(answer, inference, model.card, media_type, runtime.metrics)
