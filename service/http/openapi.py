@@ -69,6 +69,7 @@ BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
+                    "additionalProperties": False,
                     "properties": {
                         "image": {
                             "type": "string",
@@ -148,11 +149,21 @@ def document(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         made.setdefault("components", {}).setdefault("schemas", {})["ProblemAnswer"] = ProblemAnswer.model_json_schema()
+        longest: float = app.state.runtime.settings.request_timeout
         for operations in made["paths"].values():
             for operation in operations.values():
-                for parameter in operation.get("parameters", []):
-                    parameter["schema"] = without_null(parameter["schema"])
-                for response in operation["responses"].values():
-                    response["headers"] = response.get("headers", {}) | REQUEST_ID
+                _complete(operation, longest)
         app.openapi_schema = made
     return app.openapi_schema
+
+
+def _complete(operation: dict[str, Any], longest_timeout: float) -> None:
+    """Adds what the signature of a route does not tell, in place. `longest_timeout`: seconds."""
+    for parameter in operation.get("parameters", []):
+        parameter["schema"] = without_null(parameter["schema"])
+        if parameter["name"] == "timeout":
+            parameter["schema"]["maximum"] = longest_timeout
+        if parameter["name"] == "image_id":
+            parameter["required"] = True  # OpenAPI cannot describe a GET with a body, which would replace it
+    for response in operation["responses"].values():
+        response["headers"] = response.get("headers", {}) | REQUEST_ID

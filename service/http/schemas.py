@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 LARGEST = 2**63 - 1  # of a whole number, which then fits 64 bits
 
+# The name of a model or label in a query. query.py refuses control characters in every value.
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+
+Canvas = Annotated[list[int], Field(min_length=2, max_length=2)]
 Box = Annotated[list[float], Field(min_length=4, max_length=4, examples=[[105.5, 61.25, 248.0, 190.75]])]
 
 
@@ -31,7 +35,7 @@ class VersionQuery(NoQuery):
 class ModelQuery(VersionQuery):
     """Which model to use."""
 
-    model: str | None = Field(None, description="name of a served model; default: `default` in GET /models")
+    model: Text | None = Field(None, description="name of a served model; default: `default` in GET /models")
 
 
 class ProposalsQuery(ModelQuery):
@@ -68,7 +72,7 @@ class DetectQuery(ProposalsQuery):
     max_detections: int | None = Field(
         None, ge=1, le=LARGEST, description="maximum number of detections to return, best first; default: all"
     )
-    label: list[str] = Field(
+    label: list[Text] = Field(
         [], description="return only these labels; repeat the parameter for several: `label=circle&label=star`"
     )
     proposals: bool = Field(False, description="also return the proposals from which the detections were made")
@@ -135,7 +139,7 @@ class ModelAnswer(BaseModel):
     versions: list[int] = Field(description="all served versions, the default last")
     provider: str
     labels: list[str]
-    canvases: list[tuple[int, int]] = Field(description="height, width")
+    canvases: list[Canvas] = Field(description="height, width")
     score_threshold: float
     sha256: str
     metrics: dict[str, Any]

@@ -49,7 +49,7 @@ TAKEN = {
     "spaces": b'Content-Disposition:form-data ;  name = "image" ;filename=a',
     "no quotes": b"Content-Disposition: form-data; name=image; filename=a.png",
     "a media type instead": b'Content-Disposition: form-data; name="image"\r\nContent-Type: image/png',
-    "octet-stream instead": b"Content-Type: Application/Octet-Stream; a=b\r\nContent-Disposition: form-data; name=image",
+    "octet-stream instead": b"Content-Type: Application/Octet-Stream;a=b\r\nContent-Disposition: form-data; name=image",
     "another media type": NAMED + b"\r\nContent-Type: text/html",
     "binary": NAMED + b"\r\nContent-Transfer-Encoding: BINARY",
     "other headers": NAMED + b"\r\nContent-Length: 5\r\nX-A: b\r\nX-B: ",
