@@ -120,9 +120,16 @@ def _lying() -> Iterator[tuple[str, bytes]]:
     yield "png, no palette", png(4, 4, 8, 3, bytes(20))
     bmp = bytearray(encoded(RGB, "BMP"))
     for name, place, value in (
-        ("width", 18, -1), ("width", 18, 2**31 - 1), ("height", 22, -(2**31)), ("height", 22, -HEIGHT),
-        ("offset", 10, -1), ("compression", 30, 1), ("compression", 30, 99), ("colours", 46, 2**31 - 1), ("header", 14, 2**31 - 1),
-    ):  # fmt: skip
+        ("width", 18, -1),
+        ("width", 18, 2**31 - 1),
+        ("height", 22, -(2**31)),
+        ("height", 22, -HEIGHT),
+        ("offset", 10, -1),
+        ("compression", 30, 1),
+        ("compression", 30, 99),
+        ("colours", 46, 2**31 - 1),
+        ("header", 14, 2**31 - 1),
+    ):
         changed = bytearray(bmp)
         struct.pack_into("<i", changed, place, value)
         yield f"bmp, {name} {value}", bytes(changed)
