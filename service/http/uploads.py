@@ -34,7 +34,7 @@ _IMAGE_TYPE = re.compile(rb"image/[a-z0-9!#$&^_.+*-]+")
 
 
 def has_body(request: Request) -> bool:
-    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+    return "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > 0
 
 
 async def read(request: Request, settings: Settings, metrics: Metrics) -> bytes:
