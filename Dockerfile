@@ -8,7 +8,7 @@
 #   docker buildx imagetools inspect python:3.12-slim                 prints it
 #   docker build --build-arg BASE_DIGEST=sha256:… .
 ARG BASE_IMAGE=python:3.12-slim
-ARG BASE_DIGEST
+ARG BASE_DIGEST=
 FROM ${BASE_IMAGE}${BASE_DIGEST:+@}${BASE_DIGEST}
 
 ARG EXTRAS=cuda
