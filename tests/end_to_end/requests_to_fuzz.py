@@ -53,7 +53,7 @@ HEADERS = [
 @st.composite
 def files(draw: DrawFn) -> bytes:
     """The bytes of a file, often those of a valid one that has been damaged."""
-    data = draw(st.sampled_from(VALID) | st.sampled_from(VALID) | st.sampled_from(HOSTILE) | st.binary(max_size=200))
+    data = draw(st.binary(max_size=200) | st.sampled_from(VALID) | st.sampled_from(HOSTILE))
     return draw(damaged(data))
 
 

@@ -30,17 +30,17 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.end_to_end.conftest import Server, encoded, scene
+from tests.end_to_end.conftest import Server, encoded, eventually, scene
 from tests.end_to_end.requests_to_fuzz import conversations
 from tests.service import graphs
 
-SHORT = 15  # seconds
+SHORT = 10  # seconds
 HANG = 30  # seconds after which a connection counts as hanging; the service's own deadlines are 10 s and 5 s
 # Seconds without an answer after which the client ends its side, if it has asked for the end of the connection or not.
 # No result depends on them, only how many conversations get an answer and how many fit into a run.
 PATIENT, QUICK = 0.5, 0.02
-ROUND = 100  # conversations between two looks at the service
-WARM_UP = 3  # rounds before the memory is measured
+ROUND = 50  # conversations between two looks at the service
+WARM_UP = 3  # rounds before memory and descriptors are measured
 MAY_GROW = 64 * 2**20  # bytes: buffers for three uploads, and the arenas of the allocator
 SAVED = Path(__file__).parents[2] / "build" / "fuzz"
 
@@ -151,14 +151,15 @@ def test_whatever_is_sent_the_service_stays_as_it_was(service: Server) -> None:
     print(f"seed {seed}")
     ends = time.monotonic() + (seconds or SHORT)
     process = psutil.Process(service.process.pid)
-    rounds, before = 0, 0
+    rounds, memory, descriptors = 0, 0, 0
     while time.monotonic() < ends or rounds <= WARM_UP:
         one_round(service, seed + rounds)
         is_healthy(service)
         rounds += 1
         if rounds == WARM_UP:
-            before = process.memory_info().rss
-    assert process.memory_info().rss < before + MAY_GROW
+            memory, descriptors = process.memory_info().rss, process.num_fds()
+    assert process.memory_info().rss < memory + MAY_GROW
+    eventually(lambda: process.num_fds() <= descriptors)
     print(f"{rounds * ROUND} conversations")
 
 
