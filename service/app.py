@@ -37,8 +37,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="Faster R-CNN",
         description="Detects objects in images, and returns the region proposals from which detections are made.\n\n"
-        "A parameter that is unknown, empty, or given more than once (except label) is an error. Numbers are written as "
-        "in 1, 0.5 or 5e-1, flags as true or false.",
+        "A parameter that is unknown, empty, or given more than once (except label) is an error. Numbers are written "
+        "as in 1, 0.5 or 5e-1, flags as true or false.",
         version=_version(),
         lifespan=lifespan,
         openapi_url=None,  # page.py serves the document; FastAPI's own pages load their scripts from the internet

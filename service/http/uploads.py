@@ -49,7 +49,7 @@ async def read(request: Request, settings: Settings, metrics: Metrics) -> bytes:
         raise _too_large(limit)
     try:
         async with asyncio.timeout(timeout):
-            data = await _image(request, limit)
+            data = await _image(request, _bounded(request, limit))
     except TimeoutError as error:
         raise Problem(
             408,
@@ -66,12 +66,11 @@ async def read(request: Request, settings: Settings, metrics: Metrics) -> bytes:
     return data
 
 
-async def _image(request: Request, limit: int) -> bytes:
+async def _image(request: Request, chunks: AsyncGenerator[bytes, None]) -> bytes:
     content_types = request.headers.getlist("content-type") or ["application/octet-stream"]
     if len(content_types) > 1:
         raise Problem(415, "media_type", "The request has more than one Content-Type. Send one.")
     kind = parse_options_header(content_types[0])[0]
-    chunks = _bounded(request, limit)
     if kind == b"multipart/form-data":
         return await multipart.read(content_types[0], chunks)
     if kind == b"application/json":
