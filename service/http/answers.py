@@ -21,6 +21,7 @@ from service.telemetry.metrics import Metrics
 
 JSON = "application/json"
 
+LONGEST_ACCEPT = 1000  # characters; browsers send 150. Bounds the time to parse it, and the memory of the cache
 _WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
 PIXEL_DECIMALS = (
@@ -74,9 +75,17 @@ def encoded_response(body: bytes, inference: Inference, media_type: str, began: 
     return Response(body, media_type=media_type, headers={"Server-Timing": timing})
 
 
-@lru_cache(64)
 def preferred(accept: str, offered: tuple[str, ...]) -> str:
     """The media type of `offered` that an Accept header ranks highest (RFC 9110, section 12.5.1), else JSON.
+
+    JSON too if the header is longer than LONGEST_ACCEPT.
+    """
+    return _preferred(accept, offered) if len(accept) <= LONGEST_ACCEPT else JSON
+
+
+@lru_cache(64)
+def _preferred(accept: str, offered: tuple[str, ...]) -> str:
+    """What `preferred` returns for a header that is not too long.
 
     The most specific range decides on a type: image/png before image/* before */*. Of equally ranked types, the one
     whose range comes first in the header wins, then the first one offered. Parameters other than q are ignored, and so

@@ -26,7 +26,9 @@ MAX_HEADERS = 8  # of a part
 MAX_HEADER_BYTES = 4096  # of one header; a file name may have 255 characters
 LONGEST_BOUNDARY = 70  # characters (RFC 2046, section 5.1.1)
 
-_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
+# A quotation without an end extends to the end of the value. If it did not match, a value full of escaped quotation
+# marks would be searched from each of them again, which takes seconds.
+_QUOTED = re.compile(rb'(?s)"(?:[^"\\]|\\.?)*(?:"|\Z)')
 _PARAMETER_NAME = re.compile(rb";[ \t]*([^=; \t]+)[ \t]*=")
 _UNENCODED = (b"binary", b"8bit", b"7bit")
 

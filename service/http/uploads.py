@@ -28,6 +28,7 @@ MAX_COMMAS = 8
 # orjson keeps the last of several members with the same name. One member has four quotation marks, and base64 has none.
 QUOTES = 4
 WHITESPACE = string.whitespace.encode()
+LONGEST_CONTENT_TYPE = 1000  # characters; bounds the time to parse it
 ACCEPTED = "multipart/form-data, image/*, application/octet-stream or application/json"
 
 _IMAGE_TYPE = re.compile(rb"image/[a-z0-9!#$&^_.+*-]+")
@@ -68,8 +69,9 @@ async def read(request: Request, settings: Settings, metrics: Metrics) -> bytes:
 
 async def _image(request: Request, chunks: AsyncGenerator[bytes, None]) -> bytes:
     content_types = request.headers.getlist("content-type") or ["application/octet-stream"]
-    if len(content_types) > 1:
-        raise Problem(415, "media_type", "The request has more than one Content-Type. Send one.")
+    if len(content_types) > 1 or len(content_types[0]) > LONGEST_CONTENT_TYPE:
+        detail = f"Send one Content-Type of at most {LONGEST_CONTENT_TYPE} characters."
+        raise Problem(415, "media_type", detail)
     kind = parse_options_header(content_types[0])[0]
     if kind == b"multipart/form-data":
         return await multipart.read(content_types[0], chunks)

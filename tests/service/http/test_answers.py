@@ -158,6 +158,11 @@ def test_the_answer_is_json_unless_the_client_prefers_another_offered_type(accep
     assert preferred(accept, OFFERED) == expected
 
 
+def test_a_header_that_no_client_needs_means_json():
+    assert preferred("image/png," + "a/b," * 240, OFFERED) == "image/png"
+    assert preferred("image/png," + "a/b," * 250, OFFERED) == JSON
+
+
 def test_a_media_type_that_the_route_does_not_offer_is_ignored():
     assert preferred("image/png, application/x-npz;q=0.1", (JSON, "application/x-npz")) == "application/x-npz"
     assert preferred("image/png", (JSON,)) == JSON

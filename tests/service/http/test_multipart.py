@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 import pytest
 
@@ -174,3 +175,29 @@ def test_a_broken_form_writes_no_log_line(caplog):
     with caplog.at_level(logging.INFO):
         assert str(read(b"garbage\r\n\xff")).startswith("400 ")
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "value", [b'"' + b'\\"' * 30_000, b'"' * 60_000, b"\\" * 60_000, b";" * 60_000, b';a="' * 15_000]
+)
+def test_no_header_takes_long_to_parse(value):
+    # A search from every quotation mark again would take 10 s for the first value, and this one takes milliseconds.
+    began = time.process_time()
+    multipart.parameter_names(b"form-data; name=image; a=" + value)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (b"form-data; name=a; filename*=b", [b"name", b"filename*"]),
+        (b'form-data; name="a; b=c"; D = e', [b"name", b"d"]),
+        (b'form-data; name="a\\"; b=c"; d=e', [b"name", b"d"]),
+        (b'form-data; name="a\\\\"; b=c', [b"name", b"b"]),
+        (b'form-data; name="a; b=c', [b"name"]),
+        (b'form-data; name="a; b=c\\', [b"name"]),
+        (b"form-data", []),
+    ],
+)
+def test_the_names_of_parameters_are_found_outside_of_quotations(value, names):
+    assert multipart.parameter_names(value) == names

@@ -231,6 +231,8 @@ def test_a_client_that_disconnects_during_its_upload_is_counted():
         ([("content-type", "image")], 415),
         ([("content-type", "xapplication/json")], 415),
         ([("content-type", "")], 415),
+        ([("content-type", "image/png; a=" + "b" * 980)], b"abc"),
+        ([("content-type", "image/png; a=" + "b" * 990)], 415),
     ],
 )
 def test_the_headers_of_an_upload_have_one_meaning(headers, expected):
