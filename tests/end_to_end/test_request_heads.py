@@ -183,3 +183,11 @@ def test_100_continue_is_met_in_any_case(server):
         head = b"POST /detect HTTP/1.1\r\nHost: x\r\nExpect: 100-CONTINUE\r\nContent-Length: 5\r\n\r\n"
         connection.sendall(head)
         assert connection.recv(4096).startswith(b"HTTP/1.1 100 ")
+
+
+@pytest.mark.parametrize("path", [b"/", b"/docs"])
+def test_no_other_site_can_show_a_page_in_a_frame_or_change_its_addresses(server, path):
+    policy = get(server, path)[1]["content-security-policy"]
+    assert {"default-src 'none'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"} <= set(
+        policy.split("; ")
+    )

@@ -15,7 +15,7 @@ router = APIRouter(include_in_schema=False, route_class=DirectRoute)
 # Each page is a single file that loads nothing from other servers, so it also works without internet access.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src 'self' blob: data:; connect-src 'self'"
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
