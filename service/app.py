@@ -15,11 +15,13 @@ from starlette.requests import ClientDisconnect
 from service import descriptors
 from service.http import openapi, problems
 from service.http.middleware import Edge
+from service.http.request_head import RequestHead
 from service.http.routes import detect, health, models, page, proposals
 from service.http.traffic import Limits, Traffic
 from service.runtime import ClientGoneError, Runtime
 from service.settings import Settings
 
+ROUTERS = (detect.router, proposals.router, models.router, health.router, page.router)
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has disconnected; only the metrics see it
 
 
@@ -54,29 +56,32 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="Faster R-CNN",
-        description="Detects objects in images, and returns the region proposals from which detections are made.",
+        description="Detects objects in images, and returns the region proposals from which detections are made.\n\n"
+        "A parameter that is unknown, empty, or given more than once (except label) is an error. Numbers are written "
+        "as in 1, 0.5 or 5e-1, flags as true or false.",
         version=_version(),
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own pages load their scripts from the internet
-        redoc_url=None,
+        openapi_url=None,  # page.py serves the document; FastAPI's own pages load their scripts from the internet
+        redirect_slashes=False,  # only the documented paths exist, and a redirect would repeat a forged Host
         telemetry={"tracing": False, "metrics": False, "logs": False},  # avoids a look-up at every request
     )
     app.state.runtime = runtime
     app.state.traffic = traffic
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
+    app.add_middleware(RequestHead, routes=[route for router in ROUTERS for route in router.routes], answer=_problem)
     app.add_middleware(Edge, runtime=runtime)
     for error in problems.ANSWERED:
         app.add_exception_handler(error, _problem)
     for gone in (ClientDisconnect, ClientGoneError):  # during its upload, and while it waited
         app.add_exception_handler(gone, _client_gone)
-    for routes in (detect, proposals, models, health, page):
-        app.include_router(routes.router)
+    for router in ROUTERS:
+        app.include_router(router)
     return app
 
 
 async def _problem(request: Request, error: Exception) -> Response:
     problem = problems.of(error)
-    if problem.status < 500 or problem.status == 503:
+    if problem.status < 500 or problem.status in (503, 505):
         runtime: Runtime = request.app.state.runtime
         runtime.metrics.rejected.labels(problem.reason).inc()
     document = problem.document(request.state.request_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,9 @@ from service.runtime import Inference
 from service.telemetry.metrics import Metrics
 
 JSON = "application/json"
+
+LONGEST_ACCEPT = 1000  # characters; browsers send 150. Bounds the time to parse it, and the memory of the cache
+_WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
 PIXEL_DECIMALS = (
     3  # no detector is more accurate than that; unrounded float32 values would double the size of the answer
@@ -76,21 +80,36 @@ def encoded_response(body: bytes, inference: Inference, media_type: str, began: 
     return Response(body, media_type=media_type, headers=headers)
 
 
-@lru_cache(64)
 def preferred(accept: str, offered: tuple[str, ...]) -> str:
-    """The media type of `offered` that an Accept header ranks above JSON, else JSON."""
-    best, chosen = 0.0, JSON
-    for item in accept.split(","):
-        name, *parameters = (part.strip().lower() for part in item.split(";"))
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        try:
-            weight = float(quality)
-        except ValueError:
-            weight = 0.0
-        # image/* means PNG; */* means JSON
-        kind = {"image/*": "image/png", "application/*": JSON, "*/*": JSON}.get(name, name)
-        if weight > best and kind in offered:  # of equally preferred types, the first wins
-            best, chosen = weight, kind
+    """The media type of `offered` that an Accept header ranks highest (RFC 9110, section 12.5.1), else JSON.
+
+    JSON too if the header is longer than LONGEST_ACCEPT.
+    """
+    return _preferred(accept, offered) if len(accept) <= LONGEST_ACCEPT else JSON
+
+
+@lru_cache(64)
+def _preferred(accept: str, offered: tuple[str, ...]) -> str:
+    """What `preferred` returns for a header that is not too long.
+
+    The most specific range decides on a type: image/png before image/* before */*. Of equally ranked types, the one
+    whose range comes first in the header wins, then the first one offered. Parameters other than q are ignored, and so
+    is a range whose q is not a number from 0 to 1 with at most three decimals.
+    """
+    ranges: dict[str, tuple[float, int]] = {}  # weight and place in the header
+    for place, item in enumerate(accept.lower().split(",")):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        weights = [
+            value.strip() for key, _, value in (each.partition("=") for each in parameters) if key.strip() == "q"
+        ]
+        if all(_WEIGHT.fullmatch(weight) for weight in weights) and len(weights) <= 1:
+            ranges.setdefault(name, (float(weights[0]) if weights else 1.0, -place))
+    best, chosen = (0.0, 0), JSON
+    for kind in offered:
+        matching = (kind, f"{kind.split('/')[0]}/*", "*/*")
+        rank = next((ranges[name] for name in matching if name in ranges), (0.0, 0))
+        if rank[0] and rank > best:
+            best, chosen = rank, kind
     return chosen
 
 

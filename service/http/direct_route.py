@@ -8,19 +8,12 @@ application's handlers.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 from fastapi import Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
-from starlette.datastructures import QueryParams
 
-LONGEST_CACHED_QUERY = 256  # bytes; bounds the memory of the cache
-CACHED_QUERIES = 512
-
-Query = TypeVar("Query", bound=BaseModel)
+from service.http import query
 
 
 class DirectRoute(APIRoute):
@@ -43,27 +36,8 @@ class DirectRoute(APIRoute):
             if takes_request:
                 arguments["request"] = request
             if kind:
-                arguments["query"] = parse_query(kind, request.scope["query_string"])
+                arguments["query"] = query.parse(kind, request.scope["query_string"])
             response: Response = await endpoint(**arguments)
             return response
 
         return handler
-
-
-def parse_query(kind: type[Query], query: bytes) -> Query:
-    """Parses a query as FastAPI would. Raises RequestValidationError that lists every bad or unknown parameter."""
-    return _parse_cached(kind, query) if len(query) <= LONGEST_CACHED_QUERY else _parse(kind, query)
-
-
-def _parse(kind: type[Query], query: bytes) -> Query:
-    parameters = QueryParams(query)
-    repeatable = [name for name, field in kind.model_fields.items() if field.annotation == list[str]]
-    values = {name: parameters.getlist(name) if name in repeatable else parameters[name] for name in parameters}
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
-    raise RequestValidationError([{**fault, "loc": ("query", *fault["loc"])} for fault in faults])
-
-
-_parse_cached = lru_cache(CACHED_QUERIES)(_parse)  # most clients repeat the same query

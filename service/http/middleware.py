@@ -97,9 +97,9 @@ class _Response:
         self.ended: float | None = None
         self._send = send
         self._runtime = runtime
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id" and value), b"")
-        acceptable = REQUEST_ID.fullmatch(given)
-        self.request_id = given.decode() if acceptable else f"{random.getrandbits(128):032x}"
+        given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+        acceptable = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
+        self.request_id = given[0].decode() if acceptable else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = self.request_id
 
     async def send(self, message: Message) -> None:

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.http import gate, npz
+from service.http.query import without_null
 from service.http.schemas import ProblemAnswer
 
 PROBLEMS = {
@@ -77,6 +78,7 @@ BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
+                    "additionalProperties": False,
                     "properties": {
                         "image": {
                             "type": "string",
@@ -157,14 +159,12 @@ def document(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         made.setdefault("components", {}).setdefault("schemas", {})["ProblemAnswer"] = ProblemAnswer.model_json_schema()
+        longest: float = app.state.runtime.settings.request_timeout
         if app.state.runtime.keys:
             _ask_for_keys(made)
         for operations in made["paths"].values():
             for operation in operations.values():
-                for parameter in operation.get("parameters", []):
-                    parameter["schema"] = _not_null(parameter["schema"])
-                for response in operation["responses"].values():
-                    response["headers"] = response.get("headers", {}) | REQUEST_ID
+                _complete(operation, longest)
         app.openapi_schema = made
     return app.openapi_schema
 
@@ -184,10 +184,13 @@ def _ask_for_keys(made: dict[str, Any]) -> None:
             operation["responses"] = refusals | operation["responses"]
 
 
-def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an optional parameter without null, because a query can omit a parameter but cannot send null."""
-    schema = dict(schema)
-    for kind in schema.pop("anyOf", []):
-        if kind != {"type": "null"}:
-            schema |= kind
-    return schema
+def _complete(operation: dict[str, Any], longest_timeout: float) -> None:
+    """Adds what the signature of a route does not tell, in place. `longest_timeout`: seconds."""
+    for parameter in operation.get("parameters", []):
+        parameter["schema"] = without_null(parameter["schema"])
+        if parameter["name"] == "timeout":
+            parameter["schema"]["maximum"] = longest_timeout
+        if parameter["name"] == "image_id":
+            parameter["required"] = True  # OpenAPI cannot describe a GET with a body, which would replace it
+    for response in operation["responses"].values():
+        response["headers"] = response.get("headers", {}) | REQUEST_ID

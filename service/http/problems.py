@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.admission import OverloadedError, TimeoutTooLongError
@@ -24,9 +23,6 @@ from service.queue.memory import TooMuchMemoryError
 from service.readiness import NotReadyError
 from service.recent_uploads import UnknownImageError
 from service.runtime import TooLateError
-
-MAX_LISTED = 10  # bad parameters listed in one problem
-LONGEST_NAME = 100  # characters of a parameter's name that a problem quotes
 
 
 class Problem(Exception):  # noqa: N818  the term of RFC 9457
@@ -126,18 +122,6 @@ def _engine_failed(error: EngineFailedError) -> Problem:
     return Problem(500, "engine", "The model failed on this image. Other images are not affected.")
 
 
-def _bad_parameters(error: RequestValidationError) -> Problem:
-    listed = [
-        {
-            "parameter": str(fault["loc"][1])[:LONGEST_NAME],  # the first item is "query"
-            "detail": "unknown parameter" if fault["type"] == "extra_forbidden" else fault["msg"],
-        }
-        for fault in error.errors()[:MAX_LISTED]
-    ]
-    detail = "; ".join(f"{fault['parameter']}: {fault['detail']}" for fault in listed)
-    return Problem(422, "parameter", f"{detail}. GET /docs lists the parameters.", more={"errors": listed})
-
-
 def _not_routed(error: HTTPException) -> Problem:
     """The problem for an unknown path, or for a method that the path does not support."""
     allowed = (error.headers or {}).get("Allow", "others")
@@ -163,7 +147,6 @@ _PROBLEMS: dict[type, Callable[[Any], Problem]] = {
     TooLateError: lambda error: Problem(504, "deadline", f"No answer within {error.timeout:g} s. Try again later."),
     EngineFailedError: _engine_failed,
     SideTooLongError: lambda error: Problem(422, "parameter", str(error)),
-    RequestValidationError: _bad_parameters,
     HTTPException: _not_routed,
 }
 

@@ -10,27 +10,37 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LARGEST = 2**63 - 1  # of a whole number, which then fits 64 bits
+
+# The name of a model or label in a query. query.py refuses control characters in every value.
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+
+Canvas = Annotated[list[int], Field(min_length=2, max_length=2)]
 Box = Annotated[list[float], Field(min_length=4, max_length=4, examples=[[105.5, 61.25, 248.0, 190.75]])]
 
 
 # --- queries -----------------------------------------------------------------------------------------------------
 
 
-class VersionQuery(BaseModel):
+class NoQuery(BaseModel):
+    """No parameters."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: int | None = Field(None, ge=0, description="version of the model; default: the highest")
+
+class VersionQuery(NoQuery):
+    version: int | None = Field(None, ge=0, le=LARGEST, description="version of the model; default: the highest")
 
 
 class ModelQuery(VersionQuery):
     """Which model to use."""
 
-    model: str | None = Field(None, description="name of a served model; default: `default` in GET /models")
+    model: Text | None = Field(None, description="name of a served model; default: `default` in GET /models")
 
 
 class ProposalsQuery(ModelQuery):
     max_proposals: int | None = Field(
-        None, ge=1, description="maximum number of proposals to return, best first; default: all"
+        None, ge=1, le=LARGEST, description="maximum number of proposals to return, best first; default: all"
     )
     timeout: float | None = Field(
         None,
@@ -66,9 +76,9 @@ class DetectQuery(ProposalsQuery):
         description="drop detections below this score; default: the model's threshold",
     )
     max_detections: int | None = Field(
-        None, ge=1, description="maximum number of detections to return, best first; default: all"
+        None, ge=1, le=LARGEST, description="maximum number of detections to return, best first; default: all"
     )
-    label: list[str] = Field(
+    label: list[Text] = Field(
         [], description="return only these labels; repeat the parameter for several: `label=circle&label=star`"
     )
     proposals: bool = Field(False, description="also return the proposals from which the detections were made")
@@ -146,7 +156,7 @@ class ModelAnswer(BaseModel):
     versions: list[int] = Field(description="all served versions, the default last")
     provider: str
     labels: list[str]
-    canvases: list[tuple[int, int]] = Field(description="height, width")
+    canvases: list[Canvas] = Field(description="height, width")
     score_threshold: float
     sha256: str
     metrics: dict[str, Any]

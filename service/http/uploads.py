@@ -8,37 +8,38 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import codecs
+import re
 import string
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 
 import orjson
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from service.http import multipart
 from service.http.connections import body_size
 from service.http.gate import client
+from service.http.multipart import CURL
 from service.http.problems import Problem
 from service.http.traffic import Traffic
 from service.http.uploads_in_progress import FREE_BYTES
 from service.settings import Settings
 
-FIELDS = ("image", "file")
-CURL = "curl -F image=@image.jpg"
 # A data: URL contains one comma, base64 none. JSON with many small values would need 25 times its size in memory.
 MAX_COMMAS = 8
+# orjson keeps the last of several members with the same name. One member has four quotation marks, and base64 has none.
+QUOTES = 4
 WHITESPACE = string.whitespace.encode()
+LONGEST_CONTENT_TYPE = 1000  # characters; bounds the time to parse it
 ACCEPTED = "multipart/form-data, image/*, application/octet-stream or application/json"
 
-
-class _InMemoryParser(MultiPartParser):
-    spool_max_size = 2**62  # Starlette would write files above 1 MB to disk; the size of the body is limited anyway
+_IMAGE_TYPE = re.compile(rb"image/[a-z0-9!#$&^_.+*-]+")
 
 
 def has_body(request: Request) -> bool:
-    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+    return "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > 0
 
 
 async def read(request: Request, settings: Settings, traffic: Traffic) -> bytes:
@@ -47,7 +48,7 @@ async def read(request: Request, settings: Settings, traffic: Traffic) -> bytes:
     Raises Problem (400, 408, 413, 415, 429), and Starlette's ClientDisconnect if the client closes its connection.
     """
     limit, timeout = settings.max_upload_bytes, settings.receive_timeout
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if any(value.strip().lower() != "identity" for value in request.headers.getlist("content-encoding")):
         raise Problem(415, "media_type", "Content-Encoding is not supported. Send the image without this header.")
     if int(request.headers.get("content-length", 0)) > limit:
         raise _too_large(limit)
@@ -80,12 +81,16 @@ def _ended(reason: str, settings: Settings) -> Problem:
 
 
 async def _image(request: Request, chunks: AsyncGenerator[bytes, None]) -> bytes:
-    kind = parse_options_header(request.headers.get("content-type", "application/octet-stream"))[0]
+    content_types = request.headers.getlist("content-type") or ["application/octet-stream"]
+    if len(content_types) > 1 or len(content_types[0]) > LONGEST_CONTENT_TYPE:
+        detail = f"Send one Content-Type of at most {LONGEST_CONTENT_TYPE} characters."
+        raise Problem(415, "media_type", detail)
+    kind = parse_options_header(content_types[0])[0]
     if kind == b"multipart/form-data":
-        return await _multipart(request, chunks)
+        return await multipart.read(content_types[0], chunks)
     if kind == b"application/json":
         return await asyncio.to_thread(from_json, b"".join([chunk async for chunk in chunks]))
-    if kind == b"application/octet-stream" or kind.startswith(b"image/"):
+    if kind == b"application/octet-stream" or _IMAGE_TYPE.fullmatch(kind):
         return b"".join([chunk async for chunk in chunks])
     raise Problem(
         415,
@@ -96,16 +101,21 @@ async def _image(request: Request, chunks: AsyncGenerator[bytes, None]) -> bytes
 
 
 def from_json(body: bytes) -> bytes:
-    """The image file in `{"image": "<base64>"}`, which may be a data: URL. Raises Problem (400)."""
+    """The image file in `{"image": "<base64>"}`, which may be a data: URL. Raises Problem (400).
+
+    The body may begin with a byte order mark, which RFC 8259 allows a reader to ignore.
+    """
     wanted = 'Send {"image": "<base64 of the file>"}.'
     shape = f"The body must be an object whose only member is image, a string. {wanted}"
     if body.count(b",") > MAX_COMMAS:
         raise Problem(400, "bad_json", shape)
     try:
-        document = orjson.loads(body)
+        document = orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         raise Problem(400, "bad_json", f"The body is not valid JSON. {wanted}") from error
     if not isinstance(document, dict) or set(document) != {"image"} or not isinstance(document["image"], str):
+        raise Problem(400, "bad_json", shape)
+    if body.count(b'"') != QUOTES:
         raise Problem(400, "bad_json", shape)
     text = document["image"]
     if text.startswith("data:"):
@@ -116,28 +126,6 @@ def from_json(body: bytes) -> bytes:
         return base64.b64decode(text.encode("ascii").translate(None, WHITESPACE), validate=True)
     except (binascii.Error, ValueError) as error:
         raise Problem(400, "bad_base64", f"The member image is not valid base64. {wanted}") from error
-
-
-async def _multipart(request: Request, chunks: AsyncGenerator[bytes, None]) -> bytes:
-    try:
-        form = await _InMemoryParser(request.headers, chunks, max_files=1, max_fields=1).parse()
-    except MultiPartException as error:
-        raise Problem(
-            400,
-            "bad_multipart",
-            f"The multipart body cannot be read as one file in the field image. For example: {CURL}",
-        ) from error
-    parts = form.multi_items()
-    if len(parts) != 1 or parts[0][0] not in FIELDS:
-        raise Problem(
-            400,
-            "bad_multipart",
-            f"The form must have one field, image, with one file; parameters belong in the query. For example: {CURL}",
-        )
-    part = parts[0][1]
-    if not isinstance(part, UploadFile):
-        raise Problem(400, "bad_multipart", f"The field {parts[0][0]} holds text, not a file. For example: {CURL}")
-    return part.file.read()
 
 
 async def _bounded(

@@ -30,6 +30,9 @@ def test_every_metric_has_a_help_text():
     assert len(ours) >= 14
 
 
+VERSION = "must be a whole number in decimal digits, at least 0 and at most 9223372036854775807"
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", "/models/x"), ("POST", "/detect"), ("POST", "/proposals")])
 def test_every_route_answers_an_error_with_the_same_problem(method, path):
     app = create_app(Settings())  # it never starts, so it has no models
@@ -51,7 +54,7 @@ def test_every_route_answers_an_error_with_the_same_problem(method, path):
     }
     assert (bad.status_code, bad.json()["reason"]) == (422, "parameter")
     assert bad.json()["errors"] == [
-        {"parameter": "version", "detail": "Input should be greater than or equal to 0"},
+        {"parameter": "version", "detail": VERSION},
         {"parameter": "nonsense", "detail": "unknown parameter"},
     ]
     metrics = app.state.runtime.metrics.registry

@@ -49,7 +49,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     model = runtime.readiness.model(query.model, query.version)
     card, metrics, max_pixels = model.card, runtime.metrics, runtime.settings.max_pixels
     check_labels(query.label, card)
-    media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
+    media_type = answers.preferred(",".join(request.headers.getlist("accept")), OFFERED)
     # A drawn image takes longer to make and to send than all the rest, and is looked at by a person.
     bulk = query.priority == "bulk" or media_type in IMAGES
     examined = runtime.admission.examine(query.timeout, bulk, client(request.scope))

@@ -10,15 +10,17 @@ from fastapi import APIRouter, Query, Request, Response
 from service.http import openapi
 from service.http.answers import JSON, to_json
 from service.http.direct_route import DirectRoute
-from service.http.schemas import ModelAnswer, ModelsAnswer, VersionQuery
+from service.http.schemas import ModelAnswer, ModelsAnswer, NoQuery, VersionQuery
 from service.models.catalogue import ServedModel
 from service.runtime import Runtime
 
 router = APIRouter(tags=["models"], route_class=DirectRoute)
 
 
-@router.get("/models", summary="All models", responses={200: {"model": ModelsAnswer}, **openapi.problems(500, 503)})
-async def list_models(request: Request) -> Response:
+@router.get(
+    "/models", summary="All models", responses={200: {"model": ModelsAnswer}, **openapi.problems(422, 500, 503)}
+)
+async def list_models(request: Request, query: Annotated[NoQuery, Query()]) -> Response:  # noqa: ARG001  refuses any
     """Every served version of every model, and every version that is refused, with the reason."""
     runtime: Runtime = request.app.state.runtime
     if (error := runtime.readiness.not_ready()) and not runtime.readiness.loaded:

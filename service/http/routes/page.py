@@ -1,12 +1,13 @@
-"""GET / and GET /docs: a page for trying the service in a browser, and the API's documentation."""
+"""GET /, GET /docs and GET /openapi.json: a page for trying the service in a browser, and the API's documentation."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
+from service.http.answers import JSON, to_json
 from service.http.direct_route import DirectRoute
 
 router = APIRouter(include_in_schema=False, route_class=DirectRoute)
@@ -14,7 +15,7 @@ router = APIRouter(include_in_schema=False, route_class=DirectRoute)
 # Each page is a single file that loads nothing from other servers, so it also works without internet access.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src 'self' blob: data:; connect-src 'self'"
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -26,6 +27,11 @@ async def index() -> Response:
 @router.get("/docs")
 async def docs() -> Response:
     return page("docs.html")
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> Response:
+    return Response(to_json(request.app.openapi()), media_type=JSON)
 
 
 def page(name: str) -> Response:

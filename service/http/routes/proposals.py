@@ -79,5 +79,5 @@ async def propose(request: Request, query: ProposalsQuery, image_id: str | None 
         gone = partial(when_gone, request)
         inference = await runtime.infer(data, model, True, admitted, gone, sender, image_id, query.strict)
         answer = answers.proposals(inference, model.card, query)
-        media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
+        media_type = answers.preferred(",".join(request.headers.getlist("accept")), OFFERED)
         return answers.response(answer, inference, model.card, media_type, runtime.metrics)

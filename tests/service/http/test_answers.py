@@ -148,11 +148,33 @@ def test_an_npz_answer_without_detections_has_empty_arrays():
         ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", JSON),
         ("image/png;q=0", JSON),
         ("image/png;q=junk", JSON),
+        ("image/png;q=nan, application/x-npz;q=0.1", "application/x-npz"),
+        ("image/png;q=inf", JSON),
+        ("image/png;q=1e0", JSON),
+        ("image/png;q=2", JSON),
+        ("image/png;q=0.9999", JSON),
+        ("image/png;q=-1", JSON),
+        ("image/png;q=", JSON),
+        ("image/png;q=1;q=0", JSON),
+        ("image/png;q=1.000;x=y", "image/png"),
+        ("image/png ; q = 0.5", "image/png"),
+        ("image/png;q=0, image/*", "image/jpeg"),
+        ("image/*, image/png;q=0", "image/jpeg"),
+        ("image/jpeg, image/*;q=0.9", "image/jpeg"),
+        ("image/png;q=0.5, image/png", "image/png"),
+        ("application/json;q=0, */*;q=0.1", "application/x-npz"),
+        ("*/*;q=0", JSON),
+        ("text/html", JSON),
         (";;;,,,", JSON),
     ],
 )
 def test_the_answer_is_json_unless_the_client_prefers_another_offered_type(accept, expected):
     assert preferred(accept, OFFERED) == expected
+
+
+def test_a_header_that_no_client_needs_means_json():
+    assert preferred("image/png," + "a/b," * 240, OFFERED) == "image/png"
+    assert preferred("image/png," + "a/b," * 250, OFFERED) == JSON
 
 
 def test_a_media_type_that_the_route_does_not_offer_is_ignored():

@@ -1,4 +1,4 @@
-"""The routes' own handler and query parser give the same results as FastAPI's."""
+"""The routes' own handler gives the same results as FastAPI's. test_query.py tests how a query is read."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from typing import Annotated
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 
-from service.http.direct_route import DirectRoute, parse_query
-from service.http.problems import of
-from service.http.schemas import DetectQuery, ProposalsQuery, RecentQuery
+from service.http.direct_route import DirectRoute
+from service.http.schemas import DetectQuery
 
 
 async def endpoint(request: Request, name: str, query: Annotated[DetectQuery, Query()]) -> Response:
     return Response(f"{request.method} {name} {query.model_dump_json()}")
-
-
-async def on_error(_: Request, error: Exception) -> Response:
-    return Response(str(of(error).document()), 422)
 
 
 def application() -> FastAPI:
@@ -29,43 +23,19 @@ def application() -> FastAPI:
         router = APIRouter(route_class=kind) if kind else APIRouter()
         router.post(f"{prefix}/{{name}}")(endpoint)
         app.include_router(router)
-    app.add_exception_handler(RequestValidationError, on_error)
     return app
 
 
-QUERIES = [
-    "",
-    "score_threshold=0.5&label=a&label=b&timeout=2&timeout=3",
-    "label",
-    "label=",
-    "model=",
-    "proposals=1",
-    "proposals=true&proposals=false",
-    "max_proposals=007",
-    "score_threshold=",
-    "score_threshold=nan",
-    "score_threshold=1e999",
-    "score_threshold=0.5;label=3",
-    "max_detections=1.5",
-    "version=1&version=x",
-    "priority=urgent",
-    "nonsense=1&score_threshold=2&version=-1",
-    "a%ff=1",
-    f"{'x' * 300}=1",
-    "&".join(f"p{number}=1" for number in range(1000)),
-]
+def test_an_endpoint_gets_the_request_the_path_and_the_query_as_from_fastapis_own_route():
+    query = "score_threshold=0.5&label=a&label=b&timeout=2&proposals=true"
 
-
-@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query[:40])
-def test_answers_and_problems_equal_those_of_fastapis_own_routes(query):
-    async def ask() -> list[tuple[int, str]]:
+    async def ask() -> list[str]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(application()), base_url="http://x") as client:
-            responses = [await client.post(f"/{prefix}/a%20b?{query}") for prefix in ("direct", "fastapi")]
-        return [(response.status_code, response.text) for response in responses]
+            return [(await client.post(f"/{prefix}/a%20b?{query}")).text for prefix in ("direct", "fastapi")]
 
     direct, fastapi = asyncio.run(ask())
     assert direct == fastapi
-    assert direct[0] in (200, 422)
+    assert direct.startswith("POST a b {")
 
 
 def test_the_documentation_equals_that_of_fastapis_own_routes():
@@ -78,16 +48,3 @@ def test_a_route_with_dependencies_is_refused_because_it_would_ignore_them():
     router = APIRouter(route_class=DirectRoute)
     with pytest.raises(TypeError, match="cannot have dependencies"):
         router.get("/", dependencies=[Depends(lambda: None)])(endpoint)
-
-
-def test_a_repeated_query_gives_the_same_result_whether_it_is_cached_or_not():
-    short = b"label=cat&label=dog&timeout=1.5&priority=bulk"
-    long = b"&".join([b"label=cat"] * 100)  # 999 bytes, too long for the cache
-    assert parse_query(DetectQuery, short) is parse_query(DetectQuery, short)
-    assert parse_query(DetectQuery, long) == parse_query(DetectQuery, long)
-    assert parse_query(DetectQuery, long).label == ["cat"] * 100
-
-
-def test_equal_queries_of_different_routes_are_cached_separately():
-    for kind in (ProposalsQuery, RecentQuery, DetectQuery):
-        assert type(parse_query(kind, b"max_proposals=5")) is kind

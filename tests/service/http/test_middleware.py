@@ -52,6 +52,11 @@ def test_a_valid_request_id_is_kept(runtime, given):
     assert call(runtime, answer, headers=[(b"x-request-id", given)])[1][b"x-request-id"] == given
 
 
+def test_two_request_ids_are_replaced_by_a_new_one(runtime):
+    found = call(runtime, answer, headers=[(b"x-request-id", b"a"), (b"x-request-id", b"b")])[1][b"x-request-id"]
+    assert len(found) == 32
+
+
 @pytest.mark.parametrize("given", [b"", b"a b", b"x" * 65, b"\xff", b"a\n"])
 def test_any_other_request_id_is_replaced(runtime, given):
     first, second = (call(runtime, answer, headers=[(b"x-request-id", given)])[1][b"x-request-id"] for _ in range(2))

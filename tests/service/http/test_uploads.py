@@ -34,10 +34,36 @@ def test_base64_may_be_plain_or_wrapped_or_a_data_url(text):
     assert from_json(f'{{"image": "{text}"}}'.encode()) == DATA
 
 
+@pytest.mark.parametrize("head", [b"\xef\xbb\xbf", b" \r\n\t", b"\xef\xbb\xbf\n"])
+def test_json_may_begin_with_a_byte_order_mark_and_white_space(head):
+    assert from_json(head + f'{{"im\\u0061ge": "{TEXT}"}} \n'.encode()) == DATA
+
+
 @pytest.mark.parametrize(
     ("body", "word"),
     [
         (b"", "JSON"),
+        (b"\xef\xbb\xbf", "JSON"),
+        (b'\xef\xbb\xbf\xef\xbb\xbf{"image": "aaaa"}', "JSON"),
+        ('{"image": "aaaa"}'.encode("utf-16"), "JSON"),
+        (b'{"image": "aaaa"}x', "JSON"),
+        (b'{"image": "aaaa"}{"image": "aaaa"}', "JSON"),
+        (b'{"image": "aaaa",}', "JSON"),
+        (b"{'image': 'aaaa'}", "JSON"),
+        (b'{"image": "aaaa"}\x00', "JSON"),
+        (b'{"image": "aaaa", "image": "aaaa"}', "only member"),
+        (b'{"image": "aaaa", "im\\u0061ge": "bbbb"}', "only member"),
+        (b'{"image": 5, "image": "aaaa"}', "only member"),
+        (b'{"image": "aa\\"aa"}', "only member"),
+        (b'{"Image": "aaaa"}', "only member"),
+        (b'{"image ": "aaaa"}', "only member"),
+        (b'{"image": ["aaaa"]}', "only member"),
+        (b'{"image": {"image": "aaaa"}}', "only member"),
+        (b'{"image": true}', "only member"),
+        (b'{"image": "aa==aaaa"}', "base64"),
+        (b'{"image": "aaa"}', "base64"),
+        (b'{"image": "aaa=="}', "base64"),
+        (b'{"image": "_-aa"}', "base64"),
         (b"{", "JSON"),
         (b"nan", "JSON"),
         (b"[" * 100_000, "JSON"),
@@ -94,7 +120,7 @@ def test_base64_with_a_lot_of_white_space_needs_little_memory():
 # --- any request is read or refused with a problem -------------------------------------------------------------------
 
 
-def outcome(content_type: str, chunks: list[bytes]) -> bytes | int:
+def outcome(content_type: str, chunks: list[bytes], headers: list[tuple[bytes, bytes]] | None = None) -> bytes | int:
     """The result of `read` for a body that arrives in `chunks`: the bytes, or the problem's status."""
     waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     waiting.append({"type": "http.request", "body": b"", "more_body": False})
@@ -102,7 +128,7 @@ def outcome(content_type: str, chunks: list[bytes]) -> bytes | int:
     async def receive() -> dict:
         return waiting.pop(0)
 
-    headers = [(b"content-type", content_type.encode("latin-1", "replace"))]
+    headers = headers or [(b"content-type", content_type.encode("latin-1", "replace"))]
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers, "state": {}}
     try:
         return asyncio.run(read(Request(scope, receive), LIMITS, TRAFFIC))
@@ -185,3 +211,31 @@ def test_a_client_that_disconnects_during_its_upload_is_counted():
         asyncio.run(read(Request(scope, receive), Settings(), Traffic(Limits(), metrics, MemoryBudget())))
     labels = {"reason": "disconnected", "stage": "read"}
     assert metrics.registry.get_sample_value("detector_cancelled_total", labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([("x", "y")], b"abc"),
+        ([("content-type", "image/png; charset=binary; q=1")], b"abc"),
+        ([("content-type", "IMAGE/SVG+XML")], b"abc"),
+        ([("content-type", "application/octet-stream;")], b"abc"),
+        ([("content-type", "image/png"), ("content-encoding", "identity, Identity")], 415),
+        ([("content-type", "image/png"), ("content-encoding", "IDENTITY")], b"abc"),
+        ([("content-type", "image/png"), ("content-encoding", "identity"), ("content-encoding", "gzip")], 415),
+        ([("content-type", "image/png"), ("content-encoding", "gzip, identity")], 415),
+        ([("content-type", "image/png"), ("content-encoding", "")], 415),
+        ([("content-type", "image/png"), ("content-type", "image/png")], 415),
+        ([("content-type", "image/png"), ("content-type", "text/html")], 415),
+        ([("content-type", "image/png, text/html")], 415),
+        ([("content-type", "image/")], 415),
+        ([("content-type", "image/*")], b"abc"),
+        ([("content-type", "image")], 415),
+        ([("content-type", "xapplication/json")], 415),
+        ([("content-type", "")], 415),
+        ([("content-type", "image/png; a=" + "b" * 980)], b"abc"),
+        ([("content-type", "image/png; a=" + "b" * 990)], 415),
+    ],
+)
+def test_the_headers_of_an_upload_have_one_meaning(headers, expected):
+    assert outcome("", [b"abc"], [(name.encode(), value.encode()) for name, value in headers]) == expected

@@ -148,7 +148,7 @@ def test_bulk_requests_yield_to_interactive_ones_but_are_not_starved(gate, queue
     run(test)
 
 
-@pytest.mark.contract("3.9")
+@pytest.mark.contract("3.10")
 def test_the_image_of_a_modest_client_does_not_wait_behind_all_those_of_a_greedy_one(
     gate, queue, run, standstill, clock
 ):
