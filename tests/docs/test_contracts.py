@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTION = re.compile(r"^\*\*(\d\.\d) ", re.MULTILINE)
+SECTION = re.compile(r"^\*\*(\d\.\d+) ", re.MULTILINE)
 
 
 def sections() -> set[str]:

@@ -61,7 +61,8 @@ async def post(app, body: bytes, query: bytes = b"") -> int:
 
     headers = [(b"content-type", b"image/png"), (b"content-length", str(len(body)).encode())]
     scope = {"type": "http", "method": "POST", "path": "/detect", "query_string": query, "headers": headers}
-    await app(scope | {"app": app, "state": {}}, receive, send)
+    scope |= {"raw_path": b"/detect", "http_version": "1.1", "app": app, "state": {}}
+    await app(scope, receive, send)
     return sent[0]["status"]
 
 
