@@ -37,6 +37,7 @@ MAIN = {
     "serve": Command("service.serve", "answer detection requests over HTTP"),
 }
 FURTHER = {
+    "pin": Command("service.pin", "choose the version or the model that answers by default, for example to roll back"),
     "quantise": Command("faster_rcnn.commands.quantise", "publish an int8 copy of a published model, for CPUs"),
     "propose": Command("faster_rcnn.commands.propose", "write region proposals to a file"),
     "compare": Command("faster_rcnn.commands.compare", "train and compare detectors that differ in one thing"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,13 +18,15 @@ from typing import NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
 from service.engine import devices
+from service.engine.card import shortened
 from service.engine.cores import usable_cores
 from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import ModelRefusedError
 from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
-from service.models.catalogue import Catalogue, ServedModel
-from service.models.store import StoreMissingError
+from service.models.catalogue import Catalogue
+from service.models.served_model import ServedModel
+from service.models.store import ModelPlace, StoreMissingError, directories, parse_place
 from service.queue.batcher import Batcher, DeadlinePassedError
 from service.readiness import Readiness
 from service.recent_uploads import RecentUploads
@@ -71,10 +74,10 @@ class Runtime:
         self.settings = settings
         self.metrics = Metrics()
         self.provider = ""
-        self.readiness = Readiness(settings.default_model)
+        self.readiness = Readiness()
         self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait)
         self.recent = RecentUploads(settings.recent_bytes)
-        self._store_unread = False
+        self._served = False  # whether any model ever was
         self._batcher: Batcher | None = None
         self._drawing_threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw")
         self.metrics.ready.set_function(lambda: self.readiness.not_ready() is None)
@@ -91,12 +94,14 @@ class Runtime:
         """
         try:
             await in_daemon_thread(self._load)
-        except (ModelRefusedError, ProviderUnavailableError, StoreMissingError) as error:
+        except (ModelRefusedError, StoreMissingError) as error:
+            self.readiness.fail(str(error), f"MODEL_STORE={self.settings.model_store}")
+        except ProviderUnavailableError as error:
             self.readiness.fail(str(error))
         except Exception as error:
             log.exception("start-up failed")
             self.readiness.fail(f"start-up failed: {type(error).__name__}; the log has the details")
-        while self.readiness.loaded and self.settings.model_poll_seconds:
+        while self.readiness.loaded and self.settings.model_poll_seconds and not self.readiness.failure:
             await asyncio.sleep(self.settings.model_poll_seconds)
             await in_daemon_thread(self._refresh)
 
@@ -107,36 +112,76 @@ class Runtime:
 
     def _load(self) -> None:
         settings = self.settings
+        default = self._configured_default()
         self.provider = pick_provider(settings.require_cuda)
         if self.provider == CUDA:
             gpu_memory.watch(self.metrics.registry)
         places = devices.find(
             self.provider, settings.engines, settings.engine_workers, settings.batch_pixels, settings.engine_threads
         )
-        catalogue = Catalogue(settings.model_store, places, settings.allow_tf32, self.metrics)
-        catalogue.refresh()
-        if not catalogue.models:
-            raise ModelRefusedError(f"no model in {settings.model_store} can be served{_listed(catalogue.refused)}")
-        if settings.default_model and settings.default_model not in catalogue.models:
-            names = ", ".join(catalogue.models)
-            raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not served; choose from {names}")
+        catalogue = Catalogue(settings.model_store, places, settings.allow_tf32, self.metrics, default)
+        self._scan(catalogue)
         decoders = (settings.decode_threads or usable_cores()) if self.provider == CUDA else 0
         self._batcher = Batcher(places, decoders, settings.max_pixels, self.metrics, self.readiness.fail)
         gc.collect()
         gc.freeze()  # later collections skip these objects, which live as long as the process
         self.readiness.catalogue = catalogue
+        if missing := catalogue.choices.served and self.readiness.not_ready():
+            log.warning("/readyz answers 503: %s", missing)
+
+    def _configured_default(self) -> ModelPlace | None:
+        """What DEFAULT_MODEL names. Raises ModelRefusedError if it is not in the store, before any model is loaded."""
+        setting = self.settings.default_model
+        if not setting:
+            return None
+        try:
+            place = parse_place(setting)
+        except ValueError as error:
+            raise ModelRefusedError(f"DEFAULT_MODEL={setting}: {error}") from None
+        try:
+            listing = directories(self.settings.model_store)
+        except OSError:  # it may be readable later; loading says why
+            return place
+        versions = [each for each in listing.versions if each.parent.name == place.name]
+        unlisted = place.name in [each.name for each in listing.unreadable]
+        if place.name not in listing.names:
+            raise ModelRefusedError(
+                f"DEFAULT_MODEL={setting} is not in the model store; choose from {shortened(', '.join(listing.names))}"
+            )
+        if place.version is not None and str(place.version) not in [each.name for each in versions] and not unlisted:
+            found = shortened(", ".join(each.name for each in versions))
+            raise ModelRefusedError(f"DEFAULT_MODEL={setting}: this version is not in the model store; it has {found}")
+        return place
 
     def _refresh(self) -> None:
         assert self.readiness.catalogue is not None
         try:
-            self.readiness.catalogue.refresh()
-            self._store_unread = False
+            self._scan(self.readiness.catalogue)
+        except ModelRefusedError as error:
+            self.readiness.fail(str(error))
+
+    def _scan(self, catalogue: Catalogue) -> None:
+        """Raises ModelRefusedError if nothing is served, nothing ever was, and no further scan may change that."""
+        try:
+            catalogue.refresh()
+            fault = None
+        except StoreMissingError as error:
+            if not self._served:
+                raise
+            fault = str(error)
         except Exception as error:  # the models already loaded can still be served
-            if not self._store_unread:
-                log.warning(
-                    "the model store cannot be read (%s); the loaded models are still served", type(error).__name__
-                )
-            self._store_unread = True
+            fault = f"the model store cannot be read ({_kind(error)})"
+        if fault and fault != self.readiness.store_fault:
+            log.warning("%s; the loaded models are still served", fault)
+        self.readiness.store_fault = fault
+        choices = catalogue.choices
+        self._served = self._served or bool(choices.served)
+        polls = self.settings.model_poll_seconds > 0
+        if not self._served and not (polls and (fault or catalogue.trying)):
+            listed = choices.why_nothing_is_served()
+            raise ModelRefusedError(f"no model in the store can be served{listed and f'; {listed}'}")
+        if not polls and (missing := choices.default_missing()):
+            raise ModelRefusedError(str(missing))
 
     # --- one request ---------------------------------------------------------------------------------------------
 
@@ -233,5 +278,5 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
     return await future
 
 
-def _listed(refused: dict[str, str]) -> str:
-    return "".join(f"; {place}: {reason}" for place, reason in refused.items())
+def _kind(error: Exception) -> str:
+    return os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else type(error).__name__
