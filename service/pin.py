@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"unexpected argument {unknown[0]}; see --help")
         place = _place(options.model)
         if (options.newest or options.default) and not place:
-            raise ValueError("name a model, such as shapes or shapes/1")
+            raise ValueError("name a model, such as shapes")
+        if options.newest and place and place.version is not None:
+            raise ValueError(f"--newest takes a model without a version: {PROG} {place.name} --newest")
     except (argparse.ArgumentError, ValueError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
@@ -98,7 +100,7 @@ def change(store: Path, place: ModelPlace, newest: bool, default: bool) -> str:
     if place.name not in found:
         raise Failed(f"there is no model {place.name} in {store}; it has {', '.join(found) or 'none'}")
     folder = store / place.name
-    if place.version is not None and not newest:
+    if place.version is not None:
         _check(folder, place.version, found[place.name])
     if default:
         write_file(store / "default", str(place))
