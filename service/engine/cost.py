@@ -21,6 +21,8 @@ SMALL_PIXELS = 160_000  # of the larger of the two canvases for which shapes are
 SMALL_TENSOR = 4096  # bytes; larger initializers are weights, whose values do not affect shapes
 UNKNOWN_ROWS = 1000  # for a dimension that only a run can tell, in a graph that does not state P
 
+MOST_IN_A_BATCH = 16  # images that usually wait at once and share a canvas
+
 # Measured on the embedded models and on torchvision's at 800 x 1344 (docs/results.md): estimates with these factors are
 # 1.01 to 1.5 times the measured peaks. The memory pool of a session holds the blocks of its first run, with gaps
 # between them, and from the second run on also one block for all tensors.
@@ -88,7 +90,8 @@ class Inspection:
         smallest, largest = min(self._pixels), max(self._pixels)
         weights = WEIGHTS_FACTOR * self._bytes * len(threads)
         alone = self._alive(largest, 1)
-        in_batches = max(alone, self._alive(smallest, max(1, batch_pixels // smallest)))
+        images = max(1, min(MOST_IN_A_BATCH, batch_pixels // smallest))
+        in_batches = max(alone, self._alive(smallest, images))
         rehearsed = max(alone, self._alive(smallest, 2)) if 2 * smallest <= batch_pixels else alone
         concurrent = runs + len(threads) - 1  # sessions with several threads are used by one run at a time
         return Need(

@@ -6,7 +6,6 @@ A blank image has no detections, so it does not show whether labels, batches and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,43 +18,33 @@ SEED = 0
 LARGEST_DIFFERENCE = 0.1
 
 
-class RehearsalError(Exception):
-    """A version that does not keep contract 1; the message gives the reason and the remedy."""
-
-
 def rehearse(engine: Engine, batch_pixels: int) -> None:
     """Runs one canvas of each kind, and a batch of two if the pixels of a batch may be that many.
 
-    Raises RehearsalError, or whatever ONNX Runtime raises when memory runs out.
+    Raises WrongOutputError, and whatever ONNX Runtime raises.
     """
+    threads = max(engine.thread_counts)
     kinds: dict[tuple[int, int], tuple[int, int]] = {}
     smallest_first = sorted(engine.card.geometry.canvases, key=math.prod)
     for height, width in smallest_first:
         kinds.setdefault((height % STRIDE, width % STRIDE), (height, width))
-    alone = {canvas: _run(engine, [_busy(canvas)])[0] for canvas in kinds.values()}
+    alone = {canvas: engine.run([_busy(canvas)], threads=threads)[0] for canvas in kinds.values()}
     smallest = smallest_first[0]
     if 2 * math.prod(smallest) > batch_pixels:
         return
-    _compare(alone[smallest], _run(engine, [_busy(smallest), _dark(smallest)])[0])
-
-
-def _run(engine: Engine, canvases: Sequence[Canvas]) -> list[Result]:
-    try:
-        return engine.run(canvases, threads=max(engine.thread_counts))
-    except WrongOutputError as error:
-        raise RehearsalError(f"model.onnx: {error}; correct the graph or the card") from error
+    _compare(alone[smallest], engine.run([_busy(smallest), _dark(smallest)], threads=threads)[0])
 
 
 def _compare(alone: Result, in_a_batch: Result) -> None:
-    """Raises RehearsalError if the best scores of an image depend on the batch."""
+    """Raises WrongOutputError if the best scores of an image depend on the batch."""
     for name in ("scores", "objectness"):
         best = [
             float(scores[0]) if len(scores) else 0.0 for scores in (getattr(alone, name), getattr(in_a_batch, name))
         ]
         if abs(best[0] - best[1]) > LARGEST_DIFFERENCE:
-            raise RehearsalError(
-                f"model.onnx: the best of {name} is {best[0]:.3f} for an image alone and {best[1]:.3f} for the same "
-                "image in a batch of two; export the graph so that images do not affect each other"
+            raise WrongOutputError(
+                f"output {name} begins with {best[0]:.3f} for an image alone, and with {best[1]:.3f} for the same image "
+                "in a batch of two"
             )
 
 

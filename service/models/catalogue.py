@@ -17,7 +17,7 @@ from service.engine.devices import Device
 from service.engine.model import ModelRefusedError, ModelUnreadableError
 from service.models.attempts import Attempts, is_incomplete, place_of
 from service.models.choice import Choices
-from service.models.opening import Opener, may_pass
+from service.models.opening import NotEnoughMemoryError, Opener, may_pass, shortage
 from service.models.refusals import RefusalLog, RefusalMetrics
 from service.models.served_model import ServedModel
 from service.models.store import (
@@ -208,8 +208,8 @@ class Catalogue:
     def _serve(self, place: str, served: ServedModel, seconds: float) -> None:
         card, models = served.card, self.choices.served
         old = self._served(card.name, card.version)
-        versions = {**models.get(card.name, {}), card.version: served}
-        self._publish({**models, card.name: versions})
+        versions = dict(sorted({**models.get(card.name, {}), card.version: served}.items()))
+        self._publish(dict(sorted({**models, card.name: versions}.items())))
         if old:
             old.retire(self._metrics.model_drain_seconds.observe)
         self._metrics.model.labels(card.name, str(card.version)).info(
@@ -225,10 +225,9 @@ class Catalogue:
             attempts.missing = error
         elif isinstance(error, ModelUnreadableError) or may_pass(error):
             attempts.failed_for_now(self._clock())
-            known = isinstance(error, ModelRefusedError)
-            kind = type(error).__name__
-            reason = str(error) if known else f"it cannot be loaded and run now ({kind}), but is tried again"
-            self._refuse(place, reason, None if known else error)
+            known = isinstance(error, ModelUnreadableError | NotEnoughMemoryError)
+            lacking = str(error) if known else f"it cannot be loaded now ({shortage(error)}), but is tried again"
+            self._refuse(place, lacking, None if known else error)
         elif isinstance(error, ModelRefusedError):
             self._refuse(place, str(error))
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,12 +12,12 @@ from pathlib import Path
 from service.engine import onnx_subgraph
 from service.engine.cost import Inspection
 from service.engine.devices import Device
-from service.engine.engine import PROPOSALS, Engine
+from service.engine.engine import PROPOSALS, Engine, WrongOutputError
 from service.engine.isolation import is_out_of_memory
 from service.engine.memory_left import memory_left
 from service.engine.model import Model, ModelRefusedError, load_model
 from service.engine.providers import CPU
-from service.engine.rehearsal import RehearsalError, rehearse
+from service.engine.rehearsal import rehearse
 from service.models.served_model import ServedModel
 
 MB = 10**6
@@ -50,8 +51,14 @@ class Opener:
         current = served(*model.id)
         if current and current.card == model.card:
             return current
-        self._inspect(model)
+        classes = self._inspect(model)
         engines = {device: self._engine(model, device) for device in self._devices}
+        if classes is None:
+            log.warning(
+                "the classes of %s/%d cannot be counted in its graph; if it finds one that model.json does not list, "
+                "the request gets an error",
+                *model.id,
+            )
         return ServedModel(model.card, model.card.geometry, engines)
 
     def _engine(self, model: Model, device: Device) -> Engine:
@@ -59,8 +66,8 @@ class Opener:
         try:
             engine.warm_up(device.budget.pixels)
             rehearse(engine, device.budget.pixels)
-        except RehearsalError as error:
-            raise ModelRefusedError(str(error)) from error
+        except WrongOutputError as error:
+            raise ModelRefusedError(f"model.onnx: {error}; correct the graph or the card") from error
         except Exception as error:
             if may_pass(error) or engine.provider != CPU:  # an error of CUDA may be the GPU's
                 raise
@@ -79,26 +86,26 @@ class Opener:
             return
         self._check_memory("model.onnx alone needs", COPIES * size)
 
-    def _inspect(self, model: Model) -> None:
-        """Raises ModelRefusedError for a graph with another number of classes than the card, or that is too costly."""
+    def _inspect(self, model: Model) -> int | None:
+        """The number of classes, or None if the graph does not show it.
+
+        Raises ModelRefusedError if the card lists another number of labels, or if the version is too costly.
+        """
         try:
             onnx_subgraph.refuse_external_data(model.graph)
             proposals = onnx_subgraph.extract(model.graph, list(PROPOSALS))
             seen = Inspection(model.graph, proposals, model.card.geometry.canvases)
         except (ValueError, KeyError) as error:  # for a graph that is no model at all, the engine gives the reason
-            log.info("the memory and the classes of %s/%d cannot be told from its graph (%s)", *model.id, error)
-            return
+            log.warning("the memory that %s/%d needs cannot be estimated: %s", *model.id, error)
+            return None
         listed = len(model.card.labels)
-        if seen.classes is None:
-            log.info(
-                "the number of classes of %s/%d cannot be told from its graph; model.json lists %d", *model.id, listed
-            )
-        elif seen.classes != listed:
+        if seen.classes not in (None, listed):
             raise ModelRefusedError(
                 f"model.onnx distinguishes {seen.classes} classes, without the background, but model.json lists "
                 f"{listed} labels; list one label for each class, in the order of training"
             )
         self._check_cost(model, seen)
+        return seen.classes
 
     def _check_cost(self, model: Model, seen: Inspection) -> None:
         on_cpu = [device for device in self._devices if device.provider == CPU or model.card.provider == "cpu"]
@@ -134,6 +141,17 @@ def may_pass(error: BaseException) -> bool:
         )
         or _no_descriptor_is_free()
     )
+
+
+def shortage(error: BaseException) -> str:
+    """What was missing when an error that may pass was raised."""
+    causes = list(_causes(error))
+    if any(isinstance(each, MemoryError) or is_out_of_memory(each) for each in causes):
+        return "out of memory"
+    if _no_descriptor_is_free() or any(NO_DESCRIPTOR.search(str(each)) for each in causes):
+        return "too many open files"
+    numbers = [each.errno for each in causes if isinstance(each, OSError) and each.errno]
+    return os.strerror(numbers[0]).lower() if numbers else type(error).__name__
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
