@@ -43,8 +43,8 @@ def _compare(alone: Result, in_a_batch: Result) -> None:
         ]
         if abs(best[0] - best[1]) > LARGEST_DIFFERENCE:
             raise WrongOutputError(
-                f"output {name} begins with {best[0]:.3f} for an image alone, and with {best[1]:.3f} for the same image "
-                "in a batch of two"
+                f"output {name} begins with {best[0]:.3f} for an image alone, and with {best[1]:.3f} for the same "
+                "image in a batch of two"
             )
 
 
