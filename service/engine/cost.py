@@ -27,13 +27,14 @@ MOST_IN_A_BATCH = 16  # images that usually wait at once and share a canvas
 # 1.01 to 1.5 times the measured peaks. The memory pool of a session holds the blocks of its first run, with gaps
 # between them, and from the second run on also one block for all tensors.
 WEIGHTS_FACTOR = 1.85  # the memory of an open session, relative to its graph's bytes
-FIRST_RUN_FACTOR = 2.25  # the memory of a session's first run, relative to the tensors that are alive at once
-LATER_RUNS_FACTOR = 3.1  # the same for each concurrent run, from the second run on
+FIRST_RUNS_FACTOR = 2.9  # the memory of a session's first two runs, relative to the tensors that are alive at once
+LATER_RUNS_FACTOR = 3.6  # the same for each concurrent run, after runs on many canvases
 
 BYTES = {
-    "double": 8, "int64": 8, "uint64": 8, "float": 4, "int32": 4, "uint32": 4, "float16": 2, "bfloat16": 2, "int16": 2,
+    "double": 8, "int64": 8, "uint64": 8, "float": 4, "int32": 4, "uint32": 4, "float16": 4, "bfloat16": 4, "int16": 2,
     "uint16": 2, "string": 64,
 }  # fmt: skip
+FUSED = {"Relu", "Clip", "QuantizeLinear"}  # into the operation before, so that what lies between is never written
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}  # the output is the input under another shape
 IN_PLACE = {
     "Add", "And", "Cast", "Clip", "Div", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu", "Max", "Min", "Mul", "Or",
@@ -88,21 +89,25 @@ class Inspection:
         runs          concurrent runs, each with one thread
         """
         smallest, largest = min(self._pixels), max(self._pixels)
-        weights = WEIGHTS_FACTOR * self._bytes * len(threads)
+        weights = WEIGHTS_FACTOR * self._bytes * len(threads) * (2 if self._is_half else 1)
         alone = self._alive(largest, 1)
         images = max(1, min(MOST_IN_A_BATCH, batch_pixels // smallest))
         in_batches = max(alone, self._alive(smallest, images))
         rehearsed = max(alone, self._alive(smallest, 2)) if 2 * smallest <= batch_pixels else alone
         concurrent = runs + len(threads) - 1  # sessions with several threads are used by one run at a time
         return Need(
-            math.ceil(weights + FIRST_RUN_FACTOR * rehearsed * len(threads)),
+            math.ceil(weights + FIRST_RUNS_FACTOR * rehearsed * len(threads)),
             math.ceil(weights + LATER_RUNS_FACTOR * in_batches * concurrent),
         )
 
     def _alive(self, pixels: int, images: int) -> int:
         """The bytes of the tensors alive at once in a run of the whole graph, plus the same for the proposals."""
-        every_size = [scaling.sizes(pixels, images) for scaling in self._scalings]
+        every_size = [_in_int8(self._nodes, scaling.sizes(pixels, images)) for scaling in self._scalings]
         return max(_peak(self._nodes, sizes) + _peak(self._proposal_nodes, sizes) for sizes in every_size)
+
+    @property
+    def _is_half(self) -> bool:
+        return any(tensor.element == "float16" for tensor in self._scalings[0].tensors.values())
 
 
 class _Scaling:
@@ -122,6 +127,24 @@ class _Scaling:
             per_pixel = max(0.0, (size - low.get(name, 0)) / (many - few)) if many > few else size / many
             found[name] = images * math.ceil(max(0.0, size + per_pixel * (pixels - many)))
         return found
+
+
+def _in_int8(nodes: Sequence[Node], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of the tensors in an int8 graph, whose operations read and write int8 without floats in between."""
+    read_by: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.inputs:
+            read_by.setdefault(name, []).append(node)
+    found = dict(sizes)
+    for node in reversed(nodes):
+        for name in node.outputs:
+            readers = read_by.get(name, [])
+            if len(readers) == 1 and readers[0].operator in FUSED:
+                found[name] = min(found.get(name, 0), found.get(readers[0].outputs[0], 0))
+    for node in nodes:
+        if node.operator == "DequantizeLinear":
+            found[node.outputs[0]] = found.get(node.inputs[0], 0)
+    return found
 
 
 def shapes(skeleton: Skeleton, canvas: tuple[int, int]) -> dict[str, Tensor]:
