@@ -64,6 +64,7 @@ class Catalogue:
         self._clock = clock
         self._attempts: dict[Path, Attempts] = {}
         self._listing = Listing([], [], [])
+        self._pin_known: set[str] = set()  # the models whose pin, or its absence, was read
         self._faults: dict[str, str] = {}  # of the files `default`, as they were last reported
         self._refused: dict[str, str] = {}
         self._arriving: dict[str, str] = {}
@@ -126,7 +127,10 @@ class Catalogue:
         """
         if not self._setting:
             self._choose_default(listing, loaded)
-        pins = {name: self._pin(name, listing, loaded) for name in listing.names}
+        self._pin_known.intersection_update(listing.names)
+        # A model that has just left the store is still served, so it keeps its pin until it is removed.
+        kept = {name: pin for name, pin in self.choices.pins.items() if name in self.choices.served}
+        pins = kept | {name: self._pin(name, listing, loaded) for name in listing.names}
         self.choices = replace(self.choices, pins={name: pin for name, pin in pins.items() if pin is not None})
 
     def _choose_default(self, listing: Listing, loaded: bool) -> None:
@@ -152,11 +156,14 @@ class Catalogue:
         try:
             pin = read_pin(self._folder / name)
         except UnusableFileError as error:
-            known = isinstance(kept, int)
-            effect = f"version {kept} stays pinned" if known else "requests must choose with ?version="
-            self._report(f"{name}/default", str(error), effect)
-            return kept if known else str(error)
+            if name not in self._pin_known:
+                self._report(f"{name}/default", str(error), "requests must choose with ?version=")
+                return str(error)
+            stays = "the highest version still answers" if kept is None else f"version {kept} stays pinned"
+            self._report(f"{name}/default", str(error), stays)
+            return kept
         self._faults.pop(f"{name}/default", None)
+        self._pin_known.add(name)
         if pin == kept or not (pin is None or self._may_choose(ModelPlace(name, pin), listing, loaded)):
             return kept
         log.info("model %s: %s", name, "the highest version answers" if pin is None else f"version {pin} is pinned")

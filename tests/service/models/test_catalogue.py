@@ -272,6 +272,19 @@ def test_no_other_version_answers_when_the_pinned_one_is_removed(served, tmp_pat
     assert answering(served) == ("plain", 2)
 
 
+@pytest.mark.contract("4.5")
+def test_a_pin_that_cannot_be_read_changes_nothing_except_at_the_start(served, tmp_path, clock):
+    graphs.publish(tmp_path / "store", version=2)
+    served.refresh()
+    (tmp_path / "store" / "plain" / "default").mkdir()
+    served.refresh()
+    assert answering(served) == ("plain", 2)
+    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), False, Metrics(), clock=clock)
+    made.refresh()
+    assert answering(made) == "pinned_version"
+    assert made.choices.choose("plain", 1).card.version == 1
+
+
 # --- a store that is not whole ---------------------------------------------------------------------------------------
 
 
