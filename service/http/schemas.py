@@ -165,7 +165,7 @@ class ModelsAnswer(BaseModel):
         description="by name, the version for requests that name none, for the first models with a file `default`; "
         "null if that file cannot be used"
     )
-    store: str | None = Field(None, description="why the store cannot be scanned now; absent if it can")
+    store: str | None = Field(description="why the store cannot be scanned now; null if it can")
 
 
 class ReadyAnswer(BaseModel):
@@ -174,7 +174,7 @@ class ReadyAnswer(BaseModel):
     models: list[str] = Field(description="the first versions that are served")
     refused: list[Refusal] = Field(description="the first versions that are not served, with the reasons")
     refused_total: int = Field(description="the number of all versions that are not served")
-    store: str | None = Field(None, description="why the store cannot be scanned now; absent if it can")
+    store: str | None = Field(description="why the store cannot be scanned now; null if it can")
 
 
 class ProblemAnswer(BaseModel):

@@ -38,9 +38,8 @@ async def readyz(request: Request) -> Response:
         "models": served[:MOST_SERVED],
         "refused": [{"model": place, "reason": choices.refused[place]} for place in first(choices.refused)],
         "refused_total": len(choices.refused),
+        "store": readiness.store_fault,
     }
-    if readiness.store_fault:
-        answer["store"] = readiness.store_fault
     return Response(to_json(answer), media_type=JSON)
 
 

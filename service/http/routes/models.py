@@ -51,8 +51,9 @@ def answer(choices: Choices, store_fault: str | None) -> bytes:
         "arriving": [{"model": place, "state": choices.arriving[place]} for place in first(choices.arriving)],
         "arriving_total": len(choices.arriving),
         "pins": {name: pin if isinstance(pin := choices.pins[name], int) else None for name in first(choices.pins)},
+        "store": store_fault,
     }
-    return to_json(document | ({"store": store_fault} if store_fault else {}))
+    return to_json(document)
 
 
 def default(choices: Choices) -> dict[str, Any] | None:
