@@ -23,9 +23,9 @@ UNKNOWN_ROWS = 1000  # for a dimension that only a run can tell, in a graph that
 
 MOST_IN_A_BATCH = 16  # images that usually wait at once and share a canvas
 
-# Measured on the embedded models and on torchvision's at 800 x 1344 (docs/results.md): estimates with these factors are
-# 1.01 to 1.5 times the measured peaks. The memory pool of a session holds the blocks of its first run, with gaps
-# between them, and from the second run on also one block for all tensors.
+# Measured on the embedded models and on torchvision's (docs/results.md): with these factors, the estimate to start a
+# version is 1.07 to 1.6 times the measured peak, and under load 1.07 to 2.4 times. The memory pool of a session holds
+# the blocks of its first run, with gaps between them, and from the second run on also one block for all tensors.
 WEIGHTS_FACTOR = 1.85  # the memory of an open session, relative to its graph's bytes
 FIRST_RUNS_FACTOR = 2.9  # the memory of a session's first two runs, relative to the tensors that are alive at once
 LATER_RUNS_FACTOR = 3.6  # the same for each concurrent run, after runs on many canvases
