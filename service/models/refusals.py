@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections.abc import Iterable
 
@@ -14,7 +15,7 @@ log = logging.getLogger("service.models.catalogue")
 
 def first(places: Iterable[str]) -> list[str]:
     """The first of `places` that are listed one by one, by name and number of version."""
-    return sorted(places, key=_order)[:MOST_LISTED]
+    return heapq.nsmallest(MOST_LISTED, places, key=_order)
 
 
 def _order(place: str) -> tuple[str, int, str]:
