@@ -38,6 +38,7 @@ MAIN = {
 }
 FURTHER = {
     "key": Command("service.new_key", "make a key for a client of the service"),
+    "pin": Command("service.pin", "choose the version or the model that answers by default, for example to roll back"),
     "quantise": Command("faster_rcnn.commands.quantise", "publish an int8 copy of a published model, for CPUs"),
     "propose": Command("faster_rcnn.commands.propose", "write region proposals to a file"),
     "compare": Command("faster_rcnn.commands.compare", "train and compare detectors that differ in one thing"),

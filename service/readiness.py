@@ -6,14 +6,15 @@ import logging
 import time
 from typing import Literal
 
-from service.models import choice
-from service.models.catalogue import Catalogue, ServedModel
+from service.models.catalogue import Catalogue
+from service.models.choice import Choices, NotServedError
+from service.models.served_model import ServedModel
 
 log = logging.getLogger(__name__)
 
 
 class NotReadyError(Exception):
-    """The service cannot answer now. `failure` explains the reason "failed"."""
+    """The service cannot answer now. `failure` explains the reasons "failed" and "no_model"."""
 
     def __init__(self, reason: Literal["draining", "failed", "loading", "no_model"], failure: str = "") -> None:
         super().__init__(reason)
@@ -25,16 +26,16 @@ class Readiness:
     """The state of the service as requests and `/readyz` see it. Only the event loop changes it.
 
     catalogue       None until the models are loaded
+    store_fault     why the model store cannot be scanned now, or None; what is loaded is still served
     failure         why the service has failed for good, or None
     draining_since  `time.monotonic()` at the signal to stop, or None
     """
 
-    def __init__(self, default_model: str | None) -> None:
-        """`default_model`: the setting."""
+    def __init__(self) -> None:
         self.catalogue: Catalogue | None = None
+        self.store_fault: str | None = None
         self.failure: str | None = None
         self.draining_since: float | None = None
-        self._default_model = default_model
 
     def drain(self) -> None:
         """Makes /readyz answer 503, so load balancers stop sending requests; those that still arrive are answered."""
@@ -45,49 +46,44 @@ class Readiness:
     def draining(self) -> bool:
         return self.draining_since is not None
 
-    def fail(self, reason: str) -> None:
-        """Records that the service has failed for good. The server then ends the process."""
-        log.error("%s", reason)
+    def fail(self, reason: str, place: str = "") -> None:
+        """Records that the service has failed for good. The server then ends the process.
+
+        place  where on the server; it is logged, but clients do not see it
+        """
+        log.error("%s%s", f"{place}: " if place else "", reason)
         self.failure = self.failure or reason
 
     @property
     def loaded(self) -> bool:
         return self.catalogue is not None
 
-    def not_ready(self) -> NotReadyError | None:
+    def not_ready(self) -> NotReadyError | NotServedError | None:
         """Why `/readyz` answers 503 now, or None if the service is ready."""
         if self.draining:
             return NotReadyError("draining")
-        return self.cannot_answer()
+        return self.cannot_answer() or self.choices.default_missing()
 
     def cannot_answer(self) -> NotReadyError | None:
-        """Why requests cannot be answered now, or None if they can. A draining service still answers."""
+        """Why no request can be answered now, or None if some can. A draining service still answers."""
         if self.failure:
             return NotReadyError("failed", self.failure)
         if not self.loaded:
             return NotReadyError("loading")
-        if not self.models:
-            return NotReadyError("no_model")
+        if not self.choices.served:
+            return NotReadyError("no_model", self.choices.why_nothing_is_served())
         return None
 
     @property
-    def models(self) -> dict[str, dict[int, ServedModel]]:
-        """The served models by name and version. The dictionary is never modified, only replaced."""
-        return self.catalogue.models if self.catalogue else {}
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """The reason for each version in the store that is not served, by "name/version"."""
-        return self.catalogue.refused if self.catalogue else {}
-
-    @property
-    def default_model(self) -> str | None:
-        """The model for requests that name none."""
-        preferred = self.catalogue.default if self.catalogue else None
-        return choice.default_model(self.models, self._default_model, preferred)
+    def choices(self) -> Choices:
+        """What requests can choose from. A refresh replaces it, so read it once for several questions."""
+        return self.catalogue.choices if self.catalogue else _NOTHING
 
     def model(self, name: str | None, version: int | None) -> ServedModel:
-        """The model for a request. Raises NotReadyError, choice.UnknownModelError or choice.NoDefaultModelError."""
+        """The model for a request. Raises NotReadyError, or what Choices.choose raises."""
         if error := self.cannot_answer():
             raise error
-        return choice.choose(self.models, self.default_model, name, version)
+        return self.choices.choose(name, version)
+
+
+_NOTHING = Choices()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
 from service.engine import devices, memory_limit
+from service.engine.card import shortened
 from service.engine.cores import CAN_YIELD, usable_cores
 from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
@@ -26,8 +28,9 @@ from service.images.cost import LIGHT_BYTES
 from service.images.decode import DamagedImageError
 from service.images.drawing import Drawing
 from service.keys import Keys
-from service.models.catalogue import Catalogue, ServedModel
-from service.models.store import StoreMissingError
+from service.models.catalogue import Catalogue
+from service.models.served_model import ServedModel
+from service.models.store import ModelPlace, StoreMissingError, directories, parse_place
 from service.queue.artists import Artists
 from service.queue.batcher import Batcher, DeadlinePassedError
 from service.queue.memory import MemoryBudget
@@ -81,13 +84,13 @@ class Runtime:
         self.settings = settings
         self.metrics = Metrics()
         self.provider = ""
-        self.readiness = Readiness(settings.default_model)
+        self.readiness = Readiness()
         self.recent = RecentUploads(settings.recent_bytes)
         self.memory = MemoryBudget()  # without a limit until the models are loaded, and so no request is admitted
         self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait, self.memory)
         self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
         self.metrics_port: int | None = None  # the port that METRICS_PORT has opened
-        self._store_unread = False
+        self._served = False  # whether any model ever was
         self._light_bytes = 0  # set aside for the threads that work on light images
         self._batcher: Batcher | None = None
         cores = usable_cores()
@@ -108,12 +111,14 @@ class Runtime:
         """
         try:
             await in_daemon_thread(self._load)
-        except (ModelRefusedError, ProviderUnavailableError, StoreMissingError) as error:
+        except (ModelRefusedError, StoreMissingError) as error:
+            self.readiness.fail(str(error), f"MODEL_STORE={self.settings.model_store}")
+        except ProviderUnavailableError as error:
             self.readiness.fail(str(error))
         except Exception as error:
             log.exception("start-up failed")
             self.readiness.fail(f"start-up failed: {type(error).__name__}; the log has the details")
-        while self.readiness.loaded and self.settings.model_poll_seconds:
+        while self.readiness.loaded and self.settings.model_poll_seconds and not self.readiness.failure:
             await asyncio.sleep(self.settings.model_poll_seconds)
             await in_daemon_thread(self._refresh)
 
@@ -137,19 +142,15 @@ class Runtime:
     def _load(self) -> None:
         settings = self.settings
         memory_limit.return_freed_memory()
+        default = self._configured_default()
         self.provider = pick_provider(settings.require_cuda)
         if self.provider == CUDA:
             gpu_memory.watch(self.metrics.registry)
         places = devices.find(
             self.provider, settings.engines, settings.engine_workers, settings.batch_pixels, settings.engine_threads
         )
-        catalogue = Catalogue(settings.model_store, places, settings.allow_tf32, self.metrics)
-        catalogue.refresh()
-        if not catalogue.models:
-            raise ModelRefusedError(f"no model in {settings.model_store} can be served{_listed(catalogue.refused)}")
-        if settings.default_model and settings.default_model not in catalogue.models:
-            names = ", ".join(catalogue.models)
-            raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not served; choose from {names}")
+        catalogue = Catalogue(settings.model_store, places, settings.allow_tf32, self.metrics, default)
+        self._scan(catalogue)
         cores = usable_cores()
         decoders = (settings.decode_threads or cores) if self.provider == CUDA else 0
         self._light_bytes = LIGHT_BYTES * (cores + (decoders or sum(place.runs for place in places)))
@@ -161,6 +162,32 @@ class Runtime:
         gc.collect()
         gc.freeze()  # later collections skip these objects, which live as long as the process
         self.readiness.catalogue = catalogue
+        if missing := catalogue.choices.served and self.readiness.not_ready():
+            log.warning("/readyz answers 503: %s", missing)
+
+    def _configured_default(self) -> ModelPlace | None:
+        """What DEFAULT_MODEL names. Raises ModelRefusedError if it is not in the store, before any model is loaded."""
+        setting = self.settings.default_model
+        if not setting:
+            return None
+        try:
+            place = parse_place(setting)
+        except ValueError as error:
+            raise ModelRefusedError(f"DEFAULT_MODEL={setting}: {error}") from None
+        try:
+            listing = directories(self.settings.model_store)
+        except OSError:  # it may be readable later; loading says why
+            return place
+        versions = [each for each in listing.versions if each.parent.name == place.name]
+        unlisted = place.name in [each.name for each in listing.unreadable]
+        if place.name not in listing.names:
+            raise ModelRefusedError(
+                f"DEFAULT_MODEL={setting} is not in the model store; choose from {shortened(', '.join(listing.names))}"
+            )
+        if place.version is not None and str(place.version) not in [each.name for each in versions] and not unlisted:
+            found = shortened(", ".join(each.name for each in versions))
+            raise ModelRefusedError(f"DEFAULT_MODEL={setting}: this version is not in the model store; it has {found}")
+        return place
 
     def _limit_memory(self) -> None:
         """Sets the memory budget, from the setting or from what the loaded models leave, and logs it."""
@@ -193,17 +220,35 @@ class Runtime:
     def _refresh(self) -> None:
         assert self.readiness.catalogue is not None
         try:
-            before = self.readiness.catalogue.models
-            self.readiness.catalogue.refresh()
-            self._store_unread = False
-            if self.readiness.catalogue.models is not before and not self.settings.memory_budget:
+            before = self.readiness.catalogue.choices.served
+            self._scan(self.readiness.catalogue)
+            if self.readiness.catalogue.choices.served is not before and not self.settings.memory_budget:
                 self._limit_memory()
+        except ModelRefusedError as error:
+            self.readiness.fail(str(error))
+
+    def _scan(self, catalogue: Catalogue) -> None:
+        """Raises ModelRefusedError if nothing is served, nothing ever was, and no further scan may change that."""
+        try:
+            catalogue.refresh()
+            fault = None
+        except StoreMissingError as error:
+            if not self._served:
+                raise
+            fault = str(error)
         except Exception as error:  # the models already loaded can still be served
-            if not self._store_unread:
-                log.warning(
-                    "the model store cannot be read (%s); the loaded models are still served", type(error).__name__
-                )
-            self._store_unread = True
+            fault = f"the model store cannot be read ({_kind(error)})"
+        if fault and fault != self.readiness.store_fault:
+            log.warning("%s; the loaded models are still served", fault)
+        self.readiness.store_fault = fault
+        choices = catalogue.choices
+        self._served = self._served or bool(choices.served)
+        polls = self.settings.model_poll_seconds > 0
+        if not self._served and not (polls and (fault or catalogue.trying)):
+            listed = choices.why_nothing_is_served()
+            raise ModelRefusedError(f"no model in the store can be served{listed and f'; {listed}'}")
+        if not polls and (missing := choices.default_missing()):
+            raise ModelRefusedError(str(missing))
 
     # --- one request ---------------------------------------------------------------------------------------------
 
@@ -343,5 +388,5 @@ def _heavy_threads(threads: int) -> int:
     return threads if CAN_YIELD else max(1, threads - 1)
 
 
-def _listed(refused: dict[str, str]) -> str:
-    return "".join(f"; {place}: {reason}" for place, reason in refused.items())
+def _kind(error: Exception) -> str:
+    return os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else type(error).__name__

@@ -124,7 +124,7 @@ class Lifecycle:
     def _announce(self, address: tuple[str, int]) -> None:
         host, port = address[:2]
         models = ", ".join(
-            f"{name}/{version}" for name, all in self._runtime.readiness.models.items() for version in all
+            f"{name}/{version}" for name, all in self._runtime.readiness.choices.served.items() for version in all
         )
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         logs.announce(f"serving {models} on http://{place} ({self._runtime.provider})")

@@ -67,8 +67,8 @@ class Settings(BaseSettings):
 
     default_model: str | None = Field(
         default=None,
-        description="model for requests that name none; if unset, the one named in MODEL_STORE/default, or the only "
-        "model",
+        description="model for requests that name none, as NAME or NAME/VERSION; if unset, what MODEL_STORE/default "
+        "holds, else the only model in the store. While it is not served, such requests get 503",
     )
     require_cuda: bool = Field(
         default=False, description="refuse to start without CUDA instead of silently running on the CPU"

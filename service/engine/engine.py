@@ -60,6 +60,10 @@ class Result:
     objectness: Floats
 
 
+class WrongOutputError(Exception):
+    """The graph returned values that contract 1 excludes, such as a label that the card does not list."""
+
+
 class Engine:
     """A model ready to run on one device.
 
@@ -107,14 +111,17 @@ class Engine:
 
         threads  upper bound; the session with the most threads within it is used, else the one with the fewest
 
-        Raises ValueError for canvases of different sizes, and whatever ONNX Runtime raises.
+        Raises ValueError for canvases of different sizes, WrongOutputError, and whatever ONNX Runtime raises.
         """
         images, sizes = _stack(canvases)
         count = max((count for count in self.thread_counts if count <= threads), default=self.thread_counts[0])
         sessions, names = (self._proposals, _PROPOSAL_NAMES) if proposals_only else (self._full, _ALL_NAMES)
         values = sessions[count].run(names, {"images": images, "sizes": sizes})
         outputs = dict(zip(names, values, strict=True))
-        return [_result(outputs, row, canvas) for row, canvas in enumerate(canvases)]
+        for name, value in outputs.items():
+            if value.shape[:1] != (len(canvases),):
+                raise WrongOutputError(f"output {name} has shape {value.shape} for a batch of {len(canvases)}")
+        return [_result(outputs, row, canvas, len(self.card.labels)) for row, canvas in enumerate(canvases)]
 
     def warm_up(self, batch_pixels: int = 0, at_once: int = 1) -> None:
         """Runs every session, so that no request has to wait for the slow first run.
@@ -189,15 +196,36 @@ def _stack(canvases: Sequence[Canvas]) -> tuple[NDArray[np.uint8], NDArray[np.in
     return images, sizes
 
 
-def _result(outputs: dict[str, Any], row: int, canvas: Canvas) -> Result:
-    p = int(outputs["num_proposals"][row])
+def _result(outputs: dict[str, Any], row: int, canvas: Canvas, classes: int) -> Result:
+    """Raises WrongOutputError for values that would make an answer wrong or impossible."""
+    p = _rows(outputs, "num_proposals", "proposals", row)
     proposals = to_original(outputs["proposals"][row, :p], canvas)
     objectness = outputs["objectness"][row, :p]
+    _check_finite(proposals=proposals, objectness=objectness)
     if "num_detections" not in outputs:
         return Result(_NO_BOXES, _NO_SCORES, _NO_LABELS, proposals, objectness)
-    d = int(outputs["num_detections"][row])
+    d = _rows(outputs, "num_detections", "boxes", row)
     boxes = to_original(outputs["boxes"][row, :d], canvas)
-    return Result(boxes, outputs["scores"][row, :d], outputs["labels"][row, :d], proposals, objectness)
+    scores, labels = outputs["scores"][row, :d], outputs["labels"][row, :d]
+    _check_finite(boxes=boxes, scores=scores)
+    if d and not (labels.min() >= 0 and labels.max() < classes):
+        found = f"{labels.min()} to {labels.max()}"
+        raise WrongOutputError(f"output labels has indices from {found}, but the card lists {classes} labels")
+    return Result(boxes, scores, labels, proposals, objectness)
+
+
+def _rows(outputs: dict[str, Any], count: str, rows: str, row: int) -> int:
+    """The number of real rows of an image."""
+    number, most = int(outputs[count][row]), outputs[rows].shape[1]
+    if not 0 <= number <= most:
+        raise WrongOutputError(f"output {count} is {number}, but output {rows} has {most} rows")
+    return number
+
+
+def _check_finite(**outputs: Floats) -> None:
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise WrongOutputError(f"output {name} has values that are not finite")
 
 
 _NO_BOXES = np.empty((0, 4), dtype=np.float32)

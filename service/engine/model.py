@@ -1,64 +1,41 @@
-"""Loads and checks a published version, `model.onnx` with `model.json`, or refuses it with a reason (contract 4)."""
+"""Loads and checks a published version, `model.onnx` with `model.json`, or refuses it with a reason (contract 4).
+
+No reason contains a path of the server, because clients read the reasons in `GET /models`.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from service.images.fit import Geometry
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # the pattern of a model's name
+from service.engine import onnx_subgraph
+from service.engine.card import LARGEST_CARD, Card, CardError, read_card, shortened
 
 
 class ModelRefusedError(Exception):
     """A version that cannot be served; the message gives the reason and the remedy."""
 
-
-class Resize(BaseModel):
-    """The shorter side becomes `min_size` pixels, or less if the longer side would exceed `max_size`."""
-
-    min_size: int = Field(ge=1)
-    max_size: int = Field(ge=1)
-    antialias: bool = Field(True, description="false: resize as torchvision's detectors do")
+    def __init__(self, reason: str) -> None:
+        super().__init__(shortened(reason))
 
 
-class Card(BaseModel):
-    """The contents of `model.json`. Members that are not listed here are kept and shown unchanged."""
+class ModelIncompleteError(ModelRefusedError):
+    """A version of which a part is missing. It may still be on its way."""
 
-    model_config = ConfigDict(extra="allow")
 
-    name: str = Field(pattern=NAME)
-    version: int = Field(ge=0)
-    labels: list[str] = Field(min_length=1, description="in order of their index, from 0; without the background")
-    canvases: list[tuple[int, int]] = Field(min_length=1, description="height, width")
-    resize: Resize
-    score_threshold: float = Field(ge=0, le=1, description="the default of the request parameter score_threshold")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of model.onnx")
-    metrics: dict[str, Any] = {}
-    training: Any = None
-    opset: int | None = None
-    provider: Literal["any", "cpu"] = Field(default="any", description="cpu: the graph was exported for the CPU only")
+class ModelMismatchError(ModelRefusedError):
+    """A version whose files are whole but do not belong together. One of them may be about to be replaced."""
 
-    @field_validator("labels")
-    @classmethod
-    def labels_differ(cls, labels: list[str]) -> list[str]:
-        if len(set(labels)) != len(labels):
-            raise ValueError("a label occurs twice")
-        return labels
 
-    @property
-    def geometry(self) -> Geometry:
-        return Geometry(tuple(self.canvases), self.resize.min_size, self.resize.max_size, self.resize.antialias)
+class ModelUnreadableError(ModelRefusedError):
+    """A version that cannot be read now, for a reason that may pass, such as permissions or a network file system."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A version whose files were checked: its card, and the bytes of the graph whose hash was checked."""
-
     card: Card
     graph: bytes
 
@@ -68,34 +45,52 @@ class Model:
 
 
 def load_model(directory: Path | str) -> Model:
-    """The version in `directory`. Raises ModelRefusedError with the reason."""
+    """The version in `directory`. Raises ModelRefusedError or one of its subclasses, with the reason."""
     directory = Path(directory).absolute()  # not resolve(): a mounted store may consist of symbolic links
+    document = _read(directory / "model.json", LARGEST_CARD + 1)
     try:
-        card = Card.model_validate_json((directory / "model.json").read_bytes())
-        graph = (directory / "model.onnx").read_bytes()
-    except OSError as error:
-        raise ModelRefusedError(
-            f"{error.filename} cannot be read ({error.strerror}); publish the model again"
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise ModelRefusedError(f"model.json: {where}: {first['msg']}") from error
+        card = read_card(document)
+    except CardError as error:
+        kind = ModelIncompleteError if error.incomplete else ModelRefusedError
+        raise kind(str(error)) from error
     place = f"{directory.parent.name}/{directory.name}"
     if f"{card.name}/{card.version}" != place:
         raise ModelRefusedError(
             f"model.json says {card.name}/{card.version}, but the folder is {place}; rename one of them"
         )
-    if (digest := hashlib.sha256(graph).hexdigest()) != card.sha256:
-        raise ModelRefusedError(
-            f"model.onnx has SHA-256 {digest}, model.json says {card.sha256}; publish the model again"
-        )
-    long = card.resize.max_size
-    short = min(card.resize.min_size, long)
-    for height, width in ((short, long), (long, short)):
-        # `images.fit` makes no image larger than one of these two sizes, so canvases that hold both hold every image.
-        if not any(height <= H and width <= W for H, W in card.canvases):
-            raise ModelRefusedError(
-                f"model.json: no canvas holds {height} x {width}, a size that images may have after resizing; add one"
-            )
+    graph = _read(directory / "model.onnx")
+    _check_hash(graph, card)
     return Model(card, graph)
+
+
+def _read(file: Path, limit: int = -1) -> bytes:
+    """The first `limit` bytes of a regular file. Raises ModelIncompleteError or ModelUnreadableError."""
+    try:
+        with open(file, "rb", opener=_without_waiting) as opened:
+            return opened.read(limit)
+    except FileNotFoundError as error:
+        raise ModelIncompleteError(f"{file.name} is missing; publish the model again") from error
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ENXIO, errno.ENODEV):
+            raise ModelRefusedError(f"{file.name} is not a file; publish the model again") from error
+        reason = (os.strerror(error.errno) if error.errno else type(error).__name__).lower()
+        raise ModelUnreadableError(
+            f"{file.name} cannot be read now ({reason}); it is tried again, so correct the cause"
+        ) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file. A pipe would otherwise block the thread that loads models for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_hash(graph: bytes, card: Card) -> None:
+    digest = hashlib.sha256(graph).hexdigest()
+    if digest == card.sha256:
+        return
+    if not onnx_subgraph.is_whole(graph):
+        raise ModelIncompleteError(
+            f"model.onnx is cut short or damaged after {len(graph)} bytes; its SHA-256 is not the one in model.json; "
+            "publish the model again"
+        )
+    raise ModelMismatchError(f"model.onnx has SHA-256 {digest}, model.json says {card.sha256}; publish the model again")

@@ -1,4 +1,4 @@
-"""Extracts the part of an ONNX model on which given outputs depend.
+"""Reads and edits ONNX models: extracts the part on which given outputs depend, and lists nodes and weights.
 
 ONNX Runtime runs every node of a session, even if only some outputs are requested, so proposals without the RoI head
 need a session of their own. This module reads the protobuf wire format and copies the needed fields unchanged. The
@@ -9,17 +9,20 @@ The field numbers are defined in onnx.proto: https://github.com/onnx/onnx/blob/m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 MODEL_GRAPH = 7
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_OUTPUT, GRAPH_VALUE_INFO = 1, 5, 12, 13
-NODE_INPUT, NODE_OUTPUT, NODE_ATTRIBUTE = 1, 2, 5
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE_INFO = 1, 5, 11, 12, 13
+NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 4, 5
 ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 6, 11
-VALUE_NAME, TENSOR_NAME, TENSOR_LOCATION = 1, 8, 14
+VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_TYPE_ELEMENT, TENSOR_TYPE_SHAPE = 1, 2, 1, 1, 2
+SHAPE_DIMENSION, DIMENSION_VALUE = 1, 1
+TENSOR_DIMENSIONS, TENSOR_ELEMENT, TENSOR_NAME, TENSOR_LOCATION = 1, 2, 8, 14
 EXTERNAL = 1
+UINT8, INT64 = 2, 7  # TensorProto.DataType
 
 
 class Field(NamedTuple):
@@ -31,18 +34,107 @@ class Field(NamedTuple):
     whole: memoryview
 
 
+class Node(NamedTuple):
+    """One operation of a graph, with the names of the tensors that it reads and writes."""
+
+    operator: str
+    inputs: list[str]
+    outputs: list[str]
+
+
 def extract(model: bytes, outputs: Sequence[str]) -> bytes:
     """A copy of `model` with only the nodes and initializers that `outputs` depend on.
 
     Raises ValueError if an output is missing or the bytes are not an ONNX model.
     """
-    view = memoryview(model)
-    graphs = [field for field in _fields(view) if field.number == MODEL_GRAPH]
+    return _with_graph(model, _extract_graph(_graph(model), outputs))
+
+
+def nodes(model: bytes) -> list[Node]:
+    """The operations of the graph, in the order of the file, in which each tensor is written before it is read."""
+    return [
+        Node(_name(node, NODE_OPERATOR), list(_read_by(node)), _strings(node, NODE_OUTPUT))
+        for node in _payloads(_graph(model), GRAPH_NODE)
+    ]
+
+
+class Skeleton(NamedTuple):
+    """A model without the values of its weights, from which ONNX Runtime can tell the shape of every tensor.
+
+    The large initializers are inputs, because a session can be opened without their values. All tensors are outputs.
+    """
+
+    graph: bytes
+    rest: bytes
+
+    def with_inputs(self, inputs: Mapping[str, tuple[int, Sequence[int]]]) -> bytes:
+        """The model with the missing inputs, given by element type and shape."""
+        added = b"".join(_message(GRAPH_INPUT, _value_info(name, *inputs[name])) for name in inputs)
+        return self.rest + _message(MODEL_GRAPH, self.graph + added)
+
+
+def skeleton(model: bytes, largest: int) -> Skeleton:
+    """`model` without its inputs, and without the values of initializers with more bytes than `largest`."""
+    parts: list[bytes | memoryview] = []
+    for field in _fields(_graph(model)):
+        if field.number == GRAPH_NODE:
+            parts.append(field.whole)
+            written = _strings(field.payload, NODE_OUTPUT)
+            parts.extend(_message(GRAPH_OUTPUT, _message(VALUE_NAME, name.encode())) for name in written)
+        elif field.number == GRAPH_INITIALIZER and len(field.payload) > largest:
+            name = _name(field.payload, TENSOR_NAME)
+            parts.append(_message(GRAPH_INPUT, _value_info(name, *_tensor_type(field.payload))))
+        elif field.number not in (GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE_INFO):
+            parts.append(field.whole)
+    return Skeleton(b"".join(parts), _without_graph(model))
+
+
+def _graph(model: bytes) -> memoryview:
+    graphs = list(_payloads(memoryview(model), MODEL_GRAPH))
     if len(graphs) != 1:
         raise ValueError("not an ONNX model: it has no graph")
-    graph = _extract_graph(graphs[0].payload, outputs)
-    rest = b"".join(field.whole for field in _fields(view) if field.number != MODEL_GRAPH)
-    return rest + _varint(MODEL_GRAPH << 3 | LENGTH_DELIMITED) + _varint(len(graph)) + graph
+    return graphs[0]
+
+
+def _with_graph(model: bytes, graph: bytes) -> bytes:
+    return _without_graph(model) + _message(MODEL_GRAPH, graph)
+
+
+def _without_graph(model: bytes) -> bytes:
+    return b"".join(field.whole for field in _fields(memoryview(model)) if field.number != MODEL_GRAPH)
+
+
+def _tensor_type(tensor: memoryview) -> tuple[int, list[int]]:
+    """The element type and the shape of an initializer."""
+    element, shape = 0, []
+    for field in _fields(tensor):
+        if field.number == TENSOR_ELEMENT:
+            element = field.varint
+        elif field.number == TENSOR_DIMENSIONS and len(field.payload) and field.whole[0] & 7 == LENGTH_DELIMITED:
+            position = 0  # packed: all numbers in one field
+            while position < len(field.payload):
+                size, position = _read_varint(field.payload, position)
+                shape.append(size)
+        elif field.number == TENSOR_DIMENSIONS:
+            shape.append(field.varint)
+    return element, shape
+
+
+def _value_info(name: str, element: int, shape: Sequence[int]) -> bytes:
+    dimensions = b"".join(
+        _message(SHAPE_DIMENSION, _varint(DIMENSION_VALUE << 3 | VARINT) + _varint(size)) for size in shape
+    )
+    tensor = _varint(TENSOR_TYPE_ELEMENT << 3 | VARINT) + _varint(element) + _message(TENSOR_TYPE_SHAPE, dimensions)
+    return _message(VALUE_NAME, name.encode()) + _message(VALUE_TYPE, _message(TYPE_TENSOR, tensor))
+
+
+def is_whole(model: bytes) -> bool:
+    """Whether the bytes are those of a complete model, as far as its outer structure shows."""
+    try:
+        numbers = [field.number for field in _fields(memoryview(model))]
+    except ValueError:
+        return False
+    return MODEL_GRAPH in numbers and 0 not in numbers  # 0 is the tag of space that a copy reserved but did not fill
 
 
 def refuse_external_data(model: bytes) -> None:
@@ -160,6 +252,11 @@ def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
             return value, position
         shift += 7
     raise ValueError("not an ONNX model: it is cut short")
+
+
+def _message(number: int, payload: bytes) -> bytes:
+    """A field that holds a message or a string."""
+    return _varint(number << 3 | LENGTH_DELIMITED) + _varint(len(payload)) + payload
 
 
 def _varint(value: int) -> bytes:

@@ -17,7 +17,7 @@ import onnxruntime
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 
-LOG_ERRORS_ONLY = 3
+LOG_ERRORS_ONLY, LOG_FATAL_ONLY = 3, 4
 SPIN_MICROSECONDS = 100
 
 # y = Identity(x), one float, opset 18: the smallest model that can show whether a provider starts.
@@ -133,7 +133,8 @@ def open_session(
         with _as_file(graph) as path:
             return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
-        raise ValueError(f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        log.warning("ONNX Runtime cannot load a graph: %s", str(error).splitlines()[0])
+        raise ValueError("ONNX Runtime cannot load it; the log has its message, so export the graph again") from error
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import orjson
 from fastapi import Response
 from numpy.typing import NDArray
 
+from service.engine.card import Card
 from service.engine.engine import Result
-from service.engine.model import Card
 from service.http import npz
 from service.http.schemas import DetectQuery, ProposalsQuery
 from service.images.integrity import WARNINGS

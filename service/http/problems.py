@@ -18,7 +18,7 @@ from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemor
 from service.http.answers import image_warnings
 from service.images.decode import DamagedImageError, ImageError, TooManyPixelsError
 from service.images.drawing import SideTooLongError
-from service.models.choice import NoDefaultModelError, UnknownModelError
+from service.models.choice import NoDefaultModelError, NotServedError, UnknownModelError
 from service.queue.memory import TooMuchMemoryError
 from service.readiness import NotReadyError
 from service.recent_uploads import UnknownImageError
@@ -83,9 +83,19 @@ def _not_ready(error: NotReadyError) -> Problem:
         "draining": ("The service is shutting down. Try again; another instance may answer.", 5),
         "failed": (f"The service cannot answer: {error.failure}.", 30),
         "loading": ("The service is still loading its models. Try again soon.", 2),
-        "no_model": ("The model store is empty. Publish a model, then try again.", 30),
+        "no_model": (_no_model(error.failure), 30),
     }[error.reason]
     return _retry_later(503, error.reason, detail, seconds)
+
+
+def _no_model(reasons: str) -> str:
+    if not reasons:
+        return "The model store is empty. Publish a model, then try again."
+    return f"No model in the store is served: {reasons}. Correct this, or publish a model, then try again."
+
+
+def _not_served(error: NotServedError) -> Problem:
+    return _retry_later(503, error.reason, str(error), 5)
 
 
 def _overloaded(error: OverloadedError) -> Problem:
@@ -138,6 +148,7 @@ _PROBLEMS: dict[type, Callable[[Any], Problem]] = {
     TimeoutTooLongError: lambda error: Problem(422, "parameter", f"timeout must be at most {error.longest:g} s."),
     OverloadedError: _overloaded,
     NoDefaultModelError: lambda error: Problem(422, "parameter", str(error)),
+    NotServedError: _not_served,
     UnknownModelError: lambda error: Problem(404, "unknown_model", str(error)),
     UnknownImageError: lambda _: Problem(
         404, "unknown_image", "No recent upload has this image_id. Send the image itself: POST /proposals."

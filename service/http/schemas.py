@@ -29,7 +29,12 @@ class NoQuery(BaseModel):
 
 
 class VersionQuery(NoQuery):
-    version: int | None = Field(None, ge=0, le=LARGEST, description="version of the model; default: the highest")
+    version: int | None = Field(
+        None,
+        ge=0,
+        le=LARGEST,
+        description="version of the model; default: the one that the store pins, else the highest",
+    )
 
 
 class ModelQuery(VersionQuery):
@@ -167,17 +172,39 @@ class Refusal(BaseModel):
     reason: str
 
 
+class DefaultModel(BaseModel):
+    name: str | None
+    version: int | None = Field(description="the version that answers; null if none can")
+    reason: str | None = Field(None, description="why the default model is not served; absent if it is served")
+
+
+class Arrival(BaseModel):
+    model: str
+    state: str
+
+
 class ModelsAnswer(BaseModel):
-    default: ModelId | None = Field(description="the model for requests that name none")
-    models: list[ModelAnswer]
-    refused: list[Refusal] = Field(description="versions in the store that are not served, with the reasons")
+    default: DefaultModel | None = Field(description="the model for requests that name none")
+    models: list[ModelAnswer] = Field(description="the cards of the versions that are served, up to a limit in bytes")
+    models_total: int = Field(description="the number of versions that are served")
+    refused: list[Refusal] = Field(description="the first versions in the store that are not served, with the reasons")
+    refused_total: int = Field(description="the number of all versions that are not served")
+    arriving: list[Arrival] = Field(description="the first versions that are still being copied to the store")
+    arriving_total: int
+    pins: dict[str, int | None] = Field(
+        description="by name, the version for requests that name none, for the first models with a file `default`; "
+        "null if that file cannot be used"
+    )
+    store: str | None = Field(description="why the store cannot be scanned now; null if it can")
 
 
 class ReadyAnswer(BaseModel):
     status: str
     provider: str
-    models: list[str]
-    refused: list[Refusal]
+    models: list[str] = Field(description="the first versions that are served")
+    refused: list[Refusal] = Field(description="the first versions that are not served, with the reasons")
+    refused_total: int = Field(description="the number of all versions that are not served")
+    store: str | None = Field(description="why the store cannot be scanned now; null if it can")
 
 
 class ProblemAnswer(BaseModel):

@@ -7,90 +7,42 @@ does not affect the others.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from service.engine.devices import Device
-from service.engine.engine import Engine
-from service.engine.model import Card, ModelRefusedError, load_model
-from service.images.fit import Geometry
-from service.models.store import default_name, directories
+from service.engine.model import ModelRefusedError, ModelUnreadableError
+from service.models.attempts import Attempts, is_incomplete, place_of
+from service.models.choice import Choices
+from service.models.opening import NotEnoughMemoryError, Opener, may_pass, shortage
+from service.models.refusals import RefusalLog, RefusalMetrics
+from service.models.served_model import ServedModel
+from service.models.store import (
+    Listing,
+    ModelPlace,
+    StoreMissingError,
+    UnusableFileError,
+    directories,
+    read_default,
+    read_pin,
+    signature,
+)
 from service.telemetry.metrics import Metrics
 
-RETRY_SECONDS = 60.0
-
-Signature = tuple[tuple[str, int, int, int], ...]
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class ServedModel:
-    """A version that is served: an engine on every device, and a count of the requests that use it.
-
-    Any thread may use it. Its lock guards the count, and the callback that is called when the count reaches 0 after
-    `retire`.
-    """
-
-    card: Card
-    geometry: Geometry
-    engines: Mapping[Device, Engine]
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _in_flight: int = 0
-    _retired: float = 0.0
-    _drained: Callable[[float], object] | None = field(default=None, repr=False)
-
-    @property
-    def provider(self) -> str:
-        return next(iter(self.engines.values())).provider
-
-    def engine_on(self, device: Device) -> Engine:
-        return self.engines[device]
-
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Counts one request as using this version until the context ends."""
-        with self._lock:
-            self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._count_out(1)
-
-    def retire(self, drained: Callable[[float], object]) -> None:
-        """Must be called once, when no new request will use this version.
-
-        `drained` is called once, after the last request has ended, with the seconds since this call.
-        """
-        with self._lock:
-            self._retired, self._drained = time.monotonic(), drained
-        self._count_out(0)
-
-    def _count_out(self, requests: int) -> None:
-        with self._lock:
-            self._in_flight -= requests
-            if self._in_flight or self._drained is None:
-                return
-            drained, self._drained = self._drained, None
-            seconds = time.monotonic() - self._retired
-        drained(seconds)
 
 
 class Catalogue:
     """The models of the store `folder`, served on `devices`.
 
-    models   the served models, by name and version
-    refused  the reason for each version that is not served, by "name/version"
-    default  the name of the store's default model, for requests that name no model
+    choices  what requests can choose from
+    trying   whether a version that is not served may be served later without a change of its files
 
-    Only one thread at a time may call `refresh`. It replaces these three attributes and never modifies a dictionary in
-    place, so other threads may read them at any time without a lock.
+    Only one thread at a time may call `refresh`. It replaces `choices` and never modifies it, so other threads may read
+    it at any time without a lock.
     """
 
     def __init__(
@@ -99,74 +51,172 @@ class Catalogue:
         devices: Sequence[Device],
         tf32: bool,
         metrics: Metrics,
+        default: ModelPlace | None = None,
         clock: Callable[[], float] = time.monotonic,
+        opener: Opener | None = None,
     ) -> None:
-        self.models: dict[str, dict[int, ServedModel]] = {}
-        self.refused: dict[str, str] = {}
-        self.default: str | None = None
+        """`default`: the setting, which overrides the store's file."""
+        self.choices = Choices(default=default)
         self._folder = folder
-        self._devices = devices
-        self._tf32 = tf32
+        self._setting = default
+        self._opener = opener or Opener(devices, tf32)
         self._metrics = metrics
         self._clock = clock
-        self._known: dict[Path, Signature] = {}
-        self._unreadable: list[Path] = []
-        self._default_unread = False
-        self._retry_at: dict[Path, float] = {}  # for versions that failed for a reason that may be temporary
+        self._attempts: dict[Path, Attempts] = {}
+        self._listing = Listing([], [], [])
+        self._pin_known: set[str] = set()  # the models whose pin, or its absence, was read
+        self._faults: dict[str, str] = {}  # of the files `default`, as they were last reported
+        self._refused: dict[str, str] = {}
+        self._arriving: dict[str, str] = {}
+        self._refusal_log = RefusalLog()
+        self._refusal_metrics = RefusalMetrics(metrics)
+
+    @property
+    def models(self) -> dict[str, dict[int, ServedModel]]:
+        return {name: dict(versions) for name, versions in self.choices.served.items()}
+
+    @property
+    def trying(self) -> bool:
+        waiting = (attempts.missing or attempts.failures for attempts in self._attempts.values())
+        return any(waiting) or bool(self._unlisted())
 
     def refresh(self) -> None:
-        """Loads new and changed versions, and removes those that have left the store. Raises StoreMissingError."""
+        """Loads new and changed versions, and removes those that have left the store.
+
+        Raises StoreMissingError, and OSError if the store cannot be listed now. What is served then stays as it is.
+        """
         listing = directories(self._folder)
-        self._warn_of(listing.unreadable)
-        found = {directory: signature(directory) for directory in listing.versions}
-        for directory, seen in found.items():
-            due = self._clock() >= self._retry_at.get(directory, math.inf)
-            if self._known.get(directory) != seen or due:
-                self._known[directory] = seen
-                self._retry_at.pop(directory, None)
-                self._load(directory)
-        # remove versions last, so that their replacements are already served
-        gone = [known for known in self._known if known not in found and known.parent not in listing.unreadable]
-        for directory in gone:
+        if not listing.names and self.choices.served:
+            raise StoreMissingError("the model store is empty; mount its volume, or publish a model")
+        self._warn_of(listing)
+        self._refusal_log.begin()
+        self._read_choices(listing, loaded=False)
+        for directory in listing.versions:
+            attempts = self._attempts.setdefault(directory, Attempts())
+            if attempts.due(signature(directory), self._clock()):
+                self._load(directory, attempts)
+            if attempts.missing:
+                self._wait_for(directory, attempts)
+        self._read_choices(listing, loaded=True)
+        # Versions are removed last, so that their replacements are already served and chosen.
+        found = set(listing.versions)
+        unknown = set(listing.unreadable)
+        for directory in [known for known in self._attempts if known not in found and known.parent not in unknown]:
             self._remove(directory)
-        self._refresh_default()
+        self._publish()
+        self._refusal_log.end()
+        self._refusal_metrics.show(self.choices.refused, len(self.choices.arriving))
 
-    def _refresh_default(self) -> None:
+    def _publish(self, served: Mapping[str, Mapping[int, ServedModel]] | None = None) -> None:
+        """Lets requests see what is served, refused and arriving now."""
+        unlisted = dict.fromkeys(self._unlisted(), "its folder cannot be listed; correct its permissions")
+        self.choices = replace(
+            self.choices,
+            served=self.choices.served if served is None else served,
+            refused={**self._refused, **unlisted},
+            arriving=dict(self._arriving),
+        )
+
+    # --- the default and the pins ------------------------------------------------------------------------------------
+
+    def _read_choices(self, listing: Listing, loaded: bool) -> None:
+        """Reads which model and versions are chosen by default.
+
+        A change to what is served already takes effect before new versions are `loaded`, so that none of them answers
+        in spite of a pin. Any other change takes effect afterwards, so that the version that it names is served.
+        """
+        if not self._setting:
+            self._choose_default(listing, loaded)
+        self._pin_known.intersection_update(listing.names)
+        # A model that has just left the store is still served, so it keeps its pin until it is removed.
+        kept = {name: pin for name, pin in self.choices.pins.items() if name in self.choices.served}
+        pins = kept | {name: self._pin(name, listing, loaded) for name in listing.names}
+        self.choices = replace(self.choices, pins={name: pin for name, pin in pins.items() if pin is not None})
+
+    def _choose_default(self, listing: Listing, loaded: bool) -> None:
+        """The store's file, else the default so far, else the only model in the store."""
+        kept = self.choices.default
         try:
-            self.default = default_name(self._folder)
-            self._default_unread = False
-        except (OSError, UnicodeDecodeError) as error:
-            if not self._default_unread:
-                log.warning(
-                    "%s/default cannot be read (%s); the previous default stays in effect",
-                    self._folder,
-                    type(error).__name__,
-                )
-            self._default_unread = True
+            named = read_default(self._folder)
+        except UnusableFileError as error:
+            self._report(
+                "default", str(error), f"{kept} stays the default" if kept else "requests that name no model get 503"
+            )
+            self.choices = replace(self.choices, default_fault=None if kept else str(error))
+            return
+        self._faults.pop("default", None)
+        if named is None and kept is None and len(listing.names) == 1:
+            named = ModelPlace(listing.names[0])
+        if named and named != kept and self._may_choose(named, listing, loaded):
+            log.info("%s is the default model", named)
+            self.choices = replace(self.choices, default=named, default_fault=None)
 
-    def _warn_of(self, unreadable: list[Path]) -> None:
-        if unreadable != self._unreadable:
-            for folder in unreadable:
+    def _pin(self, name: str, listing: Listing, loaded: bool) -> int | str | None:
+        kept = self.choices.pins.get(name)
+        try:
+            pin = read_pin(self._folder / name)
+        except UnusableFileError as error:
+            if name not in self._pin_known:
+                self._report(f"{name}/default", str(error), "requests must choose with ?version=")
+                return str(error)
+            stays = "the highest version still answers" if kept is None else f"version {kept} stays pinned"
+            self._report(f"{name}/default", str(error), stays)
+            return kept
+        self._faults.pop(f"{name}/default", None)
+        self._pin_known.add(name)
+        if pin == kept or not (pin is None or self._may_choose(ModelPlace(name, pin), listing, loaded)):
+            return kept
+        log.info("model %s: %s", name, "the highest version answers" if pin is None else f"version {pin} is pinned")
+        return pin
+
+    def _may_choose(self, place: ModelPlace, listing: Listing, loaded: bool) -> bool:
+        """Whether a choice takes effect now. One that was published after the scan waits for the next scan."""
+        name, version = place
+        versions = self.choices.served.get(name, {})
+        if versions if version is None else version in versions:
+            return True
+        folder = self._folder / str(place)
+        listed = name in listing.names if version is None else folder in listing.versions
+        return loaded and (listed or not _exists(folder))
+
+    def _report(self, file: str, fault: str, effect: str) -> None:
+        if self._faults.get(file) != fault:
+            log.warning("the file %s in the model store cannot be used (%s); %s", file, fault, effect)
+        self._faults[file] = fault
+
+    def _warn_of(self, listing: Listing) -> None:
+        if listing.unreadable != self._listing.unreadable:
+            for folder in listing.unreadable:
                 log.warning("%s cannot be listed; its versions are still served, but new ones are not found", folder)
-            self._unreadable = unreadable
+        self._listing = listing
 
-    def _load(self, directory: Path) -> None:
-        place, began = _place(directory), self._clock()
+    def _unlisted(self) -> list[str]:
+        """The models whose folders cannot be listed."""
+        return [folder.name for folder in self._listing.unreadable if folder.name in self._listing.names]
+
+    # --- versions ----------------------------------------------------------------------------------------------------
+
+    def _load(self, directory: Path, attempts: Attempts) -> None:
+        place, began = place_of(directory), self._clock()
+        attempts.missing = None
         try:
-            served = self._open(directory)
-        except ModelRefusedError as error:
-            self._refuse(place, str(error))
+            served = self._opener.open(directory, self._served)
+        except Exception as error:
+            self._failed(place, attempts, error)
             return
-        except Exception as error:  # for example too little memory, which may be free later
-            log.exception("loading %s failed", directory)
-            self._retry_at[directory] = self._clock() + RETRY_SECONDS
-            self._refuse(place, f"it cannot be loaded and run now ({type(error).__name__}); the log has the reason")
-            return
-        seconds = self._clock() - began
-        card = served.card
-        old = self.models.get(card.name, {}).get(card.version)
-        self.models = self.models | {card.name: self.models.get(card.name, {}) | {card.version: served}}
+        attempts.failures = 0
         self._accept(place)
+        if served is not self._served(served.card.name, served.card.version):
+            self._serve(place, served, self._clock() - began)
+
+    def _served(self, name: str, version: int) -> ServedModel | None:
+        return self.choices.served.get(name, {}).get(version)
+
+    def _serve(self, place: str, served: ServedModel, seconds: float) -> None:
+        card, models = served.card, self.choices.served
+        old = self._served(card.name, card.version)
+        versions = dict(sorted({**models.get(card.name, {}), card.version: served}.items()))
+        self._publish(dict(sorted({**models, card.name: versions}.items())))
         if old:
             old.retire(self._metrics.model_drain_seconds.observe)
         self._metrics.model.labels(card.name, str(card.version)).info(
@@ -176,35 +226,57 @@ class Catalogue:
         self._metrics.model_load_seconds.observe(seconds)
         log.info("model %s is served; loading took %.1f s", place, seconds)
 
-    def _open(self, directory: Path) -> ServedModel:
-        model = load_model(directory)
-        engines = {}
-        for device in self._devices:
-            engines[device] = Engine(model, device.provider, device.thread_counts, self._tf32, device.index)
-            engines[device].warm_up(device.budget.pixels, device.runs)
-        return ServedModel(model.card, model.card.geometry, engines)
+    def _failed(self, place: str, attempts: Attempts, error: Exception) -> None:
+        if is_incomplete(error):
+            assert isinstance(error, ModelRefusedError)
+            attempts.missing = error
+        elif isinstance(error, ModelUnreadableError) or may_pass(error):
+            attempts.failed_for_now(self._clock())
+            known = isinstance(error, ModelUnreadableError | NotEnoughMemoryError)
+            lacking = str(error) if known else f"it cannot be loaded now ({shortage(error)}), but is tried again"
+            self._refuse(place, lacking, None if known else error)
+        elif isinstance(error, ModelRefusedError):
+            self._refuse(place, str(error))
+        else:
+            attempts.failed_for_now(self._clock())
+            reason = f"it cannot be loaded and run ({type(error).__name__}); the log has the reason"
+            self._refuse(place, reason, error)
 
-    def _refuse(self, place: str, reason: str) -> None:
-        log.warning("model %s is not served: %s", place, reason)
-        self.refused = self.refused | {place: reason}
-        self._metrics.model_refused.labels(place).set(1)
-        self._metrics.model_changes.labels("refused").inc()
+    def _wait_for(self, directory: Path, attempts: Attempts) -> None:
+        """Reports an incomplete version as arriving, or refuses it if its files have not changed for a while."""
+        place = place_of(directory)
+        if attempts.missing and attempts.is_stalled(self._clock()):
+            reason, attempts.missing = str(attempts.missing), None
+            self._refuse(place, reason)
+            return
+        if place not in self._arriving:
+            log.info("model %s is still arriving, %d bytes so far", place, attempts.bytes())
+        self._refused.pop(place, None)
+        self._arriving[place] = f"it is still arriving, {attempts.bytes()} bytes so far"
+
+    def _refuse(self, place: str, reason: str, error: Exception | None = None) -> None:
+        if self._refused.get(place) != reason:
+            self._refusal_log.add(place, reason, error)
+            self._metrics.model_changes.labels("refused").inc()
+        self._arriving.pop(place, None)
+        self._refused[place] = reason
 
     def _accept(self, place: str) -> None:
-        if place in self.refused:
-            self.refused = {other: reason for other, reason in self.refused.items() if other != place}
-            self._metrics.model_refused.remove(place)
+        """Forgets why a version was not served."""
+        self._refused.pop(place, None)
+        self._arriving.pop(place, None)
 
     def _remove(self, directory: Path) -> None:
-        del self._known[directory]
-        self._retry_at.pop(directory, None)
-        place = _place(directory)
+        del self._attempts[directory]
+        place = place_of(directory)
         self._accept(place)
         name, version = directory.parent.name, directory.name
-        versions = {number: served for number, served in self.models.get(name, {}).items() if str(number) != version}
-        gone = [served for number, served in self.models.get(name, {}).items() if number not in versions]
-        others = {other: served for other, served in self.models.items() if other != name}
-        self.models = others | ({name: versions} if versions else {})
+        models = self.choices.served
+        versions = {number: served for number, served in models.get(name, {}).items() if str(number) != version}
+        gone = [served for number, served in models.get(name, {}).items() if number not in versions]
+        others = {other: served for other, served in models.items() if other != name}
+        if gone:
+            self._publish({**others, name: versions} if versions else others)
         for served in gone:
             self._metrics.model.remove(name, version)
             self._metrics.model_changes.labels("removed").inc()
@@ -212,17 +284,8 @@ class Catalogue:
             log.info("model %s is no longer served, because it was removed from the store", place)
 
 
-def signature(directory: Path) -> Signature:
-    """A value that changes when the files of a version change. Missing files are left out."""
-    files = []
-    for name in ("model.json", "model.onnx"):
-        try:
-            stat = (directory / name).stat()
-        except OSError:
-            continue
-        files.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    return tuple(files)
-
-
-def _place(directory: Path) -> str:
-    return f"{directory.parent.name}/{directory.name}"
+def _exists(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:
+        return True

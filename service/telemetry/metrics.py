@@ -162,8 +162,12 @@ class Metrics:
             registry=self.registry,
         )
         self.model_refused = self._gauge(
-            "model_refused", "1 for a version in the store that is not served; GET /models lists the reason", ("model",)
+            "model_refused",
+            "1 for a version in the store that is not served; GET /models lists the reason. Only the first versions",
+            ("model",),
         )
+        self.refused_versions = self._gauge("refused_versions", "Number of all versions in the store that are refused")
+        self.arriving_versions = self._gauge("arriving_versions", "Versions in the store that are still being copied")
         self.model_changes = self._counter(
             "model_changes_total", "Changes of versions: served, refused or removed", ("change",)
         )

@@ -130,6 +130,7 @@ def test_a_faulty_model_is_refused_and_the_others_are_served(start, tmp_path):
     graphs.publish(tmp_path, "plain", 2)
     graphs.publish(tmp_path, "plain", 3, card={"sha256": "0" * 64})
     graphs.publish(tmp_path, "odd", 1, rename={"boxes": "bboxes"})
+    (tmp_path / "default").write_text("plain\n")
     server = start(MODEL_STORE=tmp_path).ready()
     ready = server.http.get("/readyz").json()
     assert sorted(ready["models"]) == ["plain/1", "plain/2"]

@@ -1,14 +1,19 @@
 """Versions that are added, replaced and removed while requests are answered."""
 
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
-from tests.end_to_end.conftest import Server, distinct, encoded, eventually, problem
+from tests.end_to_end.conftest import ROOT, Server, distinct, encoded, eventually, problem
 from tests.service import graphs
 
 GREY = encoded(Image.new("RGB", (96, 64), (102, 102, 102)))  # brightness 0.4
@@ -105,9 +110,14 @@ def test_an_incomplete_version_is_served_once_it_is_complete(server, store):
     folder = store / "plain" / "2"
     folder.mkdir()
     shutil.copy(store.parent / "aside" / "plain" / "2" / "model.json", folder)
-    server.wait_for("detector_model_refused", 1, model="plain/2")
+    server.wait_for("detector_arriving_versions", 1)
+    (arriving,) = server.http.get("/models").json()["arriving"]
+    size = (folder / "model.json").stat().st_size
+    assert arriving == {"model": "plain/2", "state": f"it is still arriving, {size} bytes so far"}
     shutil.copy(store.parent / "aside" / "plain" / "2" / "model.onnx", folder)
     eventually(lambda: version(server) == 2)
+    assert server.metric("detector_refused_versions") == server.metric("detector_arriving_versions") == 0
+    assert "publish the model again" not in "".join(server.lines)
 
 
 @pytest.mark.contract("4.4")
@@ -147,12 +157,110 @@ def test_the_service_is_not_ready_while_the_store_has_no_model(server, store):
     assert version(server) == 1
 
 
-def test_a_default_model_removed_from_the_store_is_not_replaced_by_another(start, tmp_path):
+@pytest.mark.contract("4.4")
+def test_the_models_stay_served_when_the_volume_of_the_store_is_not_mounted(server, store):
+    store.rename(store.parent / "volume")
+    store.mkdir()
+    eventually(lambda: any("the model store is empty" in line for line in server.lines))
+    assert version(server) == 1
+    ready = server.http.get("/readyz")
+    assert ready.status_code == 200
+    assert "empty" in ready.json()["store"]
+    assert "empty" in server.http.get("/models").json()["store"]
+    store.rmdir()
+    (store.parent / "volume").rename(store)
+    eventually(lambda: server.http.get("/readyz").json()["store"] is None)
+
+
+def two_models(start, tmp_path, **settings) -> tuple[Server, Path]:
     store = tmp_path / "store"
     graphs.publish(store, "one")
     graphs.publish(store, "two")
-    server = start(MODEL_STORE=store, MODEL_POLL_SECONDS=0.1, DEFAULT_MODEL="one").ready()
+    return start(MODEL_STORE=store, MODEL_POLL_SECONDS=0.1, **settings), store
+
+
+def refused_without_a_name(server: Server) -> str:
+    """The detail of the error for a request that names no model, after checks that /readyz agrees."""
+    response = server.http.post("/detect", content=GREY)
+    document = problem(response, 503)
+    assert document["reason"] == "default_model"
+    assert int(response.headers["retry-after"]) > 0
+    assert problem(server.http.get("/readyz"), 503)["detail"] == document["detail"]
+    assert server.http.get("/models").json()["default"]["reason"] == document["detail"]
+    return document["detail"]
+
+
+@pytest.mark.parametrize("how", ["setting", "file"])
+@pytest.mark.contract("3.7", "4.5")
+def test_a_default_model_removed_from_the_store_is_not_replaced_by_another(start, tmp_path, how):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "default").write_text("one\n" if how == "file" else "two\n")
+    server, store = two_models(start, tmp_path, **({"DEFAULT_MODEL": "one"} if how == "setting" else {}))
+    server.ready()
     (store / "one").rename(tmp_path / "gone")
-    eventually(lambda: server.http.get("/models").json()["default"] is None)
-    assert "Available: two" in problem(server.http.post("/detect", content=GREY), 422)["detail"]
+    eventually(lambda: server.http.get("/readyz").status_code == 503)
+    assert "The default model one is not served: it is not in the model store" in refused_without_a_name(server)
     assert server.http.post("/detect?model=two", content=GREY).json()["model"]["name"] == "two"
+    (tmp_path / "gone").rename(store / "one")
+    eventually(lambda: server.http.get("/readyz").status_code == 200)
+    assert server.http.post("/detect", content=GREY).json()["model"]["name"] == "one"
+
+
+@pytest.mark.parametrize("fault", ["cut", "hash", "labels", "no such model", "empty file"])
+@pytest.mark.contract("3.7", "4.5")
+def test_a_default_model_that_cannot_be_served_at_the_start_is_not_replaced_by_another(start, tmp_path, fault):
+    store = tmp_path / "store"
+    card = {"hash": {"sha256": "0" * 64}, "labels": {"labels": ["same", "same"]}}.get(fault)
+    folder = graphs.publish(store, "one", card=card)
+    graphs.publish(store, "two")
+    (store / "default").write_text({"no such model": "three\n", "empty file": ""}.get(fault, "one\n"))
+    if fault == "cut":
+        graph = (folder / "model.onnx").read_bytes()
+        (folder / "model.onnx").write_bytes(graph[: len(graph) // 2])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = start(MODEL_STORE=store, MODEL_POLL_SECONDS=0.1, PORT=port)
+    server.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+    eventually(lambda: any("/readyz answers 503" in line for line in server.lines))
+    refused_without_a_name(server)
+    assert server.http.post("/detect?model=two", content=GREY).json()["model"]["name"] == "two"
+    (store / "default").write_text("two\n")
+    eventually(lambda: server.http.get("/readyz").status_code == 200)
+    assert server.http.post("/detect", content=GREY).json()["model"]["name"] == "two"
+
+
+@pytest.mark.contract("4.5", "6.1")
+def test_a_rollback_is_one_command_and_needs_no_restart(server, store):
+    drop_in(store, 2)
+    eventually(lambda: version(server) == 2)
+    pin("plain/1", store)
+    eventually(lambda: version(server) == 1)
+    assert server.http.get("/models").json()["pins"] == {"plain": 1}
+    drop_in(store, 3)
+    server.wait_for("detector_model_info", 1, version="3")
+    assert version(server) == 1
+    assert server.http.post("/detect?version=3", content=GREY).json()["model"]["version"] == 3
+    (store / "plain" / "1").rename(store.parent / "gone")
+    eventually(lambda: server.http.get("/readyz").status_code == 503)
+    document = problem(server.http.post("/detect?model=plain", content=GREY), 503)
+    assert document["reason"] == "pinned_version"
+    assert "plain is pinned to version 1, which is not served" in document["detail"]
+    pin("plain", store, "--newest")
+    eventually(lambda: server.http.get("/readyz").status_code == 200)
+    assert version(server) == 3
+
+
+@pytest.mark.contract("4.5", "6.1")
+def test_the_default_model_is_changed_by_one_command(start, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "default").write_text("one")
+    server, store = two_models(start, tmp_path)
+    server.ready()
+    pin("two", store, "--default")
+    eventually(lambda: server.http.post("/detect", content=GREY).json()["model"]["name"] == "two")
+
+
+def pin(place: str, store: Path, *options: str) -> None:
+    command = [sys.executable, "-m", "service.command_line", "pin", place, "--store", str(store), *options]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)

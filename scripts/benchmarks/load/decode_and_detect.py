@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from service.engine.model import Card
+from service.engine.card import Card
 from service.images.decode import decode
 from service.images.fit import Canvas, to_original
 

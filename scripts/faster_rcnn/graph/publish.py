@@ -30,7 +30,7 @@ from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.graph.precision import Precision
 from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.graph.verification import verify
-from service.engine.model import NAME
+from service.engine.card import NAME
 
 SERVED_THRESHOLD = 0.5  # used if a client names none: few false detections
 EXAMPLES = 48  # images from which the example is chosen

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.engine.model import Card
+from service.engine.card import Card
 from service.http import answers, npz, openapi, uploads
 from service.http.connections import until_sent, when_gone
 from service.http.direct_route import DirectRoute

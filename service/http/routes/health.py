@@ -8,10 +8,13 @@ from service.http import openapi
 from service.http.answers import JSON, to_json
 from service.http.direct_route import DirectRoute
 from service.http.schemas import ReadyAnswer
+from service.models.refusals import first
 from service.runtime import Runtime
 from service.telemetry.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operation"], route_class=DirectRoute)
+
+MOST_SERVED = 1000  # versions that /readyz names
 
 
 @router.get("/healthz", summary="Liveness")
@@ -22,15 +25,20 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Readiness", responses={200: {"model": ReadyAnswer}, **openapi.problems(503)})
 async def readyz(request: Request) -> Response:
-    """200 from when a model is loaded and warmed up until an engine fails for good or the service shuts down."""
+    """200 from when the default model is loaded and warmed up until an engine fails for good or the service stops."""
     runtime: Runtime = request.app.state.runtime
-    if error := runtime.readiness.not_ready():
+    readiness = runtime.readiness
+    if error := readiness.not_ready():
         raise error
+    choices = readiness.choices
+    served = [f"{name}/{version}" for name, versions in choices.served.items() for version in versions]
     answer = {
         "status": "ready",
         "provider": runtime.provider,
-        "models": [f"{name}/{version}" for name, versions in runtime.readiness.models.items() for version in versions],
-        "refused": [{"model": model, "reason": reason} for model, reason in runtime.readiness.refused.items()],
+        "models": served[:MOST_SERVED],
+        "refused": [{"model": place, "reason": choices.refused[place]} for place in first(choices.refused)],
+        "refused_total": len(choices.refused),
+        "store": readiness.store_fault,
     }
     return Response(to_json(answer), media_type=JSON)
 

@@ -172,3 +172,40 @@ def test_a_graph_is_loaded_from_the_bytes_that_were_checked(tmp_path):
     model = load_model(folder)
     (folder / "model.onnx").write_bytes(b"changed since")
     assert Engine(model).run([grey(51)])[0].scores[0] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("output", "value", "message"),
+    [
+        ("labels", np.array([[0, 2]]), "labels has indices from 0 to 2, but the card lists 2 labels"),
+        ("labels", np.array([[-1, 0]]), "labels has indices from -1 to 0"),
+        ("num_detections", np.array([3]), "num_detections is 3, but output boxes has 2 rows"),
+        ("num_proposals", np.array([-1]), "num_proposals is -1"),
+        ("scores", np.array([[0.5, np.nan]], np.float32), "scores has values that are not finite"),
+        ("boxes", np.full((1, 2, 4), np.nan, np.float32), "boxes has values that are not finite"),
+        ("objectness", np.full((1, 3), np.inf, np.float32), "objectness has values that are not finite"),
+        ("scores", np.zeros((2, 2), np.float32), "scores has shape (2, 2) for a batch of 1"),
+    ],
+)
+@pytest.mark.contract("4.6")
+def test_values_that_would_make_an_answer_wrong_are_an_error_of_the_engine(
+    tmp_path, monkeypatch, output, value, message
+):
+    class Changed:
+        """A session that returns another value for one output."""
+
+        def __init__(self, *how):
+            self.session = open_session(*how)
+
+        def __getattr__(self, name):
+            return getattr(self.session, name)
+
+        def run(self, names, feeds):
+            found = dict(zip(names, self.session.run(names, feeds), strict=True))
+            return [value if name == output else found[name] for name in names]
+
+    monkeypatch.setattr(engine, "open_session", Changed)
+    made = Engine(load_model(graphs.publish(tmp_path)))
+    with pytest.raises(engine.WrongOutputError) as raised:
+        made.run([grey(51)])
+    assert message in str(raised.value)

@@ -1,9 +1,20 @@
 import json
+import os
 import shutil
 
+import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from service.engine.model import ModelRefusedError, load_model
+from service.engine.card import Card, CardError, read_card
+from service.engine.model import (
+    ModelIncompleteError,
+    ModelMismatchError,
+    ModelRefusedError,
+    ModelUnreadableError,
+    load_model,
+)
 from tests.service import graphs
 
 
@@ -28,6 +39,31 @@ def test_the_embedded_model_loads(embedded):
         ({"resize": {"min_size": 0, "max_size": 96}}, "resize.min_size"),
         ({"resize": {"min_size": 64, "max_size": 96, "antialias": "perhaps"}}, "resize.antialias"),
         ({"score_threshold": 2}, "score_threshold"),
+        ({"score_threshold": float("nan")}, "score_threshold"),
+        ({"version": -1}, "version"),
+        ({"version": 2**60}, "version"),
+        ({"labels": ["a", "  "]}, "label 1 is blank"),
+        ({"labels": ["a", ""]}, "label 1 is blank"),
+        ({"labels": ["a", " a"]}, "labels 0 and 1"),
+        ({"labels": ["\u00e9", "e\u0301"]}, "labels 0 and 1"),  # the same letter, written in two ways
+        ({"labels": ["a\nb"]}, "control character"),
+        ({"labels": ["a\x00"]}, "control character"),
+        ({"labels": ["a" * 201]}, "label 0 has 201 characters"),
+        ({"labels": [str(number) for number in range(10_001)]}, "labels"),
+        ({"labels": [1, 2]}, "labels"),
+        ({"canvases": [[0, 0]]}, "canvases"),
+        ({"canvases": [[-5, -5]]}, "canvases"),
+        ({"canvases": [[64]]}, "canvases"),
+        ({"canvases": [[64, 96.5]]}, "canvases"),
+        ({"canvases": [[64, 96], [96, 64], [64, 96]]}, "canvas 64 x 96 occurs twice"),
+        ({"canvases": [[96, 100 + number] for number in range(257)]}, "canvases"),
+        ({"canvases": [[16_385, 16_385]]}, "canvases"),
+        ({"resize": {"min_size": 64, "max_size": 2**40}}, "resize.max_size"),
+        ({"resize": {"min_size": 2**40, "max_size": 96}}, "resize.min_size"),
+        ({"metrics": {"AP": 2**64}}, "metrics.AP is beyond 64 bits"),
+        ({"training": [{"seed": -(2**70)}]}, r"training\.0\.seed is beyond 64 bits"),
+        ({"opset": 2**64}, "opset is beyond 64 bits"),
+        ({"extra": "x" * 2**20}, "more than 1048576 bytes"),
     ],
 )
 @pytest.mark.contract("4.1", "4.3")
@@ -41,16 +77,122 @@ def test_a_version_with_a_wrong_card_is_refused_with_the_reason(tmp_path, change
 def test_a_missing_file_is_named(tmp_path, missing):
     folder = graphs.publish(tmp_path)
     (folder / missing).unlink()
-    with pytest.raises(ModelRefusedError, match=missing):
+    with pytest.raises(ModelIncompleteError, match=missing) as refused:
+        load_model(folder)
+    assert str(tmp_path) not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.onnx"])
+@pytest.mark.contract("4.3")
+def test_a_file_that_cannot_be_read_now_may_be_readable_later(tmp_path, monkeypatch, name):
+    folder = graphs.publish(tmp_path)
+    real = os.open
+
+    def as_another_user(path, *how, **more):
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *how, **more)
+
+    monkeypatch.setattr(os, "open", as_another_user)
+    with pytest.raises(ModelUnreadableError, match=r"cannot be read now \(permission denied\)") as refused:
+        load_model(folder)
+    assert str(tmp_path) not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.onnx"])
+def test_a_folder_or_a_pipe_in_place_of_a_file_is_refused_and_never_waited_for(tmp_path, name):
+    folder = graphs.publish(tmp_path)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(ModelRefusedError, match="not a file"):
+        load_model(folder)
+    (folder / name).rmdir()
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelRefusedError, match=name):
         load_model(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
-def test_a_broken_card_is_refused(tmp_path, text):
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.contract("4.2")
+def test_a_file_that_is_cut_short_may_still_be_arriving(tmp_path, share):
+    folder = graphs.publish(tmp_path)
+    for name in ("model.onnx", "model.json"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(ModelIncompleteError, match=name.replace(".", r"\.")):
+            load_model(folder)
+
+
+def test_space_that_a_copy_reserved_but_did_not_fill_counts_as_cut_short(tmp_path):
+    folder = graphs.publish(tmp_path)
+    size = (folder / "model.onnx").stat().st_size
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[: size // 2].ljust(size, b"\0"))
+    with pytest.raises(ModelIncompleteError):
+        load_model(folder)
+
+
+def test_another_whole_graph_is_a_mismatch(tmp_path):
+    folder = graphs.publish(tmp_path)
+    (folder / "model.onnx").write_bytes(graphs.graph(work=1).SerializeToString())
+    with pytest.raises(ModelMismatchError, match="SHA-256"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is empty"),
+        ("{", "ends too early"),
+        ("[]", "the document"),
+        ("null", "the document"),
+        ("\ufeff{}", "byte order mark"),
+        ('{"a": }', "is not valid JSON at line 1 column 7"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' + "[" * 190 + "]" * 190 + "}", "model.json"),
+        ('{"name": "\\ud800"}', "is not valid JSON"),
+        ('{"' + "x" * 10_000 + '": 1}', "model.json"),
+    ],
+)
+def test_a_broken_card_is_refused_in_one_short_line(tmp_path, text, reason):
     folder = graphs.publish(tmp_path)
     (folder / "model.json").write_text(text)
-    with pytest.raises(ModelRefusedError, match=r"model\.json"):
+    with pytest.raises(ModelRefusedError, match=r"model\.json") as refused:
         load_model(folder)
+    assert reason in str(refused.value)
+    assert len(str(refused.value)) <= 300
+    assert "\n" not in str(refused.value)
+
+
+CARD = {
+    "name": "plain",
+    "version": 1,
+    "labels": graphs.LABELS,
+    "canvases": graphs.CANVASES,
+    "resize": graphs.RESIZE,
+    "score_threshold": 0.5,
+    "sha256": "0" * 64,
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from([*Card.model_fields, "extra"]), JSON)
+@settings(deadline=None)
+@pytest.mark.contract("4.3")
+def test_any_value_in_a_card_is_refused_in_one_line_or_can_be_shown(member, value):
+    data = json.dumps(CARD | {member: value}).encode()
+    try:
+        card = read_card(data)
+    except CardError as error:
+        reason = str(error)
+    else:
+        assert orjson.loads(orjson.dumps(card.model_dump(mode="json")))["name"] == card.name
+        return
+    assert 0 < len(reason) <= 300
+    assert "\n" not in reason
 
 
 @pytest.mark.contract("4.1")

@@ -4,8 +4,8 @@ import numpy as np
 import orjson
 import pytest
 
+from service.engine.card import Card
 from service.engine.engine import Result
-from service.engine.model import Card
 from service.http import answers
 from service.http.answers import JSON, preferred
 from service.http.routes.detect import OFFERED

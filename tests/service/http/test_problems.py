@@ -7,7 +7,7 @@ from service.http import problems
 from service.http.problems import Problem
 from service.images.decode import DamagedImageError, ImageError, TooManyPixelsError
 from service.images.drawing import SideTooLongError
-from service.models.choice import NoDefaultModelError, UnknownModelError
+from service.models.choice import NoDefaultModelError, NotServedError, UnknownModelError
 from service.queue.memory import TooMuchMemoryError
 from service.readiness import NotReadyError
 from service.recent_uploads import UnknownImageError
@@ -20,6 +20,9 @@ from service.runtime import TooLateError
         (Problem(418, "teapot", ""), 418, "teapot", None),
         (NotReadyError("loading"), 503, "loading", "2"),
         (NotReadyError("no_model"), 503, "no_model", "30"),
+        (NotReadyError("no_model", "plain/1: broken"), 503, "no_model", "30"),
+        (NotServedError("default_model", "The default model is not served."), 503, "default_model", "5"),
+        (NotServedError("pinned_version", "The pinned version is not served."), 503, "pinned_version", "5"),
         (NotReadyError("draining"), 503, "draining", "5"),
         (NotReadyError("failed", "the engine is dead"), 503, "failed", "30"),
         (TimeoutTooLongError(30), 422, "parameter", None),

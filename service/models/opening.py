@@ -1,0 +1,169 @@
+"""Opens a version on every device, after checks that it can be served: its cost, its classes, its first runs."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from service.engine import onnx_subgraph
+from service.engine.cost import Inspection
+from service.engine.devices import Device
+from service.engine.engine import PROPOSALS, Engine, WrongOutputError
+from service.engine.isolation import is_out_of_memory
+from service.engine.memory_left import memory_left
+from service.engine.model import Model, ModelRefusedError, load_model
+from service.engine.providers import CPU
+from service.engine.rehearsal import rehearse
+from service.models.served_model import ServedModel
+
+MB = 10**6
+COPIES = 2  # of the file, while it is loaded: the bytes whose hash is checked, and those that ONNX Runtime reads
+
+# ONNX Runtime's words if the process has no free file descriptor, for which it has no exception type.
+NO_DESCRIPTOR = re.compile(r"too many open files|error number 2[34]\b|errno ?2[34]\b", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
+
+
+class NotEnoughMemoryError(ModelRefusedError):
+    """A version that needs more memory than there is now."""
+
+
+class Opener:
+    """Opens versions on `devices`. `left` returns the bytes of memory that may still be used, or None if unknown."""
+
+    def __init__(self, devices: Sequence[Device], tf32: bool, left: Callable[[], int | None] = memory_left) -> None:
+        self._devices = devices
+        self._tf32 = tf32
+        self._left = left
+
+    def open(self, directory: Path, served: Callable[[str, int], ServedModel | None]) -> ServedModel:
+        """The version in `directory`, ready to answer. If the same is already `served`, that one.
+
+        Raises ModelRefusedError with the reason, and whatever ONNX Runtime raises for a reason that may pass.
+        """
+        self._check_file_size(directory)
+        model = load_model(directory)
+        current = served(*model.id)
+        if current and current.card == model.card:
+            return current
+        classes = self._inspect(model)
+        engines = {device: self._engine(model, device) for device in self._devices}
+        if classes is None:
+            log.warning(
+                "the classes of %s/%d cannot be counted in its graph; if it finds one that model.json does not list, "
+                "the request gets an error",
+                *model.id,
+            )
+        return ServedModel(model.card, model.card.geometry, engines)
+
+    def _engine(self, model: Model, device: Device) -> Engine:
+        engine = Engine(model, device.provider, device.thread_counts, self._tf32, device.index)
+        try:
+            engine.warm_up(device.budget.pixels, device.runs)
+            rehearse(engine, device.budget.pixels)
+        except WrongOutputError as error:
+            raise ModelRefusedError(f"model.onnx: {error}; correct the graph or the card") from error
+        except Exception as error:
+            if may_pass(error) or engine.provider != CPU:  # an error of CUDA may be the GPU's
+                raise
+            log.exception("model %s/%d fails when it runs", *model.id)
+            raise ModelRefusedError(
+                "model.onnx fails when it runs on one of its canvases; the log has the reason, so correct the "
+                "canvases or export the graph again"
+            ) from error
+        return engine
+
+    def _check_file_size(self, directory: Path) -> None:
+        """Raises NotEnoughMemoryError if merely reading the graph could exhaust the memory."""
+        try:
+            size = (directory / "model.onnx").stat().st_size
+        except OSError:  # loading gives the reason
+            return
+        self._check_memory("model.onnx alone needs", COPIES * size)
+
+    def _inspect(self, model: Model) -> int | None:
+        """The number of classes, or None if the graph does not show it.
+
+        Raises ModelRefusedError if the card lists another number of labels, or if the version is too costly.
+        """
+        try:
+            onnx_subgraph.refuse_external_data(model.graph)
+            proposals = onnx_subgraph.extract(model.graph, list(PROPOSALS))
+            seen = Inspection(model.graph, proposals, model.card.geometry.canvases)
+        except (ValueError, KeyError) as error:  # for a graph that is no model at all, the engine gives the reason
+            log.warning("the memory that %s/%d needs cannot be estimated: %s", *model.id, error)
+            return None
+        listed = len(model.card.labels)
+        if seen.classes not in (None, listed):
+            raise ModelRefusedError(
+                f"model.onnx distinguishes {seen.classes} classes, without the background, but model.json lists "
+                f"{listed} labels; list one label for each class, in the order of training"
+            )
+        self._check_cost(model, seen)
+        return seen.classes
+
+    def _check_cost(self, model: Model, seen: Inspection) -> None:
+        on_cpu = [device for device in self._devices if device.provider == CPU or model.card.provider == "cpu"]
+        needs = [seen.need(device.budget.pixels, device.thread_counts, device.runs) for device in on_cpu]
+        self._check_memory("it needs", sum(need.to_start for need in needs))
+        left, under_load = self._left(), sum(need.under_load for need in needs)
+        if left is not None and under_load > left:
+            log.warning(
+                "model %s/%d may need %d MB under full load, and %d MB are left; lower ENGINE_WORKERS or BATCH_PIXELS, "
+                "or give the service more memory",
+                *model.id,
+                under_load // MB,
+                left // MB,
+            )
+
+    def _check_memory(self, subject: str, needed: int) -> None:
+        left = self._left()
+        if left is not None and needed > left:
+            raise NotEnoughMemoryError(
+                f"{subject} about {needed // MB} MB of memory to be loaded, and {left // MB} MB are left; export it "
+                "with smaller canvases, set ENGINE_THREADS=1, or give the service more memory"
+            )
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the reason for an error may be gone later: memory, file descriptors, a network file system."""
+    return (
+        any(
+            isinstance(each, OSError | MemoryError | NotEnoughMemoryError)
+            or is_out_of_memory(each)
+            or NO_DESCRIPTOR.search(str(each))
+            for each in _causes(error)
+        )
+        or _no_descriptor_is_free()
+    )
+
+
+def shortage(error: BaseException) -> str:
+    """What was missing when an error that may pass was raised."""
+    causes = list(_causes(error))
+    if any(isinstance(each, MemoryError) or is_out_of_memory(each) for each in causes):
+        return "out of memory"
+    if _no_descriptor_is_free() or any(NO_DESCRIPTOR.search(str(each)) for each in causes):
+        return "too many open files"
+    numbers = [each.errno for each in causes if isinstance(each, OSError) and each.errno]
+    return os.strerror(numbers[0]).lower() if numbers else type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _no_descriptor_is_free() -> bool:
+    try:
+        with Path("/dev/null").open("rb"):
+            return False
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)

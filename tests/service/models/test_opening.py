@@ -1,0 +1,128 @@
+"""The checks of a version before it is served: a service that it would harm refuses it instead."""
+
+import json
+import shutil
+
+import pytest
+
+from service.engine.devices import find
+from service.engine.engine import Engine
+from service.engine.model import ModelRefusedError
+from service.engine.providers import CPU
+from service.models.opening import NotEnoughMemoryError, Opener, may_pass, shortage
+from tests.service import graphs
+
+GB = 10**9
+
+
+def opened(folder, left: int | None = 4 * GB):
+    return Opener(find(CPU, None, 1, None, 1), False, lambda: left).open(folder, lambda *_: None)
+
+
+def changed(embedded, store, **card):
+    """A copy of the embedded model with another card."""
+    folder = store / "shapes" / "1"
+    shutil.copytree(embedded, folder)
+    document = json.loads((embedded / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(document | card))
+    return folder
+
+
+@pytest.mark.parametrize("labels", [["one"], ["a", "b", "c", "d", "e"], list("abcdefg")])
+@pytest.mark.contract("4.6")
+def test_a_card_that_lists_another_number_of_classes_than_the_graph_is_refused(embedded, tmp_path, labels):
+    with pytest.raises(ModelRefusedError, match=f"distinguishes 6 classes.*lists {len(labels)} labels"):
+        opened(changed(embedded, tmp_path, labels=labels))
+
+
+@pytest.mark.contract("4.6")
+def test_a_label_that_the_card_does_not_list_is_found_before_the_version_is_served(tmp_path):
+    # the classes of this graph cannot be counted, but its first run has labels 0 and 1
+    with pytest.raises(ModelRefusedError, match="labels has indices from 0 to 1, but the card lists 1 labels"):
+        opened(graphs.publish(tmp_path, card={"labels": ["only"]}))
+
+
+@pytest.mark.contract("4.6")
+def test_a_version_that_needs_more_memory_than_is_left_is_refused_with_both_figures(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr(Engine, "run", lambda *_: pytest.fail("it ran"))
+    folder = changed(embedded, tmp_path, canvases=[[5599, 5599]], resize={"min_size": 5599, "max_size": 5599})
+    with pytest.raises(NotEnoughMemoryError, match=r"needs about \d{4} MB of memory .* 2000 MB are left"):
+        opened(folder, left=2 * GB)
+
+
+def test_a_graph_that_alone_exceeds_the_memory_is_not_read(tmp_path):
+    folder = graphs.publish(tmp_path)
+    with (folder / "model.onnx").open("r+b") as file:
+        file.truncate(10**12)  # a sparse file
+    with pytest.raises(NotEnoughMemoryError, match=r"model\.onnx alone needs about 2000000 MB"):
+        opened(folder)
+
+
+def test_nothing_is_refused_for_its_cost_if_the_memory_is_unknown(tmp_path):
+    assert opened(graphs.publish(tmp_path), left=None).card.name == "plain"
+
+
+@pytest.mark.contract("4.6")
+def test_a_graph_that_fails_on_a_canvas_is_refused(tmp_path, monkeypatch):
+    run = Engine.run
+
+    def fails_on_odd_sides(self, canvases, *how, **more):
+        if canvases[0].size[1] % 32:
+            raise RuntimeError("shapes do not match")
+        return run(self, canvases, *how, **more)
+
+    monkeypatch.setattr(Engine, "run", fails_on_odd_sides)
+    opened(graphs.publish(tmp_path, version=1))
+    folder = graphs.publish(tmp_path, version=2, card={"canvases": [[64, 96], [96, 64], [64, 80]]})
+    with pytest.raises(ModelRefusedError, match="fails when it runs on one of its canvases"):
+        opened(folder)
+
+
+@pytest.mark.contract("4.6")
+def test_a_graph_whose_images_affect_each_other_is_refused(tmp_path, monkeypatch):
+    model = graphs.graph()
+    mean = next(node for node in model.graph.node if node.output[0] == "mean")
+    mean.output[0] = "mean_of_each"
+    model.graph.node.insert(
+        [*model.graph.node].index(mean) + 1, graphs.helper.make_node("ReduceMean", ["mean_of_each"], ["mean_of_all"])
+    )
+    position = [node.output[0] for node in model.graph.node].index("mean_of_all") + 1
+    model.graph.node.insert(position, graphs.helper.make_node("Expand", ["mean_of_all", "batch"], ["mean"]))
+    model.graph.node.insert(0, graphs.helper.make_node("Shape", ["area"], ["batch"]))
+    area = next(node for node in model.graph.node if node.output[0] == "area")
+    model.graph.node.remove(area)
+    model.graph.node.insert(1, area)
+    _in_order(model)
+    monkeypatch.setattr(graphs, "graph", lambda: model)
+    with pytest.raises(ModelRefusedError, match=r"for an image alone, and with .* in a batch of two"):
+        opened(graphs.publish(tmp_path))
+
+
+def _in_order(model):
+    """Sorts the nodes so that each comes after those whose outputs it reads."""
+    known = {each.name for each in [*model.graph.input, *model.graph.initializer]}
+    waiting, done = [*model.graph.node], []
+    while waiting:
+        node = next(node for node in waiting if known.issuperset(node.input))
+        waiting.remove(node)
+        done.append(node)
+        known.update(node.output)
+    del model.graph.node[:]
+    model.graph.node.extend(done)
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("std::bad_alloc"), "out of memory"),
+        (RuntimeError("Load model from /proc/self/fd/18 failed:system error number 24"), "too many open files"),
+        (OSError(5, "Input/output error"), "input/output error"),
+    ],
+)
+def test_a_shortage_is_recognised_behind_the_error_that_it_caused(error, word):
+    refusal = ModelRefusedError("model.onnx: ONNX Runtime cannot load it")
+    assert not may_pass(refusal)
+    refusal.__cause__ = error
+    assert may_pass(refusal)
+    assert shortage(refusal) == word
