@@ -27,6 +27,9 @@ from benchmarks.load.soak import soak
 from benchmarks.measure_graph import Options, measure_graph
 from benchmarks.siege import measure_siege as siege
 from benchmarks.siege.attackers import KINDS
+from benchmarks.siege.measure_worst import Options as WorstOptions
+from benchmarks.siege.measure_worst import measure_worst
+from benchmarks.siege.worst_images import SIDE
 from benchmarks.workers import Failed
 from faster_rcnn.commands.command_line import Parser, above_zero, positive, run_command
 from service.engine.cores import usable_cores
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "graph": (measure_a_graph, graph_parser),
         "service": (measure_a_service, service_parser),
         "siege": (measure_a_siege, siege_parser),
-        
+        "worst": (measure_the_worst, worst_parser),
     }[what]
     arguments = build().parse_args(words[1:])
     interrupted = "interrupted; what was measured is lost"
@@ -106,7 +109,7 @@ def measure_a_graph(arguments: argparse.Namespace) -> None:
 def measure_a_service(arguments: argparse.Namespace) -> None:
     folder, image, path = _model_and_image(arguments)
     if arguments.soak is not None:
-        soak(folder, image, arguments.url, path, arguments.soak, arguments.seed)
+        soak(folder, image, arguments.url, path, arguments.soak, arguments.seed, arguments.out)
         return
     load.measure_service(
         load.Options(
@@ -142,6 +145,21 @@ def measure_a_siege(arguments: argparse.Namespace) -> None:
             nofile=arguments.nofile,
             large_side=arguments.large_side,
             seed=arguments.seed,
+            out=arguments.out,
+        )
+    )
+
+
+def measure_the_worst(arguments: argparse.Namespace) -> None:
+    folder, image, _ = _model_and_image(arguments)
+    measure_worst(
+        WorstOptions(
+            folder=folder,
+            image=image,
+            memory=arguments.memory * 10**6,
+            images=arguments.images,
+            side=arguments.side,
+            rounds=arguments.rounds,
             out=arguments.out,
         )
     )
@@ -228,7 +246,7 @@ def service_parser() -> Parser:
         "--soak",
         type=above_zero,
         metavar="MINUTES",
-        help="instead, send images of random sizes for this long and watch the memory",
+        help="instead, send images of random sizes for this long and watch the memory; --out keeps every sample",
     )
     _add_out(parser)
     return parser
@@ -278,6 +296,25 @@ def siege_parser() -> Parser:
         help=f"side of the large images that hostile clients send (default: {siege.LARGE_SIDE})",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    _add_out(parser)
+    return parser
+
+
+def worst_parser() -> Parser:
+    about = (
+        "The worst images at once, drawn, beside a client with small ones. The service runs on two cores in a control "
+        "group of limited memory, which needs root on Linux. Variables such as MAX_PIXELS set its settings."
+    )
+    parser = Parser("benchmark worst", "[MODEL_DIR] [OPTION ...]", about)
+    _add_model(parser)
+    parser.add_argument(
+        "--memory", type=positive, default=2000, metavar="MB", help="limit of the service's memory (default: 2000)"
+    )
+    parser.add_argument("--images", type=positive, default=64, metavar="N", help="images at once (default: 64)")
+    parser.add_argument(
+        "--side", type=positive, default=SIDE, metavar="PIXELS", help=f"side of these images (default: {SIDE})"
+    )
+    parser.add_argument("--rounds", type=positive, default=1, metavar="N", help="how often (default: 1)")
     _add_out(parser)
     return parser
 

@@ -73,7 +73,7 @@ def _make(limit: int) -> MemoryGroup:
             (ROOT / "cgroup.subtree_control").write_text("+memory")
         group.folder.mkdir()
         for name, value in limits.items():
-            if (group.folder / name).exists() or "swap" not in name and "memsw" not in name:
+            if (group.folder / name).exists() or ("swap" not in name and "memsw" not in name):
                 (group.folder / name).write_text(str(value))
     except OSError as error:
         with contextlib.suppress(OSError):

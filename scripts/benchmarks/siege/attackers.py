@@ -12,7 +12,7 @@ import resource
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -150,7 +150,7 @@ class Crowd:
         self._numbers = itertools.count(random.getrandbits(40))
 
     @contextlib.asynccontextmanager
-    async def connect(self, receive_buffer: int | None = None) -> "contextlib.AsyncIterator[socket.socket]":
+    async def connect(self, receive_buffer: int | None = None) -> AsyncIterator[socket.socket]:
         """A connection. Raises OSError if the service refuses it."""
         with socket.socket() as connection:
             connection.setblocking(False)

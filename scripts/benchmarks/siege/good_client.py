@@ -27,6 +27,10 @@ class Served:
     latencies: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: "Served") -> None:
+        self.latencies += other.latencies
+        self.outcomes += other.outcomes
+
     def percentile(self, rank: float) -> Number:
         return percentile(self.latencies, rank)
 
@@ -38,7 +42,7 @@ class GoodClient:
         address = urlsplit(url)
         self._host, self._port = address.hostname or "", address.port or 80
         self._path = (address.path or "/") + (f"?{address.query}" if address.query else "")
-        self._images = images
+        self.images = images
         self._every = every
         self._numbers = itertools.count()
         self._connection: http_connection.Connection | None = None
@@ -85,7 +89,7 @@ class GoodClient:
 
     async def _send(self) -> str:
         number = next(self._numbers)
-        image = self._images[number % len(self._images)]
+        image = self.images[number % len(self.images)]
         head = (
             f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: image/jpeg\r\n"
             f"Content-Length: {image.size}\r\n\r\n"

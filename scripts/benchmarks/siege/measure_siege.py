@@ -48,9 +48,10 @@ class Options:
     """The options of `faster-rcnn benchmark siege`.
 
     folder: of the model;  image: sent by the well-behaved client at several sizes;  url: of a service that is already
-    running, with `path`;  kinds: of hostile clients;  clients: their numbers;  requests: of the well-behaved client in a
-    turn;  rounds: of a quiet turn and a siege;  addresses: of the hostile clients, 0 if they have the good client's;
-    nofile: limit of the service's file descriptors, None to leave it;  out: folder for the table, or None.
+    running, with `path`;  kinds: of hostile clients;  clients: their numbers;  requests: of the well-behaved client in
+    a turn;  rounds: of a quiet turn and a siege;  addresses: of the hostile clients, 0 if they have the good client's;
+    nofile: limit of the service's file descriptors, None to leave it;  large_side: of the images that hostile clients
+    send, in pixels;  out: folder for the table, or None.
     """
 
     folder: Path
@@ -73,8 +74,8 @@ class Round:
     """A quiet turn and a siege.
 
     growth, stays: the most memory during the siege, and the memory after it, relative to that after the quiet turn;
-    cores: kept busy by the service during the siege;  attackers: by the hostile clients;  log: bytes per second that the
-    service wrote to its log;  back: seconds until it was back to normal. None where unknown.
+    cores: kept busy by the service during the siege;  attackers: by the hostile clients;  log: bytes per second that
+    the service wrote to its log;  back: seconds until it was back to normal. None where unknown.
     """
 
     quiet: Served
@@ -96,7 +97,7 @@ class Round:
 
 @dataclass
 class Row:
-    """The rounds with one kind and number of hostile clients.  closed: connections that the service closed, by reason."""
+    """The rounds with one kind and number of hostile clients.  closed: connections closed by the service, by reason."""
 
     kind: str
     clients: int
@@ -153,7 +154,7 @@ def _server(options: Options) -> Iterator[Server]:
 def _measure(options: Options, images: Sequence[Upload], hostile: Images, kind: str, clients: int) -> Row:
     with _server(options) as server:
         good = GoodClient(server.url, images, EVERY)
-        _warm_up(server.url, images)
+        warm_up(server.url, images)
         address = urlsplit(server.url)
         assert address.hostname
         attack = Attack(kind, clients, address.hostname, address.port or 80, hostile, options.addresses)
@@ -166,7 +167,7 @@ def _measure(options: Options, images: Sequence[Upload], hostile: Images, kind: 
         return row
 
 
-def _warm_up(url: str, images: Sequence[Upload]) -> None:
+def warm_up(url: str, images: Sequence[Upload]) -> None:
     with contextlib.closing(Generator()) as generator:
         load = generator.closed(Target(url, images), WARM_UP_CLIENTS, WARM_UP)
     if not load.answered:
@@ -216,12 +217,14 @@ def closed_by_reason(url: str) -> Counter[str]:
         return Counter()
     if status != 200:
         return Counter()
-    return Counter({
-        sample.labels["reason"]: int(sample.value)
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-        if sample.name == CLOSED
-    })
+    return Counter(
+        {
+            sample.labels["reason"]: int(sample.value)
+            for family in text_string_to_metric_families(body.decode())
+            for sample in family.samples
+            if sample.name == CLOSED
+        }
+    )
 
 
 def table(rows: Sequence[Row]) -> str:
