@@ -275,7 +275,7 @@ def test_unsent_responses_have_a_limit_in_bytes(start: Start, crowd, large):
 
 # --- idle connections and descriptors ---------------------------------------------------------------------------------
 
-pytest_linux = pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs /proc")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs /proc")
 LIMITED = """
 import resource, runpy
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
@@ -288,20 +288,20 @@ def descriptors(soft: int, hard: int) -> tuple[str, str]:
     return "-c", LIMITED.format(soft=soft, hard=hard)
 
 
-@pytest_linux
+@needs_proc
 def test_the_soft_limit_on_descriptors_is_raised(start: Start):
-    server = start(*descriptors(100, 200)).ready()
+    server = start(descriptors(100, 200)).ready()
     limits = Path(f"/proc/{server.process.pid}/limits").read_text()
     found = re.search(r"^Max open files +(\d+) +(\d+)", limits, re.MULTILINE)
     assert found
     assert found.groups() == ("200", "200")
 
 
-@pytest_linux
+@needs_proc
 @pytest.mark.parametrize("requests", [1, 0], ids=["keep-alive", "silent"])
 def test_when_descriptors_run_short_the_longest_idle_connection_gives_way(start: Start, crowd, tmp_path, requests):
     graphs.publish(tmp_path)
-    server = start(*descriptors(128, 128), MODEL_STORE=tmp_path).ready()
+    server = start(descriptors(128, 128), MODEL_STORE=tmp_path).ready()
     idle = []
     for _ in range(200):
         connection = crowd.enter_context(connect(server))
@@ -328,9 +328,9 @@ def test_when_descriptors_run_short_the_longest_idle_connection_gives_way(start:
     assert "Too many open files" not in "".join(server.lines)
 
 
-@pytest_linux
+@needs_proc
 def test_stalled_uploads_do_not_exhaust_the_descriptors(start: Start, crowd):
-    server = start(*descriptors(128, 128), RECEIVE_TIMEOUT=HANG, MIN_TRANSFER_RATE=1).ready()
+    server = start(descriptors(128, 128), RECEIVE_TIMEOUT=HANG, MIN_TRANSFER_RATE=1).ready()
     uploads = []
     for _ in range(200):
         with contextlib.suppress(ConnectionError):
