@@ -12,9 +12,11 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
+from service import descriptors
 from service.http import openapi, problems
 from service.http.middleware import Edge
 from service.http.routes import detect, health, models, page, proposals
+from service.http.traffic import Limits, Traffic
 from service.runtime import ClientGoneError, Runtime
 from service.settings import Settings
 
@@ -23,13 +25,27 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has disconnected
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. It loads its models in the background; `/readyz` answers 200 once they are loaded."""
-    runtime = Runtime(settings or Settings())
+    settings = settings or Settings()
+    runtime = Runtime(settings)
+    connections = descriptors.for_connections(descriptors.raise_limit(), settings.max_connections)
+    traffic = Traffic(
+        Limits(
+            connections,
+            settings.max_uploads,
+            settings.max_uploads_per_client,
+            settings.min_transfer_rate,
+            settings.receive_timeout,
+        ),
+        runtime.metrics,
+    )
+    runtime.admission.make_room = traffic.responses.drop_slowest
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(runtime.start())
+        tasks = [asyncio.create_task(runtime.start()), asyncio.create_task(traffic.watch())]
         yield
-        loading.cancel()
+        for task in tasks:
+            task.cancel()
         runtime.stop()
 
     app = FastAPI(
@@ -42,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # avoids a look-up at every request
     )
     app.state.runtime = runtime
+    app.state.traffic = traffic
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     app.add_middleware(Edge, runtime=runtime)
     for error in problems.ANSWERED:

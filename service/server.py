@@ -11,14 +11,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 
 from service.app import create_app
 from service.http.connections import Connection
 from service.http.http1 import Http1
+from service.http.refusals import MAX_HEAD
 from service.runtime import Runtime
 from service.settings import Settings
 from service.telemetry import tracing
@@ -47,9 +49,11 @@ def serve(settings: Settings, traces: TracerProvider | None = None) -> int:
         log_config=None,
         log_level="info" if settings.access_log else "warning",
         access_log=settings.access_log,
-        http=Connection,
+        http=cast("type[asyncio.Protocol]", partial(Connection, app.state.traffic)),
+        h11_max_incomplete_event_size=2 * MAX_HEAD,  # `Connection` passes only complete heads, and limits them itself
         ws="none",
-        proxy_headers=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.images.decode import MAX_PIXELS
@@ -88,6 +89,34 @@ class Settings(BaseSettings):
         ge=1,
         description="maximum pixels (width x height) of an image, checked before decoding; a larger image gets 413",
     )
+    max_connections: int | None = Field(
+        default=None,
+        ge=8,
+        description="maximum number of open connections; at the limit, each new one closes the longest idle one. "
+        "Default: 4096, or fewer if the limit on file descriptors (ulimit -n) requires it",
+    )
+    max_uploads: int = Field(
+        default=256,
+        ge=1,
+        description="maximum number of uploads in progress that are longer than 256 kB; a further one waits, or "
+        "displaces a slower one, which gets 429",
+    )
+    max_uploads_per_client: int = Field(
+        default=64,
+        ge=1,
+        description="maximum number of such uploads of one client, by its address (see TRUSTED_PROXIES)",
+    )
+    min_transfer_rate: float = Field(
+        default=1000,
+        gt=0,
+        description="bytes per second. An upload that is slower on average after 10 s gets 408; a client that reads a "
+        "long response more slowly during 60 s is disconnected",
+    )
+    trusted_proxies: str = Field(
+        default="",
+        description="addresses or networks of reverse proxies, separated by commas. A request that comes from one of "
+        "them counts for the client that its X-Forwarded-For names; from others this header is ignored",
+    )
     receive_timeout: float = Field(
         default=20, gt=0, description="seconds within which the body of a request must arrive; a slower upload gets 408"
     )
@@ -114,3 +143,13 @@ class Settings(BaseSettings):
         ge=0,
         description="maximum bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none",
     )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: str) -> str:
+        for proxy in filter(None, map(str.strip, proxies.split(","))):
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError(f"{proxy} is not an IP address or a network such as 10.0.0.0/8") from None
+        return proxies

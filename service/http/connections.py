@@ -2,14 +2,15 @@
 
 `Connection` sits between the socket and uvicorn's unmodified HTTP/1.1 protocol, and uses it through the interface that
 asyncio defines for every protocol. uvicorn waits for ever for the rest of a head or body, and for a client to read; a
-`Connection` has deadlines for these (`service.http.deadlines`). It passes bytes on in the steps of HTTP: a head, then
-its body, then nothing until the response is complete. It learns about the steps from `service.http.http1`, the ASGI
-side of the same connection.
+`Connection` has deadlines for these (`service.http.deadlines`), and shares limits with all others
+(`service.http.traffic`). It passes bytes on in the steps of HTTP: a whole head, then its body, then nothing until the
+response is complete. It learns about the steps from `service.http.http1`, the ASGI side of the same connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable
 from enum import Enum, auto
@@ -20,12 +21,22 @@ import uvicorn
 from starlette.requests import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.http.deadlines import Alarm, Deadlines
+from service.http import refusals
+from service.http.deadlines import Alarm
 from service.http.outgoing import Outgoing
+from service.http.problems import Problem
+from service.http.traffic import Traffic
+from service.http.uploads_in_progress import FREE_BYTES, client_of
 
-CONNECTION = "connection"  # the key under which a request's scope["state"] holds its connection
+# The keys under which a request's scope["state"] holds its connection, and what it occupies until its response is sent.
+CONNECTION = "connection"
+UNTIL_SENT = "until_sent"
 
-BODY_PIECE = 2**18  # bytes; smaller pieces of an incomplete body are collected, so that they do not wake its handler
+# TCP resets a connection that is closed while received bytes are unread, and the client loses the response. So after a
+# refusal, what still arrives is discarded for this time.
+REFUSED_SECONDS = 2.0
+
+BODY_PIECE = FREE_BYTES  # smaller pieces of an incomplete body are collected, so that they do not wake its handler
 # h11 needs 15 µs for a chunk, however small. So chunked bodies are passed on in slices, between which the event loop
 # serves other connections, and the bytes that frame the chunks are limited.
 CHUNKED_SLICE = 2**12
@@ -34,6 +45,8 @@ FRAMING_SHARE = 6 / 32  # of the body's bytes, in addition to FREE_FRAMING: allo
 
 _HEAD_END = re.compile(rb"\n\r?\n")  # h11 accepts a bare line feed too
 _LONGEST_HEAD_END = 3
+_LAST_CHUNK = b"0\r\n\r\n"
+_FIRST_OF_METHOD = 0x21  # the lowest character code that a request can begin with
 
 
 def when_gone(request: Request, callback: Callable[[], object]) -> None:
@@ -47,34 +60,52 @@ def when_gone(request: Request, callback: Callable[[], object]) -> None:
         connection.when_gone(callback)
 
 
+def until_sent(request: Request) -> contextlib.ExitStack:
+    """The contexts that end once the client has received the last byte of the response, or is gone."""
+    stack: contextlib.ExitStack = request.scope["state"][UNTIL_SENT]
+    return stack
+
+
+def body_size(request: Request) -> Callable[[], int]:
+    """A function that returns how many bytes of the request's body have arrived."""
+    connection: Connection | None = request.scope["state"].get(CONNECTION)
+    return connection.body_size if connection else lambda: 0
+
+
 class _Step(Enum):
-    HEAD = auto()  # no request is in progress; bytes up to the end of a head pass
+    HEAD = auto()  # no request is in progress; a head passes once it is complete
+    HELD = auto()  # too many uploads are in progress; the head passes once enough of its body has arrived
     CALL = auto()  # a head has passed, and the application is about to be called; nothing passes
     BODY = auto()  # the body's length is known; its remaining bytes pass
     CHUNKS = auto()  # the body's length is unknown; everything passes, in slices
-    DISCARD = auto()  # the chunks of the body are too small; everything that arrives is discarded
+    DISCARD = auto()  # the request is refused, or its chunks are too small; everything that arrives is discarded
     RESPONSE = auto()  # the body is complete but the response is not; nothing passes
 
 
 class Connection(asyncio.Protocol):
-    """One connection. uvicorn creates it (option `http`) and so determines the arguments."""
-
-    deadlines = Deadlines()
+    """One connection. uvicorn creates it (option `http`) and so determines all arguments but the first."""
 
     def __init__(
         self,
+        traffic: Traffic,
         config: uvicorn.Config,
         server_state: Any,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.gone = False
+        self.peer = ""
+        self.traffic = traffic
+        self.deadlines = traffic.deadlines
         self._loop = _loop or asyncio.get_running_loop()
         self._http: asyncio.Protocol = H11Protocol(config, server_state, {**app_state, CONNECTION: self}, self._loop)
         self._when_gone: Callable[[], object] | None = None
         self._head_alarm = Alarm(self._loop)
         self._step = _Step.HEAD
-        self._last_of_head = b""  # its last bytes so far, because the blank line at its end may arrive in two pieces
+        self._head_searched = 0  # in step HEAD: the waiting bytes that were searched for its end
+        self._held_head = 0  # in step HELD: the size of the head
+        self._enough = 0  # in step HELD: the number of waiting bytes with which the head passes
+        self._body_size = 0  # bytes of the body that have arrived, with the framing of its chunks
         self._body_left = 0  # in step BODY: bytes that have not passed yet
         self._chunked_bytes = 0  # in step CHUNKS: bytes that have passed, framing included
         self._chunked_body = 0  # in step CHUNKS: bytes of the body without framing
@@ -83,37 +114,55 @@ class Connection(asyncio.Protocol):
         self._pauses_between_slices = False
         self._http_pauses = False
         self._reading = True
+        self._drained = asyncio.Event()  # set while nothing that was written waits for the system
+        self._drained.set()
 
     # --- asyncio's side --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
-        self._outgoing = Outgoing(transport, self._loop, self.deadlines.write, self._on_flow)
+        transport.set_write_buffer_limits(0)  # so that a response counts as sent only if the system has taken all of it
+        self._outgoing = Outgoing(
+            transport, self._loop, self.deadlines, self._on_flow, lambda: self.evict("slow_reader")
+        )
         self._http.connection_made(self._outgoing)
-        self._head_alarm.set(self.deadlines.read, self._outgoing.close)
+        self._head_alarm.set(self.deadlines.read, self._on_late_head)
+        peer = transport.get_extra_info("peername")
+        self.peer = client_of(peer[0]) if isinstance(peer, tuple) else ""
+        self.traffic.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self._step is _Step.DISCARD:
             return
         self._waiting.append(data)
         self._waiting_size += len(data)
+        if self._step in (_Step.BODY, _Step.CHUNKS, _Step.HELD):
+            self._count_body(len(data))
         self._pass_on()
 
     def eof_received(self) -> None:
         self._outgoing.expect_progress()  # once everything is sent, the transport closes by itself
 
     def pause_writing(self) -> None:
+        self._drained.clear()
         self._http.pause_writing()
         self._outgoing.expect_progress()
 
     def resume_writing(self) -> None:
+        self._drained.set()
         self._http.resume_writing()
         if not self._outgoing.is_closing():
             self._outgoing.expect_nothing()
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._outgoing.expect_nothing()
+        self.traffic.connections.remove(self)
         self._abandon()
+
+    def evict(self, reason: str) -> None:
+        """Closes the connection at once, because of a limit. Unsent bytes are lost."""
+        self.traffic.closed(reason)
+        self._transport.abort()
 
     # --- the application's side (service.http.http1) ---------------------------------------------------------------
 
@@ -125,6 +174,7 @@ class Connection(asyncio.Protocol):
         known = length is not None and self._step is _Step.CALL
         self._chunked_bytes = self._chunked_body = 0
         self._body_left = length or 0
+        self._count_body(self._waiting_size if length is None else min(length, self._waiting_size))
         if known:
             self._step = _Step.BODY if length else _Step.RESPONSE
         else:
@@ -135,26 +185,47 @@ class Connection(asyncio.Protocol):
         """Called when the application has received `size` more bytes of the body. `complete`: they are the last."""
         if complete:
             self._step = _Step.RESPONSE
+            self._count_body(-self._body_size)
             self._choose_whether_to_read()
         elif self._step is _Step.CHUNKS:
             self._chunked_body += size
             if self._chunked_bytes - self._chunked_body > FREE_FRAMING + FRAMING_SHARE * self._chunked_body:
                 self._step = _Step.DISCARD
                 self._waiting, self._waiting_size = [], 0
+                self._count_body(-self._body_size)
                 self._choose_whether_to_read()
+
+    def body_size(self) -> int:
+        """The bytes of an incomplete body that have arrived."""
+        return self._body_size
+
+    def unsent(self) -> int:
+        """The number of bytes written for the client that it has not received."""
+        return self._outgoing.unsent()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the system has taken everything that was written."""
+        return self._drained.is_set()
+
+    async def drained(self) -> None:
+        """Waits until the system has taken everything, or the connection is lost."""
+        await self._drained.wait()
 
     @property
     def discards_body(self) -> bool:
         """Whether the chunks of the body are too small, so that the rest of it is discarded unparsed."""
-        return self._step is _Step.DISCARD
+        return self._step is _Step.DISCARD and not self.gone
 
     def response_complete(self, body_complete: bool) -> None:
         """Called when the response is complete. If the request's body is not, the connection is closed."""
         self._when_gone = None
         self._step = _Step.HEAD
-        self._last_of_head = b""
+        self._head_searched = 0
+        self._count_body(-self._body_size)
         if not body_complete:
             self._outgoing.close()
+        self.traffic.connections.set_idle(self)
         self._pass_on()
 
     def when_gone(self, callback: Callable[[], object]) -> None:
@@ -170,22 +241,30 @@ class Connection(asyncio.Protocol):
         while self._waiting and self._may_pass() and not self._outgoing.is_closing():
             data = b"".join(self._waiting)
             size = self._passing(data)
+            if self._step is _Step.DISCARD:
+                break
             self._waiting = [data[size:]] if size < len(data) else []
             self._waiting_size = len(data) - size
+            if not size:
+                break
             self._hand_on(data[:size])
         self._choose_whether_to_read()
 
     def _may_pass(self) -> bool:
         if self._step is _Step.BODY:
             return self._waiting_size >= min(self._body_left, BODY_PIECE)
+        if self._step is _Step.HELD:
+            return self._waiting_size >= self._enough or self._waiting[-1].endswith(_LAST_CHUNK)
         if self._step is _Step.CHUNKS:
             return not self._pauses_between_slices and not self._http_pauses
         return self._step is _Step.HEAD
 
     def _passing(self, data: bytes) -> int:
-        """How many of the bytes pass now, at least 1. Changes to the step that follows them."""
+        """How many of the bytes pass now; 0 if a head is incomplete. Changes to the step that follows them."""
         if self._step is _Step.HEAD:
             return self._passing_of_head(data)
+        if self._step is _Step.HELD:
+            return self._end_holding()
         if self._step is _Step.BODY:
             size = min(len(data), self._body_left)
             self._body_left -= size
@@ -200,33 +279,96 @@ class Connection(asyncio.Protocol):
 
     def _passing_of_head(self, data: bytes) -> int:
         if not self._head_alarm.is_set:
-            self._head_alarm.set(self.deadlines.read, self._outgoing.close)
-        seen = self._last_of_head + data
-        end = _HEAD_END.search(seen)
+            self._head_alarm.set(self.deadlines.read, self._on_late_head)
+        end = _HEAD_END.search(data, max(0, self._head_searched - _LONGEST_HEAD_END + 1))
+        size = end.end() if end else len(data)
+        if size > refusals.MAX_HEAD:
+            self._refuse(refusals.head_too_long())
+        elif data[0] < _FIRST_OF_METHOD:
+            self._refuse(refusals.malformed(data))
         if not end:
-            self._last_of_head = seen[1 - _LONGEST_HEAD_END :]
-            return len(data)
-        size = end.end() - len(self._last_of_head)
-        self._last_of_head = b""
+            self._head_searched = len(data)
+        elif self._step is _Step.HEAD:
+            if self.traffic.uploads.crowded and (expected := refusals.expected_body(data[:size])):
+                self._hold(size, expected)
+            else:
+                self._pass_head()
+                return size
+        return 0
+
+    def _pass_head(self) -> None:
         self._step = _Step.CALL
-        return size
+        self.traffic.connections.set_busy(self)
+
+    def _hold(self, head: int, expected: int) -> None:
+        """Keeps the head of an upload back. It costs much less memory here than in the application."""
+        self._step = _Step.HELD
+        self._held_head = head
+        self._enough = head + min(expected, BODY_PIECE)
+        self._count_body(self._waiting_size - head)
+        self.traffic.uploads.hold(self._start)
+        self._head_alarm.set(self.deadlines.body, self._on_late_body)
+        self._loop.call_soon(self._pass_on)  # its body may have arrived together with it
+
+    def _start(self) -> None:
+        """Ends the holding, because the application can take another upload."""
+        self._enough = 0
+        self._pass_on()
+
+    def _end_holding(self) -> int:
+        self._count_body(-self._body_size)
+        self.traffic.uploads.stop_holding(self._start)
+        self._pass_head()
+        return self._held_head
+
+    def _on_late_body(self) -> None:
+        self.traffic.closed("slow_upload")
+        self._refuse(refusals.slow_upload(self.deadlines.body))
 
     def _next_slice(self) -> None:
         self._pauses_between_slices = False
         self._pass_on()
 
     def _hand_on(self, data: bytes) -> None:
+        """Passes bytes to uvicorn. It writes something meanwhile only if they are malformed: a 400 as plain text."""
+        self._outgoing.withhold()
         try:
             self._http.data_received(data)
-        except h11.LocalProtocolError:
-            self._outgoing.close()  # uvicorn tried to send a 400 for malformed bytes although a response had begun
-        if self._outgoing.is_closing():
-            self._abandon()  # uvicorn has sent a 400; the handler's own response must not follow it
+        except h11.LocalProtocolError:  # uvicorn tried to send its 400 although a response had begun
+            self._outgoing.stop_withholding()
+            self._outgoing.close()
+            self._abandon()
+            return
+        if self._outgoing.stop_withholding():
+            is_head = self._step is _Step.CALL
+            self._refuse(refusals.malformed(data if is_head else b""))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answers bytes that are not valid HTTP, in place of uvicorn, and ends the connection."""
+        self.traffic.refused(problem)
+        self._step = _Step.DISCARD
+        self._outgoing.withhold()  # ending the request in progress would close the transport
+        self._abandon()
+        self._outgoing.stop_withholding()
+        self._outgoing.write(refusals.response(problem))
+        self._outgoing.end()
+        self._head_alarm.set(REFUSED_SECONDS, self._outgoing.close)
+
+    def _on_late_head(self) -> None:
+        self.traffic.closed("head_timeout")
+        self._outgoing.close()
+
+    def _count_body(self, size: int) -> None:
+        self._body_size += size
+        self.traffic.uploads.count_bytes(size)
 
     def _abandon(self) -> None:
         """Ends the request in progress. Its response can no longer be sent."""
         http, self._http = self._http, asyncio.Protocol()  # its methods do nothing
         http.connection_lost(None)  # None, because with an error uvicorn leaves its keep-alive timer running
+        self._count_body(-self._body_size)
+        self.traffic.uploads.stop_holding(self._start)
+        self._drained.set()
         self._waiting, self._waiting_size = [], 0
         self._head_alarm.clear()
         self.gone = True
@@ -244,7 +386,7 @@ class Connection(asyncio.Protocol):
         """Pauses or resumes reading. Reading while a response is awaited is how a disconnect is noticed."""
         if self._step is _Step.RESPONSE:
             reads = not self._waiting
-        elif self._step is _Step.BODY:
+        elif self._step in (_Step.HEAD, _Step.HELD, _Step.BODY):  # what waits is incomplete
             reads = not self._http_pauses
         elif self._step is _Step.DISCARD:
             reads = True

@@ -8,16 +8,20 @@ from typing import NamedTuple
 
 
 class Deadlines(NamedTuple):
-    """All in seconds.
+    """Seconds, and one rate.
 
-    read   for receiving a complete head, from its first byte or from connecting; also for receiving the rest of a
-           body whose request has already been answered
-    write  within which the client must read some bytes of the response. It is long, because the system reports
-           progress only in steps of up to a sixteenth of the client's buffer: every 16 s at 4 kB/s
+    read      for receiving a complete head, from its first byte or from connecting; also for receiving the rest of a
+              body whose request has already been answered
+    body      for receiving a body that is held back from the application because too many uploads are in progress
+    write     for which the client's reading is observed. It is long, because the system reports progress only in steps
+              of up to a sixteenth of the client's buffer: every 16 s at 4 kB/s
+    min_rate  bytes per second that the client must read in every such period
     """
 
     read: float = 10.0
+    body: float = 20.0
     write: float = 60.0
+    min_rate: float = 0.0
 
 
 class Alarm:

@@ -7,13 +7,14 @@ which cannot see it in the bytes: that a request began, that its body is complet
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from typing import Any
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.connections import CONNECTION, Connection
+from service.http.connections import CONNECTION, UNTIL_SENT, Connection
 from service.http.problems import Problem
 
 # TCP resets a connection that is closed while received bytes are unread. The client would then lose the response that
@@ -21,6 +22,9 @@ from service.http.problems import Problem
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 * 2**20
 SMALL_BODY = 2**20  # bytes; after a body up to this size, the connection stays open
+# A longer response is written in pieces of this size. Written at once, it would be copied as a whole, and nobody would
+# know how much of it the client has read.
+RESPONSE_PIECE = 2**17
 
 _ABSOLUTE_FORM = re.compile(rb"(?i:https?)://(?:[^/?#]*@)?(?P<authority>[^/?#@]+)(?P<path>.*)")
 
@@ -101,15 +105,44 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             await self._send(self._with_connection_header(message))
-        elif message.get("more_body", False):
+            return
+        if len(message.get("body", b"")) > RESPONSE_PIECE and self.scope["method"] != "HEAD":
+            message = {**message, "body": await self._send_all_but_the_last_piece(message["body"])}
+        if message.get("more_body", False):
             await self._send(message)
-        else:
-            if not self._body_complete:
-                await self._send({**message, "more_body": True})
-                await self._drop_rest_of_body()
-                message = {"type": "http.response.body", "body": b"", "more_body": False}
-            await self._send(message)
-            self._connection.response_complete(self._body_complete)
+            return
+        if not self._body_complete:
+            await self._send({**message, "more_body": True})
+            await self._drop_rest_of_body()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+        await self._until_the_system_has_taken_it(len(message["body"]))
+        self._connection.response_complete(self._body_complete)
+
+    async def _send_all_but_the_last_piece(self, body: bytes) -> bytes:
+        left = len(body)
+        view = memoryview(body)
+        with self._connection.traffic.responses.one(
+            len(body), lambda: left + self._connection.unsent(), self._drop_reader
+        ):
+            while left > RESPONSE_PIECE and not self._connection.gone:
+                piece = view[len(body) - left :][:RESPONSE_PIECE]
+                left -= len(piece)
+                await self._send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+            await self._connection.drained()
+        return bytes(view[len(body) - left :])
+
+    async def _until_the_system_has_taken_it(self, size: int) -> None:
+        if not self._connection.is_drained:
+            with self._connection.traffic.responses.one(size, self._connection.unsent, self._drop_reader):
+                await self._connection.drained()
+
+    def _drop_reader(self) -> None:
+        """Disconnects the client. What its request occupies is free at once, without waiting for the application."""
+        self._connection.evict("evicted_reader")
+        until_sent: contextlib.ExitStack | None = self.scope["state"].get(UNTIL_SENT)
+        if until_sent:
+            until_sent.close()
 
     def _with_connection_header(self, message: Message) -> Message:
         headers: list[Any] = list(message["headers"])

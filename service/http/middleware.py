@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import re
@@ -10,6 +11,7 @@ import time
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http.connections import UNTIL_SENT
 from service.http.problems import Problem
 from service.runtime import Runtime
 from service.telemetry.metrics import METHODS
@@ -32,6 +34,7 @@ class Edge:
             return
         began = time.perf_counter()
         response = _Response(scope, send, self._runtime)
+        until_sent = scope["state"][UNTIL_SENT] = contextlib.ExitStack()
         # HEAD is answered like GET; the server omits the body
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
@@ -45,6 +48,7 @@ class Edge:
                 Problem(500, "internal", "Internal error; the server log has the details under this request_id.")
             )
         finally:
+            until_sent.close()
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(inner.get("route"), "path", "unmatched")
             scope["state"]["route"] = route  # tracing reads it

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from service.http.deadlines import Alarm
+from service.http.deadlines import Alarm, Deadlines
 
 if sys.platform == "linux":
     from fcntl import ioctl
@@ -17,27 +17,32 @@ if sys.platform == "linux":
 class Outgoing(asyncio.Transport):
     """The transport to which the HTTP protocol writes. It passes data on to the connection's real transport.
 
-    It sends the head of a response together with its body, in one system call and one packet. It disconnects a client
-    that reads nothing for `seconds` while bytes are waiting to be sent, but keeps a slow reader. It discards writes to
-    a closing connection, as asyncio does; uvloop would raise an error.
+    It sends the head of a response together with its body, in one system call and one packet. It reports a client that
+    reads too slowly while bytes are waiting to be sent. It discards writes to a closing connection, as asyncio does;
+    uvloop would raise an error.
 
-    on_flow: called when the protocol pauses reading (True) or resumes it (False). Whether to read is the connection's
-    decision, because it has further reasons to read.
+    on_flow  called when the protocol pauses reading (True) or resumes it (False). Whether to read is the connection's
+             decision, because it has further reasons to read
+    on_slow  called when the client has read too slowly
     """
 
     def __init__(
         self,
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
-        seconds: float,
+        deadlines: Deadlines,
         on_flow: Callable[[bool], None],
+        on_slow: Callable[[], None],
     ) -> None:
         super().__init__()
         self._transport = transport
         self._loop = loop
-        self._seconds = seconds
+        self._deadlines = deadlines
         self._on_flow = on_flow
+        self._on_slow = on_slow
         self._held = b""
+        self._withheld = False
+        self._wrote_while_withheld = False
         self._alarm = Alarm(loop)
 
     # --- the part of the transport interface that an HTTP protocol uses ----------------------------------------------
@@ -55,7 +60,9 @@ class Outgoing(asyncio.Transport):
         self._on_flow(False)
 
     def write(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn writes nothing but bytes
-        if self._held:
+        if self._withheld:
+            self._wrote_while_withheld = True
+        elif self._held:
             held, self._held = self._held, b""
             if not self._transport.is_closing():
                 self._transport.writelines((held, data))
@@ -64,6 +71,8 @@ class Outgoing(asyncio.Transport):
             self._loop.call_soon(self._flush)  # in case nothing else is written
 
     def close(self) -> None:
+        if self._withheld:
+            return
         self._flush()
         if not self._transport.is_closing():
             self._transport.close()  # takes effect once everything is sent
@@ -72,13 +81,30 @@ class Outgoing(asyncio.Transport):
     def abort(self) -> None:
         self._transport.abort()
 
+    # --- the connection's side ---------------------------------------------------------------------------------------
+
+    def withhold(self) -> None:
+        """From now on, discards what the protocol writes, and does not close."""
+        self._withheld, self._wrote_while_withheld = True, False
+
+    def stop_withholding(self) -> bool:
+        """Ends `withhold`. Returns whether the protocol has written anything meanwhile."""
+        self._withheld = False
+        return self._wrote_while_withheld
+
+    def end(self) -> None:
+        """Sends what is held, and then the end of the stream. The other end can still send."""
+        self._flush()
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+
     # --- the deadline ------------------------------------------------------------------------------------------------
 
     def expect_progress(self) -> None:
-        """From now on, the client must read some of the unsent bytes within every period of `seconds`."""
+        """From now on, the client must read enough of the unsent bytes within every period of `deadlines.write`."""
         self._alarm.clear()
         if unsent := self.unsent():
-            self._alarm.set(self._seconds, self._check_progress, unsent)
+            self._alarm.set(self._deadlines.write, self._check_progress, unsent)
 
     def expect_nothing(self) -> None:
         self._alarm.clear()
@@ -94,10 +120,11 @@ class Outgoing(asyncio.Transport):
         return size
 
     def _check_progress(self, unsent_before: int) -> None:
-        if self.unsent() < unsent_before:
+        enough = max(1, self._deadlines.min_rate * self._deadlines.write)
+        if unsent_before - self.unsent() >= enough:
             self.expect_progress()
         else:
-            self._transport.abort()
+            self._on_slow()
 
     def _flush(self) -> None:
         if self._held:

@@ -9,7 +9,8 @@ import asyncio
 import base64
 import binascii
 import string
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 
 import orjson
 from python_multipart.multipart import parse_options_header
@@ -17,9 +18,11 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from service.http.connections import body_size
 from service.http.problems import Problem
+from service.http.traffic import Traffic
+from service.http.uploads_in_progress import FREE_BYTES, client_of
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
 
 FIELDS = ("image", "file")
 CURL = "curl -F image=@image.jpg"
@@ -37,38 +40,47 @@ def has_body(request: Request) -> bool:
     return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
-async def read(request: Request, settings: Settings, metrics: Metrics) -> bytes:
-    """The image file that `request` carries, within `settings.max_upload_bytes` and `settings.receive_timeout`.
+async def read(request: Request, settings: Settings, traffic: Traffic) -> bytes:
+    """The image file that `request` carries, within the limits of `settings` and of all uploads together.
 
-    Raises Problem (400, 408, 413, 415), and Starlette's ClientDisconnect if the client closes its connection.
+    Raises Problem (400, 408, 413, 415, 429), and Starlette's ClientDisconnect if the client closes its connection.
     """
     limit, timeout = settings.max_upload_bytes, settings.receive_timeout
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "media_type", "Content-Encoding is not supported. Send the image without this header.")
     if int(request.headers.get("content-length", 0)) > limit:
         raise _too_large(limit)
+    client = client_of(request.client.host) if request.client else ""
     try:
-        async with asyncio.timeout(timeout):
-            data = await _image(request, limit)
+        async with asyncio.timeout(timeout) as timer:
+            with traffic.uploads.one(client, body_size(request), timer) as upload:
+                data = await _image(request, _bounded(request, limit, partial(traffic.uploads.take_place, upload)))
     except TimeoutError as error:
-        raise Problem(
-            408,
-            "slow_upload",
-            f"The body did not arrive within {timeout:g} s. Send a smaller image.",
-            {"Connection": "close"},
-        ) from error
+        raise _ended(upload.ended, settings) from error
     except ClientDisconnect:
-        metrics.cancelled.labels("disconnected", "read").inc()
+        traffic.metrics.cancelled.labels("disconnected", "read").inc()
         raise
-    metrics.upload_bytes.inc(len(data))
+    traffic.metrics.upload_bytes.inc(len(data))
     if not data:
         raise Problem(400, "empty", f"The request contains no image. For example: {CURL}")
     return data
 
 
-async def _image(request: Request, limit: int) -> bytes:
+def _ended(reason: str, settings: Settings) -> Problem:
+    """The problem with an upload that was ended for this reason; an empty one means RECEIVE_TIMEOUT."""
+    closes = {"Connection": "close"}
+    if reason in ("evicted_upload", "upload_memory"):
+        detail = "Too many uploads are in progress, and this one is slower than the others. Try again in 5 s."
+        return Problem(429, "too_many_uploads", detail, closes | {"Retry-After": "5"})
+    if reason == "slow_upload":
+        fault = f"The body arrived at less than {settings.min_transfer_rate:g} bytes per second."
+    else:
+        fault = f"The body did not arrive within {settings.receive_timeout:g} s."
+    return Problem(408, "slow_upload", f"{fault} Send a smaller image, or use a faster connection.", closes)
+
+
+async def _image(request: Request, chunks: AsyncGenerator[bytes, None]) -> bytes:
     kind = parse_options_header(request.headers.get("content-type", "application/octet-stream"))[0]
-    chunks = _bounded(request, limit)
     if kind == b"multipart/form-data":
         return await _multipart(request, chunks)
     if kind == b"application/json":
@@ -128,15 +140,26 @@ async def _multipart(request: Request, chunks: AsyncGenerator[bytes, None]) -> b
     return part.file.read()
 
 
-async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body's chunks. Raises Problem (413) once their total exceeds `limit` bytes."""
-    received = 0
-    async for chunk in request.stream():
+async def _bounded(
+    request: Request, limit: int, take_place: Callable[[], Awaitable[None]]
+) -> AsyncGenerator[bytes, None]:
+    """The body's chunks. It takes a place for the upload before it waits for more than FREE_BYTES.
+
+    Raises Problem (413) once their total exceeds `limit` bytes, and Starlette's ClientDisconnect.
+    """
+    received, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         received += len(chunk)
         if received > limit:
             raise _too_large(limit)
         if chunk:
             yield chunk
+        if more and received >= FREE_BYTES:
+            await take_place()
 
 
 def _too_large(limit: int) -> Problem:

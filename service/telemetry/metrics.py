@@ -43,6 +43,7 @@ class Metrics:
         self._batches()
         self._outcomes()
         self._models()
+        self._connections()
 
     def scrape(self) -> bytes:
         return generate_latest(self.registry)
@@ -63,11 +64,29 @@ class Metrics:
             ("stage",),
         )
         self.stage = {name: stages.labels(name) for name in STAGES}
-        self.in_flight = self._gauge("requests_in_flight", "Requests admitted but not yet answered")
+        self.in_flight = self._gauge(
+            "requests_in_flight", "Requests between the last byte of their body and the last byte of their response"
+        )
         self.queue_depth = self._gauge("queue_depth", "Images waiting for a decoding thread or an engine")
         self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of the uploads and decoded images that are waiting")
         self.upload_bytes = self._counter("upload_bytes_total", "Bytes of request bodies read")
         self.recent_bytes = self._gauge("recent_uploads_bytes", "Bytes of recent uploads kept for GET /proposals")
+
+    def _connections(self) -> None:
+        """Clients' connections, and those that were closed because of a limit."""
+        self.connections = self._gauge("connections", "Open connections")
+        self.uploads_in_progress = self._gauge("uploads_in_progress", "Requests whose body has not arrived completely")
+        self.upload_memory = self._gauge("uploads_in_progress_bytes", "Bytes of incomplete bodies that have arrived")
+        self.unsent_bytes = self._gauge(
+            "unsent_bytes",
+            "Bytes of responses that their clients have not received, for responses too long for the system's buffers",
+        )
+        self.connections_closed = self._counter(
+            "connections_closed_total",
+            "Connections and uploads ended because of a limit: head_timeout, slow_upload, slow_reader, "
+            "connection_limit, evicted_upload, upload_memory, evicted_reader",
+            ("reason",),
+        )
 
     def _batches(self) -> None:
         """How well the engines are used."""

@@ -5,6 +5,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,7 +66,8 @@ def test_a_request_passes_the_functions_of_the_table_in_its_order(recorder: Reco
 
     async def scenario() -> httpx.Response:
         app = create_app(settings)
-        server = uvicorn.Server(uvicorn.Config(Http1(app), http=Connection, ws="none", log_config=None))
+        protocol = partial(Connection, app.state.traffic)
+        server = uvicorn.Server(uvicorn.Config(Http1(app), http=protocol, ws="none", log_config=None))
         sockets = listen("127.0.0.1", 0)
         running = asyncio.create_task(Lifecycle(server, app.state.runtime, sockets).run())
         host, port = sockets[0].getsockname()

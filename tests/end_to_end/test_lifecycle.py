@@ -120,7 +120,7 @@ def test_draining_ends_after_its_timeout(start, tmp_path):
     server = start(MODEL_STORE=tmp_path, DRAIN_TIMEOUT=1, RECEIVE_TIMEOUT=3600).ready()
     with socket.create_connection(server.address) as connection:  # a client that never finishes its request
         connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
-        server.wait_for("detector_requests_in_flight", 1)
+        server.wait_for("detector_uploads_in_progress", 1)
         assert server.stop() == 0
 
 

@@ -29,21 +29,17 @@ def raw_request(length: int) -> bytes:
 
 
 def test_a_service_at_its_limit_of_requests_answers_429_at_once_and_recovers(start, slow_store):
-    server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=3, ENGINE_WORKERS=1, RECEIVE_TIMEOUT=HANG).ready()
-    holders = [socket.create_connection(server.address, HANG) for _ in range(3)]
-    for holder in holders:
-        holder.sendall(raw_request(len(GREY)))  # without a body, so each request keeps its place
-    server.wait_for("detector_requests_in_flight", 3)
-    with ThreadPoolExecutor(9) as pool:
-        refused = list(pool.map(lambda n: server.http.post("/detect", content=distinct(GREY, n)), range(9)))
-    for response in refused:  # it did not wait for any of the three requests
-        problem(response, 429)
-        assert int(response.headers["retry-after"]) >= 1
-    assert server.metric("detector_rejected_total", reason="overloaded") == 9
-    for holder in holders:
-        holder.sendall(GREY)
-        assert holder.recv(4096).startswith(b"HTTP/1.1 200 ")
-        holder.close()
+    server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=3, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1).ready()
+    with ThreadPoolExecutor(12) as pool:
+        working = [pool.submit(server.http.post, "/detect", content=distinct(GREY, n)) for n in range(3)]
+        server.wait_for("detector_requests_in_flight", 3)
+        refused = list(pool.map(lambda n: server.http.post("/detect", content=distinct(GREY, 3 + n)), range(9)))
+        assert not all(each.done() for each in working)  # so the refusals did not wait for the three requests
+        for response in refused:
+            problem(response, 429)
+            assert int(response.headers["retry-after"]) >= 1
+        assert server.metric("detector_rejected_total", reason="overloaded") == 9
+        assert [each.result().status_code for each in working] == [200] * 3
     server.wait_for("detector_requests_in_flight", 0)
     assert server.http.post("/detect", content=GREY).status_code == 200
 
@@ -51,10 +47,10 @@ def test_a_service_at_its_limit_of_requests_answers_429_at_once_and_recovers(sta
 def test_a_request_is_refused_with_429_before_its_body_is_sent(start, slow_store):
     server = start(MODEL_STORE=slow_store, MAX_IN_FLIGHT=1).ready()
     with (
-        socket.create_connection(server.address, HANG) as holder,
+        socket.create_connection(server.address, HANG) as working,
         socket.create_connection(server.address, HANG) as other,
     ):
-        holder.sendall(raw_request(len(GREY)))  # without a body, so it keeps its place
+        working.sendall(raw_request(len(GREY)) + GREY)
         server.wait_for("detector_requests_in_flight", 1)
         other.sendall(raw_request(len(GREY)))
         assert other.recv(4096).startswith(b"HTTP/1.1 429 ")
@@ -100,8 +96,10 @@ def test_a_client_that_disconnects_during_its_upload_is_counted(start, slow_stor
     server = start(MODEL_STORE=slow_store).ready()
     with socket.create_connection(server.address) as connection:
         connection.sendall(raw_request(1000) + b"abc")
-        server.wait_for("detector_requests_in_flight", 1)
+        server.wait_for("detector_uploads_in_progress", 1)
+        assert server.metric("detector_requests_in_flight") == 0
     server.wait_for("detector_cancelled_total", 1, reason="disconnected", stage="read")
+    server.wait_for("detector_uploads_in_progress", 0)
     server.wait_for("detector_requests_in_flight", 0)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -47,7 +48,9 @@ class Running:
 
     def __init__(self, settings: Settings) -> None:
         app = create_app(settings)
-        config = uvicorn.Config(Http1(app), http=Connection, ws="none", lifespan="on", log_config=None)
+        config = uvicorn.Config(
+            Http1(app), http=partial(Connection, app.state.traffic), ws="none", lifespan="on", log_config=None
+        )
         sockets = listen("127.0.0.1", 0)
         host, port = sockets[0].getsockname()
         self.runtime = app.state.runtime
@@ -111,7 +114,7 @@ def test_a_second_interrupt_drops_the_requests_in_flight(settings, capsys):
             url = server.client.base_url
             _, writer = await asyncio.open_connection(url.host, url.port)
             writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
-            while "detector_requests_in_flight 1.0" not in (await server.client.get("/metrics")).text:
+            while "detector_uploads_in_progress 1.0" not in (await server.client.get("/metrics")).text:
                 await asyncio.sleep(0.01)
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.engine.model import Card
 from service.http import answers, npz, openapi, uploads
-from service.http.connections import when_gone
+from service.http.connections import until_sent, when_gone
 from service.http.direct_route import DirectRoute
 from service.http.problems import Problem
 from service.http.schemas import DetectAnswer, DetectQuery
@@ -48,8 +48,10 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     model = runtime.readiness.model(query.model, query.version)
     card, metrics, max_pixels = model.card, runtime.metrics, runtime.settings.max_pixels
     check_labels(query.label, card)
-    with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():
-        data = await uploads.read(request, runtime.settings, metrics)
+    admitted = runtime.admission.examine(query.timeout, query.priority == "bulk")
+    with model.in_use():
+        data = await uploads.read(request, runtime.settings, request.app.state.traffic)
+        until_sent(request).enter_context(runtime.admission.admit(admitted))
         inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request))
         answer = answers.detections(inference, card, query)
         count(answer["labels"], card, metrics)

@@ -8,10 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.http import answers, npz, openapi, uploads
-from service.http.connections import when_gone
+from service.http.connections import until_sent, when_gone
 from service.http.direct_route import DirectRoute
 from service.http.problems import Problem
 from service.http.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery
+from service.http.traffic import Traffic
 from service.runtime import Runtime
 
 router = APIRouter(tags=["proposals"], route_class=DirectRoute)
@@ -56,12 +57,12 @@ async def get_proposals(request: Request, query: Annotated[RecentQuery, Query()]
 async def propose(request: Request, query: ProposalsQuery, image_id: str | None = None) -> Response:
     """Answers for the image in the request's body, or for the recent upload with this `image_id`."""
     runtime: Runtime = request.app.state.runtime
+    traffic: Traffic = request.app.state.traffic
     model = runtime.readiness.model(query.model, query.version)
-    with runtime.admission.admit(query.timeout, query.priority == "bulk") as admitted, model.in_use():
-        if image_id:
-            data = runtime.recent.get(image_id)
-        else:
-            data = await uploads.read(request, runtime.settings, runtime.metrics)
+    admitted = runtime.admission.examine(query.timeout, query.priority == "bulk")
+    with model.in_use():
+        data = runtime.recent.get(image_id) if image_id else await uploads.read(request, runtime.settings, traffic)
+        until_sent(request).enter_context(runtime.admission.admit(admitted))
         inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), image_id)
         answer = answers.proposals(inference, model.card, query)
         media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)

@@ -6,6 +6,7 @@ The deadlines are shortened for the tests. `SOON` only limits how long a test wa
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import re
 import socket
@@ -14,16 +15,20 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import uvicorn
 from starlette.requests import Request
 
-from service.http.connections import CHUNKED_SLICE, FREE_FRAMING, Connection, when_gone
+from service.http.connections import CHUNKED_SLICE, FREE_FRAMING, UNTIL_SENT, Connection, body_size, when_gone
 from service.http.deadlines import Deadlines
 from service.http.http1 import Http1
 from service.http.outgoing import Outgoing
 from service.http.problems import Problem
+from service.http.refusals import MAX_HEAD
+from service.http.traffic import Limits, Traffic
+from service.telemetry.metrics import Metrics
 
 SOON = 20  # seconds
 
@@ -33,11 +38,11 @@ OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-lengt
 
 
 @contextlib.contextmanager
-def serving(application, keep_alive=75, send_buffer=None, **deadlines):
+def serving(application, keep_alive=75, send_buffer=None, traffic=None, **deadlines):
     """The address of a real server with these connections. `send_buffer` sets the size of the system's buffer."""
     config = uvicorn.Config(
         Http1(application),
-        http=type("Impatient", (Connection,), {"deadlines": Deadlines(**deadlines)}),
+        http=partial(Connection, traffic or Traffic(Limits(), Metrics(), Deadlines(**deadlines))),
         ws="none",
         lifespan="off",
         timeout_keep_alive=keep_alive,
@@ -78,6 +83,13 @@ def wait_until_all_are_released(owners: list[weakref.ref[Owner]]) -> None:
         assert time.monotonic() < deadline, [gc.get_referrers(owner()) for owner in owners]
         time.sleep(0.01)
         gc.collect()
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 async def answer_at_once(scope, receive, send):
@@ -178,18 +190,113 @@ def test_a_request_whose_body_length_is_ambiguous_is_refused(head):
 
 
 @pytest.mark.parametrize(
-    "head",
+    ("sent", "reason"),
     [
-        b"POST / HTTP/1.1\r\nX: y\r\n\r\n",  # without Host
-        b"POST  / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\r\nPOST / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00",  # the start of a TLS handshake
+        (b"POST / HTTP/1.1\r\nX: y\r\n\r\n", "bad_host"),
+        (b"POST  / HTTP/1.1\r\nHost: x\r\n\r\n", "bad_head"),
+        (b"\r\nPOST / HTTP/1.1\r\nHost: x\r\n\r\n", "bad_head"),
+        (b"\x16\x03\x01\x02\x00\x01\x00", "tls"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "bad_chunk"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcdeGET / HTTP/1.1\r\n\r\n", "bad_host"),
     ],
 )
-def test_bytes_that_are_not_valid_http_are_refused_at_once(head):
-    with serving(read_all) as address, connected(address) as connection:
-        connection.sendall(head)
-        assert until_closed(connection).startswith(b"HTTP/1.1 400 ")
+def test_bytes_that_are_not_valid_http_get_a_problem_document_at_once(sent, reason, caplog):
+    traffic = Traffic(Limits(), Metrics())
+    with serving(read_all, traffic=traffic) as address, connected(address) as connection:
+        connection.sendall(sent)
+        *_, head, body = until_closed(connection).split(b"\r\n\r\n")
+    assert head.removeprefix(b"ok").startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json")
+    assert json.loads(body)["reason"] == reason
+    assert traffic.metrics.registry.get_sample_value("detector_rejected_total", {"reason": reason}) == 1
+    [record] = [record for record in caplog.records if record.name == "service.http.traffic"]
+    assert record.levelno == logging.WARNING
+
+
+@pytest.mark.parametrize("piece", [1000, 40_000])
+def test_the_limit_of_a_head_does_not_depend_on_how_it_arrives(piece):
+    for size, status in ((MAX_HEAD, b"200"), (MAX_HEAD + 1, b"431")):
+        start, end = b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"\r\n\r\n"
+        head = start + b"y" * (size - len(start) - len(end)) + end
+        with serving(answer_at_once) as address, connected(address) as connection:
+            for begin in range(0, size, piece):
+                connection.sendall(head[begin : begin + piece])
+            assert connection.recv(12) == b"HTTP/1.1 " + status
+
+
+UPLOAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+
+
+def test_while_all_places_for_uploads_are_taken_a_new_one_is_held_back_until_its_body_is_here():
+    traffic = Traffic(Limits(max_uploads=1), Metrics())
+    begun = []
+
+    async def application(scope, receive, send):
+        begun.append(scope)
+        async with asyncio.timeout(SOON) as timer:
+            with traffic.uploads.one("client", body_size(Request(scope)), timer):
+                await read_all(scope, receive, send)
+
+    with (
+        serving(application, traffic=traffic) as address,
+        connected(address) as first,
+        connected(address) as second,
+        connected(address) as third,
+    ):
+        first.sendall(UPLOAD + b"a")
+        wait_until(lambda: len(begun) == 1)
+        second.sendall(UPLOAD + b"a")
+        wait_until(lambda: len(traffic.uploads) == 2)
+        third.sendall(UPLOAD + b"abcde")
+        answered(third)
+        assert len(begun) == 2  # the second upload does not occupy the application
+        assert traffic.uploads.bytes == 2
+        first.sendall(b"bcde")
+        answered(first)
+        wait_until(lambda: len(begun) == 3)
+        second.sendall(b"bcde")
+        answered(second)
+        assert (len(traffic.uploads), traffic.uploads.bytes) == (0, 0)
+
+
+def test_an_upload_that_is_held_back_has_a_deadline():
+    traffic = Traffic(Limits(max_uploads=0), Metrics(), Deadlines(body=0.3))
+    with serving(answer_at_once, traffic=traffic) as address, connected(address) as connection:
+        connection.sendall(UPLOAD + b"a")
+        assert until_closed(connection).startswith(b"HTTP/1.1 408 ")
+    assert (len(traffic.uploads), traffic.uploads.bytes) == (0, 0)
+
+
+def test_a_long_response_is_in_progress_until_its_client_has_read_it_or_is_dropped():
+    traffic = Traffic(Limits(), Metrics())
+    freed = threading.Event()
+    size = 20_000_000
+
+    async def application(scope, receive, send):
+        with contextlib.ExitStack() as stack:
+            scope["state"][UNTIL_SENT] = stack
+            stack.callback(freed.set)
+            await send({**OK, "headers": [(b"content-length", b"%d" % size)]})
+            await send({"type": "http.response.body", "body": bytes(size)})
+
+    with serving(application, traffic=traffic) as address:
+        with connected(address) as reader:
+            reader.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_until(lambda: traffic.responses.bytes > 0)
+            assert not freed.is_set()
+            head = reader.recv(1000).partition(b"\r\n\r\n")
+            left = size - len(head[2])
+            while left:
+                left -= len(reader.recv(2**20))
+            assert freed.wait(SOON)
+            wait_until(lambda: len(traffic.responses) == 0)
+        freed.clear()
+        with connected(address) as other:
+            other.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_until(lambda: traffic.responses.drop_slowest())  # once it has had its time
+            assert freed.is_set()  # at once
+            assert len(until_closed(other)) < size
+    labels = {"reason": "evicted_reader"}
+    assert traffic.metrics.registry.get_sample_value("detector_connections_closed_total", labels) == 1
 
 
 def test_a_trickle_of_tiny_chunks_is_refused_and_the_client_can_read_the_answer():
@@ -432,7 +539,7 @@ def test_writing_to_a_lost_connection_does_nothing(loop):
         running.set_exception_handler(lambda _, context: faults.append(context))
         server = await running.create_server(asyncio.Protocol, "127.0.0.1", 0)
         transport, client = await running.create_connection(Other, *server.sockets[0].getsockname())
-        outgoing = Outgoing(transport, running, 60, lambda _: None)
+        outgoing = Outgoing(transport, running, Deadlines(), lambda _: None, lambda: None)
         outgoing.write(b"a head that waits for its body")
         transport.abort()
         await client.lost.wait()

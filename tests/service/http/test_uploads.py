@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
 from service.http.problems import Problem
+from service.http.traffic import Limits, Traffic
 from service.http.uploads import from_json, read
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -16,7 +17,7 @@ from service.telemetry.metrics import Metrics
 DATA = bytes(range(256))
 TEXT = base64.b64encode(DATA).decode()
 LIMITS = Settings(max_upload_bytes=10_000)
-METRICS = Metrics()
+TRAFFIC = Traffic(Limits(), Metrics())
 
 
 @pytest.mark.parametrize(
@@ -101,9 +102,9 @@ def outcome(content_type: str, chunks: list[bytes]) -> bytes | int:
         return waiting.pop(0)
 
     headers = [(b"content-type", content_type.encode("latin-1", "replace"))]
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers, "state": {}}
     try:
-        return asyncio.run(read(Request(scope, receive), LIMITS, METRICS))
+        return asyncio.run(read(Request(scope, receive), LIMITS, TRAFFIC))
     except Problem as problem:
         return problem.status
 
@@ -178,8 +179,8 @@ def test_a_client_that_disconnects_during_its_upload_is_counted():
     async def receive() -> dict:
         return {"type": "http.disconnect"}
 
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [], "state": {}}
     with pytest.raises(ClientDisconnect):
-        asyncio.run(read(Request(scope, receive), Settings(), metrics))
+        asyncio.run(read(Request(scope, receive), Settings(), Traffic(Limits(), metrics)))
     labels = {"reason": "disconnected", "stage": "read"}
     assert metrics.registry.get_sample_value("detector_cancelled_total", labels) == 1
