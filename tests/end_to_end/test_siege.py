@@ -355,6 +355,7 @@ def one_request(server: Server, path: str) -> int | None:
 CROWD = {
     "slow-head": 20,
     "slow-body": 20,
+    "half-body": 20,
     "slow-chunks": 20,
     "slow-reader": 4,
     "idle": 20,

@@ -26,8 +26,8 @@ TAKE, TAKE_EVERY = 4096, 5.0  # bytes that a slow reader takes, and seconds betw
 RECEIVE_BUFFER = 4096  # bytes, of clients that read slowly or not at all
 REOPEN = 1.0  # seconds
 GARBAGE_EVERY = 0.25  # seconds
-PIPELINED = 100  # requests at once
-PATIENCE = 30.0  # seconds for the process to report
+PIPELINED = 5000  # requests at once, 230 kB
+PATIENCE = 60.0  # seconds for the process to report
 
 BODY = 100_000  # bytes that a slow upload announces
 
@@ -226,6 +226,11 @@ async def slow_body(crowd: Crowd) -> None:
     await _drip(crowd, _head("/detect", f"Content-Length: {BODY}"), itertools.repeat(b"x"))
 
 
+async def half_body(crowd: Crowd) -> None:
+    """Sends half of the body at once."""
+    await _drip(crowd, _head("/detect", f"Content-Length: {BODY}") + bytes(BODY // 2), itertools.repeat(b"x"))
+
+
 async def slow_chunks(crowd: Crowd) -> None:
     await _drip(crowd, _head("/detect", "Transfer-Encoding: chunked"), itertools.repeat(b"1\r\nx\r\n"))
 
@@ -310,6 +315,7 @@ GARBAGE = (
 KINDS: dict[str, Behaviour] = {
     "slow-head": slow_head,
     "slow-body": slow_body,
+    "half-body": half_body,
     "slow-chunks": slow_chunks,
     "slow-reader": slow_reader,
     "idle": idle,
