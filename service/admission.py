@@ -2,6 +2,9 @@
 
 A request is examined before its body is read, so that a client need not send an image that would be refused. It
 occupies a place only from the last byte of its body to the last byte of its response, so a slow client occupies none.
+
+Clients share the service fairly. A client with many requests in flight cannot keep out one that has none, for which
+some places are kept; and its next request is run as if it had arrived later, after the ones it already has.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 LONGEST_RETRY = 60  # seconds
+SHARE_FOR_NEW_CLIENTS = 1 / 8  # of the places, in addition to them
 
 
 class TimeoutTooLongError(Exception):
@@ -36,12 +40,16 @@ class Admitted(NamedTuple):
 
     timeout  seconds from the end of the upload to the deadline
     bulk     whether interactive requests are run before it
+    client   its name or address
     since    `time.perf_counter()` when it was examined
+    others   how many other requests of its client were in flight when it was admitted
     """
 
     timeout: float
     bulk: bool
+    client: str
     since: float
+    others: int = 0
 
 
 class Admission:
@@ -53,12 +61,13 @@ class Admission:
     def __init__(self, places: int, longest_timeout: float, expected_wait: Callable[[], float]) -> None:
         """Allows `places` requests in flight. `expected_wait` returns the seconds that a new image would wait."""
         self.in_flight = 0
+        self._by_client: dict[str, int] = {}
         self.make_room: Callable[[], object] = lambda: None
         self._places = places
         self._longest_timeout = longest_timeout
         self._expected_wait = expected_wait
 
-    def examine(self, timeout: float | None = None, bulk: bool = False) -> Admitted:
+    def examine(self, timeout: float | None = None, bulk: bool = False, client: str = "") -> Admitted:
         """Refuses a request that could not be admitted now.
 
         Raises TimeoutTooLongError, or OverloadedError if all places are taken or the expected wait exceeds the
@@ -68,28 +77,39 @@ class Admission:
             timeout = self._longest_timeout
         elif timeout > self._longest_timeout:
             raise TimeoutTooLongError(self._longest_timeout)
-        examined = Admitted(timeout, bulk, time.perf_counter())
+        examined = Admitted(timeout, bulk, client, time.perf_counter())
         self._refuse_if_full(examined)
         return examined
 
     @contextlib.contextmanager
-    def admit(self, examined: Admitted) -> Iterator[None]:
+    def admit(self, examined: Admitted) -> Iterator[Admitted]:
         """Counts a request as in flight until the context ends.
 
         Raises OverloadedError if the last place was taken since the request was examined.
         """
         self._refuse_if_full(examined)
+        others = self._by_client.get(examined.client, 0)
+        self._by_client[examined.client] = others + 1
         self.in_flight += 1
         try:
-            yield
+            yield examined._replace(others=others)
         finally:
             self.in_flight -= 1
+            self._by_client[examined.client] -= 1
+            if not self._by_client[examined.client]:
+                del self._by_client[examined.client]
 
     def _refuse_if_full(self, examined: Admitted) -> None:
-        """Bulk requests may use only half of the places, so they never shut out interactive requests."""
-        places = math.ceil(self._places / 2) if examined.bulk else self._places
+        places = self._places_for(examined)
         wait = self._expected_wait()
         if self.in_flight >= places:
             self.make_room()
         if self.in_flight >= places or wait > examined.timeout:
             raise OverloadedError(min(LONGEST_RETRY, max(1, math.ceil(wait))))
+
+    def _places_for(self, examined: Admitted) -> int:
+        """Bulk requests may use only half of the places, so they never shut out interactive requests."""
+        if examined.bulk:
+            return math.ceil(self._places / 2)
+        is_first = examined.client not in self._by_client
+        return self._places + (math.ceil(self._places * SHARE_FOR_NEW_CLIENTS) if is_first else 0)

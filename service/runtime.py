@@ -12,22 +12,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
-from service.engine import devices
+from service.engine import devices, memory_limit
 from service.engine.cores import usable_cores
 from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import ModelRefusedError
 from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
+from service.images.cost import LIGHT_BYTES
+from service.images.drawing import Drawing
 from service.models.catalogue import Catalogue, ServedModel
 from service.models.store import StoreMissingError
+from service.queue.artists import Artists
 from service.queue.batcher import Batcher, DeadlinePassedError
+from service.queue.memory import MemoryBudget
 from service.readiness import Readiness
 from service.recent_uploads import RecentUploads
-from service.settings import Settings
+from service.settings import MIB, Settings
 from service.telemetry import gpu_memory
 from service.telemetry.metrics import Metrics
 
@@ -74,9 +77,11 @@ class Runtime:
         self.readiness = Readiness(settings.default_model)
         self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait)
         self.recent = RecentUploads(settings.recent_bytes)
+        self.memory = MemoryBudget()  # without a limit until the models are loaded, and so no request is admitted
         self._store_unread = False
         self._batcher: Batcher | None = None
-        self._drawing_threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="draw")
+        cores = usable_cores()
+        self._artists = Artists(cores, _heavy_threads(cores), self.memory)
         self.metrics.ready.set_function(lambda: self.readiness.not_ready() is None)
         self.metrics.recent_bytes.set_function(lambda: self.recent.size)
         self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
@@ -103,7 +108,7 @@ class Runtime:
     def stop(self) -> None:
         if self._batcher:
             self._batcher.close()
-        self._drawing_threads.shutdown(wait=False, cancel_futures=True)
+        self._artists.close()
 
     def _load(self) -> None:
         settings = self.settings
@@ -120,11 +125,42 @@ class Runtime:
         if settings.default_model and settings.default_model not in catalogue.models:
             names = ", ".join(catalogue.models)
             raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not served; choose from {names}")
-        decoders = (settings.decode_threads or usable_cores()) if self.provider == CUDA else 0
-        self._batcher = Batcher(places, decoders, settings.max_pixels, self.metrics, self.readiness.fail)
+        cores = usable_cores()
+        decoders = (settings.decode_threads or cores) if self.provider == CUDA else 0
+        self._limit_memory(decoders or sum(place.runs for place in places), cores)
+        heavy = _heavy_threads(decoders or cores)
+        self._batcher = Batcher(
+            places, decoders, heavy, settings.max_pixels, self.memory, self.metrics, self.readiness.fail
+        )
         gc.collect()
         gc.freeze()  # later collections skip these objects, which live as long as the process
         self.readiness.catalogue = catalogue
+
+    def _limit_memory(self, decoders: int, drawing_threads: int) -> None:
+        """Sets the memory budget, from the setting or from what the loaded models have left, and logs it."""
+        settings = self.settings
+        if settings.memory_budget:
+            self.memory.set_limit(settings.memory_budget)
+            log.info("memory: MEMORY_BUDGET is %d MiB; %s", settings.memory_budget // MIB, self._largest_image())
+            return
+        light = (decoders + drawing_threads) * LIGHT_BYTES
+        found = memory_limit.divide(memory_limit.available(), memory_limit.resident(), settings.recent_bytes + light)
+        self.memory.set_limit(found.budget)
+        log.info(
+            "memory: the limit is %d MiB; %d MiB in use with the models loaded, %d MiB set aside, %d MiB left as "
+            "MEMORY_BUDGET; %s",
+            *(part // MIB for part in found),
+            self._largest_image(),
+        )
+        if found.budget == memory_limit.LEAST_BUDGET:
+            log.warning(
+                "memory is so short that MEMORY_BUDGET is set to its minimum of %d MiB and the limit may be exceeded; "
+                "give the service more memory, serve fewer models, or lower RECENT_BYTES or ENGINE_WORKERS",
+                found.budget // MIB,
+            )
+
+    def _largest_image(self) -> str:
+        return f"one image may take up to {self.memory.largest_work // MIB} MiB"
 
     def _refresh(self) -> None:
         assert self.readiness.catalogue is not None
@@ -153,7 +189,7 @@ class Runtime:
 
         `when_gone` registers a callback for the client's disconnect.
 
-        Raises TooLateError, ClientGoneError, ImageError or EngineFailedError.
+        Raises TooLateError, ClientGoneError, ImageError, TooMuchMemoryError or EngineFailedError.
         """
         assert self._batcher is not None  # a model exists, so `_load` has finished
         read = time.perf_counter() - admitted.since
@@ -187,15 +223,15 @@ class Runtime:
         seconds["total"] = time.perf_counter() - admitted.since
         return Inference(answer.digest, answer.width, answer.height, answer.result, seconds)
 
-    async def drawn(self, inference: Inference, admitted: Admitted, draw: Callable[[], bytes]) -> bytes:
-        """Calls `draw` in a thread and returns its result. The number of these threads bounds the memory for drawing.
+    async def drawn(self, inference: Inference, admitted: Admitted, drawing: Drawing) -> bytes:
+        """The encoded drawing, made in a thread when there is memory for it.
 
-        Raises TooLateError, NoMemoryLeftError, and whatever `draw` raises.
+        Raises TooLateError, NoMemoryLeftError, TooMuchMemoryError, and whatever `Drawing.draw` raises.
         """
         since_upload = inference.seconds["total"] - inference.seconds["read"]
         try:
             async with asyncio.timeout(admitted.timeout - since_upload):
-                return await asyncio.get_running_loop().run_in_executor(self._drawing_threads, draw)
+                return await self._artists.draw(drawing)
         except TimeoutError:
             self.metrics.cancelled.labels("deadline", "encode").inc()
             raise TooLateError(admitted.timeout) from None
@@ -231,6 +267,11 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="models", daemon=True).start()
     return await future
+
+
+def _heavy_threads(threads: int) -> int:
+    """How many threads may work on heavy images at a time, so that at least one core is left for others."""
+    return max(1, threads - 1)
 
 
 def _listed(refused: dict[str, str]) -> str:

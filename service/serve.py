@@ -127,7 +127,9 @@ def _metavar(field: FieldInfo) -> str:
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
     if get_origin(field.annotation) is Literal:
         return "|".join(map(str, kinds))
-    return {"str": "TEXT", "int": "N", "float": "NUMBER"}.get(kinds[0].__name__, kinds[0].__name__.upper())
+    return {"str": "TEXT", "int": "N", "float": "NUMBER", "ByteSize": "BYTES"}.get(
+        kinds[0].__name__, kinds[0].__name__.upper()
+    )
 
 
 def _unknown(word: str) -> str:

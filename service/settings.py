@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import ByteSize, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.images.decode import MAX_PIXELS
@@ -78,8 +78,8 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(
         default=128,
         ge=1,
-        description="maximum number of requests in flight; further requests get 429. "
-        "Together with MAX_UPLOAD_BYTES it bounds the memory for uploads",
+        description="maximum number of requests in flight; further requests get 429. A few more places are kept for "
+        "clients that have no request in flight",
     )
     max_upload_bytes: int = Field(
         default=20 * MIB, ge=1, description="maximum bytes in the body of a request; a larger body gets 413"
@@ -96,13 +96,13 @@ class Settings(BaseSettings):
         "Default: 4096, or fewer if the limit on file descriptors (ulimit -n) requires it",
     )
     max_uploads: int = Field(
-        default=256,
+        default=64,
         ge=1,
         description="maximum number of uploads in progress that are longer than 256 kB; a further one waits, or "
         "displaces a slower one, which gets 429",
     )
     max_uploads_per_client: int = Field(
-        default=64,
+        default=32,
         ge=1,
         description="maximum number of such uploads of one client, by its address (see TRUSTED_PROXIES)",
     )
@@ -116,6 +116,13 @@ class Settings(BaseSettings):
         default="",
         description="addresses or networks of reverse proxies, separated by commas. A request that comes from one of "
         "them counts for the client that its X-Forwarded-For names; from others this header is ignored",
+    )
+    memory_budget: ByteSize | None = Field(
+        default=None,
+        ge=16 * MIB,
+        description="bytes for uploads, responses, and decoding and drawing large images, all together; also 800MB or "
+        "1.5GiB. Work that does not fit waits; an image that can never fit gets 413. Default: what the control group's "
+        "limit, or else half of the machine's memory, leaves beside the loaded models",
     )
     receive_timeout: float = Field(
         default=20, gt=0, description="seconds within which the body of a request must arrive; a slower upload gets 408"

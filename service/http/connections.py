@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.http import refusals
 from service.http.deadlines import Alarm
-from service.http.outgoing import Outgoing
+from service.http.outgoing import Outgoing, limit_system_buffer
 from service.http.problems import Problem
 from service.http.traffic import Traffic
 from service.http.uploads_in_progress import FREE_BYTES, client_of
@@ -58,6 +58,11 @@ def when_gone(request: Request, callback: Callable[[], object]) -> None:
     connection: Connection | None = request.scope["state"].get(CONNECTION)
     if connection:
         connection.when_gone(callback)
+
+
+def client(request: Request) -> str:
+    """The part of the client's address that stands for one client."""
+    return client_of(request.client.host) if request.client else ""
 
 
 def until_sent(request: Request) -> contextlib.ExitStack:
@@ -114,14 +119,14 @@ class Connection(asyncio.Protocol):
         self._pauses_between_slices = False
         self._http_pauses = False
         self._reading = True
-        self._drained = asyncio.Event()  # set while nothing that was written waits for the system
-        self._drained.set()
+        self._drained: asyncio.Event | None = None  # None while nothing that was written waits for the system
 
     # --- asyncio's side --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         transport.set_write_buffer_limits(0)  # so that a response counts as sent only if the system has taken all of it
+        limit_system_buffer(transport)
         self._outgoing = Outgoing(
             transport, self._loop, self.deadlines, self._on_flow, lambda: self.evict("slow_reader")
         )
@@ -144,12 +149,12 @@ class Connection(asyncio.Protocol):
         self._outgoing.expect_progress()  # once everything is sent, the transport closes by itself
 
     def pause_writing(self) -> None:
-        self._drained.clear()
+        self._drained = asyncio.Event()
         self._http.pause_writing()
         self._outgoing.expect_progress()
 
     def resume_writing(self) -> None:
-        self._drained.set()
+        self._set_drained()
         self._http.resume_writing()
         if not self._outgoing.is_closing():
             self._outgoing.expect_nothing()
@@ -206,11 +211,12 @@ class Connection(asyncio.Protocol):
     @property
     def is_drained(self) -> bool:
         """Whether the system has taken everything that was written."""
-        return self._drained.is_set()
+        return self._drained is None
 
     async def drained(self) -> None:
         """Waits until the system has taken everything, or the connection is lost."""
-        await self._drained.wait()
+        if self._drained:
+            await self._drained.wait()
 
     @property
     def discards_body(self) -> bool:
@@ -358,6 +364,11 @@ class Connection(asyncio.Protocol):
         self.traffic.closed("head_timeout")
         self._outgoing.close()
 
+    def _set_drained(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained:
+            drained.set()
+
     def _count_body(self, size: int) -> None:
         self._body_size += size
         self.traffic.uploads.count_bytes(size)
@@ -368,7 +379,7 @@ class Connection(asyncio.Protocol):
         http.connection_lost(None)  # None, because with an error uvicorn leaves its keep-alive timer running
         self._count_body(-self._body_size)
         self.traffic.uploads.stop_holding(self._start)
-        self._drained.set()
+        self._set_drained()
         self._waiting, self._waiting_size = [], 0
         self._head_alarm.clear()
         self.gone = True

@@ -6,6 +6,7 @@ names and heap addresses into theirs (vLLM's CVE-2026-22778 began with a quoted 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +19,7 @@ from service.engine.isolation import EngineDeadError, EngineFailedError, NoMemor
 from service.images.decode import ImageError, TooManyPixelsError
 from service.images.drawing import SideTooLongError
 from service.models.choice import NoDefaultModelError, UnknownModelError
+from service.queue.memory import TooMuchMemoryError
 from service.readiness import NotReadyError
 from service.recent_uploads import UnknownImageError
 from service.runtime import TooLateError
@@ -103,6 +105,15 @@ def _bad_image(error: ImageError) -> Problem:
     return Problem(400, "not_an_image", detail)
 
 
+def _too_much_memory(error: TooMuchMemoryError) -> Problem:
+    needed, limit = (math.ceil(size / 2**20) for size in (error.needed, error.limit))
+    detail = (
+        f"The image may need {needed} MiB of memory; the limit for one image is {limit} MiB (3/4 of MEMORY_BUDGET). "
+        "Send a smaller one, or one of the same size as a baseline JPEG."
+    )
+    return Problem(413, "too_much_memory", detail, more={"needed_bytes": error.needed, "limit_bytes": error.limit})
+
+
 def _engine_failed(error: EngineFailedError) -> Problem:
     if isinstance(error, EngineDeadError):
         return _retry_later(503, "failed", "The model's engine has died. Try again; another instance may answer.", 5)
@@ -145,6 +156,7 @@ _PROBLEMS: dict[type, Callable[[Any], Problem]] = {
         404, "unknown_image", "No recent upload has this image_id. Send the image itself: POST /proposals."
     ),
     ImageError: _bad_image,
+    TooMuchMemoryError: _too_much_memory,
     TooLateError: lambda error: Problem(504, "deadline", f"No answer within {error.timeout:g} s. Try again later."),
     EngineFailedError: _engine_failed,
     SideTooLongError: lambda error: Problem(422, "parameter", str(error)),

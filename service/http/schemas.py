@@ -41,7 +41,8 @@ class ProposalsQuery(ModelQuery):
     )
     priority: Literal["interactive", "bulk"] = Field(
         "interactive",
-        description="bulk requests yield to interactive ones and may use only half of MAX_IN_FLIGHT",
+        description="bulk requests yield to interactive ones and may use only half of MAX_IN_FLIGHT; requests for a "
+        "drawn image always count as bulk",
     )
 
 

@@ -23,12 +23,12 @@ class Limits(NamedTuple):
     """The settings of the same names, and two limits in bytes on what is kept in memory."""
 
     max_connections: int = 4096
-    max_uploads: int = 256
-    max_uploads_per_client: int = 64
+    max_uploads: int = 64
+    max_uploads_per_client: int = 32
     min_transfer_rate: float = 1000.0
     receive_timeout: float = 20.0
     upload_bytes: int = 2**28
-    unsent_bytes: int = 2**26
+    unsent_bytes: int = 2**25
 
 
 class Traffic:

@@ -18,10 +18,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from service.http.connections import body_size
+from service.http.connections import body_size, client
 from service.http.problems import Problem
 from service.http.traffic import Traffic
-from service.http.uploads_in_progress import FREE_BYTES, client_of
+from service.http.uploads_in_progress import FREE_BYTES
 from service.settings import Settings
 
 FIELDS = ("image", "file")
@@ -50,10 +50,9 @@ async def read(request: Request, settings: Settings, traffic: Traffic) -> bytes:
         raise Problem(415, "media_type", "Content-Encoding is not supported. Send the image without this header.")
     if int(request.headers.get("content-length", 0)) > limit:
         raise _too_large(limit)
-    client = client_of(request.client.host) if request.client else ""
     try:
         async with asyncio.timeout(timeout) as timer:
-            with traffic.uploads.one(client, body_size(request), timer) as upload:
+            with traffic.uploads.one(client(request), body_size(request), timer) as upload:
                 data = await _image(request, _bounded(request, limit, partial(traffic.uploads.take_place, upload)))
     except TimeoutError as error:
         raise _ended(upload.ended, settings) from error

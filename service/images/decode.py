@@ -11,6 +11,7 @@ import io
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.images.fit import Canvas, Fit, Geometry, fit
-from service.images.interpolate import interpolate
+from service.images.interpolate import interpolate_rows
+from service.images.upright import TRANSPOSE, resized, rgb, rows_reader, swapped
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Allows photos from 50-megapixel phones (8160 x 6120). Pillow needs up to 8 bytes per pixel to convert them to RGB.
@@ -30,15 +32,7 @@ MAX_JPEG_SCANS = 50
 # thumbnail. The regular expression is three times as fast as bytes.count.
 JPEG_SCAN = re.compile(rb"\xff\xda")
 ORIENTATION = 0x0112  # the EXIF tag
-TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+HeaderCheck = Callable[[Image.Image], None]
 
 # `decode` checks a lower limit of its own; Pillow's warning would only fill the log.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -70,12 +64,18 @@ class TooManyPixelsError(ImageError):
         self.limit = limit
 
 
-def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Canvas:
+def decode(
+    data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS, before_pixels: HeaderCheck | None = None
+) -> Canvas:
     """The image in `data`, upright, RGB, resized for the model.
+
+    before_pixels  called with the header before any pixel is decoded; it may raise an error of its own
 
     For any bytes it raises only NotAnImageError, TooManyPixelsError or MemoryError.
     """
     image = _open(data, max_pixels)
+    if before_pixels:
+        before_pixels(image)
     try:
         return _decode(image, geometry)
     except MemoryError:
@@ -84,12 +84,14 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> Can
         raise _broken(image) from error
 
 
-def upright(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def upright(data: bytes, max_pixels: int = MAX_PIXELS, before_pixels: HeaderCheck | None = None) -> Image.Image:
     """The image in `data` at its own size, upright, mode RGB. Raises what `decode` raises."""
     image = _open(data, max_pixels)
+    if before_pixels:
+        before_pixels(image)
     try:
         image.load()
-        return _on_white(_turned(_in_plain_mode(image), _orientation(image)))
+        return rgb(image, _orientation(image))
     except MemoryError:
         raise
     except Exception as error:
@@ -128,7 +130,7 @@ def _decode(image: Image.Image, geometry: Geometry) -> Canvas:
     if image.format == "PNG":  # its EXIF data may follow the pixels, so reading it decodes them
         image.load()
     orientation = _orientation(image)
-    width, height = _swapped(image.size, orientation)
+    width, height = swapped(image.size, orientation)
     target = fit(width, height, geometry)
     resize = _antialiased if geometry.antialias else _interpolated
     return Canvas(resize(image, orientation, target), target.canvas, width, height)
@@ -139,20 +141,19 @@ def _antialiased(image: Image.Image, orientation: int, target: Fit) -> NDArray[n
     # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time. `draft` picks the smallest scale
     # that is not below the requested size.
     size = target.width, target.height
-    drafted = image.draft(None, _swapped(size, orientation))
+    drafted = image.draft(None, swapped(size, orientation))
     kept = drafted[1][2:] if drafted else image.size
     image.load()
     # Turn before resizing, so that a turned file yields exactly the same pixels as the upright one.
-    image = _turned(_in_plain_mode(image), orientation)
-    box = _box_after_turning(image.size, kept, orientation)
-    return np.asarray(_on_white(image.resize(size, Image.Resampling.BILINEAR, box=box)))
+    box = _box_after_turning(swapped(image.size, orientation), kept, orientation)
+    return np.asarray(resized(image, orientation, size, box))
 
 
 def _interpolated(image: Image.Image, orientation: int, target: Fit) -> NDArray[np.uint8]:
     """The upright pixels at the target size, resized as torchvision's detectors do."""
     image.load()
-    pixels = np.asarray(_on_white(_turned(_in_plain_mode(image), orientation)))
-    return interpolate(pixels, target.height, target.width)
+    width, height = swapped(image.size, orientation)
+    return interpolate_rows(rows_reader(image, orientation), (height, width), target.height, target.width)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -162,16 +163,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # the image can be decoded even if its EXIF block is broken
         return 1
     return value if isinstance(value, int) and value in TRANSPOSE else 1
-
-
-def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Converts a stored width and height to the upright ones, or the reverse."""
-    width, height = size
-    return (height, width) if orientation >= 5 else (width, height)
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
 
 
 def _box_after_turning(
@@ -187,21 +178,3 @@ def _box_after_turning(
     left = width - w if orientation in (2, 3, 6, 7) else 0
     top = height - h if orientation in (3, 4, 7, 8) else 0
     return left, top, left + w, top + h
-
-
-def _in_plain_mode(image: Image.Image) -> Image.Image:
-    """`image` in a mode that can be turned and resized: L, RGB or RGBA."""
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        # keep the high byte, as Pillow itself does for 16-bit colour
-        return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """`image` in mode RGB, on a white background where it is transparent."""
-    if image.mode == "RGBA":
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import colorsys
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
-from service.images.decode import upright
+from service.images.decode import HeaderCheck, upright
 
 JPEG_MAX_SIDE = 65_500  # libjpeg's limit
 GOLDEN_RATIO = 0.618034  # hues at steps of this share of the colour circle are distinct for any number of labels
@@ -18,35 +18,48 @@ class SideTooLongError(ValueError):
     """The image has a side longer than its file format allows."""
 
 
-def draw(data: bytes, max_pixels: int, answer: dict[str, Any], labels: list[str], media_type: str) -> bytes:
-    """The image in `data`, upright, with boxes drawn on it, as PNG or JPEG.
+class Drawing(NamedTuple):
+    """A drawing to be made: the image in `data`, upright, with boxes drawn on it, as PNG or JPEG.
 
     answer      boxes [D, 4], scores [D] and labels [D, as names], best first
     labels      all labels of the model, whose order decides the colours
     media_type  image/png or image/jpeg
-
-    Raises SideTooLongError, and what `upright` raises.
     """
-    image = upright(data, max_pixels)
-    if media_type == "image/jpeg" and max(image.size) > JPEG_MAX_SIDE:
-        raise SideTooLongError(f"A JPEG side has at most {JPEG_MAX_SIDE} pixels. Ask for image/png.")
-    pen = ImageDraw.Draw(image)
-    side = max(image.size)
-    line = max(1, round(side / 400))
-    font = ImageFont.load_default(max(10, min(64, round(side / 45))))
-    rows = list(zip(answer["boxes"].tolist(), answer["scores"].tolist(), answer["labels"], strict=True))
-    for box, score, label in reversed(rows):  # in reverse, so that the best one is drawn on top
-        colour = colour_of(labels.index(label))
-        pen.rectangle(box, outline=colour, width=line)
-        _tag(pen, image.size, box, f"{label} {score:.0%}", font, colour)
-    out = io.BytesIO()
-    if media_type == "image/jpeg":
-        image.save(out, "JPEG", quality=90)
-    else:
-        image.save(
-            out, "PNG", compress_level=1
-        )  # the default level takes five times as long and saves only a tenth of the size
-    return out.getvalue()
+
+    data: bytes
+    max_pixels: int
+    answer: dict[str, Any]
+    labels: list[str]
+    media_type: str
+
+    def draw(self, before_pixels: HeaderCheck | None = None) -> bytes:
+        """The encoded drawing. `before_pixels` is as for `upright`.
+
+        Raises SideTooLongError, and what `upright` raises.
+        """
+        image = upright(self.data, self.max_pixels, before_pixels)
+        if self.media_type == "image/jpeg" and max(image.size) > JPEG_MAX_SIDE:
+            raise SideTooLongError(f"A JPEG side has at most {JPEG_MAX_SIDE} pixels. Ask for image/png.")
+        self._draw_boxes(image)
+        out = io.BytesIO()
+        if self.media_type == "image/jpeg":
+            image.save(out, "JPEG", quality=90)
+        else:
+            # the default level takes five times as long and saves only a tenth of the size
+            image.save(out, "PNG", compress_level=1)
+        return out.getvalue()
+
+    def _draw_boxes(self, image: Image.Image) -> None:
+        pen = ImageDraw.Draw(image)
+        side = max(image.size)
+        line = max(1, round(side / 400))
+        font = ImageFont.load_default(max(10, min(64, round(side / 45))))
+        boxes, scores, labels = (self.answer[name] for name in ("boxes", "scores", "labels"))
+        rows = list(zip(boxes.tolist(), scores.tolist(), labels, strict=True))
+        for box, score, label in reversed(rows):  # in reverse, so that the best one is drawn on top
+            colour = colour_of(self.labels.index(label))
+            pen.rectangle(box, outline=colour, width=line)
+            _tag(pen, image.size, box, f"{label} {score:.0%}", font, colour)
 
 
 def colour_of(index: int) -> tuple[int, int, int]:

@@ -7,10 +7,13 @@ H, W  size before;  h, w  size after.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 BAND = 16  # rows per step, few enough to stay in the processor's cache
+BAND_PIXELS = 2**20  # original pixels per step, to bound the memory for the rows of a large image
 
 
 def interpolate(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -19,16 +22,26 @@ def interpolate(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[n
     The result equals torch.nn.functional.interpolate(mode="bilinear", align_corners=False), rounded to whole values.
     Coordinates and weights are float32, as in torch.
     """
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    upper, lower, down = _neighbours(pixels.shape[0], height)
-    left, right, across = _neighbours(pixels.shape[1], width)
+    return interpolate_rows(lambda first, end: pixels[first:end], pixels.shape[:2], height, width)
+
+
+def interpolate_rows(
+    read: Callable[[int, int], NDArray[np.uint8]], size: tuple[int, int], height: int, width: int
+) -> NDArray[np.uint8]:
+    """As `interpolate`, for an image of `size` (H, W) of which `read(first, end)` returns some rows as [rows, W, 3]."""
+    if size == (height, width):
+        return read(0, height)
+    upper, lower, down = _neighbours(size[0], height)
+    left, right, across = _neighbours(size[1], width)
     down, across = down[:, None, None], across[:, None]
     result = np.empty((height, width, 3), np.uint8)
-    for start in range(0, height, BAND):
-        band = slice(start, start + BAND)
-        rows = pixels[upper[band]].astype(np.float32)
-        rows += (pixels[lower[band]] - rows) * down[band]
+    step = max(1, min(BAND, BAND_PIXELS * height // (size[0] * size[1])))
+    for start in range(0, height, step):
+        band = slice(start, start + step)
+        first = upper[start]
+        pixels = read(first, lower[band][-1] + 1)
+        rows = pixels[upper[band] - first].astype(np.float32)
+        rows += (pixels[lower[band] - first] - rows) * down[band]
         columns = rows.take(left, axis=1)
         columns += (rows.take(right, axis=1) - columns) * across
         columns += 0.5  # to round, because the cast to integers below truncates

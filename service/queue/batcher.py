@@ -4,6 +4,10 @@ Threads take their work from the queue themselves, so they never wait for the ev
 event loop distributed the work, two cores were idle for 7 % of the time with 16 clients. A GPU's threads only run
 batches, and further threads decode; a CPU's threads do both, because both need the same cores.
 
+Decoding cannot be interrupted, and a large image takes seconds and hundreds of megabytes. So the cost is estimated from
+the header first. Heavy images go to threads of their own, which yield to all others, and begin only when the memory
+budget has room. Light images that take longer than most let shorter ones pass for a limited time.
+
 Batching is work-conserving: an idle engine takes waiting images at once, and a batch forms only while all engines are
 busy, so there is no delay to tune. A batch never mixes models, canvases or graphs. The batch key whose first task has
 waited longest is run first, so that no canvas can starve another.
@@ -24,15 +28,25 @@ from functools import partial
 from threading import Condition, Lock, Thread
 from typing import NamedTuple
 
+from PIL import Image
+
+from service.engine.cores import run_in_background
 from service.engine.devices import Device
 from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError, Ran, isolate
+from service.images import cost
+from service.images.cost import Cost
 from service.images.decode import ImageError, decode
 from service.images.fit import Canvas
+from service.queue.memory import Claim, MemoryBudget, TooMuchMemoryError
 from service.queue.pace import Pace
 from service.queue.tasks import BatchKey, RunnableModel, Task, TaskQueue, TimedResult, Waiter
 from service.telemetry.metrics import Metrics
 
+# A light image is decoded within cost.LIGHT_SECONDS. If it takes more than PROMPT_SECONDS, shorter ones that arrive
+# within PATIENCE times its own time may pass it, so that they do not wait behind a hundred of its kind.
+PROMPT_SECONDS = 0.02
+PATIENCE = 20
 BULK_PATIENCE = 5.0  # seconds for which a bulk request yields to interactive ones; limited, so that it is not starved
 
 log = logging.getLogger(__name__)
@@ -40,6 +54,14 @@ log = logging.getLogger(__name__)
 
 class DeadlinePassedError(Exception):
     """The request's deadline passed before its result was ready, or would pass before it could be."""
+
+
+class _NotNowError(Exception):
+    """Decoding stops after the header, because the image should wait."""
+
+    def __init__(self, cost: Cost) -> None:
+        super().__init__(cost)
+        self.cost = cost
 
 
 class Batch(NamedTuple):
@@ -57,7 +79,9 @@ class Batcher:
         self,
         devices: Sequence[Device],
         decoders: int,
+        heavy_decoders: int,
         max_pixels: int,
+        memory: MemoryBudget,
         metrics: Metrics,
         on_fatal: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
@@ -65,7 +89,9 @@ class Batcher:
         """Starts the threads.
 
         decoders    number of threads that only decode
+        heavy_decoders  number of threads that only decode heavy images
         max_pixels  limit per image
+        memory      the budget for decoding heavy images
         on_fatal    called on the event loop with the reason when an engine dies
         clock       returns seconds since an arbitrary time
         """
@@ -74,12 +100,14 @@ class Batcher:
             device.runs * device.budget.pixels * (1 if device.decodes else 2) for device in devices
         )
         self._max_pixels = max_pixels
+        self._memory = memory
         self._metrics = metrics
         self._on_fatal = on_fatal
         self._clock = clock
 
         self._lock = Lock()
         self._to_decode = Condition(self._lock)
+        self._to_decode_heavy = Condition(self._lock)
         self._to_run = Condition(self._lock)
         self._queue = TaskQueue()
         self._pace = Pace()
@@ -92,9 +120,14 @@ class Batcher:
         for device in devices:
             metrics.batch_budget.labels(device.name).set_function(partial(getattr, device.budget, "pixels"))
             for number in range(device.runs):
-                self._start(f"engine-{device.name}-{number}", device, device.decodes)
+                condition = self._to_decode if device.decodes else self._to_run
+                job = partial(self._next, device, device.decodes)
+                self._start(f"engine-{device.name}-{number}", condition, job, device)
         for number in range(decoders):
-            self._start(f"decode-{number}", None, True)
+            self._start(f"decode-{number}", self._to_decode, partial(self._next, None, True))
+        for number in range(heavy_decoders):
+            self._start(f"decode-heavy-{number}", self._to_decode_heavy, self._next_heavy)
+        memory.on_release(self._memory_released)
 
     # --- on the event loop ---------------------------------------------------------------------------------------
 
@@ -113,7 +146,8 @@ class Batcher:
         `when_gone` registers a callback for the client's disconnect, which drops queued work and raises CancelledError.
 
         Raises DeadlinePassedError after `timeout` seconds, ImageError if the bytes cannot be decoded,
-        EngineFailedError if the engine fails on the image.
+        TooMuchMemoryError if decoding would need more than the budget, EngineFailedError if the engine fails on the
+        image.
         """
         loop = asyncio.get_running_loop()
         now = self._clock()
@@ -144,6 +178,7 @@ class Batcher:
         with self._lock:
             self._closing = True
             self._to_decode.notify_all()
+            self._to_decode_heavy.notify_all()
             self._to_run.notify_all()
 
     def _join(self, new: Task, waiter: Waiter) -> Task:
@@ -166,7 +201,11 @@ class Batcher:
             stage = task.stage
             if self._queue.leave(task, waiter):
                 self._to_decode.notify_all()
+                self._to_decode_heavy.notify_all()
             self._ignore_idle_time()
+            unclaimed = None if task.waiters else task.claim
+        if unclaimed:
+            self._memory.withdraw(unclaimed)
         self._metrics.cancelled.labels(reason, stage).inc()
 
     def _deliver(self, tasks: Sequence[Task], outcomes: Sequence[Result | Exception]) -> None:
@@ -207,15 +246,18 @@ class Batcher:
 
     # --- in the threads ------------------------------------------------------------------------------------------
 
-    def _start(self, name: str, device: Device | None, decodes: bool) -> None:
-        Thread(target=self._work, args=(device, decodes), name=name, daemon=True).start()
+    def _start(
+        self, name: str, condition: Condition, job: Callable[[], Task | Batch | None], device: Device | None = None
+    ) -> None:
+        Thread(target=self._work, args=(condition, job, device), name=name, daemon=True).start()
 
-    def _work(self, device: Device | None, decodes: bool) -> None:
-        """The loop of a thread that runs batches on `device`, if there is one, and decodes if `decodes`."""
-        condition = self._to_decode if decodes else self._to_run
+    def _work(self, condition: Condition, next_job: Callable[[], Task | Batch | None], device: Device | None) -> None:
+        """The loop of a thread that takes jobs from `next_job`, and waits on `condition` while there are none."""
+        if condition is self._to_decode_heavy:
+            run_in_background()
         while True:
             with self._lock:
-                while (job := self._next(device, decodes)) is None:
+                while (job := next_job()) is None:
                     if self._closing:
                         return
                     condition.wait()
@@ -237,6 +279,10 @@ class Batcher:
             tasks = [job] if isinstance(job, Task) else job.tasks
             _call_soon(tasks[0].loop, self._deliver, tasks, [EngineFailedError()] * len(tasks))
 
+    def _memory_released(self) -> None:
+        with self._lock:
+            self._to_decode_heavy.notify_all()
+
     # The methods from here to _form_batch need the lock.
 
     def _next(self, device: Device | None, decodes: bool) -> Task | Batch | None:
@@ -248,8 +294,25 @@ class Batcher:
         # checked again, because forming a batch may have dropped decoded images and so made room
         return self._queue.take_undecoded() if decodes and self._may_decode() else None
 
+    def _next_heavy(self) -> Task | None:
+        """The first heavy task for which there is memory, or None."""
+        for task in self._queue.heavy() if self._has_room() else ():
+            assert task.claim
+            try:
+                if self._memory.begin(task.claim):
+                    self._queue.take_heavy(task)
+                    return task
+            except TooMuchMemoryError as error:  # the budget has become smaller since the task was put there
+                self._queue.take_heavy(task)
+                _call_soon(task.loop, self._settle, task, error.with_traceback(None))
+        return None
+
     def _may_decode(self) -> bool:
-        return self._queue.has_undecoded and self._queue.ready_pixels < self._decode_ahead
+        return self._queue.has_undecoded and self._has_room()
+
+    def _has_room(self) -> bool:
+        """Whether further images may be decoded, or enough decoded ones wait for an engine."""
+        return self._queue.ready_pixels < self._decode_ahead
 
     def _share(self, device: Device) -> int:
         """The number of images that one run may take now.
@@ -276,6 +339,7 @@ class Batcher:
                 (tasks if task.last_deadline > earliest_end else late).append(task)
         if late or tasks:
             self._to_decode.notify_all()  # there is again room for decoded images
+            self._to_decode_heavy.notify_all()
         for task in late:
             self._queue.close(task)
             self._pace.lower_run_estimate(task.model, task.batch_key.canvas)
@@ -292,22 +356,50 @@ class Batcher:
     def _decode(self, task: Task) -> None:
         task.decode_began = self._clock()
         task.digest = task.digest or hashlib.sha256(task.data).hexdigest()
+        claim = task.claim  # putting the task back may set it
+        check = None if claim else partial(self._check_cost, task)
         try:
-            canvas = decode(task.data, task.model.geometry, self._max_pixels)
+            canvas = decode(task.data, task.model.geometry, self._max_pixels, check)
+        except _NotNowError as not_now:
+            self._put_back(task, not_now.cost)
+            return
         except MemoryError:
             log.warning("there is not enough memory to decode an image of %d bytes", len(task.data))
             _call_soon(task.loop, self._settle, task, NoMemoryLeftError())
             return
-        except ImageError as error:
+        except (ImageError, TooMuchMemoryError) as error:
             # Drop the traceback, because its frames would keep the image in memory as long as the error exists.
             error.__cause__ = error.__context__ = None
             _call_soon(task.loop, self._settle, task, error.with_traceback(None))
             return
+        finally:
+            if claim:
+                self._memory.end(claim)
         task.decode_ended = self._clock()
         with self._lock:
             if self._queue.add_ready(task, canvas):
                 self._to_run.notify()
                 self._to_decode.notify()  # on a CPU, idle threads wait on this condition and may run it
+
+    def _check_cost(self, task: Task, header: Image.Image) -> None:
+        """Raises TooMuchMemoryError if the image can never be decoded, _NotNowError if other work should go first."""
+        price = cost.of_decoding(header, task.data, task.model.geometry)
+        if not price.light:
+            self._memory.check(price.memory)
+            raise _NotNowError(price)
+        if price.seconds > PROMPT_SECONDS and not task.priced and self._queue.has_undecoded:
+            raise _NotNowError(price)
+
+    def _put_back(self, task: Task, price: Cost) -> None:
+        """Returns a task to the queue: a heavy one for the threads of their own, another one at a later place."""
+        with self._lock:
+            task.priced = True
+            if price.light:
+                task.rank += PATIENCE * price.seconds
+            else:
+                task.claim = Claim(price.memory)
+            if self._queue.put_back(task):
+                (self._to_decode if price.light else self._to_decode_heavy).notify()
 
     def _run(self, device: Device, batch: Batch) -> None:
         key, tasks, threads = batch

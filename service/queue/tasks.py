@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from service.engine.devices import Device
 from service.engine.engine import Engine, Result
 from service.images.fit import Canvas, Geometry
+from service.queue.memory import Claim
 
 
 class RunnableModel(Protocol):
@@ -82,6 +83,8 @@ class Task:
     loop   the event loop of these requests
     rank   determines the order in the queue; the smallest comes first
     stage  queue, decode or inference
+    claim  the memory for decoding, if the image is too large for the threads that decode light ones
+    priced whether the cost of decoding it is known
     """
 
     data: bytes
@@ -92,6 +95,8 @@ class Task:
     digest: str | None = None
     waiters: list[Waiter] = field(default_factory=list)
     stage: str = "queue"
+    claim: Claim | None = None
+    priced: bool = False
     canvas: Canvas | None = None
     decode_began: float = 0.0
     decode_ended: float = 0.0
@@ -143,14 +148,15 @@ class TaskQueue:
         self.ready_pixels = 0
         self._joinable: dict[UploadKey, Task] = {}  # the later one if two tasks with different bytes have the same key
         self._undecoded: list[Task] = []
+        self._heavy: list[Task] = []  # undecoded too, for the threads that decode heavy images
         self._ready: dict[BatchKey, list[Task]] = {}
 
     def __len__(self) -> int:
-        return len(self._undecoded) + sum(map(len, self._ready.values()))
+        return len(self._undecoded) + len(self._heavy) + sum(map(len, self._ready.values()))
 
     def bytes(self) -> int:
         """The total size of the waiting uploads and decoded images."""
-        return sum(task.bytes() for tasks in (self._undecoded, *self._ready.values()) for task in tasks)
+        return sum(task.bytes() for tasks in (self._undecoded, self._heavy, *self._ready.values()) for task in tasks)
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -180,8 +186,8 @@ class TaskQueue:
             return False
         self.close(task)
         if task.canvas is None:
-            if task in self._undecoded:
-                self._undecoded.remove(task)
+            if task in self._undecoded_like(task):
+                self._undecoded_like(task).remove(task)
             return False
         return self._remove_ready(task)
 
@@ -202,6 +208,26 @@ class TaskQueue:
         task = self._undecoded.pop(0)
         task.stage = "decode"
         return task
+
+    def put_back(self, task: Task) -> bool:
+        """Puts a task back that was not decoded: among the heavy ones if it has a claim, else among the others.
+
+        If no request waits for it any more, drops it and returns False.
+        """
+        task.stage = "queue"
+        if not task.waiters:
+            self.close(task)
+            return False
+        insort(self._undecoded_like(task), task, key=_rank)
+        return True
+
+    def heavy(self) -> list[Task]:
+        """The waiting heavy tasks in order of rank."""
+        return list(self._heavy)
+
+    def take_heavy(self, task: Task) -> None:
+        self._heavy.remove(task)
+        task.stage = "decode"
 
     def add_ready(self, task: Task, canvas: Canvas) -> bool:
         """Puts a decoded task back into the queue. If no request waits for it any more, drops it and returns False."""
@@ -233,11 +259,14 @@ class TaskQueue:
             del self._ready[key]
         return task
 
+    def _undecoded_like(self, task: Task) -> list[Task]:
+        return self._heavy if task.claim else self._undecoded
+
     def _move_forward(self, task: Task, rank: float) -> None:
         task.rank = rank
         if task.stage != "queue":
             return
-        tasks = self._ready.get(task.batch_key, []) if task.canvas else self._undecoded
+        tasks = self._ready.get(task.batch_key, []) if task.canvas else self._undecoded_like(task)
         if task in tasks:
             tasks.remove(task)
             insort(tasks, task, key=_rank)

@@ -41,6 +41,21 @@ def test_bulk_requests_may_use_half_of_the_places_rounded_up():
             assert three.in_flight == 3
 
 
+def test_a_client_without_a_request_in_flight_has_a_place_of_its_own():
+    eight = admission(places=8)  # and 8 / 8 = 1 more for a new client
+    with contextlib.ExitStack() as held:
+        for number in range(8):
+            assert held.enter_context(eight.admit(eight.examine(client="greedy"))).others == number
+        with pytest.raises(OverloadedError):
+            eight.examine(client="greedy")
+        assert held.enter_context(eight.admit(eight.examine(client="modest"))).others == 0
+        for other in ("modest", "third"):
+            with pytest.raises(OverloadedError):
+                eight.examine(client=other)
+    with eight.admit(eight.examine(client="greedy")) as admitted:
+        assert admitted.others == 0
+
+
 def test_room_is_made_only_if_all_places_are_taken():
     one = admission(places=1)
     asked = []

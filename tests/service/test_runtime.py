@@ -65,9 +65,19 @@ async def post(app, body: bytes, query: bytes = b"") -> int:
     return sent[0]["status"]
 
 
-def drawn(runtime: Runtime, timeout: float, draw) -> bytes:
+class Stub:
+    """A drawing whose bytes `make` returns."""
+
+    def __init__(self, make) -> None:
+        self.make = make
+
+    def draw(self, before_pixels=None) -> bytes:
+        return self.make()
+
+
+def drawn(runtime: Runtime, timeout: float, make) -> bytes:
     inference = Inference("", 1, 1, None, {"read": 9.0, "total": 9.0})
-    return asyncio.run(runtime.drawn(inference, Admitted(timeout, False, 0.0), draw))
+    return asyncio.run(runtime.drawn(inference, Admitted(timeout, False, "", 0.0), Stub(make)))  # type: ignore[arg-type]
 
 
 def test_the_deadline_covers_drawing_too():
@@ -112,7 +122,7 @@ def infer(runtime: Runtime, queue: QueueThatRaises) -> None:
     runtime._batcher = queue  # type: ignore[assignment]  # noqa: SLF001  it is made only when real models are loaded
 
     async def test():
-        admitted = Admitted(1.5, False, 0.0)
+        admitted = Admitted(1.5, False, "", 0.0)
         await runtime.infer(b"", None, False, admitted, asyncio.get_running_loop().call_soon)
 
     asyncio.run(test())

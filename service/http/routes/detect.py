@@ -11,11 +11,11 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.engine.model import Card
 from service.http import answers, npz, openapi, uploads
-from service.http.connections import until_sent, when_gone
+from service.http.connections import client, until_sent, when_gone
 from service.http.direct_route import DirectRoute
 from service.http.problems import Problem
 from service.http.schemas import DetectAnswer, DetectQuery
-from service.images import drawing
+from service.images.drawing import Drawing
 from service.runtime import Runtime
 from service.telemetry.metrics import Metrics
 
@@ -48,19 +48,21 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     model = runtime.readiness.model(query.model, query.version)
     card, metrics, max_pixels = model.card, runtime.metrics, runtime.settings.max_pixels
     check_labels(query.label, card)
-    admitted = runtime.admission.examine(query.timeout, query.priority == "bulk")
+    media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
+    # A drawn image takes longer to make and to send than all the rest, and is looked at by a person.
+    bulk = query.priority == "bulk" or media_type in IMAGES
+    examined = runtime.admission.examine(query.timeout, bulk, client(request))
     with model.in_use():
         data = await uploads.read(request, runtime.settings, request.app.state.traffic)
-        until_sent(request).enter_context(runtime.admission.admit(admitted))
+        admitted = until_sent(request).enter_context(runtime.admission.admit(examined))
         inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request))
         answer = answers.detections(inference, card, query)
         count(answer["labels"], card, metrics)
-        media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
         if media_type not in IMAGES:
             return answers.response(answer, inference, card, media_type, metrics)
         began = time.perf_counter()
-        draw = partial(drawing.draw, data, max_pixels, answer, card.labels, media_type)
-        drawn = await runtime.drawn(inference, admitted, draw)
+        drawing = Drawing(data, max_pixels, answer, card.labels, media_type)
+        drawn = await runtime.drawn(inference, admitted, drawing)
         return answers.encoded_response(drawn, inference, media_type, began, metrics)
 
 

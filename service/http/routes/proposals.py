@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.http import answers, npz, openapi, uploads
-from service.http.connections import until_sent, when_gone
+from service.http.connections import client, until_sent, when_gone
 from service.http.direct_route import DirectRoute
 from service.http.problems import Problem
 from service.http.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery
@@ -59,10 +59,10 @@ async def propose(request: Request, query: ProposalsQuery, image_id: str | None 
     runtime: Runtime = request.app.state.runtime
     traffic: Traffic = request.app.state.traffic
     model = runtime.readiness.model(query.model, query.version)
-    admitted = runtime.admission.examine(query.timeout, query.priority == "bulk")
+    examined = runtime.admission.examine(query.timeout, query.priority == "bulk", client(request))
     with model.in_use():
         data = runtime.recent.get(image_id) if image_id else await uploads.read(request, runtime.settings, traffic)
-        until_sent(request).enter_context(runtime.admission.admit(admitted))
+        admitted = until_sent(request).enter_context(runtime.admission.admit(examined))
         inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), image_id)
         answer = answers.proposals(inference, model.card, query)
         media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)

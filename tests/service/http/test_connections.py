@@ -266,6 +266,7 @@ def test_an_upload_that_is_held_back_has_a_deadline():
     assert (len(traffic.uploads), traffic.uploads.bytes) == (0, 0)
 
 
+@pytest.mark.contract("3.9")
 def test_a_long_response_is_in_progress_until_its_client_has_read_it_or_is_dropped():
     traffic = Traffic(Limits(), Metrics())
     freed = threading.Event()

@@ -19,7 +19,7 @@ def answer(*boxes: list[float]) -> dict:
 
 
 def draw(image: Image.Image, found: dict, encode, media_type: str = "image/png", **options: object) -> Image.Image:
-    data = drawing.draw(encode(image, **options), MAX_PIXELS, found, LABELS, media_type)
+    data = drawing.Drawing(encode(image, **options), MAX_PIXELS, found, LABELS, media_type).draw()
     return Image.open(io.BytesIO(data))
 
 

@@ -17,6 +17,7 @@ from service.engine.providers import CPU, CUDA
 from service.images.fit import Canvas
 from service.queue import batcher as batcher_module
 from service.queue.batcher import Batcher
+from service.queue.memory import MemoryBudget
 from service.telemetry.metrics import Metrics
 
 WIDE, TALL = (64, 96), (96, 64)
@@ -213,6 +214,8 @@ class Queue:
         devices: int = 1,
         gpu: bool = False,
         cores: int = 4,
+        memory: int = 2**40,
+        heavy: int = 1,
     ) -> None:
         self.metrics = Metrics()
         self.fatal: list[str] = []
@@ -223,8 +226,11 @@ class Queue:
         self._encode = encode
         self._standstill = standstill
         decoders = 2 * gpu
-        self.batcher = Batcher(self.devices, decoders, 1_000_000, self.metrics, self.fatal.append, clock)
-        standstill.threads += devices * runs + decoders
+        self.memory = MemoryBudget(memory)
+        self.batcher = Batcher(
+            self.devices, decoders, heavy, 1_000_000, self.memory, self.metrics, self.fatal.append, clock
+        )
+        standstill.threads += devices * runs + decoders + heavy
 
     def submit(
         self, model: Any, level: int, size: tuple[int, int] = WIDE, timeout: float = 1e6, **how: Any

@@ -21,9 +21,12 @@ from service.engine.devices import Budget, Device
 from service.engine.engine import Engine
 from service.engine.isolation import EngineFailedError
 from service.engine.providers import CPU, CUDA
+from service.images import cost
+from service.images.cost import MIB
 from service.images.decode import ImageError
 from service.queue import batcher as batcher_module
 from service.queue.batcher import Batcher, DeadlinePassedError
+from service.queue.memory import MemoryBudget
 from service.queue.pace import Pace
 from service.queue.tasks import Task, TaskQueue
 from service.telemetry.metrics import Metrics
@@ -141,10 +144,14 @@ def test_every_access_to_the_state_of_a_busy_batcher_holds_its_lock(plain, encod
     checker = Checker(monkeypatch)
     places = [Device(CUDA if gpu else CPU, index, 2, 2, not gpu, 1, Budget(4 * 64 * 96)) for index in range(2)]
     metrics = Metrics()
-    batcher = checker.batcher(places, 2 * gpu, 1_000_000, metrics, lambda reason: None)
+    # Images of 300 x 200 pixels are heavy, and the budget has room for one of them at a time.
+    monkeypatch.setattr(cost, "LIGHT_BYTES", cost.FIXED_BYTES + MIB)
+    memory = MemoryBudget(2 * (cost.FIXED_BYTES + 2 * MIB))
+    batcher = checker.batcher(places, 2 * gpu, 2, 1_000_000, memory, metrics, lambda reason: None)
     model = Moody(plain(fails_on_white=True))
     levels = [10, 50, 90, 130, 170, 255]  # this graph fails on 255
     uploads = [encode(Image.new("RGB", size, (level,) * 3)) for level in levels for size in ((96, 64), (64, 96))]
+    uploads += [encode(Image.new("RGB", (300, 200), (level,) * 3)) for level in levels]
     uploads.append(b"hello")
     ended = threading.Event()
 
@@ -187,6 +194,7 @@ def test_every_access_to_the_state_of_a_busy_batcher_holds_its_lock(plain, encod
     assert {DeadlinePassedError, asyncio.CancelledError, EngineFailedError} < kinds
     assert any(issubclass(kind, ImageError) for kind in kinds)
     assert metrics.registry.get_sample_value("detector_shared_total") > 0
+    assert memory.working == 0  # every claim was given back
     assert checker.guarded > 10_000
     assert checker.violations == set()
 

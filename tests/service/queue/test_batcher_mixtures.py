@@ -16,6 +16,7 @@ from service.engine.providers import CPU, CUDA
 from service.images.decode import ImageError, decode
 from service.images.fit import Canvas
 from service.queue.batcher import Batcher
+from service.queue.memory import MemoryBudget
 from service.telemetry.metrics import Metrics
 
 Asked = tuple[int, bool, bool, float]  # index of the image, proposals only, bulk, delay in milliseconds
@@ -77,7 +78,7 @@ def batcher(gpu: bool, devices: int, runs: int, pixels: int, fatal: list[str]) -
     """A batcher that adds the reasons why engines die to `fatal`. The event loop would only log an exception."""
     kind = CUDA if gpu else CPU
     places = [Device(kind, index, runs, 1 if gpu else 2, not gpu, 1, Budget(pixels)) for index in range(devices)]
-    return Batcher(places, 2 * gpu, 1_000_000, Metrics(), fatal.append)
+    return Batcher(places, 2 * gpu, 1, 1_000_000, MemoryBudget(), Metrics(), fatal.append)
 
 
 def answer_any_mixture(waiting: Batcher, alone: Alone, examples: int, most: int, tolerance: float) -> None:

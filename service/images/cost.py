@@ -1,0 +1,173 @@
+"""What an image will cost, estimated from its header before a pixel is decoded: memory, and time of one thread.
+
+`memory` is an upper limit of the bytes that decoding or drawing adds at its peak, measured for every format and mode
+(tests/service/images/test_cost.py). `seconds` is a rough figure for a core of a server; it only tells small images from
+large ones.
+
+W, H  the stored image;  w, h  the image at the model's size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from PIL import Image, PngImagePlugin
+
+from service.images.fit import Geometry, fit
+from service.images.interpolate import BAND_PIXELS
+from service.images.upright import STRIP_PIXELS, swapped
+
+MIB = 2**20
+# An image within both limits is light: it may be decoded by any thread, and its memory is set aside for each thread.
+LIGHT_BYTES = 24 * MIB
+LIGHT_SECONDS = 0.1
+
+# A small PNG file may hold much compressed text; Pillow's own limit is 64 MiB.
+MAX_TEXT_BYTES = 2 * MIB
+PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
+
+# Bytes per pixel of Pillow's images. Every other mode has four.
+BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+STRIP_BYTES = 24  # per pixel of a strip: its copies in the stored mode, the plain mode, turned, and resized
+ROW_BYTES = 32  # per pixel of a row: the codec's buffers for some rows, and Pillow's pointers to them
+WEBP_BYTES = 16  # two canvases of the animation decoder, the frame as bytes, and the image
+COEFFICIENT_BYTES = 2  # per sample of a JPEG with several scans, whose coefficients are all kept until the last scan
+BAND_BYTES = 16  # per pixel of a band of rows for interpolation: the strip in RGB, as bytes, and as an array
+RESPONSE_BYTES = {"image/png": 3.5, "image/jpeg": 2.5}  # per pixel, for noise, with room for a growing buffer
+FIXED_BYTES = 2 * MIB + MAX_TEXT_BYTES  # the canvas, Python's objects, and a header's text
+
+NANOSECONDS = 1e-9
+PER_FILE_BYTE = 6  # nanoseconds for entropy decoding
+PER_RLE_BYTE = 250  # Pillow decodes run lengths in Python
+PER_PIXEL = {"JPEG": 3, "MPO": 3, "PNG": 6, "WEBP": 16, "GIF": 4, "BMP": 4}
+PER_CONVERTED_PIXEL = 8
+PER_ENCODED_PIXEL = 40  # noise takes up to 110
+PER_SCANNED_PIXEL = 2  # for each scan of a JPEG with several
+
+
+class Cost(NamedTuple):
+    """Bytes at the peak, and seconds of one thread."""
+
+    memory: int
+    seconds: float
+
+    @property
+    def light(self) -> bool:
+        return self.memory <= LIGHT_BYTES and self.seconds <= LIGHT_SECONDS
+
+
+def of_decoding(image: Image.Image, data: bytes, geometry: Geometry) -> Cost:
+    """The cost of `decode` for the file `data`, whose header is `image`."""
+    scale = _draft_scale(image, geometry)
+    loaded, seconds = _loading(image, data, scale)
+    width, height = -(-image.width // scale), -(-image.height // scale)
+    pixels = width * height
+    if geometry.antialias:
+        target = fit(*image.size, geometry)
+        between = max(target.width, target.height) * max(width, height) * 4
+        extra = between + _strip_pixels(width, height) * STRIP_BYTES
+    else:
+        extra = min(pixels, max(BAND_PIXELS, 2 * max(width, height))) * BAND_BYTES
+    seconds += pixels * _conversion(image) * NANOSECONDS
+    return Cost(loaded + extra, seconds)
+
+
+def of_drawing(image: Image.Image, data: bytes, media_type: str) -> Cost:
+    """The cost of drawing on the image in `data`, whose header is `image`, and encoding the result."""
+    loaded, seconds = _loading(image, data, 1)
+    pixels = image.width * image.height
+    strip = _strip_pixels(*image.size) * STRIP_BYTES
+    upright = pixels * (BYTES.get(image.mode, 4) + 4) + strip  # a turned image is a copy, too
+    encoded = pixels * (4 + RESPONSE_BYTES[media_type])
+    seconds += pixels * (_conversion(image) + PER_ENCODED_PIXEL) * NANOSECONDS
+    file = FIXED_BYTES + _file_bytes(image, data)
+    return Cost(int(max(loaded, file + upright, file + encoded)), seconds)
+
+
+def _loading(image: Image.Image, data: bytes, scale: int) -> tuple[int, float]:
+    """Bytes and seconds until all pixels are decoded, at 1/`scale` of the size."""
+    pixels = image.width * image.height
+    kept = -(-image.width // scale) * -(-image.height // scale)
+    memory = FIXED_BYTES + _file_bytes(image, data) + image.width * ROW_BYTES + image.height * 8
+    memory += kept * _stored_bytes(image)
+    nanoseconds = len(data) * PER_FILE_BYTE + (pixels / 4 + kept * PER_PIXEL.get(image.format or "", 16))
+    if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > 1:
+        memory += int(pixels * COEFFICIENT_BYTES * _samples(image))
+        nanoseconds += scans * pixels * PER_SCANNED_PIXEL
+    if image.format == "BMP" and _is_run_length_encoded(image):
+        memory += 2 * pixels
+        nanoseconds += len(data) * PER_RLE_BYTE
+    return memory, nanoseconds * NANOSECONDS
+
+
+def _file_bytes(image: Image.Image, data: bytes) -> int:
+    """Copies of parts of the file: EXIF data, profiles and unknown chunks, or the whole file for WebP."""
+    return len(data) * (2 if image.format == "WEBP" else 1)
+
+
+def _stored_bytes(image: Image.Image) -> int:
+    """Bytes per pixel while the file is being decoded."""
+    return WEBP_BYTES if image.format == "WEBP" else BYTES.get(image.mode, 4)
+
+
+def _strip_pixels(width: int, height: int) -> int:
+    """The most pixels of a strip; a single row or column may have more than STRIP_PIXELS."""
+    return min(width * height, max(STRIP_PIXELS, width, height))
+
+
+def _conversion(image: Image.Image) -> float:
+    """Nanoseconds per pixel to convert and resize."""
+    return 2 if image.mode in ("L", "RGB") and not image.has_transparency_data else PER_CONVERTED_PIXEL
+
+
+def _draft_scale(image: Image.Image, geometry: Geometry) -> int:
+    """The scale at which `decode` lets the codec reduce a JPEG: 1, 2, 4 or 8. Orientation can only swap the sides."""
+    if image.format not in ("JPEG", "MPO") or not geometry.antialias or image.mode not in ("L", "RGB", "CMYK", "YCbCr"):
+        return 1
+    scales = []
+    for orientation in (1, 6):
+        size = swapped(image.size, orientation)
+        target = fit(*size, geometry)
+        scale = min(size[0] // target.width, size[1] // target.height)
+        scales.append(next((each for each in (8, 4, 2) if scale >= each), 1))
+    return min(scales)
+
+
+def _samples(image: Any) -> float:
+    """Samples per pixel of a JPEG: 3 without subsampling, 1.5 for 4:2:0."""
+    layers = getattr(image, "layer", [])  # each as (id, horizontal, vertical, table)
+    wide, high = (max((layer[axis] for layer in layers), default=1) for axis in (1, 2))
+    return sum(layer[1] * layer[2] for layer in layers) / (wide * high) if layers else 4
+
+
+def _scans(data: bytes) -> int:
+    """The number of scans of a JPEG, as far as it matters: 1 means that libjpeg keeps no coefficients."""
+    start = _first_scan(data)
+    if start is None:
+        return data.count(b"\xff\xda")
+    frame_components, scan_components = start[1], data[start[0] + 4] if start[0] + 4 < len(data) else 0
+    if not start[2] and frame_components == scan_components:
+        return 1
+    return max(2, data.count(b"\xff\xda", start[0]))
+
+
+def _first_scan(data: bytes) -> tuple[int, int, bool] | None:
+    """Where the first scan begins, the frame's components, and whether it is progressive. None if the walk fails."""
+    at, components, progressive = 2, 0, False
+    while at + 9 < len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+            continue
+        if marker == 0xDA:
+            return at, components, progressive
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            components, progressive = data[at + 9], marker not in (0xC0, 0xC1)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _is_run_length_encoded(image: Image.Image) -> bool:
+    return image.info.get("compression") in (1, 2)  # 8 and 4 bits per pixel
