@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from service.queue.memory import MemoryBudget
+
 LONGEST_RETRY = 60  # seconds
 SHARE_FOR_NEW_CLIENTS = 1 / 8  # of the places, in addition to them
 
@@ -58,14 +60,21 @@ class Admission:
     make_room  called if all places are taken; it may free one
     """
 
-    def __init__(self, places: int, longest_timeout: float, expected_wait: Callable[[], float]) -> None:
-        """Allows `places` requests in flight. `expected_wait` returns the seconds that a new image would wait."""
+    def __init__(
+        self, places: int, longest_timeout: float, expected_wait: Callable[[], float], memory: MemoryBudget
+    ) -> None:
+        """Allows `places` requests in flight.
+
+        expected_wait  returns the seconds that a new image would wait
+        memory         holds the uploads
+        """
         self.in_flight = 0
         self._by_client: dict[str, int] = {}
         self.make_room: Callable[[], object] = lambda: None
         self._places = places
         self._longest_timeout = longest_timeout
         self._expected_wait = expected_wait
+        self._memory = memory
 
     def examine(self, timeout: float | None = None, bulk: bool = False, client: str = "") -> Admitted:
         """Refuses a request that could not be admitted now.
@@ -82,12 +91,15 @@ class Admission:
         return examined
 
     @contextlib.contextmanager
-    def admit(self, examined: Admitted) -> Iterator[Admitted]:
-        """Counts a request as in flight until the context ends.
+    def admit(self, examined: Admitted, size: int) -> Iterator[Admitted]:
+        """Counts a request with an upload of `size` bytes as in flight until the context ends.
 
-        Raises OverloadedError if the last place was taken since the request was examined.
+        Raises OverloadedError if the last place was taken since the request was examined, or if there is no memory for
+        the upload.
         """
         self._refuse_if_full(examined)
+        if not self._memory.hold(size):
+            raise OverloadedError(self._retry_after(self._expected_wait()))
         others = self._by_client.get(examined.client, 0)
         self._by_client[examined.client] = others + 1
         self.in_flight += 1
@@ -95,6 +107,7 @@ class Admission:
             yield examined._replace(others=others)
         finally:
             self.in_flight -= 1
+            self._memory.let_go(size)
             self._by_client[examined.client] -= 1
             if not self._by_client[examined.client]:
                 del self._by_client[examined.client]
@@ -105,7 +118,11 @@ class Admission:
         if self.in_flight >= places:
             self.make_room()
         if self.in_flight >= places or wait > examined.timeout:
-            raise OverloadedError(min(LONGEST_RETRY, max(1, math.ceil(wait))))
+            raise OverloadedError(self._retry_after(wait))
+
+    @staticmethod
+    def _retry_after(wait: float) -> int:
+        return min(LONGEST_RETRY, max(1, math.ceil(wait)))
 
     def _places_for(self, examined: Admitted) -> int:
         """Bulk requests may use only half of the places, so they never shut out interactive requests."""

@@ -37,6 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             settings.receive_timeout,
         ),
         runtime.metrics,
+        runtime.memory,
     )
     runtime.admission.make_room = traffic.responses.drop_slowest
 

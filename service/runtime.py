@@ -75,9 +75,9 @@ class Runtime:
         self.metrics = Metrics()
         self.provider = ""
         self.readiness = Readiness(settings.default_model)
-        self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait)
         self.recent = RecentUploads(settings.recent_bytes)
         self.memory = MemoryBudget()  # without a limit until the models are loaded, and so no request is admitted
+        self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait, self.memory)
         self._store_unread = False
         self._batcher: Batcher | None = None
         cores = usable_cores()
@@ -193,22 +193,20 @@ class Runtime:
         """
         assert self._batcher is not None  # a model exists, so `_load` has finished
         read = time.perf_counter() - admitted.since
-        gone = False
-
-        def when_gone_cancel(cancel: Callable[[], object]) -> None:
-            def client_has_gone() -> None:
-                nonlocal gone
-                gone = True
-                cancel()
-
-            when_gone(client_has_gone)
-
+        watch = _Watch(when_gone)
         try:
             answer = await self._batcher.answer(
-                data, model, proposals_only, admitted.timeout, admitted.bulk, image_id, when_gone_cancel
+                data,
+                model,
+                proposals_only,
+                admitted.timeout,
+                admitted.bulk,
+                admitted.others,
+                image_id,
+                watch.cancel_when_gone,
             )
         except asyncio.CancelledError:
-            if not gone:  # the server is shutting down
+            if not watch.gone:  # the server is shutting down
                 raise
             raise ClientGoneError from None
         except DeadlinePassedError:
@@ -223,15 +221,29 @@ class Runtime:
         seconds["total"] = time.perf_counter() - admitted.since
         return Inference(answer.digest, answer.width, answer.height, answer.result, seconds)
 
-    async def drawn(self, inference: Inference, admitted: Admitted, drawing: Drawing) -> bytes:
+    async def drawn(
+        self,
+        inference: Inference,
+        admitted: Admitted,
+        drawing: Drawing,
+        when_gone: Callable[[Callable[[], object]], None],
+    ) -> bytes:
         """The encoded drawing, made in a thread when there is memory for it.
 
-        Raises TooLateError, NoMemoryLeftError, TooMuchMemoryError, and whatever `Drawing.draw` raises.
+        Raises TooLateError, ClientGoneError, NoMemoryLeftError, TooMuchMemoryError, and whatever `Drawing.draw` raises.
         """
         since_upload = inference.seconds["total"] - inference.seconds["read"]
+        watch = _Watch(when_gone)
+        drawn = asyncio.ensure_future(self._artists.draw(drawing))
+        watch.cancel_when_gone(drawn.cancel)
         try:
             async with asyncio.timeout(admitted.timeout - since_upload):
-                return await self._artists.draw(drawing)
+                return await drawn
+        except asyncio.CancelledError:
+            if not watch.gone:  # the server is shutting down
+                raise
+            self.metrics.cancelled.labels("disconnected", "encode").inc()
+            raise ClientGoneError from None
         except TimeoutError:
             self.metrics.cancelled.labels("deadline", "encode").inc()
             raise TooLateError(admitted.timeout) from None
@@ -245,6 +257,21 @@ class Runtime:
 
     def _expected_wait(self) -> float:
         return self._batcher.expected_wait() if self._batcher else 0.0
+
+
+class _Watch:
+    """Whether the client of a request has disconnected. `when_gone` registers a callback for that."""
+
+    def __init__(self, when_gone: Callable[[Callable[[], object]], None]) -> None:
+        self._when_gone = when_gone
+        self.gone = False
+
+    def cancel_when_gone(self, cancel: Callable[[], object]) -> None:
+        def client_has_gone() -> None:
+            self.gone = True
+            cancel()
+
+        self._when_gone(client_has_gone)
 
 
 async def in_daemon_thread(function: Callable[[], T]) -> T:

@@ -11,6 +11,7 @@ from service.http.open_connections import OpenConnections
 from service.http.problems import Problem
 from service.http.unsent_responses import UnsentResponses
 from service.http.uploads_in_progress import UploadsInProgress
+from service.queue.memory import MemoryBudget
 from service.telemetry.limited_log import LimitedLog
 from service.telemetry.metrics import Metrics
 
@@ -20,30 +21,32 @@ log = logging.getLogger(__name__)
 
 
 class Limits(NamedTuple):
-    """The settings of the same names, and two limits in bytes on what is kept in memory."""
+    """The settings of the same names, and the most bytes of responses that their clients have not received."""
 
     max_connections: int = 4096
     max_uploads: int = 64
     max_uploads_per_client: int = 32
     min_transfer_rate: float = 1000.0
     receive_timeout: float = 20.0
-    upload_bytes: int = 2**28
     unsent_bytes: int = 2**25
 
 
 class Traffic:
     """The open connections of one server, and what they may occupy together."""
 
-    def __init__(self, limits: Limits, metrics: Metrics, deadlines: Deadlines | None = None) -> None:
+    def __init__(
+        self, limits: Limits, metrics: Metrics, memory: MemoryBudget, deadlines: Deadlines | None = None
+    ) -> None:
         self.limits = limits
         self.metrics = metrics
+        self._memory = memory
         self.deadlines = deadlines or Deadlines(body=limits.receive_timeout, min_rate=limits.min_transfer_rate)
         self.log = LimitedLog(log)
-        self.responses = UnsentResponses(limits.unsent_bytes)
+        self.responses = UnsentResponses(limits.unsent_bytes, memory)
         self.uploads = UploadsInProgress(
             limits.max_uploads,
             limits.max_uploads_per_client,
-            limits.upload_bytes,
+            memory,
             limits.min_transfer_rate,
             self.closed,
         )
@@ -78,8 +81,8 @@ class Traffic:
             "evicted_upload": f"all {limits.max_uploads} places for uploads (MAX_UPLOADS), or all "
             f"{limits.max_uploads_per_client} of one client (MAX_UPLOADS_PER_CLIENT), are taken; "
             "the slowest upload was ended for a faster one",
-            "upload_memory": f"uploads in progress occupy {limits.upload_bytes:,} bytes, the most that they may; "
-            "the slowest one was ended",
+            "upload_memory": f"uploads and responses occupy {self._memory.held_limit:,} bytes, the most that they may "
+            "(a share of MEMORY_BUDGET); the slowest upload was ended",
             "slow_upload": f"an upload was ended because it was slower than {limits.min_transfer_rate:g} bytes per "
             "second (MIN_TRANSFER_RATE)",
             "slow_reader": "a client was disconnected because it read its response more slowly than "

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from service.queue.memory import MemoryBudget
+
 PATIENCE = 2.0  # seconds for which a response cannot be displaced
 
 
@@ -37,9 +39,14 @@ class Sending:
 class UnsentResponses:
     """Only the event loop uses it, so it needs no lock."""
 
-    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """`max_bytes`: of all unsent responses together; the newest may exceed it by itself."""
+    def __init__(self, max_bytes: int, memory: MemoryBudget, clock: Callable[[], float] = time.monotonic) -> None:
+        """Sets the limit.
+
+        max_bytes  of all unsent responses together; a single one may exceed it
+        memory     holds the bytes of the responses
+        """
         self.max_bytes = max_bytes
+        self._memory = memory
         self._clock = clock
         self._sending: set[Sending] = set()
 
@@ -55,10 +62,12 @@ class UnsentResponses:
         """Counts a response until the context ends."""
         sending = Sending(size, unsent, drop, self._clock())
         self._sending.add(sending)
+        self._memory.hold_anyway(size)
         try:
             self.check()
             yield
         finally:
+            self._memory.let_go(size)
             self._sending.discard(sending)
 
     def check(self) -> None:

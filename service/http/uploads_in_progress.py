@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from service.queue.memory import MemoryBudget
+
 FREE_BYTES = 2**18  # what a connection buffers of a body before it wakes the reader
 GRACE = 10.0  # seconds before the minimum rate applies
 PATIENCE = 2.0  # seconds for which an upload cannot be displaced
@@ -54,27 +56,27 @@ class UploadsInProgress:
         self,
         places: int,
         places_per_client: int,
-        max_bytes: int,
+        memory: MemoryBudget,
         min_rate: float,
         ended: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Sets the limits.
 
-        max_bytes  of all uploads together, as far as they have arrived
+        memory     holds the bytes that have arrived
         min_rate   bytes per second that an upload must reach on average, after GRACE
         ended      called with the reason for each upload that is ended before its time
         """
         self.places = places
         self.places_per_client = places_per_client
-        self.max_bytes = max_bytes
         self.min_rate = min_rate
+        self._memory = memory
         self._ended = ended
         self._clock = clock
         self._uploads: set[Upload] = set()
         self._held: dict[Callable[[], None], None] = {}
         self._bytes = 0  # counted by the connections as they arrive
-        self._next_check = max_bytes
+        self._next_check = 0
 
     def __len__(self) -> int:
         return len(self._uploads) + len(self._held)
@@ -127,8 +129,12 @@ class UploadsInProgress:
     def count_bytes(self, size: int) -> None:
         """Adds `size` bytes that have arrived, or subtracts those of a body that is complete or was dropped."""
         self._bytes += size
-        if self._bytes > self._next_check:
-            self._make_room_for_bytes()
+        if size < 0:
+            self._memory.let_go(-size)
+        elif size:
+            self._memory.hold_anyway(size)
+            if self._memory.held > max(self._next_check, self._memory.held_limit):
+                self._make_room_for_bytes()
 
     def end_slowest(self) -> bool:
         """Ends the slowest upload that may be displaced. Returns whether there was one."""
@@ -144,8 +150,7 @@ class UploadsInProgress:
         for upload in [*self._uploads]:
             if not upload.ended and now - upload.began > GRACE and upload.rate(now) < self.min_rate:
                 self._end(upload, "slow_upload")
-        self._next_check = self.max_bytes
-        self.count_bytes(0)
+        self._next_check = 0
         self._wake_waiting()  # other uploads may have become slow enough to be displaced
 
     def _rivals(self, upload: Upload) -> list[Upload]:
@@ -167,14 +172,15 @@ class UploadsInProgress:
 
     def _make_room_for_bytes(self) -> None:
         """Ends the slowest uploads until the others fit, and if none has had its time, the largest ones."""
-        left = sum(upload.size() for upload in self._uploads if not upload.ended)
-        while left > self.max_bytes:
-            candidates = [upload for upload in self._uploads if not upload.ended]
+        limit, left = self._memory.held_limit, self._memory.held
+        candidates = {upload for upload in self._uploads if not upload.ended}
+        while left > limit and candidates:
             victim = self._slowest(candidates) or max(candidates, key=lambda each: each.size())
+            candidates.discard(victim)
             left -= victim.size()
             self._end(victim, "upload_memory")
-        # The bytes of an ended upload are subtracted only when its connection drops them.
-        self._next_check = max(self.max_bytes, self._bytes + self.max_bytes // 8)
+        # The bytes of an ended upload are let go only when its connection drops them, and new ones arrive meanwhile.
+        self._next_check = self._memory.held + limit // 8
 
     def _end(self, upload: Upload, reason: str) -> None:
         """Ends the upload: its reader's timeout expires now. Its place is free at once."""

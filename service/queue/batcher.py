@@ -138,10 +138,14 @@ class Batcher:
         proposals_only: bool,
         timeout: float,
         bulk: bool = False,
+        others: int = 0,
         digest: str | None = None,
         when_gone: Callable[[Callable[[], object]], None] | None = None,
     ) -> TimedResult:
         """The result for the image in `data`, whose SHA-256 is `digest` if already known.
+
+        `others` images of the same client are in flight. The image is run as if it had arrived after the time that
+        they take, so that a client that sends many at once does not delay the images of others.
 
         `when_gone` registers a callback for the client's disconnect, which drops queued work and raises CancelledError.
 
@@ -152,7 +156,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = self._clock()
         waiter = Waiter(loop.create_future(), now, now + timeout)
-        task = self._join(Task(data, model, proposals_only, loop, now + BULK_PATIENCE * bulk, digest), waiter)
+        rank = now + BULK_PATIENCE * bulk + self._patience(others)
+        task = self._join(Task(data, model, proposals_only, loop, rank, digest), waiter)
         timer = loop.call_later(timeout, self._expire, task, waiter)
         if when_gone is not None:
             when_gone(waiter.future.cancel)
@@ -167,6 +172,13 @@ class Batcher:
         finally:
             timer.cancel()
             del data, task, waiter  # an exception would keep this frame, and so these objects, in memory
+
+    def _patience(self, others: int) -> float:
+        """Seconds for which an image yields to the images of clients that have fewer in flight than `others`."""
+        if not others:
+            return 0.0
+        with self._lock:
+            return min(BULK_PATIENCE, others * self._pace.seconds_between_answers)
 
     def expected_wait(self) -> float:
         """Seconds that a new image would wait at the current rate."""

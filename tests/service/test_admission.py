@@ -4,28 +4,31 @@ import time
 import pytest
 
 from service.admission import Admission, OverloadedError, TimeoutTooLongError
+from service.queue.memory import HELD_SHARE, MemoryBudget
+
+SIZE = 100  # bytes of each upload
 
 
-def admission(places: int = 3, wait: float = 0.0) -> Admission:
-    return Admission(places, longest_timeout=30, expected_wait=lambda: wait)
+def admission(places: int = 3, wait: float = 0.0, memory: MemoryBudget | None = None) -> Admission:
+    return Admission(places, longest_timeout=30, expected_wait=lambda: wait, memory=memory or MemoryBudget())
 
 
 def test_a_request_that_was_only_examined_occupies_no_place():
     one = admission(places=1)
     examined = [one.examine() for _ in range(3)]
     assert one.in_flight == 0
-    with one.admit(examined[0]):
+    with one.admit(examined[0], SIZE):
         assert one.in_flight == 1
-        with pytest.raises(OverloadedError), one.admit(examined[1]):
+        with pytest.raises(OverloadedError), one.admit(examined[1], SIZE):
             pass
 
 
 def test_a_place_is_free_again_after_the_answer_or_an_error():
     one = admission(places=1)
     examined = one.examine()
-    with one.admit(examined), pytest.raises(OverloadedError):
+    with one.admit(examined, SIZE), pytest.raises(OverloadedError):
         one.examine()
-    with pytest.raises(ZeroDivisionError), one.admit(examined):
+    with pytest.raises(ZeroDivisionError), one.admit(examined, SIZE):
         1 / 0  # noqa: B018
     assert one.in_flight == 0
 
@@ -34,10 +37,10 @@ def test_bulk_requests_may_use_half_of_the_places_rounded_up():
     three = admission(places=3)  # so 2 for bulk
     with contextlib.ExitStack() as held:
         for _ in range(2):
-            held.enter_context(three.admit(three.examine(bulk=True)))
+            held.enter_context(three.admit(three.examine(bulk=True), SIZE))
         with pytest.raises(OverloadedError):
             three.examine(bulk=True)
-        with three.admit(three.examine()):
+        with three.admit(three.examine(), SIZE):
             assert three.in_flight == 3
 
 
@@ -45,14 +48,14 @@ def test_a_client_without_a_request_in_flight_has_a_place_of_its_own():
     eight = admission(places=8)  # and 8 / 8 = 1 more for a new client
     with contextlib.ExitStack() as held:
         for number in range(8):
-            assert held.enter_context(eight.admit(eight.examine(client="greedy"))).others == number
+            assert held.enter_context(eight.admit(eight.examine(client="greedy"), SIZE)).others == number
         with pytest.raises(OverloadedError):
             eight.examine(client="greedy")
-        assert held.enter_context(eight.admit(eight.examine(client="modest"))).others == 0
+        assert held.enter_context(eight.admit(eight.examine(client="modest"), SIZE)).others == 0
         for other in ("modest", "third"):
             with pytest.raises(OverloadedError):
                 eight.examine(client=other)
-    with eight.admit(eight.examine(client="greedy")) as admitted:
+    with eight.admit(eight.examine(client="greedy"), SIZE) as admitted:
         assert admitted.others == 0
 
 
@@ -66,9 +69,9 @@ def test_room_is_made_only_if_all_places_are_taken():
             slow_reader.close()
 
         one.make_room = drop_it
-        slow_reader.enter_context(one.admit(one.examine()))
+        slow_reader.enter_context(one.admit(one.examine(), SIZE))
         assert asked == []
-        with one.admit(one.examine()):
+        with one.admit(one.examine(), SIZE):
             assert one.in_flight == 1
     assert asked == [1]
 
@@ -98,3 +101,14 @@ def test_retry_after_is_the_expected_wait_in_whole_seconds_from_1_to_60(wait, se
     with pytest.raises(OverloadedError) as caught:
         admission(places=0, wait=wait).examine()
     assert caught.value.retry_after == seconds
+
+
+def test_a_request_without_memory_for_its_upload_is_refused():
+    memory = MemoryBudget(HELD_SHARE * 2 * SIZE)  # so uploads may hold twice the size
+    five = admission(places=5, memory=memory)
+    examined = five.examine()
+    with five.admit(examined, SIZE), five.admit(examined, SIZE):
+        with pytest.raises(OverloadedError), five.admit(examined, 1):
+            pass
+        assert (five.in_flight, memory.held) == (2, 2 * SIZE)
+    assert (five.in_flight, memory.held) == (0, 0)

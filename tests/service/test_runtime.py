@@ -77,7 +77,7 @@ class Stub:
 
 def drawn(runtime: Runtime, timeout: float, make) -> bytes:
     inference = Inference("", 1, 1, None, {"read": 9.0, "total": 9.0})
-    return asyncio.run(runtime.drawn(inference, Admitted(timeout, False, "", 0.0), Stub(make)))  # type: ignore[arg-type]
+    return asyncio.run(runtime.drawn(inference, Admitted(timeout, False, "", 0.0), Stub(make), lambda _: None))  # type: ignore[arg-type]
 
 
 def test_the_deadline_covers_drawing_too():
@@ -110,7 +110,7 @@ class QueueThatRaises:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    async def answer(self, data, model, proposals_only, timeout, bulk, image_id, when_gone):
+    async def answer(self, data, model, proposals_only, timeout, bulk, others, image_id, when_gone):
         if self.error:
             raise self.error
         waiting = asyncio.get_running_loop().create_future()

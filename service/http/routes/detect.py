@@ -54,7 +54,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     examined = runtime.admission.examine(query.timeout, bulk, client(request))
     with model.in_use():
         data = await uploads.read(request, runtime.settings, request.app.state.traffic)
-        admitted = until_sent(request).enter_context(runtime.admission.admit(examined))
+        admitted = until_sent(request).enter_context(runtime.admission.admit(examined, len(data)))
         inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request))
         answer = answers.detections(inference, card, query)
         count(answer["labels"], card, metrics)
@@ -62,7 +62,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
             return answers.response(answer, inference, card, media_type, metrics)
         began = time.perf_counter()
         drawing = Drawing(data, max_pixels, answer, card.labels, media_type)
-        drawn = await runtime.drawn(inference, admitted, drawing)
+        drawn = await runtime.drawn(inference, admitted, drawing, partial(when_gone, request))
         return answers.encoded_response(drawn, inference, media_type, began, metrics)
 
 

@@ -62,7 +62,7 @@ async def propose(request: Request, query: ProposalsQuery, image_id: str | None 
     examined = runtime.admission.examine(query.timeout, query.priority == "bulk", client(request))
     with model.in_use():
         data = runtime.recent.get(image_id) if image_id else await uploads.read(request, runtime.settings, traffic)
-        admitted = until_sent(request).enter_context(runtime.admission.admit(examined))
+        admitted = until_sent(request).enter_context(runtime.admission.admit(examined, len(data)))
         inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), image_id)
         answer = answers.proposals(inference, model.card, query)
         media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)

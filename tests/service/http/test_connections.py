@@ -28,6 +28,7 @@ from service.http.outgoing import Outgoing
 from service.http.problems import Problem
 from service.http.refusals import MAX_HEAD
 from service.http.traffic import Limits, Traffic
+from service.queue.memory import MemoryBudget
 from service.telemetry.metrics import Metrics
 
 SOON = 20  # seconds
@@ -42,7 +43,7 @@ def serving(application, keep_alive=75, send_buffer=None, traffic=None, **deadli
     """The address of a real server with these connections. `send_buffer` sets the size of the system's buffer."""
     config = uvicorn.Config(
         Http1(application),
-        http=partial(Connection, traffic or Traffic(Limits(), Metrics(), Deadlines(**deadlines))),
+        http=partial(Connection, traffic or Traffic(Limits(), Metrics(), MemoryBudget(), Deadlines(**deadlines))),
         ws="none",
         lifespan="off",
         timeout_keep_alive=keep_alive,
@@ -201,7 +202,7 @@ def test_a_request_whose_body_length_is_ambiguous_is_refused(head):
     ],
 )
 def test_bytes_that_are_not_valid_http_get_a_problem_document_at_once(sent, reason, caplog):
-    traffic = Traffic(Limits(), Metrics())
+    traffic = Traffic(Limits(), Metrics(), MemoryBudget())
     with serving(read_all, traffic=traffic) as address, connected(address) as connection:
         connection.sendall(sent)
         *_, head, body = until_closed(connection).split(b"\r\n\r\n")
@@ -227,7 +228,7 @@ UPLOAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
 
 
 def test_while_all_places_for_uploads_are_taken_a_new_one_is_held_back_until_its_body_is_here():
-    traffic = Traffic(Limits(max_uploads=1), Metrics())
+    traffic = Traffic(Limits(max_uploads=1), Metrics(), MemoryBudget())
     begun = []
 
     async def application(scope, receive, send):
@@ -259,7 +260,7 @@ def test_while_all_places_for_uploads_are_taken_a_new_one_is_held_back_until_its
 
 
 def test_an_upload_that_is_held_back_has_a_deadline():
-    traffic = Traffic(Limits(max_uploads=0), Metrics(), Deadlines(body=0.3))
+    traffic = Traffic(Limits(max_uploads=0), Metrics(), MemoryBudget(), Deadlines(body=0.3))
     with serving(answer_at_once, traffic=traffic) as address, connected(address) as connection:
         connection.sendall(UPLOAD + b"a")
         assert until_closed(connection).startswith(b"HTTP/1.1 408 ")
@@ -268,7 +269,7 @@ def test_an_upload_that_is_held_back_has_a_deadline():
 
 @pytest.mark.contract("3.9")
 def test_a_long_response_is_in_progress_until_its_client_has_read_it_or_is_dropped():
-    traffic = Traffic(Limits(), Metrics())
+    traffic = Traffic(Limits(), Metrics(), MemoryBudget())
     freed = threading.Event()
     size = 20_000_000
 

@@ -3,6 +3,7 @@
 import contextlib
 
 from service.http.unsent_responses import PATIENCE, UnsentResponses
+from service.queue.memory import MemoryBudget
 
 SIZE = 1000
 
@@ -12,7 +13,8 @@ class Scene:
         self.now = 0.0
         self.dropped: list[str] = []
         self.unsent: dict[str, int] = {}
-        self.responses = UnsentResponses(max_bytes, lambda: self.now)
+        self.memory = MemoryBudget()
+        self.responses = UnsentResponses(max_bytes, self.memory, lambda: self.now)
 
     def begins(self, stack: contextlib.ExitStack, name: str, unsent: int) -> None:
         self.unsent[name] = unsent
@@ -28,7 +30,8 @@ def test_the_slowest_reader_is_dropped_when_there_are_too_many_unsent_bytes():
         scene.begins(stack, "new", 1000)  # 2,850 bytes; without the slower one 1,900
         assert scene.dropped == ["slower"]
         assert scene.responses.bytes == 1900
-    assert scene.responses.bytes == 0
+        assert scene.memory.held == 3 * SIZE  # until the connection of the dropped reader is closed
+    assert (scene.responses.bytes, scene.memory.held) == (0, 0)
 
 
 def test_a_reader_has_some_time_before_it_is_dropped():

@@ -11,13 +11,14 @@ from starlette.requests import ClientDisconnect, Request
 from service.http.problems import Problem
 from service.http.traffic import Limits, Traffic
 from service.http.uploads import from_json, read
+from service.queue.memory import MemoryBudget
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
 DATA = bytes(range(256))
 TEXT = base64.b64encode(DATA).decode()
 LIMITS = Settings(max_upload_bytes=10_000)
-TRAFFIC = Traffic(Limits(), Metrics())
+TRAFFIC = Traffic(Limits(), Metrics(), MemoryBudget())
 
 
 @pytest.mark.parametrize(
@@ -181,6 +182,6 @@ def test_a_client_that_disconnects_during_its_upload_is_counted():
 
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [], "state": {}}
     with pytest.raises(ClientDisconnect):
-        asyncio.run(read(Request(scope, receive), Settings(), Traffic(Limits(), metrics)))
+        asyncio.run(read(Request(scope, receive), Settings(), Traffic(Limits(), metrics, MemoryBudget())))
     labels = {"reason": "disconnected", "stage": "read"}
     assert metrics.registry.get_sample_value("detector_cancelled_total", labels) == 1

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from service.http.uploads_in_progress import GRACE, PATIENCE, UploadsInProgress, client_of
+from service.queue.memory import HELD_SHARE, MemoryBudget
 
 SOON = 20  # seconds; limits how long a test waits
 
@@ -17,7 +18,8 @@ class Scene:
         self.ended: list[str] = []
         self.sizes: dict[str, int] = {}
         self.outcomes: dict[str, str] = {}
-        self.uploads = UploadsInProgress(places, per_client, max_bytes, min_rate, self.ended.append, lambda: self.now)
+        memory = MemoryBudget(HELD_SHARE * max_bytes)
+        self.uploads = UploadsInProgress(places, per_client, memory, min_rate, self.ended.append, lambda: self.now)
 
     async def begins(self, name: str, size: int, client: str = "a", *, wants_place: bool = True) -> asyncio.Task[None]:
         """Begins an upload of which `size` bytes have arrived. Returns once it has a place or waits for one."""

@@ -148,6 +148,30 @@ def test_bulk_requests_yield_to_interactive_ones_but_are_not_starved(gate, queue
     run(test)
 
 
+@pytest.mark.contract("3.9")
+def test_the_image_of_a_modest_client_does_not_wait_behind_all_those_of_a_greedy_one(
+    gate, queue, run, standstill, clock
+):
+    async def test():
+        waiting = queue(pixels=1)
+        greedy = [waiting.submit(gate, 10 + others, others=others) for others in range(4)]
+        for _ in range(2):  # from now on, the time between answers is known to be 1 s
+            await standstill.settle()
+            clock.advance(1)
+            gate.hold.let_one_pass()
+        await standstill.settle()
+        greedy += [waiting.submit(gate, 10 + others, others=others) for others in range(4, 7)]
+        await standstill.settle()
+        modest = waiting.submit(gate, 50)
+        await standstill.settle()
+        gate.open()
+        await asyncio.gather(*greedy, modest)
+        # 12 is in the engine; 13 came before the rate was known; 14 counts as if it had arrived 4 s later
+        assert gate.levels == [10, 11, 12, 13, 50, 14, 15, 16]
+
+    run(test)
+
+
 def test_a_single_request_gets_all_cores_and_many_requests_get_one_each(gate, queue, run, standstill):
     async def test():
         waiting = queue(cores=4, pixels=1)
