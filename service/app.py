@@ -24,7 +24,10 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has disconnected
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. It loads its models in the background; `/readyz` answers 200 once they are loaded."""
+    """The application. It loads its models in the background; `/readyz` answers 200 once they are loaded.
+
+    Raises KeysFileError if API_KEYS_FILE cannot be used.
+    """
     settings = settings or Settings()
     runtime = Runtime(settings)
     connections = descriptors.for_connections(descriptors.raise_limit(), settings.max_connections)
@@ -43,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(runtime.start()), asyncio.create_task(traffic.watch())]
+        tasks = [asyncio.create_task(each) for each in (runtime.start(), runtime.watch_keys(), traffic.watch())]
         yield
         for task in tasks:
             task.cancel()

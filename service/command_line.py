@@ -37,6 +37,7 @@ MAIN = {
     "serve": Command("service.serve", "answer detection requests over HTTP"),
 }
 FURTHER = {
+    "key": Command("service.new_key", "make a key for a client of the service"),
     "quantise": Command("faster_rcnn.commands.quantise", "publish an int8 copy of a published model, for CPUs"),
     "propose": Command("faster_rcnn.commands.propose", "write region proposals to a file"),
     "compare": Command("faster_rcnn.commands.compare", "train and compare detectors that differ in one thing"),

@@ -23,6 +23,7 @@ from service.engine.model import ModelRefusedError
 from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
 from service.images.cost import LIGHT_BYTES
 from service.images.drawing import Drawing
+from service.keys import Keys
 from service.models.catalogue import Catalogue, ServedModel
 from service.models.store import StoreMissingError
 from service.queue.artists import Artists
@@ -33,6 +34,8 @@ from service.recent_uploads import RecentUploads
 from service.settings import MIB, Settings
 from service.telemetry import gpu_memory
 from service.telemetry.metrics import Metrics
+
+KEYS_SECONDS = 1.0  # between looks at the file of keys
 
 T = TypeVar("T")
 
@@ -78,6 +81,8 @@ class Runtime:
         self.recent = RecentUploads(settings.recent_bytes)
         self.memory = MemoryBudget()  # without a limit until the models are loaded, and so no request is admitted
         self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait, self.memory)
+        self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+        self.metrics_port: int | None = None  # the port that METRICS_PORT has opened
         self._store_unread = False
         self._batcher: Batcher | None = None
         cores = usable_cores()
@@ -104,6 +109,18 @@ class Runtime:
         while self.readiness.loaded and self.settings.model_poll_seconds:
             await asyncio.sleep(self.settings.model_poll_seconds)
             await in_daemon_thread(self._refresh)
+
+    async def watch_keys(self) -> None:
+        """Reads the file of keys again every second, until cancelled."""
+        while self.keys:
+            await asyncio.sleep(KEYS_SECONDS)
+            try:
+                removed = await in_daemon_thread(self.keys.refresh, "keys")
+            except Exception:  # for example no further thread can be started
+                log.exception("API_KEYS_FILE cannot be read again; the previous keys stay valid")
+                continue
+            for name in removed:
+                self.metrics.key_requests.remove_by_labels({"key": name})
 
     def stop(self) -> None:
         if self._batcher:
@@ -183,11 +200,12 @@ class Runtime:
         proposals_only: bool,
         admitted: Admitted,
         when_gone: Callable[[Callable[[], object]], None],
+        owner: str,
         image_id: str | None = None,
     ) -> Inference:
         """What `model` finds in the image file `data`, whose SHA-256 is `image_id` if already known.
 
-        `when_gone` registers a callback for the client's disconnect.
+        `owner` may ask for this upload again. `when_gone` registers a callback for the client's disconnect.
 
         Raises TooLateError, ClientGoneError, ImageError, TooMuchMemoryError or EngineFailedError.
         """
@@ -214,7 +232,7 @@ class Runtime:
         except EngineFailedError as error:
             self.metrics.failed.labels("out_of_memory" if isinstance(error, NoMemoryLeftError) else "engine").inc()
             raise
-        self.recent.add(answer.digest, data)
+        self.recent.add(answer.digest, data, owner)
         seconds = {"read": read, "decode": answer.decode, "queue": answer.queue, "inference": answer.inference}
         for stage, took in seconds.items():
             self.metrics.stage[stage].observe(took)
@@ -274,7 +292,7 @@ class _Watch:
         self._when_gone(client_has_gone)
 
 
-async def in_daemon_thread(function: Callable[[], T]) -> T:
+async def in_daemon_thread(function: Callable[[], T], name: str = "models") -> T:
     """Runs `function` in a daemon thread. A thread pool would delay the exit of the process until it returns."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -292,7 +310,7 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name="models", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return await future
 
 

@@ -9,14 +9,19 @@ import argparse
 import difflib
 import logging
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from service import setting_checks
+from service.setting_checks import flag, value_fault
 from service.settings import Settings
+from service.sockets import ListenError, Sockets, open_sockets, public_addresses
+from service.telemetry import logs
+
+log = logging.getLogger(__name__)
 
 # The settings most often changed, which --help lists first.
 COMMON = (
@@ -24,6 +29,7 @@ COMMON = (
     "port",
     "model_store",
     "default_model",
+    "api_keys_file",
     "require_cuda",
     "max_upload_bytes",
     "max_pixels",
@@ -40,32 +46,66 @@ Options override variables. With the extra otel, OTEL_EXPORTER_OTLP_ENDPOINT swi
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> int:
-    """Serves, then ends the process. Returns only if the settings are wrong, with exit code 2."""
+    """Serves, then ends the process. Returns only if it cannot start.
+
+    Returns the exit code: 2 if a value is wrong, 1 if a file or folder that a setting names cannot be used.
+    """
     try:
-        settings = read_settings(argv, prog)
-        from service.server import serve  # slow to import, and not needed for --help or a wrong option
+        flags = read_flags(argv, prog)
+        settings = read_settings(flags)
         from service.telemetry import tracing
 
         traces = tracing.provider_from_environment()
     except ValueError as error:
-        for line in str(error).splitlines():
-            print(f"{prog}: {line}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            logs.say_error(f"{prog}: {line}")
         return 2
-    return leave(serve(settings, traces))
+    if faults := list(setting_checks.faults(settings, flags)):
+        for line in faults:
+            logs.say_error(f"{prog}: {line}")
+        return 1
+    logs.start(settings.log_level, settings.access_log)
+    for variable, setting in setting_checks.misspelled(os.environ):
+        log.warning("%s is not a setting; did you mean %s?", variable, setting.upper())
+    try:
+        sockets = open_sockets(settings)
+    except ListenError as error:
+        log.error("%s", error)
+        return leave(1)
+    _warn_if_public(settings, sockets)
+    from service.server import serve  # slow to import; by now all settings are known to be right
+
+    return leave(serve(settings, sockets, traces))
+
+
+def _warn_if_public(settings: Settings, sockets: Sockets) -> None:
+    if settings.api_keys_file is None and public_addresses(sockets.service):
+        log.warning(
+            "HOST=%s: other machines may reach the service, and it asks for no keys. Set API_KEYS_FILE "
+            "(`faster-rcnn key NAME` makes a key), or HOST=127.0.0.1 to serve this machine only",
+            settings.host,
+        )
 
 
 def leave(code: int) -> NoReturn:
     """Ends the process without cleaning up, which could hang on a dead GPU or wait for a model to load."""
-    sys.stdout.flush()
-    logging.shutdown()
+    logs.finish()
     os._exit(code)
 
 
-def read_settings(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> Settings:
-    """The settings from the flags in `argv` and from the environment.
+def read_settings(flags: Mapping[str, str | bool]) -> Settings:
+    """The settings from `flags` and from the environment.
 
     Raises ValueError with one line per fault, which names the flag or the variable.
     """
+    try:
+        return Settings(**flags)  # type: ignore[arg-type]  # pydantic converts the texts
+    except ValidationError as error:
+        raise ValueError("\n".join(value_fault(fault, flags) for fault in error.errors())) from error
+
+
+def read_flags(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> dict[str, str | bool]:
+    """The settings that the flags in `argv` give, by name. Raises ValueError for an unknown or incomplete flag."""
     parser = build_parser(prog)
     try:
         arguments, unknown = parser.parse_known_args(argv)
@@ -73,11 +113,7 @@ def read_settings(argv: Sequence[str] | None = None, prog: str = "faster-rcnn se
         raise ValueError(f"{error.argument_name or 'option'}: {error.message}") from error
     if unknown:
         raise ValueError(_unknown(unknown[0]))
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        raise ValueError("\n".join(_fault(fault, given) for fault in error.errors())) from error
+    return {name: value for name, value in vars(arguments).items() if value is not None}
 
 
 def build_parser(prog: str = "faster-rcnn serve") -> argparse.ArgumentParser:
@@ -105,13 +141,9 @@ def build_parser(prog: str = "faster-rcnn serve") -> argparse.ArgumentParser:
 def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     help_text = f"{field.description or ''}{_default(field)}".strip().replace("%", "%%")
     if field.annotation is bool:
-        group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=None, help=help_text)
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=None, help=help_text)
     else:
-        group.add_argument(_flag(name), metavar=_metavar(field), help=help_text)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+        group.add_argument(flag(name), metavar=_metavar(field), help=help_text)
 
 
 def _default(field: FieldInfo) -> str:
@@ -136,12 +168,5 @@ def _unknown(word: str) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; settings are options, see --help"
     option = word.partition("=")[0]
-    near = difflib.get_close_matches(option, map(_flag, Settings.model_fields), n=1)
+    near = difflib.get_close_matches(option, map(flag, Settings.model_fields), n=1)
     return f"unknown option {option}; {f'did you mean {near[0]}?' if near else '--help lists the options'}"
-
-
-def _fault(fault: Any, given: dict[str, Any]) -> str:
-    """One line about a value that a setting refuses: the flag or variable that holds it, and the reason."""
-    name = str(fault["loc"][0])
-    source = f"{_flag(name)} {fault['input']}" if name in given else f"{name.upper()}={fault['input']!r}"
-    return f"{source}: {fault['msg']}"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import logging
 import math
 import signal
 import socket
@@ -23,7 +20,8 @@ from service.http.http1 import Http1
 from service.http.refusals import MAX_HEAD
 from service.runtime import Runtime
 from service.settings import Settings
-from service.telemetry import tracing
+from service.sockets import Sockets
+from service.telemetry import logs, tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -32,23 +30,18 @@ KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of common load balancers, which 
 FAILED_SECONDS = 2  # to send responses after a fatal engine failure; requests inside the engine never finish
 TICK_SECONDS = 0.1
 
-log = logging.getLogger(__name__)
 
+def serve(settings: Settings, sockets: Sockets, traces: TracerProvider | None = None) -> int:
+    """Serves on `sockets` until SIGTERM or SIGINT.
 
-def serve(settings: Settings, traces: TracerProvider | None = None) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the process's exit code: 1 if the service failed for good, else 0."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    try:
-        sockets = listen(settings.host, settings.port)
-    except OSError as error:
-        log.error("cannot listen on HOST=%s PORT=%d: %s", settings.host, settings.port, str(error.strerror).lower())
-        return 1
+    Returns the process's exit code: 1 if the service failed for good, else 0.
+    """
     app = create_app(settings)
     config = uvicorn.Config(
         Http1(tracing.Traced(app, traces) if traces else app),
         log_config=None,
-        log_level="info" if settings.access_log else "warning",
-        access_log=settings.access_log,
+        log_level="warning",
+        access_log=False,  # service.http.middleware writes its own, with the name of the key
         http=cast("type[asyncio.Protocol]", partial(Connection, app.state.traffic)),
         h11_max_incomplete_event_size=2 * MAX_HEAD,  # `Connection` passes only complete heads, and limits them itself
         ws="none",
@@ -59,25 +52,11 @@ def serve(settings: Settings, traces: TracerProvider | None = None) -> int:
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
     )
     runtime: Runtime = app.state.runtime
+    if sockets.metrics:
+        runtime.metrics_port = sockets.metrics[0].getsockname()[1]
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(Lifecycle(uvicorn.Server(config), runtime, sockets).run())
+        runner.run(Lifecycle(uvicorn.Server(config), runtime, [*sockets.service, *sockets.metrics]).run())
     return 1 if runtime.readiness.failure else 0
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Opens a listening socket for each address of `host`; an empty one means every interface. Raises OSError."""
-    with contextlib.ExitStack() as opened:
-        sockets: list[socket.socket] = []
-        for family, _, _, _, address in socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            try:
-                sockets.append(opened.enter_context(socket.create_server(address, family=family)))
-            except OSError as error:
-                if error.errno != errno.EAFNOSUPPORT:  # raised if IPv6 is switched off
-                    raise
-        opened.pop_all()
-        return sockets
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -148,4 +127,6 @@ class Lifecycle:
             f"{name}/{version}" for name, all in self._runtime.readiness.models.items() for version in all
         )
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        print(f"serving {models} on http://{place} ({self._runtime.provider})", flush=True)
+        logs.announce(f"serving {models} on http://{place} ({self._runtime.provider})")
+        if self._runtime.metrics_port is not None:
+            logs.announce(f"metrics alone on http://{place.rpartition(':')[0]}:{self._runtime.metrics_port}/metrics")

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ByteSize, Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.images.decode import MAX_PIXELS
 
 MIB = 2**20
+QUOTED = "the quotation marks are part of the value; remove them"
+LARGEST = 2**40  # bytes or pixels, far beyond any machine; arithmetic with longer numbers can overflow
+MOST_REQUESTS = 1_000_000
+DAY = 86_400  # seconds; no wait is meant to be longer, and timers of the event loop overflow at 1e300
+
+
+class _Variables(PydanticBaseSettingsSource):
+    """Reads `port` from PORT and nothing else. pydantic-settings would also take a variable `port` or `Port`."""
+
+    def get_field_value(self, _: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return os.environ.get(field_name.upper()), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Settings(BaseSettings):
-    """The environment variable of a field is its name in capitals: `port` is read from PORT."""
+    """The environment variable of a field is its name in capitals: `port` is read from PORT.
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    A blank value means the default, because compose files and unit files pass unset variables on as empty ones. Spaces
+    around a value are dropped.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     host: str = Field(default="127.0.0.1", description="address to listen on; the container image sets 0.0.0.0")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 chooses a free port")
@@ -27,6 +48,23 @@ class Settings(BaseSettings):
     access_log: bool = Field(default=False, description="log one line per request; /metrics counts them either way")
 
     model_store: Path = Field(default=Path("model_store"), description="folder of models, as <name>/<version>/")
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="file with the keys of the clients, one line each, which `faster-rcnn key NAME` prints. With it, "
+        "every path needs a key, except /healthz and /readyz. The file is read again when it changes",
+    )
+    public_page: bool = Field(
+        default=False, description="with API_KEYS_FILE: serve /, /docs and /openapi.json without a key"
+    )
+    public_metrics: bool = Field(default=False, description="with API_KEYS_FILE: serve /metrics without a key")
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="another port on HOST, which serves /metrics without a key, and nothing else; /metrics then leaves "
+        "PORT. Keep it off public networks. Default: /metrics is on PORT",
+    )
+
     default_model: str | None = Field(
         default=None,
         description="model for requests that name none; if unset, the one named in MODEL_STORE/default, or the only "
@@ -37,7 +75,7 @@ class Settings(BaseSettings):
     )
 
     model_poll_seconds: float = Field(
-        default=2, ge=0, description="seconds between scans of the model store; 0 scans once, at start"
+        default=2, ge=0, le=DAY, description="seconds between scans of the model store; 0 scans once, at start"
     )
 
     engines: int | None = Field(
@@ -64,6 +102,7 @@ class Settings(BaseSettings):
     batch_pixels: int | None = Field(
         default=None,
         ge=1,
+        le=LARGEST,
         description="maximum canvas pixels in one batch, padding included; bounds the memory for a run. Default: "
         "8 million on CUDA; 0.25 million on the CPU, where batches form only if the queue is long",
     )
@@ -78,37 +117,43 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(
         default=128,
         ge=1,
+        le=MOST_REQUESTS,
         description="maximum number of requests in flight; further requests get 429. A few more places are kept for "
         "clients that have no request in flight",
     )
     max_upload_bytes: int = Field(
-        default=20 * MIB, ge=1, description="maximum bytes in the body of a request; a larger body gets 413"
+        default=20 * MIB, ge=1, le=LARGEST, description="maximum bytes in the body of a request; a larger body gets 413"
     )
     max_pixels: int = Field(
         default=MAX_PIXELS,
         ge=1,
+        le=LARGEST,
         description="maximum pixels (width x height) of an image, checked before decoding; a larger image gets 413",
     )
     max_connections: int | None = Field(
         default=None,
         ge=8,
+        le=MOST_REQUESTS,
         description="maximum number of open connections; at the limit, each new one closes the longest idle one. "
         "Default: 4096, or fewer if the limit on file descriptors (ulimit -n) requires it",
     )
     max_uploads: int = Field(
         default=64,
         ge=1,
+        le=MOST_REQUESTS,
         description="maximum number of uploads in progress that are longer than 256 kB; a further one waits, or "
         "displaces a slower one, which gets 429",
     )
     max_uploads_per_client: int = Field(
         default=32,
         ge=1,
+        le=MOST_REQUESTS,
         description="maximum number of such uploads of one client, by its address (see TRUSTED_PROXIES)",
     )
     min_transfer_rate: float = Field(
         default=1000,
         gt=0,
+        le=LARGEST,
         description="bytes per second. An upload that is slower on average after 10 s gets 408; a client that reads a "
         "long response more slowly during 60 s is disconnected",
     )
@@ -125,30 +170,38 @@ class Settings(BaseSettings):
         "limit, or else half of the machine's memory, leaves beside the loaded models",
     )
     receive_timeout: float = Field(
-        default=20, gt=0, description="seconds within which the body of a request must arrive; a slower upload gets 408"
+        default=20,
+        gt=0,
+        le=DAY,
+        description="seconds within which the body of a request must arrive; a slower upload gets 408",
     )
     request_timeout: float = Field(
         default=30,
         gt=0,
+        le=DAY,
         description="maximum seconds from the end of the upload to the answer; after that the request gets 504. "
         "A request may set a shorter time: ?timeout=",
     )
     shutdown_grace: float = Field(
         default=2,
         ge=0,
+        le=DAY,
         description="seconds after SIGTERM during which /readyz answers 503 but requests are still admitted, so that "
         "the load balancer can react. SIGINT or a second SIGTERM skips this period",
     )
     drain_timeout: float = Field(
         default=30,
         gt=0,
+        le=DAY,
         description="seconds after the grace period for answering requests in flight. The supervisor's kill timeout "
         "(compose: stop_grace_period) must be longer than SHUTDOWN_GRACE + DRAIN_TIMEOUT + 3 s",
     )
     recent_bytes: int = Field(
         default=64 * MIB,
         ge=0,
-        description="maximum bytes of recent uploads kept for GET /proposals?image_id=; 0 keeps none",
+        le=LARGEST,
+        description="maximum bytes of memory for recent uploads, which GET /proposals?image_id= runs again for the "
+        "client that sent them; 0 keeps none",
     )
 
     @field_validator("trusted_proxies")
@@ -160,3 +213,28 @@ class Settings(BaseSettings):
             except ValueError:
                 raise ValueError(f"{proxy} is not an IP address or a network such as 10.0.0.0/8") from None
         return proxies
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Variables(settings_cls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_blanks(cls, values: dict[str, Any]) -> dict[str, Any]:
+        stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+        return {name: value for name, value in stripped.items() if value != ""}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_quotation_marks(cls, value: Any) -> Any:
+        """Raises ValueError for `"8000"`: env files of Docker and lists in compose files keep the quotation marks."""
+        if isinstance(value, str) and len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            raise ValueError(QUOTED)
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value

@@ -60,11 +60,6 @@ def when_gone(request: Request, callback: Callable[[], object]) -> None:
         connection.when_gone(callback)
 
 
-def client(request: Request) -> str:
-    """The part of the client's address that stands for one client."""
-    return client_of(request.client.host) if request.client else ""
-
-
 def until_sent(request: Request) -> contextlib.ExitStack:
     """The contexts that end once the client has received the last byte of the response, or is gone."""
     stack: contextlib.ExitStack = request.scope["state"][UNTIL_SENT]

@@ -1,4 +1,4 @@
-"""The layer around all routes: request ids, metrics, and an answer when a handler fails."""
+"""The layer around all routes: request ids, keys, metrics, the access log, and an answer when a handler fails."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ import logging
 import random
 import re
 import time
+from urllib.parse import quote
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.connections import UNTIL_SENT
+from service.http.gate import Gate, Refused
 from service.http.problems import Problem
+from service.keys import Key
 from service.runtime import Runtime
 from service.telemetry.metrics import METHODS
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
+CLIENT_GONE = 499  # nginx's status for a client that disconnected before its response; only metrics and log see it
+LONGEST_PATH = 200  # characters in the access log
+
 log = logging.getLogger(__name__)
+access = logging.getLogger("service.access")  # ACCESS_LOG sets its level
 
 
 class Edge:
@@ -27,6 +34,7 @@ class Edge:
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self._app = app
         self._runtime = runtime
+        self._gate = Gate(runtime)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,8 +45,14 @@ class Edge:
         until_sent = scope["state"][UNTIL_SENT] = contextlib.ExitStack()
         # HEAD is answered like GET; the server omits the body
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        key: Key | None = None
         try:
+            key = self._gate.enter(scope)
+            scope["state"]["key"] = key.name if key else None
             await self._app(inner, receive, response.send)
+        except Refused as refused:
+            self._runtime.metrics.rejected.labels(refused.problem.reason).inc()
+            await response.send_problem(refused.problem)
         except Exception:
             log.exception("request %s failed", response.request_id)
             self._runtime.metrics.failed.labels("internal").inc()
@@ -53,7 +67,23 @@ class Edge:
             route = getattr(inner.get("route"), "path", "unmatched")
             scope["state"]["route"] = route  # tracing reads it
             seconds = (response.ended or time.perf_counter()) - began
-            self._runtime.metrics.requests.labels(method, route, str(response.status or 499)).observe(seconds)
+            status = str(response.status or CLIENT_GONE)
+            self._runtime.metrics.requests.labels(method, route, status).observe(seconds)
+            if key:
+                key.leave()
+                self._runtime.metrics.key_requests.labels(key.name, status).inc()
+            if access.isEnabledFor(logging.INFO):
+                access.info("%s", _line(scope, response, status, seconds))
+
+
+def _line(scope: Scope, response: _Response, status: str, seconds: float) -> str:
+    """The line of the access log for a request. Its query is left out, because it may hold a secret by mistake."""
+    client = (scope.get("client") or ("-",))[0]
+    key = scope["state"].get("key") or "-"
+    path = quote(scope["path"])  # without spaces and quotation marks, which would make the line ambiguous
+    shown = path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…"
+    request = f'"{scope["method"]} {shown} HTTP/{scope["http_version"]}"'
+    return f"{client} {key} {request} {status} {seconds * 1e3:.1f} ms {response.request_id}"
 
 
 class _Response:
@@ -86,5 +116,6 @@ class _Response:
     async def send_problem(self, problem: Problem) -> None:
         body = orjson.dumps(problem.document(self.request_id))
         headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
         await self.send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})

@@ -7,18 +7,19 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.http import npz
+from service.http import gate, npz
 from service.http.schemas import ProblemAnswer
 
 PROBLEMS = {
     400: "Not an image, a broken image, or a body that cannot be read",
+    401: "No valid key; the service asks for one (header Authorization: Bearer KEY, or X-API-Key: KEY)",
     404: "Unknown model, version or image id",
     408: "The body did not arrive in time",
     413: "Too many bytes or pixels; the problem names the limit",
     415: "Unsupported Content-Type or Content-Encoding",
     422: "A bad or unknown parameter",
-    429: "Too many requests are in flight, or this one would wait longer than its timeout; try again after "
-    "Retry-After seconds",
+    429: "Too many requests are in flight, this one would wait longer than its timeout, or the key has reached a limit "
+    "(reason key_limit); try again after Retry-After seconds",
     500: "An internal error. reason is engine (the model failed on this image; others are not affected) or "
     "internal (the server log has the details under request_id)",
     503: "No answer is possible now; try again after Retry-After seconds. reason is loading, no_model (the store "
@@ -147,6 +148,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         made.setdefault("components", {}).setdefault("schemas", {})["ProblemAnswer"] = ProblemAnswer.model_json_schema()
+        if app.state.runtime.keys:
+            _ask_for_keys(made)
         for operations in made["paths"].values():
             for operation in operations.values():
                 for parameter in operation.get("parameters", []):
@@ -155,6 +158,21 @@ def document(app: FastAPI) -> dict[str, Any]:
                     response["headers"] = response.get("headers", {}) | REQUEST_ID
         app.openapi_schema = made
     return app.openapi_schema
+
+
+def _ask_for_keys(made: dict[str, Any]) -> None:
+    """Documents that every path but the probes needs a key."""
+    made["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for path, operations in made["paths"].items():
+        for operation in operations.values() if path not in gate.PROBES else ():
+            for sample in operation.get("x-codeSamples", []):
+                sample["source"] = sample["source"].replace("curl ", 'curl -H "Authorization: Bearer $KEY" ')
+            operation["security"] = [{"bearer": []}, {"header": []}]
+            refusals = {str(status): each for status, each in problems(401, 429).items()}
+            operation["responses"] = refusals | operation["responses"]
 
 
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from service.http.connections import body_size, client
+from service.http.connections import body_size
+from service.http.gate import client
 from service.http.problems import Problem
 from service.http.traffic import Traffic
 from service.http.uploads_in_progress import FREE_BYTES
@@ -52,7 +53,7 @@ async def read(request: Request, settings: Settings, traffic: Traffic) -> bytes:
         raise _too_large(limit)
     try:
         async with asyncio.timeout(timeout) as timer:
-            with traffic.uploads.one(client(request), body_size(request), timer) as upload:
+            with traffic.uploads.one(client(request.scope), body_size(request), timer) as upload:
                 data = await _image(request, _bounded(request, limit, partial(traffic.uploads.take_place, upload)))
     except TimeoutError as error:
         raise _ended(upload.ended, settings) from error

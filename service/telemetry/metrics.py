@@ -1,7 +1,7 @@
 """All metrics, with their names and help texts. Base units: seconds, bytes, ratios from 0 to 1.
 
-Label values come from fixed sets (route templates, reason words, the store's models and their labels) and never from a
-request, so clients cannot increase the number of series.
+Label values come from fixed sets (route templates, reason words, the store's models and their labels, the names of the
+keys) and never from a request, so clients cannot increase the number of series.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+
+from service.telemetry import logs
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -70,7 +72,7 @@ class Metrics:
         self.queue_depth = self._gauge("queue_depth", "Images waiting for a decoding thread or an engine")
         self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of the uploads and decoded images that are waiting")
         self.upload_bytes = self._counter("upload_bytes_total", "Bytes of request bodies read")
-        self.recent_bytes = self._gauge("recent_uploads_bytes", "Bytes of recent uploads kept for GET /proposals")
+        self.recent_bytes = self._gauge("recent_uploads_bytes", "Bytes of memory that recent uploads take")
 
     def _connections(self) -> None:
         """Clients' connections, and those that were closed because of a limit."""
@@ -125,11 +127,19 @@ class Metrics:
         self.shared = self._counter(
             "shared_total", "Requests that shared the inference of another request in flight for the same image"
         )
+        self.key_requests = self._counter(
+            "key_requests_total", "Requests with a valid key, by its name in API_KEYS_FILE", ("key", "status")
+        )
         self.failed = self._counter("failed_total", "Requests that failed because of the service", ("reason",))
         self.detections = self._counter("detections_total", "Detections returned", ("model", "version", "label"))
         self.detections_per_image = self._histogram(
             "detections_per_image", "Detections per answer", DETECTIONS_PER_IMAGE
         )
+
+        self.log_lines_lost = self._gauge(
+            "log_lines_lost", "Lines of the log that could not be written since the start"
+        )
+        self.log_lines_lost.set_function(logs.lines_lost)
 
     def _models(self) -> None:
         """Readiness, served models, and the time that changes take."""

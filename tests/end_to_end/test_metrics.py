@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from service.recent_uploads import OWNER_OVERHEAD, UPLOAD_OVERHEAD
 from tests.end_to_end.conftest import Server, encoded
 from tests.service import graphs
 
@@ -52,7 +53,7 @@ def counted(tmp_path_factory):
         ("detector_detections_total", {"model": "plain", "version": "4", "label": "second"}, 3),
         ("detector_detections_per_image_sum", {}, 7),
         ("detector_upload_bytes_total", {}, 5 * len(GREY) + 5),
-        ("detector_recent_uploads_bytes", {}, len(GREY)),
+        ("detector_recent_uploads_bytes", {}, len(GREY) + UPLOAD_OVERHEAD + OWNER_OVERHEAD),
         ("detector_ready", {}, 1),
         ("detector_model_info", {"model": "plain", "version": "4"}, 1),
     ],

@@ -73,7 +73,7 @@ def traced(receiver, tmp_path_factory) -> dict[str, httpx.Response]:
     running = Server(
         MODEL_STORE=store, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY=60_000
     ).ready()
-    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "mine"}
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "mine", "Authorization": "Bearer secret"}
     responses = {
         "good": running.http.post("/detect", content=GREY, headers=headers),
         "alone": running.http.post("/proposals", content=GREY),

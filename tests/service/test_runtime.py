@@ -123,7 +123,7 @@ def infer(runtime: Runtime, queue: QueueThatRaises) -> None:
 
     async def test():
         admitted = Admitted(1.5, False, "", 0.0)
-        await runtime.infer(b"", None, False, admitted, asyncio.get_running_loop().call_soon)
+        await runtime.infer(b"", None, False, admitted, asyncio.get_running_loop().call_soon, "alice")
 
     asyncio.run(test())
 

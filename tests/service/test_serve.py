@@ -18,6 +18,10 @@ def no_variables(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+def read_settings(*words):
+    return serve.read_settings(serve.read_flags(words))
+
+
 def help_text(capsys, **options):
     with pytest.raises(SystemExit) as end:
         serve.main(["--help"], **options)
@@ -26,7 +30,7 @@ def help_text(capsys, **options):
 
 
 def test_without_flags_and_variables_the_settings_have_their_defaults():
-    assert serve.read_settings([]) == Settings()
+    assert serve.read_settings({}) == Settings()
 
 
 def test_every_setting_is_a_flag_with_its_description(capsys):
@@ -47,7 +51,7 @@ def test_the_settings_most_often_changed_come_first(capsys):
 
 def test_the_value_of_a_flag_has_the_type_of_its_setting():
     flags = ["--port", "9000", "--model-store", "models", "--drain-timeout", "1.5", "--log-level", "debug"]
-    read = serve.read_settings([*flags, "--access-log", "--engines", "2", "--no-require-cuda"])
+    read = read_settings(*flags, "--access-log", "--engines", "2", "--no-require-cuda")
     assert (read.port, read.model_store, read.drain_timeout) == (9000, Path("models"), 1.5)
     assert (read.log_level, read.access_log, read.engines, read.require_cuda) == ("debug", True, 2, False)
 
@@ -56,13 +60,13 @@ def test_a_flag_overrides_a_variable(monkeypatch):
     monkeypatch.setenv("PORT", "9001")
     monkeypatch.setenv("HOST", "::1")
     monkeypatch.setenv("REQUIRE_CUDA", "1")
-    read = serve.read_settings(["--port=9000", "--no-require-cuda"])
+    read = read_settings("--port=9000", "--no-require-cuda")
     assert (read.port, read.host, read.require_cuda) == (9000, "::1", False)
 
 
 def test_a_flag_overrides_even_an_invalid_variable(monkeypatch):
     monkeypatch.setenv("PORT", "http")
-    assert serve.read_settings(["--port", "9000"]).port == 9000
+    assert read_settings("--port", "9000").port == 9000
 
 
 @pytest.mark.parametrize(
@@ -75,8 +79,8 @@ def test_a_flag_overrides_even_an_invalid_variable(monkeypatch):
         (["9000"], {}, ["unexpected argument '9000'; settings are options, see --help"]),
         (["--port"], {}, ["--port: expected one argument"]),
         (["--access-log=1"], {}, ["--access-log/--no-access-log: ignored explicit argument '1'"]),
-        (["--port", "http"], {}, ["--port http: "]),
-        (["--engines", "0"], {"PORT": "http"}, ["PORT='http': ", "--engines 0: "]),
+        (["--port", "http"], {}, ["--port 'http': must be a whole number, at least 0 and at most 65535"]),
+        (["--engines", "0"], {"PORT": "http"}, ["PORT='http': ", "--engines '0': "]),
         ([], {"MAX_IN_FLIGHT": "0", "LOG_LEVEL": "loud"}, ["LOG_LEVEL='loud': ", "MAX_IN_FLIGHT='0': "]),
     ],
 )
@@ -90,6 +94,17 @@ def test_each_mistake_is_one_line_that_names_its_flag_or_variable(monkeypatch, c
     assert len(found) == len(lines)
     for line, start in zip(found, lines, strict=True):
         assert line.startswith(f"faster-rcnn serve: {start}")
+
+
+@pytest.mark.parametrize("name", ["MODEL_STORE", "API_KEYS_FILE"])
+def test_a_file_or_folder_that_does_not_exist_is_named_before_anything_is_loaded(monkeypatch, capsys, name):
+    flag = f"--{name.lower().replace('_', '-')}"
+    assert serve.main([flag, "/nowhere"]) == 1
+    monkeypatch.setenv(name, "/nowhere")
+    assert serve.main([]) == 1
+    by_flag, by_variable = capsys.readouterr().err.splitlines()
+    assert by_flag.startswith(f"faster-rcnn serve: {flag} '/nowhere': there is no such f")
+    assert by_variable.startswith(f"faster-rcnn serve: {name}='/nowhere': there is no such f")
 
 
 def test_python_m_service_reads_the_same_flags(capsys):

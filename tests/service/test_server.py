@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import service
 from service.app import create_app
 from service.http.connections import Connection
 from service.http.http1 import Http1
-from service.server import Lifecycle, listen, serve
+from service.server import Lifecycle
 from service.settings import Settings
+from service.sockets import listen
 from tests.service import graphs
 
 SOON = 30  # seconds; limits how long a test waits
@@ -137,39 +137,6 @@ def test_a_signal_before_the_service_is_ready_ends_it(settings, number, started)
             signal.raise_signal(number)
 
     asyncio.run(scenario())
-
-
-@pytest.mark.parametrize(("host", "families"), [("127.0.0.1", {socket.AF_INET}), ("::1", {socket.AF_INET6})])
-def test_the_server_listens_on_the_address_of_the_host(host, families):
-    try:
-        sockets = listen(host, 0)
-    except OSError:
-        pytest.skip(f"this machine has no {host}")
-    assert {each.family for each in sockets} == families
-    with socket.create_connection(sockets[0].getsockname()[:2]):
-        pass
-    for each in sockets:
-        each.close()
-
-
-def test_an_empty_host_means_every_interface():
-    sockets = listen("", 0)
-    assert "0.0.0.0" in {each.getsockname()[0] for each in sockets}
-    for each in sockets:
-        each.close()
-
-
-def test_a_port_in_use_is_reported_before_any_model_is_loaded(caplog):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert serve(Settings(port=port, model_store=Path("/nowhere"))) == 1
-    assert f"cannot listen on HOST=127.0.0.1 PORT={port}: address already in use" in caplog.text
-    assert "MODEL_STORE" not in caplog.text
-
-
-def test_an_unknown_host_is_reported(caplog):
-    assert serve(Settings(host="no such host", port=0)) == 1
-    assert "cannot listen on HOST=no such host PORT=0: name or service not known" in caplog.text
 
 
 def test_the_service_uses_only_public_names_of_uvicorn():

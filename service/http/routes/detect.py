@@ -11,8 +11,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.engine.model import Card
 from service.http import answers, npz, openapi, uploads
-from service.http.connections import client, until_sent, when_gone
+from service.http.connections import until_sent, when_gone
 from service.http.direct_route import DirectRoute
+from service.http.gate import client, owner
 from service.http.problems import Problem
 from service.http.schemas import DetectAnswer, DetectQuery
 from service.images.drawing import Drawing
@@ -51,11 +52,11 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
     # A drawn image takes longer to make and to send than all the rest, and is looked at by a person.
     bulk = query.priority == "bulk" or media_type in IMAGES
-    examined = runtime.admission.examine(query.timeout, bulk, client(request))
+    examined = runtime.admission.examine(query.timeout, bulk, client(request.scope))
     with model.in_use():
         data = await uploads.read(request, runtime.settings, request.app.state.traffic)
         admitted = until_sent(request).enter_context(runtime.admission.admit(examined, len(data)))
-        inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request))
+        inference = await runtime.infer(data, model, False, admitted, partial(when_gone, request), owner(request.scope))
         answer = answers.detections(inference, card, query)
         count(answer["labels"], card, metrics)
         if media_type not in IMAGES:

@@ -8,8 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.http import answers, npz, openapi, uploads
-from service.http.connections import client, until_sent, when_gone
+from service.http.connections import until_sent, when_gone
 from service.http.direct_route import DirectRoute
+from service.http.gate import client, owner
 from service.http.problems import Problem
 from service.http.schemas import ProposalsAnswer, ProposalsQuery, RecentQuery
 from service.http.traffic import Traffic
@@ -59,11 +60,15 @@ async def propose(request: Request, query: ProposalsQuery, image_id: str | None 
     runtime: Runtime = request.app.state.runtime
     traffic: Traffic = request.app.state.traffic
     model = runtime.readiness.model(query.model, query.version)
-    examined = runtime.admission.examine(query.timeout, query.priority == "bulk", client(request))
+    examined = runtime.admission.examine(query.timeout, query.priority == "bulk", client(request.scope))
+    sender = owner(request.scope)
     with model.in_use():
-        data = runtime.recent.get(image_id) if image_id else await uploads.read(request, runtime.settings, traffic)
+        if image_id:
+            data = runtime.recent.get(image_id, sender)
+        else:
+            data = await uploads.read(request, runtime.settings, traffic)
         admitted = until_sent(request).enter_context(runtime.admission.admit(examined, len(data)))
-        inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), image_id)
+        inference = await runtime.infer(data, model, True, admitted, partial(when_gone, request), sender, image_id)
         answer = answers.proposals(inference, model.card, query)
         media_type = answers.preferred(request.headers.get("accept", ""), OFFERED)
         return answers.response(answer, inference, model.card, media_type, runtime.metrics)

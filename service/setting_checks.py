@@ -1,0 +1,144 @@
+"""Checks of the settings before anything is loaded: values, files and folders, and misspelled variables.
+
+Each fault is one line that names the flag or variable, its value, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from pydantic.fields import FieldInfo
+
+from service import keys
+from service.settings import Settings
+
+LONGEST_SHOWN = 100  # characters of a value
+MOST_LISTED = 10  # models that a fault names
+SHORT_NAME = 5  # letters; a name such as PORT resembles so many others that only slips of the hand count as misspelled
+RESEMBLANCE = 0.8  # of difflib; MODEL_STORE_PATH has 0.81, METRICS_SERVICE_PORT (Kubernetes) 0.75
+
+
+def flag(name: str) -> str:
+    """The flag of the setting `name`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def described(name: str, value: object, flags: Collection[str]) -> str:
+    """A setting and its value as the user gave them. `flags`: the settings that were given as flags."""
+    text = repr(str(value))
+    shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+    if name in flags:
+        return f"{flag(name)} {shown}"
+    default = "" if os.environ.get(name.upper(), "").strip() else " (the default)"
+    return f"{name.upper()}={shown}{default}"
+
+
+def value_fault(error: Mapping[str, Any], flags: Collection[str]) -> str:
+    """One line about a value that a setting refuses. `error`: an item of pydantic's `ValidationError.errors()`."""
+    name, value = str(error["loc"][0]), error["input"]
+    if error["type"] == "value_error":
+        fault = str(error["ctx"]["error"])  # a sentence from service.settings
+    elif str(value).startswith("tcp://"):
+        fault = (
+            "Kubernetes sets this variable for a service of that name; rename the service, or set "
+            "enableServiceLinks: false in the pod"
+        )
+    else:
+        fault = f"must be {allowed(Settings.model_fields[name])}"
+    return f"{described(name, value, flags)}: {fault}"
+
+
+def allowed(field: FieldInfo) -> str:
+    """The values that a setting takes, in words."""
+    if get_origin(field.annotation) is Literal:
+        return f"one of {', '.join(map(str, get_args(field.annotation)))}"
+    kinds = get_args(field.annotation) or (field.annotation,)
+    if bool in kinds:
+        return "1, true, yes or on, or else 0, false, no or off"
+    number = "a whole number" if int in kinds else "a number"
+    limits = field.metadata
+    words = [f"at least {limit.ge}" for limit in limits if isinstance(limit, Ge)]
+    words += [f"greater than {limit.gt}" for limit in limits if isinstance(limit, Gt)]
+    words += [f"at most {limit.le}" for limit in limits if isinstance(limit, Le)]
+    return ", ".join([number, " and ".join(words)]) if words else number
+
+
+def faults(settings: Settings, flags: Collection[str]) -> Iterator[str]:
+    """One line for each file, folder or combination of settings with which the service cannot start."""
+    store = settings.model_store
+    if fault := _folder_fault(store):
+        yield f"{described('model_store', store, flags)}: {fault}"
+    elif settings.default_model and settings.default_model.partition("/")[0] not in (names := _models(store)):
+        fault = f"the model store has no such model; it has {', '.join(names[:MOST_LISTED]) or 'none'}"
+        yield f"{described('default_model', settings.default_model, flags)}: {fault}"
+    if settings.metrics_port and settings.metrics_port == settings.port:
+        yield f"{described('metrics_port', settings.metrics_port, flags)}: must differ from PORT"
+    if settings.api_keys_file:
+        try:
+            keys.parse(keys.read(settings.api_keys_file))
+        except keys.KeysFileError as error:
+            yield f"{described('api_keys_file', settings.api_keys_file, flags)}: {error}{_near(settings.api_keys_file)}"
+
+
+def _folder_fault(folder: Path) -> str | None:
+    """Why `folder` cannot be the model store, or None."""
+    try:
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"there is no such folder{_near(folder) or '; set MODEL_STORE to the folder of your models'}"
+    except OSError as error:
+        return f"the folder cannot be read ({(error.strerror or 'unknown error').lower()})"
+    if not is_folder:
+        return "this is a file; set MODEL_STORE to the folder of your models"
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return "the folder cannot be read (permission denied); change its permissions or the user of the service"
+    return None
+
+
+def _models(store: Path) -> list[str]:
+    """The names of the models in the store, whether their folders can be read now or not."""
+    return sorted(each.name for each in filter(os.path.isdir, store.iterdir()) if not each.name.startswith("."))
+
+
+def _near(path: Path) -> str:
+    """A suggestion for a path, if it does not exist."""
+    try:
+        others = [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return ""
+    if path.name in others:
+        return ""
+    near = difflib.get_close_matches(path.name, others, n=1, cutoff=0.7)
+    return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+
+
+def misspelled(variables: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(variable, setting) for each environment variable that is probably a misspelled setting."""
+    settings = [name.upper() for name in Settings.model_fields]
+    slips = {slip: name for name in settings if len(name) <= SHORT_NAME for slip in _slips(name)}
+    long = [name for name in settings if len(name) > SHORT_NAME]
+    for variable in sorted(variables):
+        name = variable.upper()
+        if variable in settings:
+            continue
+        if name in settings:
+            yield variable, name
+        elif name in slips:
+            yield variable, slips[name]
+        elif near := difflib.get_close_matches(name, long, n=1, cutoff=RESEMBLANCE):
+            yield variable, near[0]
+
+
+def _slips(name: str) -> set[str]:
+    """`name` with two neighbouring letters swapped, or one letter doubled or left out."""
+    places = range(len(name))
+    swapped = {name[:i] + name[i + 1] + name[i] + name[i + 2 :] for i in places[:-1]}
+    doubled = {name[:i] + name[i] + name[i:] for i in places}
+    left_out = {name[:i] + name[i + 1 :] for i in places}
+    return (swapped | doubled | left_out) - {name}
