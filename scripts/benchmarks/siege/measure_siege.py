@@ -106,22 +106,24 @@ class Row:
 
 
 def measure_siege(options: Options) -> None:
-    """Prints the table. With `out` it also writes it to that folder."""
+    """Prints the table. With `out` it also writes it to that folder, after each row."""
     warning = "" if options.url else other_work()
     images = uploads.of_one_image(options.image)
     hostile = Images(images[0].numbered(0), noise(options.large_side, options.seed))
-    planned = plan(options)
-    rows = [_measure(options, images, hostile, kind, n) for kind, n in with_progress(planned, "sieges")]
-    lines = [
-        options.url or describe(pick_provider(), usable_cores()),
+    title = (
+        f"{options.url or describe(pick_provider(), usable_cores())}\n"
         f"{options.rounds} rounds; the well-behaved client sends {options.requests} images in each turn, one every "
-        f"{EVERY:g} s at most; {uploads.describe(images)}",
-    ]
-    text = "".join(f"{line}\n" for line in lines) + f"{warning}\n{table(rows)}\n{notes(rows)}"
+        f"{EVERY:g} s at most; {uploads.describe(images)}\n"
+    )
+    rows: list[Row] = []
+    text = ""
+    for kind, clients in with_progress(plan(options), "sieges"):
+        rows.append(_measure(options, images, hostile, kind, clients))
+        text = f"{title}{warning}\n{table(rows)}\n{notes(rows)}"
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            (options.out / "benchmark.md").write_text(text)
     print(text)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "benchmark.md").write_text(text)
 
 
 def plan(options: Options) -> list[tuple[str, int]]:
