@@ -12,11 +12,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
 from service.engine import devices, memory_limit
-from service.engine.cores import usable_cores
+from service.engine.cores import CAN_YIELD, usable_cores
 from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import ModelRefusedError
@@ -84,11 +85,14 @@ class Runtime:
         self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
         self.metrics_port: int | None = None  # the port that METRICS_PORT has opened
         self._store_unread = False
+        self._light_bytes = 0  # set aside for the threads that work on light images
         self._batcher: Batcher | None = None
         cores = usable_cores()
         self._artists = Artists(cores, _heavy_threads(cores), self.memory)
         self.metrics.ready.set_function(lambda: self.readiness.not_ready() is None)
         self.metrics.recent_bytes.set_function(lambda: self.recent.size)
+        for part in ("limit", "held", "work"):
+            self.metrics.memory_bytes.labels(part).set_function(partial(getattr, self.memory, part))
         self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
         self.metrics.draining_seconds.set_function(self._draining_seconds)
 
@@ -129,6 +133,7 @@ class Runtime:
 
     def _load(self) -> None:
         settings = self.settings
+        memory_limit.return_freed_memory()
         self.provider = pick_provider(settings.require_cuda)
         if self.provider == CUDA:
             gpu_memory.watch(self.metrics.registry)
@@ -144,7 +149,8 @@ class Runtime:
             raise ModelRefusedError(f"DEFAULT_MODEL={settings.default_model} is not served; choose from {names}")
         cores = usable_cores()
         decoders = (settings.decode_threads or cores) if self.provider == CUDA else 0
-        self._limit_memory(decoders or sum(place.runs for place in places), cores)
+        self._light_bytes = LIGHT_BYTES * (cores + (decoders or sum(place.runs for place in places)))
+        self._limit_memory()
         heavy = _heavy_threads(decoders or cores)
         self._batcher = Batcher(
             places, decoders, heavy, settings.max_pixels, self.memory, self.metrics, self.readiness.fail
@@ -153,15 +159,17 @@ class Runtime:
         gc.freeze()  # later collections skip these objects, which live as long as the process
         self.readiness.catalogue = catalogue
 
-    def _limit_memory(self, decoders: int, drawing_threads: int) -> None:
-        """Sets the memory budget, from the setting or from what the loaded models have left, and logs it."""
+    def _limit_memory(self) -> None:
+        """Sets the memory budget, from the setting or from what the loaded models leave, and logs it."""
         settings = self.settings
         if settings.memory_budget:
             self.memory.set_limit(settings.memory_budget)
             log.info("memory: MEMORY_BUDGET is %d MiB; %s", settings.memory_budget // MIB, self._largest_image())
             return
-        light = (decoders + drawing_threads) * LIGHT_BYTES
-        found = memory_limit.divide(memory_limit.available(), memory_limit.resident(), settings.recent_bytes + light)
+        # what is in use beside the models: nothing at start, but perhaps much when a model is loaded later
+        others = self.memory.work + self.memory.held + self.recent.size
+        used = max(0, memory_limit.resident() - others)
+        found = memory_limit.divide(memory_limit.available(), used, settings.recent_bytes + self._light_bytes)
         self.memory.set_limit(found.budget)
         log.info(
             "memory: the limit is %d MiB; %d MiB in use with the models loaded, %d MiB set aside, %d MiB left as "
@@ -182,8 +190,11 @@ class Runtime:
     def _refresh(self) -> None:
         assert self.readiness.catalogue is not None
         try:
+            before = self.readiness.catalogue.models
             self.readiness.catalogue.refresh()
             self._store_unread = False
+            if self.readiness.catalogue.models is not before and not self.settings.memory_budget:
+                self._limit_memory()
         except Exception as error:  # the models already loaded can still be served
             if not self._store_unread:
                 log.warning(
@@ -315,8 +326,11 @@ async def in_daemon_thread(function: Callable[[], T], name: str = "models") -> T
 
 
 def _heavy_threads(threads: int) -> int:
-    """How many threads may work on heavy images at a time, so that at least one core is left for others."""
-    return max(1, threads - 1)
+    """How many threads may work on heavy images at a time.
+
+    As many as there are cores, if they yield to the others. Else one core is left for light images.
+    """
+    return threads if CAN_YIELD else max(1, threads - 1)
 
 
 def _listed(refused: dict[str, str]) -> str:

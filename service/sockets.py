@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 from service.settings import Settings
 
+# Bytes that the system receives for a connection before the service reads them. Otherwise it would take up to 6 MB, and
+# a thousand unread uploads would use up the memory that the system has for TCP, which all connections share.
+RECEIVE_BUFFER = 2**18
 REMEDY = "set 127.0.0.1 for this machine only, 0.0.0.0 for every interface, or an address of this machine"
 
 
@@ -41,7 +44,7 @@ def listen(host: str, port: int, port_setting: str = "PORT") -> list[socket.sock
             if sockets and not port:  # the first socket has chosen the port
                 address = (address[0], sockets[0].getsockname()[1], *address[2:])
             try:
-                sockets.append(opened.enter_context(socket.create_server(address, family=family)))
+                sockets.append(opened.enter_context(_create(family, address)))
             except OSError as error:
                 if error.errno != errno.EAFNOSUPPORT:  # raised if IPv6 is switched off
                     raise ListenError(_words(error, host, port, port_setting)) from error
@@ -49,6 +52,12 @@ def listen(host: str, port: int, port_setting: str = "PORT") -> list[socket.sock
             raise ListenError(f"HOST={host!r}: this machine does not support the kind of this address; {REMEDY}")
         opened.pop_all()
         return sockets
+
+
+def _create(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
+    created = socket.create_server(address, family=family)
+    created.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)  # its connections inherit it
+    return created
 
 
 def public_addresses(sockets: Iterable[socket.socket]) -> list[str]:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from service.engine.cgroups import MEMBERSHIP, MOUNTED, folders, numbers
 
-BACKGROUND = 10  # "nice" value: beside a busy thread of normal importance, such a thread gets a tenth of the core
+BACKGROUND = 3  # "nice" value: a busy thread of normal importance gets twice the time of such a thread
+
+CAN_YIELD = sys.platform == "linux"  # elsewhere a thread's importance is that of its process
 
 
 def run_in_background() -> None:
     """Lets all threads of normal importance go before the calling thread, when cores are scarce (on Linux)."""
-    if sys.platform == "linux":  # elsewhere the call would concern the whole process
+    if CAN_YIELD:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,11 +116,15 @@ class Engine:
         outputs = dict(zip(names, values, strict=True))
         return [_result(outputs, row, canvas) for row, canvas in enumerate(canvases)]
 
-    def warm_up(self, batch_pixels: int = 0) -> None:
+    def warm_up(self, batch_pixels: int = 0, at_once: int = 1) -> None:
         """Runs every session, so that no request has to wait for the slow first run.
 
+        at_once  concurrent runs to expect on a CPU
+
         On a CPU, one run on the largest canvas is enough. The first run on any other canvas then takes only 1.01
-        to 1.02 times as long as later runs, whereas running all of them could take minutes (docs/results.md).
+        to 1.02 times as long as later runs, whereas running all of them could take minutes (docs/results.md). At last
+        `at_once` runs on the largest batch take place at the same time, so that the memory in use after the warm-up is
+        about what it will be under load.
         CUDA needs a first run on every canvas. The largest batch within `batch_pixels` is run first, so that the
         memory pool allocates its largest blocks before it is fragmented.
         """
@@ -134,6 +139,15 @@ class Engine:
             for count in self.thread_counts:
                 for proposals_only in (False, True):
                     self.run([_blank(canvas)], proposals_only, count)
+        if self.provider == CPU:
+            self._run_at_once(batch_pixels, at_once)
+
+    def _run_at_once(self, batch_pixels: int, runs: int) -> None:
+        """Runs the largest batch within `batch_pixels` in `runs` threads at the same time."""
+        batches = [[_blank(size)] * max(1, batch_pixels // math.prod(size)) for size in self.card.geometry.canvases]
+        largest = max(batches, key=lambda batch: len(batch) * math.prod(batch[0].size))
+        with ThreadPoolExecutor(runs) as pool:
+            list(pool.map(lambda _: self.run(largest), range(runs)))  # raises what a run raises
 
     def probe(self) -> None:
         """A small run that succeeds on any working engine. Raises whatever ONNX Runtime raises."""

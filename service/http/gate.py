@@ -97,7 +97,7 @@ def credential(scope: Scope) -> bytes:
 
 
 def client(scope: Scope) -> str:
-    """The client for which a request counts: its key, or without keys the part of its address that `client_of` keeps."""
+    """The client for which a request counts: its key, or without keys the part of its address that client_of keeps."""
     if key := scope["state"].get("key"):
         return f"key {key}"
     address = scope.get("client")

@@ -109,7 +109,7 @@ def _too_much_memory(error: TooMuchMemoryError) -> Problem:
     needed, limit = (math.ceil(size / 2**20) for size in (error.needed, error.limit))
     detail = (
         f"The image may need {needed} MiB of memory; the limit for one image is {limit} MiB (3/4 of MEMORY_BUDGET). "
-        "Send a smaller one, or one of the same size as a baseline JPEG."
+        "Send a smaller one."
     )
     return Problem(413, "too_much_memory", detail, more={"needed_bytes": error.needed, "limit_bytes": error.limit})
 

@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from service.images.fit import Geometry, fit
 from service.images.interpolate import BAND_PIXELS
-from service.images.upright import STRIP_PIXELS, swapped
+from service.images.upright import STRIP_PIXELS, swapped, vertical_first
 
 MIB = 2**20
 # An image within both limits is light: it may be decoded by any thread, and its memory is set aside for each thread.
@@ -63,9 +63,7 @@ def of_decoding(image: Image.Image, data: bytes, geometry: Geometry) -> Cost:
     width, height = -(-image.width // scale), -(-image.height // scale)
     pixels = width * height
     if geometry.antialias:
-        target = fit(*image.size, geometry)
-        between = max(target.width, target.height) * max(width, height) * 4
-        extra = between + _strip_pixels(width, height) * STRIP_BYTES
+        extra = _between_bytes((width, height), geometry) + _strip_pixels(width, height) * STRIP_BYTES
     else:
         extra = min(pixels, max(BAND_PIXELS, 2 * max(width, height))) * BAND_BYTES
     seconds += pixels * _conversion(image) * NANOSECONDS
@@ -113,6 +111,17 @@ def _stored_bytes(image: Image.Image) -> int:
 def _strip_pixels(width: int, height: int) -> int:
     """The most pixels of a strip; a single row or column may have more than STRIP_PIXELS."""
     return min(width * height, max(STRIP_PIXELS, width, height))
+
+
+def _between_bytes(size: tuple[int, int], geometry: Geometry) -> int:
+    """Bytes of the image between the two passes of a resize, in the orientation in which they are more."""
+    found = []
+    for orientation in (1, 6):
+        width, height = swapped(size, orientation)
+        target = fit(width, height, geometry)
+        rows_first = not vertical_first((width, height), (target.width, target.height))
+        found.append(target.width * height if rows_first else width * target.height)
+    return max(found) * 4
 
 
 def _conversion(image: Image.Image) -> float:

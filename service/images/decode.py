@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.images import parts
 from service.images.fit import Canvas, Fit, Geometry, fit
 from service.images.interpolate import interpolate_rows
 from service.images.upright import TRANSPOSE, resized, rgb, rows_reader, swapped
@@ -102,6 +103,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Reads and checks the header, without decoding any pixels."""
     if not data:
         raise NotAnImageError("it is empty", "Send the bytes of an image.")
+    if parts.has_too_many(data):
+        raise NotAnImageError("its header has more parts than any ordinary file", "Save the image again and send it.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:  # from Pillow's own limit; this error does not contain the size

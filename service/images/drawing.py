@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import colorsys
-import io
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from service.images import encode
 from service.images.decode import HeaderCheck, upright
 
 JPEG_MAX_SIDE = 65_500  # libjpeg's limit
@@ -37,17 +37,16 @@ class Drawing(NamedTuple):
 
         Raises SideTooLongError, and what `upright` raises.
         """
-        image = upright(self.data, self.max_pixels, before_pixels)
-        if self.media_type == "image/jpeg" and max(image.size) > JPEG_MAX_SIDE:
-            raise SideTooLongError(f"A JPEG side has at most {JPEG_MAX_SIDE} pixels. Ask for image/png.")
+
+        def check(header: Image.Image) -> None:
+            if self.media_type == "image/jpeg" and max(header.size) > JPEG_MAX_SIDE:
+                raise SideTooLongError(f"A JPEG side has at most {JPEG_MAX_SIDE} pixels. Ask for image/png.")
+            if before_pixels:
+                before_pixels(header)
+
+        image = upright(self.data, self.max_pixels, check)
         self._draw_boxes(image)
-        out = io.BytesIO()
-        if self.media_type == "image/jpeg":
-            image.save(out, "JPEG", quality=90)
-        else:
-            # the default level takes five times as long and saves only a tenth of the size
-            image.save(out, "PNG", compress_level=1)
-        return out.getvalue()
+        return encode.jpeg(image) if self.media_type == "image/jpeg" else encode.png(image)
 
     def _draw_boxes(self, image: Image.Image) -> None:
         pen = ImageDraw.Draw(image)

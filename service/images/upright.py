@@ -54,7 +54,7 @@ def resized(image: Image.Image, orientation: int, size: tuple[int, int], box: Bo
         plain = _turned(_in_plain_mode(image), orientation)
         return _on_white(plain.resize(size, Image.Resampling.BILINEAR, box=box))
     whole = swapped(image.size, orientation)
-    if _vertical_first(whole, size):
+    if vertical_first(whole, size):
         between = _resized_in_strips(_columns(whole), image, orientation, (whole[0], size[1]), (0, box[1], 0, box[3]))
         result = between.resize(size, Image.Resampling.BILINEAR, box=(box[0], 0, box[2], size[1]))
     else:
@@ -63,7 +63,7 @@ def resized(image: Image.Image, orientation: int, size: tuple[int, int], box: Bo
     return _on_white(result.convert("RGBA") if result.mode == "RGBa" else result)
 
 
-def _vertical_first(whole: tuple[int, int], size: tuple[int, int]) -> bool:
+def vertical_first(whole: tuple[int, int], size: tuple[int, int]) -> bool:
     """Whether Pillow resizes columns before rows, when it resizes an image of size `whole` to `size` in one call."""
     (width, height), (w, h) = whole, size
     return height - h > max(0, 2 * (width - w))

@@ -181,7 +181,7 @@ class Catalogue:
         engines = {}
         for device in self._devices:
             engines[device] = Engine(model, device.provider, device.thread_counts, self._tf32, device.index)
-            engines[device].warm_up(device.budget.pixels)
+            engines[device].warm_up(device.budget.pixels, device.runs)
         return ServedModel(model.card, model.card.geometry, engines)
 
     def _refuse(self, place: str, reason: str) -> None:

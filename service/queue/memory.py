@@ -62,7 +62,7 @@ class MemoryBudget:
         self._lock = Lock()
         self._limit = limit
         self._held = 0
-        self._working = 0
+        self._work = 0
         self._line: list[Claim] = []  # the claims that wait, in the order of their first attempt
         self._listeners: list[Callable[[], None]] = []
 
@@ -85,8 +85,8 @@ class MemoryBudget:
         return self._held
 
     @property
-    def working(self) -> int:
-        return self._working
+    def work(self) -> int:
+        return self._work
 
     def set_limit(self, limit: int) -> None:
         """Changes the limit. Bytes that are in use remain so, even if they exceed the new limit."""
@@ -144,20 +144,20 @@ class MemoryBudget:
             except TooMuchMemoryError:
                 self._leave_line(claim)
                 raise
-            free = self._limit - max(self._held, self.held_limit) - self._working
+            free = self._limit - max(self._held, self.held_limit) - self._work
             overfull = produces_response and self._held > self.held_limit
             if overfull or claim.size > free or self._must_wait_behind(claim):
                 if claim not in self._line:
                     self._line.append(claim)
                 return False
             self._leave_line(claim, passes=True)
-            self._working += claim.size
+            self._work += claim.size
             return True
 
     def end(self, claim: Claim) -> None:
         """Gives back the bytes of work that has ended."""
         with self._lock:
-            self._working -= claim.size
+            self._work -= claim.size
         self._notify()
 
     def withdraw(self, claim: Claim) -> None:

@@ -73,6 +73,11 @@ class Metrics:
         self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of the uploads and decoded images that are waiting")
         self.upload_bytes = self._counter("upload_bytes_total", "Bytes of request bodies read")
         self.recent_bytes = self._gauge("recent_uploads_bytes", "Bytes of memory that recent uploads take")
+        self.memory_bytes = self._gauge(
+            "memory_bytes",
+            "The memory budget: its limit, what clients hold (uploads, responses), and what heavy images take (work)",
+            ("part",),
+        )
 
     def _connections(self) -> None:
         """Clients' connections, and those that were closed because of a limit."""

@@ -8,6 +8,7 @@ from service.http.problems import Problem
 from service.images.decode import ImageError, TooManyPixelsError
 from service.images.drawing import SideTooLongError
 from service.models.choice import NoDefaultModelError, UnknownModelError
+from service.queue.memory import TooMuchMemoryError
 from service.readiness import NotReadyError
 from service.recent_uploads import UnknownImageError
 from service.runtime import TooLateError
@@ -28,6 +29,7 @@ from service.runtime import TooLateError
         (UnknownImageError(), 404, "unknown_image", None),
         (ImageError("it is a text", "Send an image."), 400, "not_an_image", None),
         (TooManyPixelsError("30 x 20", 500), 413, "too_many_pixels", None),
+        (TooMuchMemoryError(2, 1), 413, "too_much_memory", None),
         (TooLateError(1.5), 504, "deadline", None),
         (EngineFailedError(), 500, "engine", None),
         (EngineDeadError(), 503, "failed", "5"),
@@ -61,6 +63,13 @@ def test_the_detail_of_a_problem_names_the_fault(error, words):
 
 def test_the_problem_for_too_many_pixels_names_the_limit():
     assert problems.of(TooManyPixelsError("30 x 20", 500)).document()["limit_pixels"] == 500
+
+
+def test_the_problem_for_too_much_memory_names_bytes_limit_and_setting():
+    document = problems.of(TooMuchMemoryError(300 * 2**20 + 1, 200 * 2**20)).document()
+    assert (document["needed_bytes"], document["limit_bytes"]) == (300 * 2**20 + 1, 200 * 2**20)
+    assert "301 MiB" in document["detail"]
+    assert "200 MiB (3/4 of MEMORY_BUDGET)" in document["detail"]
 
 
 def test_an_internal_error_has_no_problem_of_its_own():

@@ -194,7 +194,7 @@ def test_every_access_to_the_state_of_a_busy_batcher_holds_its_lock(plain, encod
     assert {DeadlinePassedError, asyncio.CancelledError, EngineFailedError} < kinds
     assert any(issubclass(kind, ImageError) for kind in kinds)
     assert metrics.registry.get_sample_value("detector_shared_total") > 0
-    assert memory.working == 0  # every claim was given back
+    assert memory.work == 0  # every claim was given back
     assert checker.guarded > 10_000
     assert checker.violations == set()
 

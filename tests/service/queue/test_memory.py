@@ -22,7 +22,7 @@ def test_work_uses_what_clients_cannot_hold():
     assert budget.begin(third)
     budget.end(first)
     assert budget.begin(second)
-    assert budget.working == 201
+    assert budget.work == 201
 
 
 def test_a_response_is_always_counted_and_leaves_less_for_work():
@@ -119,6 +119,6 @@ def test_work_and_uploads_together_never_exceed_the_limit(steps):
             budget.end(running.pop(size % len(running)))
         elif step == "let go" and held:
             budget.let_go(held.pop(size % len(held)))
-        assert budget.working == sum(claim.size for claim in running)
+        assert budget.work == sum(claim.size for claim in running)
         assert budget.held == sum(held)
-        assert budget.working + budget.held <= 400
+        assert budget.work + budget.held <= 400

@@ -1,0 +1,69 @@
+"""Counts the parts of a file before its pixels: a JPEG's segments, a PNG's chunks, a GIF's extension blocks.
+
+Pillow handles each of them in Python, some in time that grows with the square of their number. A crafted file of a few
+megabytes can have a million, which take many seconds before the size of the image is even known. Ordinary files have
+fewer than a hundred; the largest profiles and panoramas have some hundreds.
+"""
+
+from __future__ import annotations
+
+MAX_PARTS = 10_000
+BYTES_PER_CHUNK = 1024  # a PNG may have further chunks in proportion to its size; 8192 bytes each are usual
+LENGTHLESS = {0x00, 0x01, *range(0xD0, 0xDA)}  # JPEG markers without a length
+
+
+def has_too_many(data: bytes) -> bool:
+    """Whether the header of the file has more parts than any ordinary file."""
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg(data) > MAX_PARTS
+    if data.startswith(b"\x89PNG"):
+        return _png(data) > MAX_PARTS + len(data) // BYTES_PER_CHUNK
+    if data.startswith(b"GIF"):
+        return _gif(data) > MAX_PARTS
+    return False
+
+
+def _jpeg(data: bytes) -> int:
+    """Segments, padding and stray bytes before the first scan, counted up to MAX_PARTS + 1."""
+    at, parts = 2, 0
+    while at + 3 < len(data) and parts <= MAX_PARTS:
+        marker = data[at + 1]
+        if data[at] != 0xFF:  # a stray byte
+            at += 1
+        elif marker == 0xDA:
+            break
+        elif marker == 0xFF:  # padding
+            at += 1
+        elif marker in LENGTHLESS:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        parts += 1
+    return parts
+
+
+def _png(data: bytes) -> int:
+    """Chunks, counted up to the limit."""
+    at, parts, most = 8, 0, MAX_PARTS + len(data) // BYTES_PER_CHUNK
+    while at + 8 <= len(data) and parts <= most:
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+        parts += 1
+    return parts
+
+
+def _gif(data: bytes) -> int:
+    """Blocks of extensions, and stray bytes, before the first image, counted up to MAX_PARTS + 1."""
+    at, parts = 13, 0
+    if len(data) > at and data[10] & 0x80:
+        at += 3 << (data[10] & 7) + 1  # the palette
+    while at + 1 < len(data) and parts <= MAX_PARTS and data[at] != 0x2C:  # an image begins with a comma
+        if data[at] != 0x21:  # an extension begins with an exclamation mark
+            at += 1
+        else:
+            at += 2
+            while at < len(data) and data[at] and parts <= MAX_PARTS:
+                at += 1 + data[at]
+                parts += 1
+            at += 1
+        parts += 1
+    return parts
