@@ -1,4 +1,4 @@
-r"""Measures a graph, by itself or against torchvision's own code, or the service under load.
+r"""Measures a graph, by itself or against torchvision's own code, or the service under load or under siege.
 
     faster-rcnn benchmark graph model_store/shapes/1
     faster-rcnn benchmark graph --torchvision fasterrcnn_mobilenet_v3_large_320_fpn --batches 1 8 --out measured
@@ -8,6 +8,10 @@ r"""Measures a graph, by itself or against torchvision's own code, or the servic
     faster-rcnn benchmark service --folder photographs --out measured
     faster-rcnn benchmark service --url http://127.0.0.1:8000
     faster-rcnn benchmark service --soak 60             one hour of random sizes; memory must not grow
+    faster-rcnn benchmark siege                         a good client beside hostile ones; about twenty minutes
+    faster-rcnn benchmark siege --kinds slow-body idle --clients 500
+    faster-rcnn benchmark siege --kinds idle-keepalive --clients 2000 --nofile 1024
+    faster-rcnn benchmark worst --memory 2000           the worst images at once in 2000 MB, beside small ones
 
 Machines are noisy: every comparison is made inside one run, the contenders take turns, and the results are ratios. Only
 --torchvision needs torch, so a published model can be measured by the same installation that serves it.
@@ -21,6 +25,11 @@ from pathlib import Path
 from benchmarks.load import measure_service as load
 from benchmarks.load.soak import soak
 from benchmarks.measure_graph import Options, measure_graph
+from benchmarks.siege import measure_siege as siege
+from benchmarks.siege.attackers import KINDS
+from benchmarks.siege.measure_worst import Options as WorstOptions
+from benchmarks.siege.measure_worst import measure_worst
+from benchmarks.siege.worst_images import SIDE
 from benchmarks.workers import Failed
 from faster_rcnn.commands.command_line import Parser, above_zero, positive, run_command
 from service.engine.cores import usable_cores
@@ -36,14 +45,19 @@ PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 def main(argv: Sequence[str] | None = None) -> int:
     """`faster-rcnn benchmark`. Returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = Parser("benchmark", "graph|service [MODEL_DIR] [OPTION ...]", __doc__)
+    parser = Parser("benchmark", "graph|service|siege|worst [MODEL_DIR] [OPTION ...]", __doc__)
     parser.add_argument(
         "what",
-        choices=("graph", "service"),
-        help="what to measure; `graph --help` and `service --help` list the options",
+        choices=("graph", "service", "siege", "worst"),
+        help="what to measure; `graph --help` and so on list the options",
     )
     what: str = parser.parse_args(words[:1]).what
-    measure, build = (measure_a_graph, graph_parser) if what == "graph" else (measure_a_service, service_parser)
+    measure, build = {
+        "graph": (measure_a_graph, graph_parser),
+        "service": (measure_a_service, service_parser),
+        "siege": (measure_a_siege, siege_parser),
+        "worst": (measure_the_worst, worst_parser),
+    }[what]
     arguments = build().parse_args(words[1:])
     interrupted = "interrupted; what was measured is lost"
     return run_command(
@@ -93,12 +107,9 @@ def measure_a_graph(arguments: argparse.Namespace) -> None:
 
 
 def measure_a_service(arguments: argparse.Namespace) -> None:
-    folder = arguments.model or EMBEDDED
-    image = arguments.image or (example if (example := folder / "example.jpg").exists() else _EXAMPLE)
-    # A service elsewhere answers with its default model unless one is named.
-    path = f"/detect?model={folder.parent.name}&version={folder.name}" if arguments.model else "/detect"
+    folder, image, path = _model_and_image(arguments)
     if arguments.soak is not None:
-        soak(folder, image, arguments.url, path, arguments.soak, arguments.seed)
+        soak(folder, image, arguments.url, path, arguments.soak, arguments.seed, arguments.out)
         return
     load.measure_service(
         load.Options(
@@ -114,6 +125,53 @@ def measure_a_service(arguments: argparse.Namespace) -> None:
             out=arguments.out,
         )
     )
+
+
+def measure_a_siege(arguments: argparse.Namespace) -> None:
+    if arguments.url is not None and arguments.nofile is not None:
+        raise Failed("--nofile is for a service that is started here; leave out --url")
+    folder, image, path = _model_and_image(arguments)
+    siege.measure_siege(
+        siege.Options(
+            folder=folder,
+            image=image,
+            url=arguments.url,
+            path=path,
+            kinds=tuple(dict.fromkeys(arguments.kinds)),
+            clients=tuple(sorted(set(arguments.clients))),
+            requests=arguments.requests,
+            rounds=arguments.rounds,
+            addresses=arguments.addresses,
+            nofile=arguments.nofile,
+            large_side=arguments.large_side,
+            seed=arguments.seed,
+            out=arguments.out,
+        )
+    )
+
+
+def measure_the_worst(arguments: argparse.Namespace) -> None:
+    folder, image, _ = _model_and_image(arguments)
+    measure_worst(
+        WorstOptions(
+            folder=folder,
+            image=image,
+            memory=arguments.memory * 10**6,
+            images=arguments.images,
+            side=arguments.side,
+            rounds=arguments.rounds,
+            out=arguments.out,
+        )
+    )
+
+
+def _model_and_image(arguments: argparse.Namespace) -> tuple[Path, Path, str]:
+    """The model's folder, the image to send, and the path to send it to."""
+    folder = arguments.model or EMBEDDED
+    image = arguments.image or (example if (example := folder / "example.jpg").exists() else _EXAMPLE)
+    # A service elsewhere answers with its default model unless one is named.
+    path = f"/detect?model={folder.parent.name}&version={folder.name}" if arguments.model else "/detect"
+    return folder, image, path
 
 
 def _provider(wanted: str | None) -> str:
@@ -188,8 +246,75 @@ def service_parser() -> Parser:
         "--soak",
         type=above_zero,
         metavar="MINUTES",
-        help="instead, send images of random sizes for this long and watch the memory",
+        help="instead, send images of random sizes for this long and watch the memory; --out keeps every sample",
     )
+    _add_out(parser)
+    return parser
+
+
+def siege_parser() -> Parser:
+    about = "A well-behaved client alone and beside hostile clients: its answers, and the service's memory."
+    parser = Parser("benchmark siege", "[MODEL_DIR] [OPTION ...]", about)
+    _add_model(parser)
+    parser.add_argument("--url", help="address of a running service (default: start one for each kind and number)")
+    parser.add_argument(
+        "--kinds", choices=KINDS, nargs="+", default=tuple(KINDS), metavar="KIND", help=f"of {', '.join(KINDS)}"
+    )
+    parser.add_argument(
+        "--clients",
+        type=positive,
+        nargs="+",
+        default=siege.CLIENTS,
+        metavar="N",
+        help="numbers of hostile clients (default: 500 2000; at most 64 are greedy or send garbage)",
+    )
+    parser.add_argument(
+        "--requests",
+        type=positive,
+        default=siege.REQUESTS,
+        metavar="N",
+        help=f"images that the well-behaved client sends in a turn, at most ten a second (default: {siege.REQUESTS})",
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=2, metavar="N", help="turns alone and beside the others (default: 2)"
+    )
+    parser.add_argument(
+        "--addresses",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="addresses 127.1.0.1 and so on of the hostile clients (default: the well-behaved client's own)",
+    )
+    parser.add_argument(
+        "--nofile", type=positive, metavar="N", help="start the service with at most N file descriptors (ulimit -n)"
+    )
+    parser.add_argument(
+        "--large-side",
+        type=positive,
+        default=siege.LARGE_SIDE,
+        metavar="PIXELS",
+        help=f"side of the large images that hostile clients send (default: {siege.LARGE_SIDE})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    _add_out(parser)
+    return parser
+
+
+def worst_parser() -> Parser:
+    about = (
+        "The worst images at once, drawn, beside a client with small ones. The service runs on two cores in a control "
+        "group of limited memory, which needs root on Linux. Variables such as MAX_PIXELS set its settings."
+    )
+    parser = Parser("benchmark worst", "[MODEL_DIR] [OPTION ...]", about)
+    _add_model(parser)
+    parser.add_argument(
+        "--memory", type=positive, default=2000, metavar="MB", help="limit of the service's memory (default: 2000)"
+    )
+    parser.add_argument("--images", type=positive, default=64, metavar="N", help="images at once (default: 64)")
+    parser.add_argument(
+        "--side", type=positive, default=SIDE, metavar="PIXELS", help=f"side of these images (default: {SIDE})"
+    )
+    parser.add_argument("--rounds", type=positive, default=1, metavar="N", help="how often (default: 1)")
     _add_out(parser)
     return parser
 

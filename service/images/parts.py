@@ -1,4 +1,4 @@
-"""Counts the parts of a file before its pixels: a JPEG's segments, a PNG's chunks, a GIF's extension blocks.
+"""Counts the parts of a file beside its pixels: a JPEG's segments, a PNG's chunks, a GIF's blocks, EXIF entries.
 
 Pillow handles each of them in Python, some in time that grows with the square of their number. A crafted file of a few
 megabytes can have a million, which take many seconds before the size of the image is even known. Ordinary files have
@@ -6,6 +6,8 @@ fewer than a hundred; the largest profiles and panoramas have some hundreds.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 MAX_PARTS = 10_000
 BYTES_PER_CHUNK = 1024  # a PNG may have further chunks in proportion to its size; 8192 bytes each are usual
@@ -20,12 +22,14 @@ def has_too_many(data: bytes) -> bool:
         return _png(data) > MAX_PARTS + len(data) // BYTES_PER_CHUNK
     if data.startswith(b"GIF"):
         return _gif(data) > MAX_PARTS
+    if data.startswith(b"RIFF"):
+        return _webp(data) > MAX_PARTS
     return False
 
 
 def _jpeg(data: bytes) -> int:
     """Segments, padding and stray bytes before the first scan, counted up to MAX_PARTS + 1."""
-    at, parts = 2, 0
+    at, parts, exif = 2, 0, b""
     while at + 3 < len(data) and parts <= MAX_PARTS:
         marker = data[at + 1]
         if data[at] != 0xFF:  # a stray byte
@@ -37,18 +41,43 @@ def _jpeg(data: bytes) -> int:
         elif marker in LENGTHLESS:
             at += 2
         else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if marker == 0xE1 and data.startswith(b"Exif\0\0", at + 4):
+                exif += data[at + 10 : end]  # Pillow joins several segments
+            at = end
         parts += 1
-    return parts
+    return parts + _exif_entries(exif)
 
 
 def _png(data: bytes) -> int:
-    """Chunks, counted up to the limit."""
+    """Chunks and EXIF entries, counted up to the limit."""
     at, parts, most = 8, 0, MAX_PARTS + len(data) // BYTES_PER_CHUNK
     while at + 8 <= len(data) and parts <= most:
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data.startswith(b"eXIf", at + 4):
+            parts += _exif_entries(data[at + 8 : end])
+        at = end
         parts += 1
     return parts
+
+
+def _webp(data: bytes) -> int:
+    """Chunks and EXIF entries, counted up to MAX_PARTS + 1."""
+    at, parts = 12, 0
+    while at + 8 <= len(data) and parts <= MAX_PARTS:
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data.startswith(b"EXIF", at):
+            parts += _exif_entries(data[at + 8 : at + 8 + size].removeprefix(b"Exif\0\0"))
+        at += 8 + size + size % 2
+        parts += 1
+    return parts
+
+
+def _exif_entries(exif: bytes) -> int:
+    """The entries of the first directory, which is the only one that Pillow reads for the orientation."""
+    order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
+    first = int.from_bytes(exif[4:8], order)
+    return int.from_bytes(exif[first : first + 2], order)
 
 
 def _gif(data: bytes) -> int:

@@ -81,13 +81,16 @@ def test_a_serving_installation_can_measure_a_running_service_which_then_keeps_r
     assert all(float(row[7]) > 0 and float(row[9]) > 50 for row in closed)  # CPU and memory, from its /metrics
 
 
-def test_a_soak_reports_memory_growth_and_failures() -> None:
-    done = run("--soak", 0.05)
+def test_a_soak_reports_memory_growth_and_failures_and_writes_every_sample(tmp_path: Path) -> None:
+    done = run("--soak", 0.05, "--out", tmp_path / "soak")
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d+ images of 200 random sizes, 8 clients, 0.05 min: none failed", done.stdout)
-    grown = re.search(r"memory: [\d.]+ MB after 0.\d min, [\d.]+ MB at the end \(([\d.]+) times\)", done.stdout)
+    grown = re.search(r"memory: [\d.]+ MB after 0.\d min, [\d.]+ MB at the end \(([+-][\d.]+)%\)", done.stdout)
     assert grown
-    assert 0.5 < float(grown[1]) < 3
+    assert -50 < float(grown[1]) < 200
+    heading, *samples = (tmp_path / "soak" / "soak.csv").read_text().splitlines()
+    assert heading == "seconds,bytes,images,failed"
+    assert [len(sample.split(",")) for sample in samples] == [4, 4]  # one for each turn
 
 
 def grown(times: float) -> list[tuple[float, int]]:
@@ -99,11 +102,11 @@ def test_a_soak_fails_if_an_image_failed_or_memory_grew_over_a_long_enough_time(
     assert fault({}, grown(1.03), 15) is None
     assert fault({}, [], 15) is None  # a server that does not report its memory
     assert fault({}, grown(1.04), 9) is None  # too short to tell
-    assert "1.040 times that after 5.0 min" in (fault({}, grown(1.04), 15) or "")
+    assert "grown by 4.0% since minute 5.0" in (fault({}, grown(1.04), 15) or "")
     assert "images that failed: 3" in (fault({"500": 2, "no connection": 1}, grown(1), 0.1) or "")
     both = fault({"wrong": 1}, grown(1.5), 60) or ""
     assert "images that failed: 1" in both
-    assert "1.500 times" in both
+    assert "grown by 50.0%" in both
 
 
 def test_a_soak_in_which_images_fail_ends_with_one_line() -> None:

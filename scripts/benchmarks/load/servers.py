@@ -37,12 +37,17 @@ class Server(Protocol):
 class Local:
     """A server that was started here."""
 
-    def __init__(self, name: str, url: str, pid: int) -> None:
+    def __init__(self, name: str, url: str, pid: int, log: IO[str]) -> None:
         self.name, self.url = name, url
         self.pids = process_usage.tree(pid)
+        self._log = log
 
     def usage(self) -> Usage:
         return process_usage.usage(self.pids)
+
+    def log_size(self) -> int:
+        """The number of bytes that it has written to its log."""
+        return os.fstat(self._log.fileno()).st_size
 
 
 class Remote:
@@ -68,15 +73,19 @@ _METRICS = ("cpu_seconds_total", "resident_memory_bytes")
 
 
 @contextlib.contextmanager
-def own_service(folder: Path) -> Iterator[Local]:
-    """This service with no other model than the one in `folder`, on a free port, while the context lasts."""
+def own_service(folder: Path, prefix: Sequence[str] = ()) -> Iterator[Local]:
+    """This service with no other model than the one in `folder`, on a free port, while the context lasts.
+
+    prefix: words to put before its command, such as those that lower a limit.
+    """
     with tempfile.TemporaryDirectory() as store:
         link = Path(store) / folder.parent.name / folder.name
         link.parent.mkdir()
         link.symlink_to(folder.absolute())
         environment = {"HOST": "127.0.0.1", "PORT": "0", "MODEL_STORE": store}
-        with _running([sys.executable, "-m", "service"], environment, r"^serving .* on (http://\S+)", 1) as (url, pid):
-            yield Local(SERVICE, f"{url}/detect", pid)
+        command = [*prefix, sys.executable, "-m", "service"]
+        with _running(command, environment, r"^serving .* on (http://\S+)", 1) as (url, pid, log):
+            yield Local(SERVICE, f"{url}/detect", pid, log)
 
 
 @contextlib.contextmanager
@@ -86,15 +95,15 @@ def plain_server(folder: Path, workers: int) -> Iterator[Local]:
     command += ["--workers", str(workers)] if workers > 1 else []
     environment = {"MODEL_DIR": str(folder), "PYTHONPATH": os.pathsep.join((str(ROOT / "scripts"), str(ROOT)))}
     ready = r"running on (http://[\w.:]+)", r"Application startup complete"
-    with _running(command, environment, ready[0], workers, ready[1]) as (url, pid):
-        yield Local(f"plain, {workers} worker{'s' if workers > 1 else ''}", f"{url}/detect", pid)
+    with _running(command, environment, ready[0], workers, ready[1]) as (url, pid, log):
+        yield Local(f"plain, {workers} worker{'s' if workers > 1 else ''}", f"{url}/detect", pid, log)
 
 
 @contextlib.contextmanager
 def _running(
     command: Sequence[str], environment: Mapping[str, str], announces: str, times: int, complete: str | None = None
-) -> Iterator[tuple[str, int]]:
-    """Starts a server, and yields its address and process id while the context lasts. Its children end with it.
+) -> Iterator[tuple[str, int, IO[str]]]:
+    """Starts a server, and yields its address, process id and log while the context lasts. Its children end with it.
 
     announces: matches the line with the address;  complete: matches the line that appears `times` when all is ready.
     Raises Failed if the server ends or takes too long.
@@ -109,7 +118,7 @@ def _running(
             start_new_session=True,
         )
         try:
-            yield _address(process, log, announces, complete or announces, times), process.pid
+            yield _address(process, log, announces, complete or announces, times), process.pid, log
         finally:
             family = process_usage.tree(process.pid)
             process.send_signal(signal.SIGTERM)

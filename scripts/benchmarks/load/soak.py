@@ -1,11 +1,13 @@
 """A long load of images of random sizes: does memory stop growing, and is every image answered?"""
 
 import contextlib
+import os
 import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from benchmarks.comparison import with_progress
 from benchmarks.load import servers, uploads
@@ -24,9 +26,10 @@ TURN = 20.0  # seconds; then other sizes are sent
 IMAGES = 100  # per turn
 
 
-def soak(folder: Path, image: Path, url: str | None, path: str, minutes: float, seed: int) -> None:
-    """Prints the memory after five minutes (or half the time, if that is less) and at the end, and the failures.
+def soak(folder: Path, image: Path, url: str | None, path: str, minutes: float, seed: int, out: Path | None) -> None:
+    """Prints the growth of the memory since minute five (or half the time, if that is less), and the failures.
 
+    With `out` it writes each sample to soak.csv in that folder at once, so that an interrupted soak is not lost.
     Raises Failed if an image failed or memory grew.
     """
     rng = random.Random(seed)
@@ -37,6 +40,7 @@ def soak(folder: Path, image: Path, url: str | None, path: str, minutes: float, 
         server: Server = (
             servers.Remote(url, path) if url is not None else stack.enter_context(servers.own_service(folder))
         )
+        samples = stack.enter_context(_samples(out))
         turns = max(2, round(60 * minutes / TURN))
         began = time.monotonic()
         for _ in with_progress(range(turns), "soak"):
@@ -44,12 +48,24 @@ def soak(folder: Path, image: Path, url: str | None, path: str, minutes: float, 
             outcomes += generator.closed(target, CLIENTS, 60 * minutes / turns).outcomes
             if (now := server.usage().memory) is not None:
                 memory.append((time.monotonic() - began, now))
+                samples.write(f"{memory[-1][0]:.0f},{now},{outcomes.total()},{outcomes.total() - outcomes[ANSWERED]}\n")
+                samples.flush()
     failed = {what: n for what, n in outcomes.items() if what != ANSWERED}
     listed = ", ".join(f"{n} × {what}" for what, n in failed.items()) or "none failed"
     print(f"{outcomes.total()} images of {turns * IMAGES} random sizes, {CLIENTS} clients, {minutes:g} min: {listed}")
     print(_growth(memory, minutes))
     if found := fault(failed, memory, minutes):
         raise Failed(found)
+
+
+def _samples(out: Path | None) -> IO[str]:
+    """The file for the samples, with its heading."""
+    if out is None:
+        return Path(os.devnull).open("w")
+    out.mkdir(parents=True, exist_ok=True)
+    file = (out / "soak.csv").open("w")
+    file.write("seconds,bytes,images,failed\n")
+    return file
 
 
 def fault(failed: Mapping[str, int], memory: Sequence[Sample], minutes: float) -> str | None:
@@ -61,8 +77,8 @@ def fault(failed: Mapping[str, int], memory: Sequence[Sample], minutes: float) -
         (moment, first), last = _settled(memory, minutes), memory[-1][1]
         if last > GROWTH * first:
             faults.append(
-                f"memory is {last / first:.3f} times that after {moment / 60:.1f} min, and {GROWTH} is allowed; "
-                "look for a leak"
+                f"memory has grown by {last / first - 1:.1%} since minute {moment / 60:.1f}, and {GROWTH - 1:.0%} is "
+                "allowed; look for a leak"
             )
     return "; ".join(faults) or None
 
@@ -80,5 +96,5 @@ def _growth(memory: Sequence[Sample], minutes: float) -> str:
     last, most = memory[-1][1], max(size for _, size in memory)
     return (
         f"memory: {first / MB:.1f} MB after {moment / 60:.1f} min, {last / MB:.1f} MB at the end "
-        f"({last / first:.3f} times), {most / MB:.1f} MB at most"
+        f"({last / first - 1:+.1%}), {most / MB:.1f} MB at most"
     )

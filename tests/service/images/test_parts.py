@@ -55,6 +55,26 @@ def test_some_hundred_parts_are_accepted(encode, format, part):
     assert decode(data, GEOMETRY).width == 60
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_exif_data_with_very_many_entries_is_refused(encode, format, order):
+    def with_entries(number: int) -> bytes:
+        entries = b"".join(struct.pack(order + "HHII", 0x9000 + n % 99, 4, 1, 0) for n in range(number))
+        head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, number)
+        exif = head + entries
+        image = Image.new("RGB", (60, 40))
+        if format != "JPEG":
+            return encode(image, format, exif=exif)
+        data = encode(image, format)  # a segment has at most 65535 bytes, but Pillow joins several
+        pieces = [exif[start : start + 60_000] for start in range(0, len(exif), 60_000)]
+        segments = [b"\xff\xe1" + struct.pack(">H", len(each) + 8) + b"Exif\0\0" + each for each in pieces]
+        return data[:2] + b"".join(segments) + data[2:]
+
+    assert decode(with_entries(300), GEOMETRY).width == 60
+    with pytest.raises(NotAnImageError, match="more parts"):
+        decode(with_entries(2 * MAX_PARTS), GEOMETRY)
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
 def test_a_file_cut_anywhere_has_a_countable_number_of_parts(encode, format):
     data = encode(Image.effect_noise((60, 40), 50), format)
