@@ -40,7 +40,7 @@ def serve(settings: Settings, sockets: Sockets, traces: TracerProvider | None = 
     config = uvicorn.Config(
         Http1(tracing.Traced(app, traces) if traces else app),
         log_config=None,
-        log_level="warning",
+        log_level="error",  # its warnings are about what clients send; `Traffic` counts and limits those
         access_log=False,  # service.http.middleware writes its own, with the name of the key
         http=cast("type[asyncio.Protocol]", partial(Connection, app.state.traffic)),
         h11_max_incomplete_event_size=2 * MAX_HEAD,  # `Connection` passes only complete heads, and limits them itself

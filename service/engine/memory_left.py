@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from service.engine.cgroups import MEMBERSHIP, MOUNTED, folders, numbers
+
+LIMITS_AND_USES = (
+    ("memory.max", "memory.current"),  # version 2
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),  # version 1
+)
+
 
 def memory_left(
-    cgroups: Path = Path("/sys/fs/cgroup"),
-    membership: Path = Path("/proc/self/cgroup"),
+    cgroups: Path = MOUNTED,
+    membership: Path = MEMBERSHIP,
     machine: Path = Path("/proc/meminfo"),
 ) -> int | None:
     """In bytes; the least of what the machine and each control group have left. None where this cannot be read.
@@ -28,30 +35,17 @@ def _left_on_the_machine(machine: Path) -> Iterator[int]:
 
 
 def _left_in_groups(cgroups: Path, membership: Path) -> Iterator[int]:
-    for line in _lines(membership):
-        _, controllers, group = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        mounted = cgroups / "memory" if controllers else cgroups  # version 1 names controllers, version 2 does not
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        own = mounted / group.lstrip("/")  # absent in a version 1 container, which sees its own group as the root
-        for folder in (own, *own.parents):
-            if not folder.is_relative_to(mounted):
-                break
-            limit, used = (_number(folder / name) for name in names)
-            if limit is not None and used is not None and limit < 2**60:  # version 1 writes a huge number for no limit
-                yield limit - used + _reclaimable(folder)
+    for folder in folders("memory", cgroups, membership):
+        for limit_file, used_file in LIMITS_AND_USES:
+            limit, used = numbers(folder / limit_file), numbers(folder / used_file)
+            if limit and used and limit[0] < 2**60:  # version 1 writes a huge number for no limit
+                yield limit[0] - used[0] + _reclaimable(folder)
 
 
 def _reclaimable(folder: Path) -> int:
     """Bytes of cached files in a group, which the kernel drops when memory runs short."""
     found = dict(line.split()[:2] for line in _lines(folder / "memory.stat") if line.count(" ") == 1)
     return int(found.get("total_inactive_file", found.get("inactive_file", "0")))
-
-
-def _number(file: Path) -> int | None:
-    lines = _lines(file)
-    return int(lines[0]) if lines and lines[0].isdecimal() else None  # "max" means no limit
 
 
 def _lines(file: Path) -> list[str]:

@@ -148,6 +148,24 @@ def test_health_answers_while_the_engine_is_busy(start, slow_store):
         assert [each.result().status_code for each in working] == [200] * 8
 
 
+@pytest.mark.contract("3.10")
+def test_a_client_whose_requests_take_all_places_does_not_keep_out_another_one(start, slow_store):
+    server = start(
+        MODEL_STORE=slow_store, MAX_IN_FLIGHT=4, ENGINE_WORKERS=1, BATCH_PIXELS=1, TRUSTED_PROXIES="127.0.0.1"
+    ).ready()
+
+    def send(client: str, number: int) -> int:
+        headers = {"X-Forwarded-For": client}
+        return server.http.post("/detect", content=distinct(GREY, number), headers=headers).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        greedy = [pool.submit(send, "192.0.2.1", number) for number in range(4)]
+        server.wait_for("detector_requests_in_flight", 4)
+        assert send("192.0.2.1", 9) == 429
+        assert send("192.0.2.2", 10) == 200
+        assert [each.result() for each in greedy] == [200] * 4
+
+
 def crowd(server: Server, number: int) -> list[httpx.Response]:
     """The answers to `number` different images sent at once."""
     with ThreadPoolExecutor(number) as pool:
