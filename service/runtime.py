@@ -163,7 +163,7 @@ class Runtime:
         if found.budget == memory_limit.LEAST_BUDGET:
             log.warning(
                 "memory is so short that MEMORY_BUDGET is set to its minimum of %d MiB and the limit may be exceeded; "
-                "give the service more memory, serve fewer models, or lower RECENT_BYTES or ENGINE_WORKERS",
+                "give the service more memory, serve fewer models, lower RECENT_BYTES, or set ENGINE_THREADS=1",
                 found.budget // MIB,
             )
 
