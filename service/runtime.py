@@ -94,7 +94,7 @@ class Runtime:
         self._light_bytes = 0  # set aside for the threads that work on light images
         self._batcher: Batcher | None = None
         cores = usable_cores()
-        self._artists = Artists(cores, _heavy_threads(cores), self.memory)
+        self._artists = Artists(max(1, cores - 1), _heavy_threads(cores), self.memory)  # a core is left for inference
         self.metrics.ready.set_function(lambda: self.readiness.not_ready() is None)
         self.metrics.recent_bytes.set_function(lambda: self.recent.size)
         for part in ("limit", "held", "work"):
@@ -210,7 +210,7 @@ class Runtime:
         if found.budget == memory_limit.LEAST_BUDGET:
             log.warning(
                 "memory is so short that MEMORY_BUDGET is set to its minimum of %d MiB and the limit may be exceeded; "
-                "give the service more memory, serve fewer models, or lower RECENT_BYTES or ENGINE_WORKERS",
+                "give the service more memory, serve fewer models, lower RECENT_BYTES, or set ENGINE_THREADS=1",
                 found.budget // MIB,
             )
 

@@ -104,6 +104,7 @@ class Connection(asyncio.Protocol):
         self._step = _Step.HEAD
         self._head_searched = 0  # in step HEAD: the waiting bytes that were searched for its end
         self._held_head = 0  # in step HELD: the size of the head
+        self._held_chunks = False  # in step HELD: whether the body comes in chunks, so that its size is unknown
         self._enough = 0  # in step HELD: the number of waiting bytes with which the head passes
         self._body_size = 0  # bytes of the body that have arrived, with the framing of its chunks
         self._body_left = 0  # in step BODY: bytes that have not passed yet
@@ -255,7 +256,9 @@ class Connection(asyncio.Protocol):
         if self._step is _Step.BODY:
             return self._waiting_size >= min(self._body_left, BODY_PIECE)
         if self._step is _Step.HELD:
-            return self._waiting_size >= self._enough or self._waiting[-1].endswith(_LAST_CHUNK)
+            return self._waiting_size >= self._enough or (
+                self._held_chunks and self._waiting_size > self._held_head and self._waiting[-1].endswith(_LAST_CHUNK)
+            )
         if self._step is _Step.CHUNKS:
             return not self._pauses_between_slices and not self._http_pauses
         return self._step is _Step.HEAD
@@ -305,6 +308,7 @@ class Connection(asyncio.Protocol):
         """Keeps the head of an upload back. It costs much less memory here than in the application."""
         self._step = _Step.HELD
         self._held_head = head
+        self._held_chunks = expected == refusals.UNKNOWN
         self._enough = head + min(expected, BODY_PIECE)
         self._count_body(self._waiting_size - head)
         self.traffic.uploads.hold(self._start)

@@ -40,7 +40,10 @@ class Http1:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(in_origin_form(scope), receive, send)
-        await self._app(exchange.scope, exchange.receive, exchange.send)
+        try:
+            await self._app(exchange.scope, exchange.receive, exchange.send)
+        finally:
+            scope["state"].clear()  # uvicorn keeps the scope until the connection's next request
 
 
 def in_origin_form(scope: Scope) -> Scope:

@@ -9,6 +9,7 @@ import orjson
 
 from service.http.problems import Problem
 
+UNKNOWN = 2**62  # the expected size of a chunked body
 MAX_HEAD = 2**15  # bytes of a request's head, however it arrives
 
 _HOST = re.compile(rb"(?im)^host[ \t]*:")
@@ -19,9 +20,9 @@ _FORBIDDEN = re.compile(rb"\x00|\r(?!\n)")
 
 
 def expected_body(head: bytes) -> int:
-    """The size of the body that a head announces; a large number if it is chunked. Only an estimate: h11 decides."""
+    """The size of the body that a head announces, UNKNOWN if it is chunked. Only an estimate: h11 decides."""
     if _CHUNKED.search(head):
-        return 2**30
+        return UNKNOWN
     length = _LENGTH.search(head)
     return int(length[1]) if length and _LENGTHS.fullmatch(length[1]) and b"," not in length[1] else 0
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from service.queue.memory import MemoryBudget
 
 PATIENCE = 2.0  # seconds for which a response cannot be displaced
+ENOUGH = 0.9  # of the limit: so much is left when responses are dropped, so that the next is not dropped at once
 
 
 @dataclass(eq=False)
@@ -46,9 +47,11 @@ class UnsentResponses:
         memory     holds the bytes of the responses
         """
         self.max_bytes = max_bytes
+        self._next_check = max_bytes
         self._memory = memory
         self._clock = clock
         self._sending: set[Sending] = set()
+        self._at_most = 0  # the sum of all sizes, which is cheap to know and never below `bytes`
 
     def __len__(self) -> int:
         return len(self._sending)
@@ -62,26 +65,42 @@ class UnsentResponses:
         """Counts a response until the context ends."""
         sending = Sending(size, unsent, drop, self._clock())
         self._sending.add(sending)
+        self._at_most += size
         self._memory.hold_anyway(size)
         try:
-            self.check()
+            if self._at_most > self._next_check:
+                self.check()
             yield
         finally:
             self._memory.let_go(size)
+            self._at_most -= size
             self._sending.discard(sending)
 
     def check(self) -> None:
-        """Drops the slowest readers while there are too many unsent bytes. Must be called about every second."""
-        while len(self._sending) > 1 and self.bytes > self.max_bytes and self.drop_slowest():
-            pass
+        """Drops the slowest readers if there are too many unsent bytes. Must be called about every second."""
+        unsent = self.bytes
+        if unsent > self.max_bytes:
+            for each in self._slowest_first():
+                if unsent <= self.max_bytes * ENOUGH or len(self._sending) == 1:
+                    break
+                unsent -= each.unsent()
+                self._drop(each)
+        # How much is unsent is known only by asking the system for each response, so it is not asked at every one.
+        self._next_check = self._at_most + self.max_bytes // 8
 
     def drop_slowest(self) -> bool:
         """Disconnects the slowest reader that may be displaced. Returns whether there was one."""
+        slowest = next(iter(self._slowest_first()), None)
+        if slowest:
+            self._drop(slowest)
+        return slowest is not None
+
+    def _slowest_first(self) -> list[Sending]:
+        """The responses that have had their time."""
         now = self._clock()
         old = [each for each in self._sending if now - each.began >= PATIENCE]
-        slowest = min(old, key=lambda each: each.rate(now), default=None)
-        if slowest is None:
-            return False
-        self._sending.discard(slowest)
-        slowest.drop()
-        return True
+        return sorted(old, key=lambda each: each.rate(now))
+
+    def _drop(self, sending: Sending) -> None:
+        self._sending.discard(sending)
+        sending.drop()

@@ -54,6 +54,8 @@ def _png(data: bytes) -> int:
     at, parts, most = 8, 0, MAX_PARTS + len(data) // BYTES_PER_CHUNK
     while at + 8 <= len(data) and parts <= most:
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data.startswith(b"IEND", at + 4):
+            break  # Pillow ignores what follows
         if data.startswith(b"eXIf", at + 4):
             parts += _exif_entries(data[at + 8 : end])
         at = end
@@ -64,7 +66,8 @@ def _png(data: bytes) -> int:
 def _webp(data: bytes) -> int:
     """Chunks and EXIF entries, counted up to MAX_PARTS + 1."""
     at, parts = 12, 0
-    while at + 8 <= len(data) and parts <= MAX_PARTS:
+    file_end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    while at + 8 <= file_end and parts <= MAX_PARTS:
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         if data.startswith(b"EXIF", at):
             parts += _exif_entries(data[at + 8 : at + 8 + size].removeprefix(b"Exif\0\0"))

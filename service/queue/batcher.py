@@ -156,7 +156,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = self._clock()
         waiter = Waiter(loop.create_future(), now, now + timeout)
-        rank = now + BULK_PATIENCE * bulk + self._patience(others)
+        rank = now + BULK_PATIENCE * bulk + self._patience(model, others)
         task = self._join(Task(data, model, proposals_only, loop, rank, digest), waiter)
         timer = loop.call_later(timeout, self._expire, task, waiter)
         if when_gone is not None:
@@ -173,12 +173,14 @@ class Batcher:
             timer.cancel()
             del data, task, waiter  # an exception would keep this frame, and so these objects, in memory
 
-    def _patience(self, others: int) -> float:
+    def _patience(self, model: RunnableModel, others: int) -> float:
         """Seconds for which an image yields to the images of clients that have fewer in flight than `others`."""
         if not others:
             return 0.0
         with self._lock:
-            return min(BULK_PATIENCE, others * self._pace.seconds_between_answers)
+            # images have to wait for each other before the time between answers is known
+            each = max(self._pace.seconds_between_answers, self._pace.shortest_run(model) / self._concurrent_runs)
+            return min(BULK_PATIENCE, others * each)
 
     def expected_wait(self) -> float:
         """Seconds that a new image would wait at the current rate."""

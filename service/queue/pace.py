@@ -49,6 +49,10 @@ class Pace:
         """The time of the fastest recent run; 0 before the first run."""
         return self._fastest_runs.get(model, {}).get(canvas, 0.0)
 
+    def shortest_run(self, model: object) -> float:
+        """The time of the fastest recent run of the model on any canvas; 0 before the first run."""
+        return min(self._fastest_runs.get(model, {}).values(), default=0.0)
+
     def learn_run(self, model: object, canvas: tuple[int, int], seconds: float) -> None:
         runs = self._fastest_runs.setdefault(model, {})
         runs[canvas] = min(seconds, RUN_GROWTH * runs.get(canvas, math.inf))

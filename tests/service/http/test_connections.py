@@ -259,6 +259,28 @@ def test_while_all_places_for_uploads_are_taken_a_new_one_is_held_back_until_its
         assert (len(traffic.uploads), traffic.uploads.bytes) == (0, 0)
 
 
+def test_a_chunked_upload_is_held_back_until_its_last_chunk():
+    traffic = Traffic(Limits(max_uploads=0), Metrics(), MemoryBudget())
+    with serving(read_all, traffic=traffic) as address, connected(address) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nX-Zero: 0\r\n\r\n")
+        wait_until(lambda: len(traffic.uploads) == 1)
+        connection.sendall(b"5\r\nabcde\r\n")
+        wait_until(lambda: traffic.uploads.bytes == 10)  # it is still held back
+        connection.sendall(b"0\r\n\r\n")
+        assert b"\r\nx-body: 5\r\n" in answered(connection)
+
+
+def test_a_head_that_ends_like_a_last_chunk_is_held_back():
+    traffic = Traffic(Limits(max_uploads=0), Metrics(), MemoryBudget())
+    with serving(read_all, traffic=traffic) as address, connected(address) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        wait_until(lambda: len(traffic.uploads) == 1)
+        connection.sendall(b"abcde")
+        wait_until(lambda: traffic.uploads.bytes == 5)
+        connection.sendall(b"fghij")
+        answered(connection)
+
+
 def test_an_upload_that_is_held_back_has_a_deadline():
     traffic = Traffic(Limits(max_uploads=0), Metrics(), MemoryBudget(), Deadlines(body=0.3))
     with serving(answer_at_once, traffic=traffic) as address, connected(address) as connection:
