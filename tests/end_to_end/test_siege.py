@@ -217,7 +217,7 @@ def test_a_forwarded_address_counts_only_from_a_trusted_proxy(start: Start, crow
 @needs_addresses
 @pytest.mark.contract("3.9")
 def test_an_image_does_not_wait_behind_all_those_of_another_client(start: Start, crowd, tmp_path):
-    graphs.publish(tmp_path, work=10)  # a run takes at least 50 ms
+    graphs.publish(tmp_path, work=40)  # a run takes at least 0.2 s
     server = start(MODEL_STORE=tmp_path, MAX_IN_FLIGHT=20, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1).ready()
     with ThreadPoolExecutor(6) as pool:  # from these the service learns how long an image takes while others wait
         list(pool.map(lambda number: server.http.post("/detect", content=distinct(PNG, 100 + number)), range(6)))
@@ -225,10 +225,10 @@ def test_an_image_does_not_wait_behind_all_those_of_another_client(start: Start,
     for number in range(30):
         greedy.append(crowd.enter_context(connect(server, source="127.0.0.2")))
         greedy[-1].sendall(upload(distinct(PNG, number)))
-    server.wait_for("detector_queue_depth", 19)  # the places are taken, and the others are refused
+    eventually(lambda: sum(map(is_readable, greedy)) >= 10)  # the places are taken, and the others are refused
     assert server.http.post("/detect", content=PNG).status_code == 200
     waiting = 30 - sum(map(is_readable, greedy))
-    assert waiting > 9  # more than half of the 19 are still waiting
+    assert waiting >= 5  # in the order of arrival it would be 0
     assert sorted(one_answer(connection)[0] for connection in greedy) == [200] * 20 + [429] * 10
 
 
