@@ -82,8 +82,12 @@ class _Step(Enum):
     RESPONSE = auto()  # the body is complete but the response is not; nothing passes
 
 
-class Connection(asyncio.Protocol):
-    """One connection. uvicorn creates it (option `http`) and so determines all arguments but the first."""
+class Connection(asyncio.BufferedProtocol):
+    """One connection. uvicorn creates it (option `http`) and so determines all arguments but the first.
+
+    It is a BufferedProtocol so that it decides how much to read at a time. Only a body is read in large pieces. What a
+    client sends ahead of its responses is kept in memory until it has read them, and so is read in small pieces.
+    """
 
     def __init__(
         self,
@@ -132,9 +136,17 @@ class Connection(asyncio.Protocol):
         self.peer = client_of(peer[0]) if isinstance(peer, tuple) else ""
         self.traffic.connections.add(self)
 
-    def data_received(self, data: bytes) -> None:
-        if self._step is _Step.DISCARD:
-            return
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        """The buffer for the next bytes. All connections share it, because its contents are copied at once."""
+        is_body = self._step in (_Step.BODY, _Step.CHUNKS, _Step.HELD, _Step.DISCARD)
+        self._buffer = self.traffic.large_buffer if is_body else self.traffic.small_buffer
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._step is not _Step.DISCARD:
+            self._received(bytes(self._buffer[:nbytes]))
+
+    def _received(self, data: bytes) -> None:
         self._waiting.append(data)
         self._waiting_size += len(data)
         if self._step in (_Step.BODY, _Step.CHUNKS, _Step.HELD):

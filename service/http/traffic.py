@@ -16,6 +16,9 @@ from service.telemetry.limited_log import LimitedLog
 from service.telemetry.metrics import Metrics
 
 CHECK_SECONDS = 1.0
+# Bytes that are read from a connection at a time: of a body, and of anything else.
+LARGE_READ = 2**18
+SMALL_READ = 2**13
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class Traffic:
         self._memory = memory
         self.deadlines = deadlines or Deadlines(body=limits.receive_timeout, min_rate=limits.min_transfer_rate)
         self.log = LimitedLog(log)
+        self.large_buffer = memoryview(bytearray(LARGE_READ))
+        self.small_buffer = memoryview(bytearray(SMALL_READ))
         self.responses = UnsentResponses(limits.unsent_bytes, memory)
         self.uploads = UploadsInProgress(
             limits.max_uploads,
