@@ -23,12 +23,13 @@ UNKNOWN_ROWS = 1000  # for a dimension that only a run can tell, in a graph that
 
 MOST_IN_A_BATCH = 16  # images that usually wait at once and share a canvas
 
-# Measured on the embedded models and on torchvision's (docs/results.md): with these factors, the estimate to start a
-# version is 1.07 to 1.6 times the measured peak, and under load 1.07 to 2.4 times. The memory pool of a session holds
-# the blocks of its first run, with gaps between them, and from the second run on also one block for all tensors.
+# Measured on the embedded models, with one to three thread counts and 1 to 16 concurrent runs (docs/results.md). The
+# arena, which all sessions share, holds the tensors of each concurrent run, with gaps between them, and from a session's
+# second run on also one block for all its tensors. It grows further when runs of different sizes follow each other.
 WEIGHTS_FACTOR = 1.85  # the memory of an open session, relative to its graph's bytes
-FIRST_RUNS_FACTOR = 2.9  # the memory of a session's first two runs, relative to the tensors that are alive at once
-LATER_RUNS_FACTOR = 3.6  # the same for each concurrent run, after runs on many canvases
+RUN_FACTOR = 1.1  # the memory of a run in the warm-up, relative to the tensors that are alive at once
+MORE_RUNS = 1  # the gaps and the blocks of all sessions, in runs
+LOAD_FACTOR = 1.8  # the growth of the arena under load, relative to the warm-up
 
 BYTES = {
     "double": 8, "int64": 8, "uint64": 8, "float": 4, "int32": 4, "uint32": 4, "float16": 4, "bfloat16": 4, "int16": 2,
@@ -90,15 +91,10 @@ class Inspection:
         """
         smallest, largest = min(self._pixels), max(self._pixels)
         weights = WEIGHTS_FACTOR * self._bytes * len(threads) * (2 if self._is_half else 1)
-        alone = self._alive(largest, 1)
         images = max(1, min(MOST_IN_A_BATCH, batch_pixels // smallest))
-        in_batches = max(alone, self._alive(smallest, images))
-        rehearsed = max(alone, self._alive(smallest, 2)) if 2 * smallest <= batch_pixels else alone
-        concurrent = runs + len(threads) - 1  # sessions with several threads are used by one run at a time
-        return Need(
-            math.ceil(weights + FIRST_RUNS_FACTOR * rehearsed * len(threads)),
-            math.ceil(weights + LATER_RUNS_FACTOR * in_batches * concurrent),
-        )
+        run = RUN_FACTOR * max(self._alive(largest, 1), self._alive(smallest, images))
+        warm = run * (runs + MORE_RUNS)
+        return Need(math.ceil(weights + warm), math.ceil(weights + LOAD_FACTOR * warm))
 
     def _alive(self, pixels: int, images: int) -> int:
         """The bytes of the tensors alive at once in a run of the whole graph, plus the same for the proposals."""

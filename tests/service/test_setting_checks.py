@@ -145,7 +145,8 @@ def test_a_misspelled_model_store_is_named_with_its_neighbour(monkeypatch, store
 def test_a_model_store_that_is_a_file_is_named(store):
     file = store / "plain" / "1" / "model.json"
     (line,) = found({"model_store"}, model_store=file)
-    assert line == f"--model-store {str(file)!r}: this is a file; set MODEL_STORE to the folder of your models"
+    assert line.startswith(f"--model-store '{str(file)[:40]}")  # a long value is cut
+    assert line.endswith(": this is a file; set MODEL_STORE to the folder of your models")
 
 
 @pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may read every folder")

@@ -1,4 +1,6 @@
 import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,16 +62,25 @@ def test_the_resident_memory_is_read_in_bytes():
     assert 5 * MIB < resident() < memory_limit.machine_memory()
 
 
+FREED_BLOCKS = """
+import ctypes
+from service.engine import memory_limit
+from service.engine.memory_limit import MIB, resident
+
+memory_limit.return_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+before, size = resident(), 16 * MIB
+for _ in range(3):  # by default, glibc would keep the second and the third block in its heap
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    assert resident() - before > size * 3 // 4
+    libc.free(block)
+    assert resident() - before < size // 4
+"""
+
+
 def test_freed_blocks_of_large_images_return_to_the_system():
     if not hasattr(ctypes.CDLL(None), "mallopt") or not Path("/proc/self/statm").exists():
         pytest.skip("needs glibc on Linux")
-    memory_limit.return_freed_memory()
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    before, size = resident(), 16 * MIB
-    for _ in range(3):  # by default, glibc would keep the second and the third block in its heap
-        block = libc.malloc(size)
-        ctypes.memset(block, 1, size)
-        assert resident() - before > size * 3 // 4
-        libc.free(block)
-        assert resident() - before < size // 4
+    subprocess.run([sys.executable, "-c", FREED_BLOCKS], check=True)  # a process of its own, in which nothing else runs
