@@ -208,7 +208,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_networks(cls, proxies: str) -> str:
         try:
-            for proxy in proxies.split(","):
+            for proxy in proxies.split(",") if proxies else ():
                 ipaddress.ip_network(proxy.strip())
         except ValueError:
             raise ValueError("must be IP addresses, or networks such as 10.0.0.0/8, separated by commas") from None

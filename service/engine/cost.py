@@ -23,8 +23,8 @@ UNKNOWN_ROWS = 1000  # for a dimension that only a run can tell, in a graph that
 
 MOST_IN_A_BATCH = 16  # images that usually wait at once and share a canvas
 
-# Measured on the embedded models, with one to three thread counts and 1 to 16 concurrent runs (docs/results.md). The
-# arena, which all sessions share, holds the tensors of each concurrent run, with gaps between them, and from a session's
+# Measured on the embedded models, with one to three thread counts and 1 to 16 concurrent runs (docs/results.md). All
+# sessions share an arena. It holds the tensors of each concurrent run, with gaps between them, and from a session's
 # second run on also one block for all its tensors. It grows further when runs of different sizes follow each other.
 WEIGHTS_FACTOR = 1.85  # the memory of an open session, relative to its graph's bytes
 RUN_FACTOR = 1.1  # the memory of a run in the warm-up, relative to the tensors that are alive at once

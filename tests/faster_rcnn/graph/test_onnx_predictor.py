@@ -23,9 +23,7 @@ def test_the_predictor_finds_the_objects_of_an_image() -> None:
 def test_a_model_that_the_service_would_refuse_is_an_error_with_its_folder(tmp_path: Path) -> None:
     shutil.copytree(MODEL, tmp_path / "shapes" / "1")
     (tmp_path / "shapes" / "1" / "model.onnx").write_bytes(b"not the graph of the card")
-    with pytest.raises(
-        ValueError, match=r"shapes/1: model.onnx is cut short or damaged after 25 bytes; .*publish the model again"
-    ):
+    with pytest.raises(ValueError, match=r"shapes/1: model.onnx is cut short or damaged .*publish the model again"):
         onnx_predictor(tmp_path / "shapes" / "1")
 
 
