@@ -27,7 +27,7 @@ MOST_IN_A_BATCH = 16  # images that usually wait at once and share a canvas
 # sessions share an arena. It holds the tensors of each concurrent run, with gaps between them, and from a session's
 # second run on also one block for all its tensors. It grows further when runs of different sizes follow each other.
 WEIGHTS_FACTOR = 1.85  # the memory of an open session, relative to its graph's bytes
-RUN_FACTOR = 1.1  # the memory of a run in the warm-up, relative to the tensors that are alive at once
+RUN_FACTOR = 1.2  # the memory of a run in the warm-up, relative to the tensors that are alive at once
 MORE_RUNS = 1  # the gaps and the blocks of all sessions, in runs
 LOAD_FACTOR = 1.8  # the growth of the arena under load, relative to the warm-up
 
