@@ -112,6 +112,7 @@ def test_a_variable_of_kubernetes_is_recognised(monkeypatch):
         ("max_in_flight", "a whole number, at least 1 and at most 1000000"),
         ("engines", "a whole number, at least 1 and at most 64"),
         ("drain_timeout", "a number, greater than 0 and at most 86400"),
+        ("memory_budget", "a number of bytes such as 800MB, at least 16777216"),  # 16 x 2**20
         ("log_level", "one of debug, info, warning, error"),
         ("access_log", "1, true, yes or on, or else 0, false, no or off"),
     ],
