@@ -78,17 +78,27 @@ def one_answer(connection: socket.socket) -> tuple[int, bytes]:
     return response.status, response.read()
 
 
-def is_closed(connection: socket.socket) -> bool:
-    """Whether the service has closed this connection, on which nothing is left to read."""
+def arrived(connection: socket.socket) -> bytes | None:
+    """The next byte, which stays to be read; empty if the connection has ended, None if nothing has arrived."""
     connection.setblocking(False)
     try:
-        return connection.recv(1) == b""
+        return connection.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
-        return False
+        return None
     except ConnectionError:
-        return True
+        return b""
     finally:
         connection.settimeout(HANG)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the service has closed this connection, on which nothing is left to read."""
+    return arrived(connection) == b""
+
+
+def is_readable(connection: socket.socket) -> bool:
+    """Whether an answer, or the end of the connection, has arrived."""
+    return arrived(connection) is not None
 
 
 def closed(server: Server, reason: str) -> float:
@@ -172,20 +182,6 @@ def test_clients_that_are_too_slow_are_cut_and_counted_by_reason(start: Start, c
     assert closed(server, "slow_upload") == 10
     assert closed(server, "head_timeout") == 10
     wait_until_calm(server)
-
-
-def is_readable(connection: socket.socket) -> bool:
-    """Whether an answer, or the end of the connection, has arrived. It is not read."""
-    connection.setblocking(False)
-    try:
-        connection.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        return True
-    finally:
-        connection.settimeout(HANG)
-    return True
 
 
 # --- clients behind a proxy -------------------------------------------------------------------------------------------
