@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from service import descriptors
 from service.http import openapi, problems
-from service.http.middleware import Edge
+from service.http.middleware import CLIENT_GONE, Edge
 from service.http.request_head import RequestHead
 from service.http.routes import detect, health, models, page, proposals
 from service.http.traffic import Limits, Traffic
@@ -22,7 +22,6 @@ from service.runtime import ClientGoneError, Runtime
 from service.settings import Settings
 
 ROUTERS = (detect.router, proposals.router, models.router, health.router, page.router)
-CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that has disconnected; only the metrics see it
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -89,7 +88,7 @@ async def _problem(request: Request, error: Exception) -> Response:
 
 
 async def _client_gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return Response(status_code=CLIENT_GONE)
 
 
 def _version() -> str:

@@ -23,7 +23,9 @@ class NotReadyError(Exception):
 
 
 class Readiness:
-    """The state of the service as requests and `/readyz` see it. Only the event loop changes it.
+    """The state of the service as requests and `/readyz` see it.
+
+    The event loop and the thread that loads models replace its attributes as a whole, so readers need no lock.
 
     catalogue       None until the models are loaded
     store_fault     why the model store cannot be scanned now, or None; what is loaded is still served

@@ -17,7 +17,7 @@ class UnknownImageError(Exception):
 
 
 class _Upload(NamedTuple):
-    """The bytes of a file, and those who sent it."""
+    """The bytes of a file, and the clients that sent it."""
 
     data: bytes
     owners: dict[str, None]  # in the order in which they first sent it

@@ -146,18 +146,18 @@ class Runtime:
         self.provider = pick_provider(settings.require_cuda)
         if self.provider == CUDA:
             gpu_memory.watch(self.metrics.registry)
-        places = devices.find(
+        found = devices.find(
             self.provider, settings.engines, settings.engine_workers, settings.batch_pixels, settings.engine_threads
         )
-        catalogue = Catalogue(settings.model_store, places, settings.allow_tf32, self.metrics, default)
+        catalogue = Catalogue(settings.model_store, found, settings.allow_tf32, self.metrics, default)
         self._scan(catalogue)
         cores = usable_cores()
         decoders = (settings.decode_threads or cores) if self.provider == CUDA else 0
-        self._light_bytes = LIGHT_BYTES * (cores + (decoders or sum(place.runs for place in places)))
+        self._light_bytes = LIGHT_BYTES * (cores + (decoders or sum(device.runs for device in found)))
         self._limit_memory()
         heavy = _heavy_threads(decoders or cores)
         self._batcher = Batcher(
-            places, decoders, heavy, settings.max_pixels, self.memory, self.metrics, self.readiness.fail
+            found, decoders, heavy, settings.max_pixels, self.memory, self.metrics, self.readiness.fail
         )
         gc.collect()
         gc.freeze()  # later collections skip these objects, which live as long as the process

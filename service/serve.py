@@ -147,8 +147,8 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default in words. If it is None, the setting's description explains what applies."""
-    if field.default is None:
+    """The default in words. If it is None or empty, the setting's description explains what applies."""
+    if field.default in (None, ""):
         return ""
     default = {True: "on", False: "off"}[field.default] if isinstance(field.default, bool) else field.default
     return f" (default: {default})"

@@ -207,11 +207,11 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, proxies: str) -> str:
-        try:
-            for proxy in proxies.split(",") if proxies else ():
-                ipaddress.ip_network(proxy.strip())
-        except ValueError:
-            raise ValueError("must be IP addresses, or networks such as 10.0.0.0/8, separated by commas") from None
+        for proxy in filter(None, map(str.strip, proxies.split(","))):
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError("must be IP addresses or networks such as 10.0.0.0/8, separated by commas") from None
         return proxies
 
     @classmethod

@@ -13,7 +13,6 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 _OWN_V1 = re.compile(r"^\d+:(?:\w+,)*memory(?:,\w+)*:(.*)$", re.MULTILINE)
 EMPTY = 10.0  # seconds for the system to take down the processes of a group
-MIB = 2**20
 
 
 class NoMemoryGroupError(Exception):

@@ -18,7 +18,7 @@ def memory_left(
     membership: Path = MEMBERSHIP,
     machine: Path = Path("/proc/meminfo"),
 ) -> int | None:
-    """In bytes; the least of what the machine and each control group have left. None where this cannot be read.
+    """The least of what the machine and each control group have left, in bytes. None if this cannot be read.
 
     cgroups     where control groups are mounted
     membership  the file that lists the control groups of this process

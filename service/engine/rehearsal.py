@@ -49,9 +49,9 @@ def _compare(alone: Result, in_a_batch: Result) -> None:
 
 
 def _busy(size: tuple[int, int]) -> Canvas:
-    """Large blocks of random colours, below with noise: edges at every scale, the same on every call.
+    """An image with edges at every scale: large blocks of random colours, with noise in the lower half.
 
-    Like a well exposed photograph it has neither black nor white pixels.
+    It is the same on every call. Like a well exposed photograph it has neither black nor white pixels.
     """
     height, width = size
     random = np.random.default_rng(SEED)

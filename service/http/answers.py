@@ -25,9 +25,8 @@ JSON = "application/json"
 LONGEST_ACCEPT = 1000  # characters; browsers send 150. Bounds the time to parse it, and the memory of the cache
 _WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
-PIXEL_DECIMALS = (
-    3  # no detector is more accurate than that; unrounded float32 values would double the size of the answer
-)
+# No detector is more accurate than that, and unrounded float32 values would double the size of the answer.
+PIXEL_DECIMALS = 3
 SCORE_DECIMALS = 6
 REMEDY = "Objects may be missed or invented. Send the original file."
 

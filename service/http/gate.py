@@ -108,8 +108,8 @@ def owner(scope: Scope) -> str:
     """The client to which an upload belongs: its key, or without keys its address."""
     if key := scope["state"].get("key"):
         return f"key {key}"
-    client = scope.get("client")
-    return f"address {client[0] if client else ''}"
+    address = scope.get("client")
+    return f"address {address[0] if address else ''}"
 
 
 def _unauthorised(detail: str) -> Refused:

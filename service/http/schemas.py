@@ -158,7 +158,7 @@ class ModelAnswer(BaseModel):
 
     name: str
     version: int
-    versions: list[int] = Field(description="all served versions, the default last")
+    versions: list[int] = Field(description="all served versions, the highest last")
     provider: str
     labels: list[str]
     canvases: list[Canvas] = Field(description="height, width")
@@ -190,7 +190,7 @@ class ModelsAnswer(BaseModel):
     refused: list[Refusal] = Field(description="the first versions in the store that are not served, with the reasons")
     refused_total: int = Field(description="the number of all versions that are not served")
     arriving: list[Arrival] = Field(description="the first versions that are still being copied to the store")
-    arriving_total: int
+    arriving_total: int = Field(description="the number of all versions that are still being copied")
     pins: dict[str, int | None] = Field(
         description="by name, the version for requests that name none, for the first models with a file `default`; "
         "null if that file cannot be used"

@@ -99,7 +99,7 @@ def _loading(image: Image.Image, data: bytes, scale: int) -> tuple[int, float]:
 
 
 def _file_bytes(image: Image.Image, data: bytes) -> int:
-    """Copies of parts of the file: EXIF data, profiles and unknown chunks, or the whole file for WebP."""
+    """The bytes of copies of the file: EXIF data, profiles and unknown chunks, or for WebP the whole file."""
     return len(data) * (2 if image.format == "WEBP" else 1)
 
 

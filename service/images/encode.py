@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-STRIP_PIXELS = 2**18  # few enough for little memory, many enough for little overhead
+from service.images.upright import STRIP_PIXELS
+
 SUB = 1  # the filter that stores the difference to the pixel on the left (PNG specification, section 9.2)
 RGB = 2  # the colour type (section 11.2.1)
 LEVEL = 1  # zlib's default level takes five times as long and saves only a tenth of the size

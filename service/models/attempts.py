@@ -1,4 +1,4 @@
-"""When a version of the store is loaded: at once, again after a failure that may pass, or when its copy is complete.
+"""Decides when to load a version: at once, again after a failure that may pass, or once its copy is complete.
 
 A folder whose files are missing, cut short or do not match may be a copy in progress. It is not read again while its
 files change, because hashing a large file takes seconds. Once they rest, it is read again, and after a while the copy

@@ -97,8 +97,8 @@ def is_name(word: str) -> bool:
 def signature(directory: Path) -> Signature:
     """A value that changes when the folder or a file of a version changes, or its permissions.
 
-    Each as its name, the times of the last change of its contents and of the entry itself, size, and inode; or as its
-    name and the number of the error if it cannot be looked at. Missing files are left out.
+    It holds, for each of them, the name, the times of the last change of its contents and of its entry, the size, and
+    the inode; or the name and the number of the error if it cannot be looked at. Missing files are left out.
     """
     files: list[tuple[str, *tuple[int, ...]]] = []
     for name in ("", "model.json", "model.onnx"):

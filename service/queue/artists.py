@@ -38,7 +38,7 @@ class Artists:
     async def draw(self, drawing: Drawing) -> bytes:
         """The encoded drawing. Raises TooMuchMemoryError, MemoryError, and what `Drawing.draw` raises.
 
-        If it is cancelled, a drawing that waits is dropped, and the result of one that runs is.
+        Cancelling it drops a drawing that waits. One that runs is finished, and its result is discarded.
         """
         self._loop = loop = asyncio.get_running_loop()
         try:

@@ -88,12 +88,12 @@ class Batcher:
     ) -> None:
         """Starts the threads.
 
-        decoders    number of threads that only decode
+        decoders        number of threads that only decode light images
         heavy_decoders  number of threads that only decode heavy images
-        max_pixels  limit per image
-        memory      the budget for decoding heavy images
-        on_fatal    called on the event loop with the reason when an engine dies
-        clock       returns seconds since an arbitrary time
+        max_pixels      limit per image
+        memory          the budget for decoding heavy images
+        on_fatal        called on the event loop with the reason when an engine dies
+        clock           returns seconds since an arbitrary time
         """
         self._concurrent_runs = sum(device.runs for device in devices)
         self._decode_ahead = sum(

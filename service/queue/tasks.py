@@ -81,11 +81,11 @@ class Waiter:
 class Task:
     """One image, and the requests that wait for it.
 
-    loop   the event loop of these requests
-    rank   determines the order in the queue; the smallest comes first
-    stage  queue, decode or inference
-    claim  the memory for decoding, if the image is too large for the threads that decode light ones
-    priced whether the cost of decoding it is known
+    loop    the event loop of these requests
+    rank    determines the order in the queue; the smallest comes first
+    stage   queue, decode or inference
+    claim   the memory for decoding, if the image is heavy
+    priced  whether the cost of decoding it is known
     """
 
     data: bytes

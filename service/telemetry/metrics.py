@@ -163,7 +163,7 @@ class Metrics:
         )
         self.model_refused = self._gauge(
             "model_refused",
-            "1 for a version in the store that is not served; GET /models lists the reason. Only the first versions",
+            "1 for each of the first 20 versions in the store that are refused; GET /models lists the reasons",
             ("model",),
         )
         self.refused_versions = self._gauge("refused_versions", "Number of all versions in the store that are refused")

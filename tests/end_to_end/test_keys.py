@@ -66,7 +66,7 @@ def exchange(server, request):
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-@pytest.mark.contract("8.2")
+@pytest.mark.contract("7.2")
 @pytest.mark.parametrize(
     "line",
     [
@@ -87,13 +87,13 @@ def test_without_a_key_every_spelling_of_every_path_gets_401(locked, line):
     assert b"\r\nx-request-id: " in head
 
 
-@pytest.mark.contract("8.2")
+@pytest.mark.contract("7.2")
 def test_the_probes_answer_without_a_key(anyone):
     for path in ("/healthz", "/readyz"):
         assert anyone.get(path).status_code == anyone.head(path).status_code == 200
 
 
-@pytest.mark.contract("8.2")
+@pytest.mark.contract("7.2")
 def test_a_request_without_a_key_is_refused_before_its_body_and_is_counted(locked, anyone):
     before = locked.metric("detector_rejected_total", reason="unauthorised")
     document = problem(anyone.get("/models", headers=bearer("wrong")), 401)
@@ -153,7 +153,7 @@ def test_without_keys_an_upload_belongs_to_the_address_that_sent_it(start, store
     assert server.lines[0].startswith("WARNING service.serve: HOST=0.0.0.0: other machines may reach the service")
 
 
-@pytest.mark.contract("8.3")
+@pytest.mark.contract("7.3")
 def test_keys_change_while_the_service_runs_and_a_request_in_flight_is_finished(start, store, tmp_path):
     file = tmp_path / "keys"
     write(file, alice=ALICE)
@@ -182,7 +182,7 @@ def test_keys_change_while_the_service_runs_and_a_request_in_flight_is_finished(
     assert any("has no keys: every request gets 401" in line for line in server.lines)
 
 
-@pytest.mark.contract("8.4")
+@pytest.mark.contract("7.4")
 def test_a_key_over_its_rate_gets_429_and_others_do_not_notice(start, store, tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"alice {keys.digest_of(ALICE)} per-second=0.01\nbob {keys.digest_of(BOB)}\n")
@@ -194,7 +194,7 @@ def test_a_key_over_its_rate_gets_429_and_others_do_not_notice(start, store, tmp
     assert server.http.get("/models", headers=bearer(BOB)).status_code == 200
 
 
-@pytest.mark.contract("8.5")
+@pytest.mark.contract("7.5")
 def test_the_metrics_have_a_port_of_their_own(start, store, file):
     server = start(MODEL_STORE=store, API_KEYS_FILE=file, METRICS_PORT=0, PUBLIC_PAGE=1).ready()
     eventually(lambda: any(line.startswith("metrics alone on ") for line in server.lines))

@@ -78,7 +78,7 @@ def answers(process, url):
         assert httpx.post(f"{url}/detect", content=GREY).status_code == 200
 
 
-@pytest.mark.contract("8.6")
+@pytest.mark.contract("7.6")
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full and a POSIX shell")
 @pytest.mark.parametrize("fault", REASONS)
 @pytest.mark.parametrize("stream", [1, 2], ids=["output", "errors"])
@@ -95,7 +95,7 @@ def test_one_stream_that_cannot_be_written_is_reported_once_on_the_other(store, 
     assert f"serving plain/1 on {url}" in text
 
 
-@pytest.mark.contract("8.6")
+@pytest.mark.contract("7.6")
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full and a POSIX shell")
 @pytest.mark.parametrize("fault", REASONS)
 def test_a_service_without_any_stream_serves_and_ends_well(store, fault):
@@ -107,7 +107,7 @@ def test_a_service_without_any_stream_serves_and_ends_well(store, fault):
         assert process.wait(SOON) == 0
 
 
-@pytest.mark.contract("8.6")
+@pytest.mark.contract("7.6")
 def test_readers_that_leave_while_the_service_runs_change_nothing(store):
     with serving(store, "kept", "kept") as (process, url):
         answers(process, url)
@@ -118,7 +118,7 @@ def test_readers_that_leave_while_the_service_runs_change_nothing(store):
         assert process.wait(SOON) == 0
 
 
-@pytest.mark.contract("8.6")
+@pytest.mark.contract("7.6")
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of a pipe differs")
 def test_a_reader_of_the_log_that_has_stopped_reading_stops_nothing(store):
     with serving(store, "kept", "kept") as (process, url):

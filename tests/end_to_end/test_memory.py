@@ -1,18 +1,15 @@
 """The service in a control group whose memory the largest images would exceed if they were decoded freely."""
 
-import contextlib
 import io
-import re
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from service.engine.cgroups import MEMBERSHIP, folders
+from benchmarks.memory_group import MemoryGroup, NoMemoryGroupError, memory_group
 from tests.end_to_end.conftest import Server, answer, distinct, encoded, problem, scene
 
 MIB = 2**20
@@ -27,36 +24,12 @@ runpy.run_module("service", run_name="__main__")
 
 
 @pytest.fixture
-def group():
-    """The folder of a new control group with LIMIT bytes of memory, inside the group of the tests."""
-    own = next(folders("memory"), None)
-    if own is None:
-        pytest.skip(f"{MEMBERSHIP} names no control group for memory")
-    folder = own / f"test-{time.monotonic_ns()}"
-    limit = folder / ("memory.limit_in_bytes" if (own / "memory.limit_in_bytes").exists() else "memory.max")
+def group() -> Iterator[MemoryGroup]:
     try:
-        folder.mkdir()
-        limit.write_text(str(LIMIT))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        pytest.skip(f"no control group with a memory limit can be made in {own}: {error.strerror}")
-    yield folder
-    deadline = time.monotonic() + 20
-    while folder.exists():  # it can be removed once the kernel has removed its last process
-        try:
-            folder.rmdir()
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-
-def kills(group: Path) -> int:
-    """How many processes of the group the kernel has killed for memory."""
-    file = next(each for each in (group / "memory.oom_control", group / "memory.events") if each.exists())
-    found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
-    assert found
-    return int(found[1])
+        with memory_group(LIMIT) as group:
+            yield group
+    except NoMemoryGroupError as reason:
+        pytest.skip(str(reason))
 
 
 def large_files() -> dict[str, bytes]:
@@ -72,7 +45,7 @@ def large_files() -> dict[str, bytes]:
 
 @pytest.mark.contract("5.6")
 def test_large_images_at_once_stay_within_the_memory_of_the_control_group(group, start):
-    server: Server = start(("-c", IN_GROUP, str(group)), REQUEST_TIMEOUT=300).ready()
+    server: Server = start(("-c", IN_GROUP, str(group.folder)), REQUEST_TIMEOUT=300).ready()
     server.http.timeout = 300
     files = large_files()
     accepts = ["application/json", "image/png", "image/jpeg"]
@@ -96,7 +69,7 @@ def test_large_images_at_once_stay_within_the_memory_of_the_control_group(group,
             assert problem(response, 413)["reason"] == "too_much_memory"
     drawn = next(each for each in responses if each.headers["content-type"] == "image/png")
     assert Image.open(io.BytesIO(drawn.content)).size == (4000, 4000)
-    assert kills(group) == 0
+    assert group.kills() == 0
     assert server.process.poll() is None
     assert server.metric("detector_memory_bytes", part="work") == 0
     lines = "".join(server.lines)

@@ -7,7 +7,7 @@ from tests.end_to_end.conftest import Server
 SOON = 30  # seconds; limits how long a test waits
 
 
-@pytest.mark.contract("8.1")
+@pytest.mark.contract("7.1")
 def test_blank_settings_mean_the_defaults_and_a_misspelled_one_is_a_warning(start):
     server = start(HOST="", ENGINES="", REQUIRE_CUDA="", MAX_PIXELS=" ", API_KEYS_FILE="", MODEL_STOR="x").ready()
     assert server.address[0] == "127.0.0.1"
@@ -15,7 +15,7 @@ def test_blank_settings_mean_the_defaults_and_a_misspelled_one_is_a_warning(star
     assert line == "WARNING service.serve: MODEL_STOR is not a setting; did you mean MODEL_STORE?\n"
 
 
-@pytest.mark.contract("8.1")
+@pytest.mark.contract("7.1")
 @pytest.mark.parametrize(
     ("variable", "value"),
     [

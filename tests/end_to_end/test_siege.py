@@ -78,17 +78,27 @@ def one_answer(connection: socket.socket) -> tuple[int, bytes]:
     return response.status, response.read()
 
 
-def is_closed(connection: socket.socket) -> bool:
-    """Whether the service has closed this connection, on which nothing is left to read."""
+def arrived(connection: socket.socket) -> bytes | None:
+    """The next byte, which stays to be read; empty if the connection has ended, None if nothing has arrived."""
     connection.setblocking(False)
     try:
-        return connection.recv(1) == b""
+        return connection.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
-        return False
+        return None
     except ConnectionError:
-        return True
+        return b""
     finally:
         connection.settimeout(HANG)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the service has closed this connection, on which nothing is left to read."""
+    return arrived(connection) == b""
+
+
+def is_readable(connection: socket.socket) -> bool:
+    """Whether an answer, or the end of the connection, has arrived."""
+    return arrived(connection) is not None
 
 
 def closed(server: Server, reason: str) -> float:
@@ -107,7 +117,7 @@ def wait_until_calm(server: Server) -> None:
 # --- slow senders -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.contract("3.9")
+@pytest.mark.contract("3.10")
 def test_uploads_that_have_not_arrived_occupy_no_place_in_the_queue(start: Start, crowd):
     server = start(MAX_IN_FLIGHT=2, RECEIVE_TIMEOUT=HANG, MIN_TRANSFER_RATE=1).ready()
     uploads = [stalled(server, crowd) for _ in range(10)]
@@ -123,7 +133,7 @@ def test_uploads_that_have_not_arrived_occupy_no_place_in_the_queue(start: Start
     wait_until_calm(server)
 
 
-@pytest.mark.contract("3.9")
+@pytest.mark.contract("3.10")
 def test_stalled_uploads_in_every_place_give_way_to_a_client_that_sends_at_once(start: Start, crowd):
     server = start(MAX_UPLOADS=4, RECEIVE_TIMEOUT=HANG, MIN_TRANSFER_RATE=1).ready()
     for _ in range(20):
@@ -148,7 +158,7 @@ def test_a_client_that_is_displaced_is_told_so(start: Start, crowd):
     assert closed(server, "evicted_upload") == 1
 
 
-@pytest.mark.contract("3.9")
+@pytest.mark.contract("3.10")
 def test_clients_that_are_too_slow_are_cut_and_counted_by_reason(start: Start, crowd):
     server = start(RECEIVE_TIMEOUT=HANG).ready()  # the minimum rate ends an upload long before that
     heads = [crowd.enter_context(connect(server)) for _ in range(5)]
@@ -172,20 +182,6 @@ def test_clients_that_are_too_slow_are_cut_and_counted_by_reason(start: Start, c
     assert closed(server, "slow_upload") == 10
     assert closed(server, "head_timeout") == 10
     wait_until_calm(server)
-
-
-def is_readable(connection: socket.socket) -> bool:
-    """Whether an answer, or the end of the connection, has arrived. It is not read."""
-    connection.setblocking(False)
-    try:
-        connection.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        return True
-    finally:
-        connection.settimeout(HANG)
-    return True
 
 
 # --- clients behind a proxy -------------------------------------------------------------------------------------------
@@ -215,7 +211,7 @@ def test_a_forwarded_address_counts_only_from_a_trusted_proxy(start: Start, crow
 
 
 @needs_addresses
-@pytest.mark.contract("3.9")
+@pytest.mark.contract("3.10")
 def test_an_image_does_not_wait_behind_all_those_of_another_client(start: Start, crowd, tmp_path):
     graphs.publish(tmp_path, work=40)  # a run takes at least 0.2 s
     server = start(MODEL_STORE=tmp_path, MAX_IN_FLIGHT=20, ENGINE_WORKERS=1, ENGINE_THREADS=1, BATCH_PIXELS=1).ready()
@@ -277,7 +273,7 @@ def test_a_request_stays_in_flight_until_its_response_is_received(start: Start, 
     assert closed(server, "evicted_reader") == closed(server, "slow_reader") == 0
 
 
-@pytest.mark.contract("3.9")
+@pytest.mark.contract("3.10")
 def test_a_slow_reader_gives_way_to_a_client_that_needs_its_place(start: Start, crowd, large):
     server = start(MAX_IN_FLIGHT=2).ready()  # of which drawn images, being bulk, may occupy one
     reader = slow_reader(server, crowd, large)
@@ -401,7 +397,7 @@ CROWD = {
 }
 
 
-@pytest.mark.contract("3.9")
+@pytest.mark.contract("3.10")
 def test_a_well_behaved_client_gets_every_answer_beside_all_kinds_of_hostile_ones(start: Start):
     server = start(MAX_IN_FLIGHT=16, MAX_UPLOADS=4, RECEIVE_TIMEOUT=5).ready()
     images = Images(PNG, noise(600))

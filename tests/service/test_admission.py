@@ -1,3 +1,5 @@
+"""The places for requests in flight: which requests get one, and what the others are told."""
+
 import contextlib
 import time
 

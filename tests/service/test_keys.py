@@ -32,7 +32,7 @@ def test_a_new_key_has_256_random_bits():
     assert all(re.fullmatch(r"frcnn_[A-Za-z0-9_-]{43}", key) for key in made)  # 43 × 6 bits > 256
 
 
-@pytest.mark.contract("8.3")
+@pytest.mark.contract("7.3")
 def test_the_file_holds_names_digests_limits_and_comments():
     lines = ["\ufeff# the clients", "", line("alice", ALICE, "in-flight=4", "per-second=0.5")[:-1]]
     text = "\r\n".join([*lines, f"  bob\t{keys.digest_of(BOB)} # b"])
@@ -41,7 +41,7 @@ def test_the_file_holds_names_digests_limits_and_comments():
     assert bob == ("bob", hashlib.sha256(BOB.encode()).digest(), Limits(None, None))
 
 
-@pytest.mark.contract("8.3")
+@pytest.mark.contract("7.3")
 @pytest.mark.parametrize(
     ("second", "fault"),
     [
@@ -108,14 +108,14 @@ def test_a_key_is_found_by_its_text(file):
         assert known.find(other) is None
 
 
-@pytest.mark.contract("8.3")
+@pytest.mark.contract("7.3")
 def test_an_empty_file_lets_nobody_in_and_says_so(file, caplog):
     file.write_text("# none yet\n")
     assert Keys(file).find(b"") is None
     assert "has no keys: every request gets 401" in caplog.text
 
 
-@pytest.mark.contract("8.3")
+@pytest.mark.contract("7.3")
 def test_a_changed_file_takes_effect(file):
     file.write_text(line("alice", ALICE))
     known = Keys(file)
@@ -137,7 +137,7 @@ def test_a_change_that_leaves_size_and_time_as_they_were_takes_effect(file):
     assert known.find(BOB.encode())
 
 
-@pytest.mark.contract("8.3")
+@pytest.mark.contract("7.3")
 def test_a_faulty_or_missing_file_keeps_the_previous_keys_and_is_reported_once(file, caplog):
     file.write_text(line("alice", ALICE))
     known = Keys(file)
@@ -173,7 +173,7 @@ def test_a_key_keeps_its_requests_in_flight_when_its_line_changes(file):
         key.enter(0)
 
 
-@pytest.mark.contract("8.4")
+@pytest.mark.contract("7.4")
 def test_requests_in_flight_are_limited_until_they_leave():
     key = Key("alice", Limits(in_flight=2))
     key.enter(0)
@@ -185,7 +185,7 @@ def test_requests_in_flight_are_limited_until_they_leave():
     key.enter(0)
 
 
-@pytest.mark.contract("8.4")
+@pytest.mark.contract("7.4")
 def test_the_rate_allows_one_second_of_requests_at_once_and_then_one_for_each_interval():
     key = Key("alice", Limits(per_second=2))
     for now in (100, 100, 100.5, 101):  # two at once, then one every half second

@@ -46,6 +46,7 @@ def test_the_settings_most_often_changed_come_first(capsys):
     assert "--model-store" in first
     assert "--recent-bytes" in rest
     assert "(default: 8000)" in " ".join(first.split())
+    assert "(default: )" not in first + rest
     assert set(serve.COMMON) <= set(Settings.model_fields)
 
 

@@ -45,7 +45,7 @@ def test_the_settings_themselves_are_not_misspelled():
     assert list(misspelled(NAMES)) == []
 
 
-@pytest.mark.contract("8.1")
+@pytest.mark.contract("7.1")
 @pytest.mark.parametrize(
     ("variable", "setting"),
     [
@@ -86,7 +86,7 @@ def faults_of_values(**values):
     return []
 
 
-@pytest.mark.contract("8.1")
+@pytest.mark.contract("7.1")
 @pytest.mark.parametrize("value", ["\x1b[31mred\r\n", "-1", "nan", "1e999", "9" * 5000, "1,5", "20MB", "'1'", "\udcff"])
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_a_fault_is_one_printable_line_in_words_of_our_own(monkeypatch, name, value):
@@ -112,6 +112,7 @@ def test_a_variable_of_kubernetes_is_recognised(monkeypatch):
         ("max_in_flight", "a whole number, at least 1 and at most 1000000"),
         ("engines", "a whole number, at least 1 and at most 64"),
         ("drain_timeout", "a number, greater than 0 and at most 86400"),
+        ("memory_budget", "a number of bytes such as 800MB, at least 16777216"),  # 16 x 2**20
         ("log_level", "one of debug, info, warning, error"),
         ("access_log", "1, true, yes or on, or else 0, false, no or off"),
     ],

@@ -28,7 +28,7 @@ def test_every_setting_has_a_description():
     assert [name for name, field in fields.items() if not field.description] == []
 
 
-@pytest.mark.contract("8.1")
+@pytest.mark.contract("7.1")
 @pytest.mark.parametrize("blank", ["", " ", "\t\n"])
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_a_blank_value_means_the_default(monkeypatch, name, blank):

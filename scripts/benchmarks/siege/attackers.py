@@ -58,10 +58,10 @@ class Attack(NamedTuple):
 class Suffered:
     """What became of the hostile clients.
 
-    opened      connections
-    refused     attempts to connect that failed
-    cut         connections that the service closed without an answer
-    answers     by status
+    opened       connections
+    refused      attempts to connect that failed
+    cut          connections that the service closed without an answer
+    answers      by status
     cpu_seconds  of the process
     """
 

@@ -19,13 +19,13 @@ MOST_SERVED = 1000  # versions that /readyz names
 
 @router.get("/healthz", summary="Liveness")
 async def healthz() -> Response:
-    """200 as long as the process can answer."""
+    """Answers 200 as long as the process can answer."""
     return Response(b'{"status":"alive"}', media_type=JSON)
 
 
 @router.get("/readyz", summary="Readiness", responses={200: {"model": ReadyAnswer}, **openapi.problems(503)})
 async def readyz(request: Request) -> Response:
-    """200 from when the default model is loaded and warmed up until an engine fails for good or the service stops."""
+    """Answers 200 once the default model is warmed up, and until an engine fails for good or the service stops."""
     runtime: Runtime = request.app.state.runtime
     readiness = runtime.readiness
     if error := readiness.not_ready():

@@ -1,3 +1,5 @@
+"""The memory that is left, from files like those of the kernel."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""The memory that the process may use, its division, and the return of freed blocks."""
+
 import ctypes
 import subprocess
 import sys

@@ -71,7 +71,7 @@ def test_a_message_is_one_line_without_control_characters(text):
     assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", line)
 
 
-@pytest.mark.contract("8.6")
+@pytest.mark.contract("7.6")
 def test_escapes_of_a_terminal_and_line_breaks_are_shown_and_not_obeyed():
     line = logs.Formatter().format(record("%s", "a\r\nERROR forged\x1b[31m\u202e"))
     assert line == r"WARNING service.x: a\x0d\x0aERROR forged\x1b[31m\u202e"
@@ -118,7 +118,7 @@ def test_a_message_whose_arguments_do_not_fit_is_reported_in_one_line(writer, er
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.contract("8.6")
+@pytest.mark.contract("7.6")
 @pytest.mark.skipif(not Path(FULL).exists(), reason="this machine has no /dev/full")
 def test_a_full_disk_is_reported_once_on_the_other_stream(writer, output, errors):
     redirect(errors[1], FULL)
@@ -130,7 +130,7 @@ def test_a_full_disk_is_reported_once_on_the_other_stream(writer, output, errors
     assert writer.lost == 5
 
 
-@pytest.mark.contract("8.6")
+@pytest.mark.contract("7.6")
 def test_an_announcement_that_is_lost_is_repeated_on_the_other_stream(writer, output, errors):
     os.close(output[0])  # nobody reads the pipe any more
     writer.put(output[1], "serving x")
@@ -156,7 +156,7 @@ def test_when_the_stream_can_be_written_again_the_number_of_lost_lines_is_said(w
     assert said.endswith("3 lines are lost, because standard error could not be written in time")
 
 
-@pytest.mark.contract("8.6")
+@pytest.mark.contract("7.6")
 def test_a_reader_that_has_stopped_reading_does_not_stop_the_writer_of_a_message(writer, errors):
     sent = logs.MOST_WAITING + 2000  # the pipe takes 64 kB, the queue MOST_WAITING lines; this is more than both
     for _ in range(sent):
@@ -186,7 +186,7 @@ def test_without_a_writer_announcements_are_printed(capsys, monkeypatch):
     assert logs.lines_lost() == 0
 
 
-@pytest.mark.contract("8.6")
+@pytest.mark.contract("7.6")
 def test_closed_streams_are_held_open_so_that_no_socket_gets_their_numbers():
     program = """
 import os, socket
