@@ -220,10 +220,14 @@ class Runtime:
     def _refresh(self) -> None:
         assert self.readiness.catalogue is not None
         try:
-            before = self.readiness.catalogue.choices.served
+            before = self.readiness.catalogue.choices
             self._scan(self.readiness.catalogue)
-            if self.readiness.catalogue.choices.served is not before and not self.settings.memory_budget:
+            now = self.readiness.catalogue.choices
+            if now.served is not before.served and not self.settings.memory_budget:
                 self._limit_memory()
+            missing = now.default_missing()
+            if missing and str(missing) != str(before.default_missing() or ""):
+                log.warning("/readyz answers 503: %s", missing)
         except ModelRefusedError as error:
             self.readiness.fail(str(error))
 

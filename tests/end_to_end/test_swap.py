@@ -246,6 +246,7 @@ def test_a_rollback_is_one_command_and_needs_no_restart(server, store):
     document = problem(server.http.post("/detect?model=plain", content=GREY), 503)
     assert document["reason"] == "pinned_version"
     assert "plain is pinned to version 1, which is not served" in document["detail"]
+    eventually(lambda: any("WARNING" in line and "plain is pinned to version 1" in line for line in server.lines))
     pin("plain", store, "--newest")
     eventually(lambda: server.http.get("/readyz").status_code == 200)
     assert version(server) == 3
