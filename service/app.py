@@ -51,6 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         for task in tasks:
             task.cancel()
+        traffic.connections.close_all()
         runtime.stop()
 
     app = FastAPI(

@@ -26,7 +26,6 @@ from service.telemetry import logs, tracing
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of common load balancers, which would otherwise use closed connections
 FAILED_SECONDS = 2  # to send responses after a fatal engine failure; requests inside the engine never finish
 TICK_SECONDS = 0.1
 
@@ -48,7 +47,7 @@ def serve(settings: Settings, sockets: Sockets, traces: TracerProvider | None = 
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=math.ceil(app.state.traffic.deadlines.idle),
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
     )
     runtime: Runtime = app.state.runtime

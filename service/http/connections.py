@@ -102,7 +102,9 @@ class Connection(asyncio.BufferedProtocol):
         self.traffic = traffic
         self.deadlines = traffic.deadlines
         self._loop = _loop or asyncio.get_running_loop()
-        self._http: asyncio.Protocol = H11Protocol(config, server_state, {**app_state, CONNECTION: self}, self._loop)
+        self._config, self._server_state, self._app_state = config, server_state, app_state
+        self._http: asyncio.Protocol | None = None  # uvicorn's, from the first head on, except while the client rests
+        self._rests = False
         self._when_gone: Callable[[], object] | None = None
         self._head_alarm = Alarm(self._loop)
         self._step = _Step.HEAD
@@ -130,7 +132,6 @@ class Connection(asyncio.BufferedProtocol):
         self._outgoing = Outgoing(
             transport, self._loop, self.deadlines, self._on_flow, lambda: self.evict("slow_reader")
         )
-        self._http.connection_made(self._outgoing)
         self._head_alarm.set(self.deadlines.read, self._on_late_head)
         peer = transport.get_extra_info("peername")
         self.peer = client_of(peer[0]) if isinstance(peer, tuple) else ""
@@ -158,12 +159,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._drained = asyncio.Event()
-        self._http.pause_writing()
+        if self._http:
+            self._http.pause_writing()
         self._outgoing.expect_progress()
 
     def resume_writing(self) -> None:
         self._set_drained()
-        self._http.resume_writing()
+        if self._http:
+            self._http.resume_writing()
         if not self._outgoing.is_closing():
             self._outgoing.expect_nothing()
 
@@ -176,6 +179,21 @@ class Connection(asyncio.BufferedProtocol):
         """Closes the connection at once, because of a limit. Unsent bytes are lost."""
         self.traffic.closed(reason)
         self._transport.abort()
+
+    def close(self) -> None:
+        """Closes the connection once everything is sent."""
+        self._outgoing.close()
+
+    def rest(self, seconds: float) -> None:
+        """Must be called on a connection that has been idle for `seconds`.
+
+        It frees what uvicorn keeps of the last request, which is more than the connection itself needs. The next head
+        gets a new protocol. uvicorn's limit for idle connections ends with its protocol, so another takes its place.
+        """
+        if self._http and self._step is _Step.HEAD and not self._waiting:
+            self._leave_http()
+            self._rests = True
+            self._head_alarm.set(max(0.0, self.deadlines.idle - seconds), self._outgoing.close)
 
     # --- the application's side (service.http.http1) ---------------------------------------------------------------
 
@@ -294,7 +312,8 @@ class Connection(asyncio.BufferedProtocol):
         return size
 
     def _passing_of_head(self, data: bytes) -> int:
-        if not self._head_alarm.is_set:
+        if self._rests or not self._head_alarm.is_set:
+            self._rests = False
             self._head_alarm.set(self.deadlines.read, self._on_late_head)
         end = _HEAD_END.search(data, max(0, self._head_searched - _LONGEST_HEAD_END + 1))
         size = end.end() if end else len(data)
@@ -348,6 +367,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hand_on(self, data: bytes) -> None:
         """Passes bytes to uvicorn. It writes something meanwhile only if they are malformed: a 400 as plain text."""
+        if self._http is None:
+            state = {**self._app_state, CONNECTION: self}
+            self._http = H11Protocol(self._config, self._server_state, state, self._loop)
+            self._http.connection_made(self._outgoing)
         self._outgoing.withhold()
         try:
             self._http.data_received(data)
@@ -364,9 +387,8 @@ class Connection(asyncio.BufferedProtocol):
         """Answers bytes that are not valid HTTP, in place of uvicorn, and ends the connection."""
         self.traffic.refused(problem)
         self._step = _Step.DISCARD
-        self._outgoing.withhold()  # ending the request in progress would close the transport
+        self._leave_http()
         self._abandon()
-        self._outgoing.stop_withholding()
         self._outgoing.write(refusals.response(problem))
         self._outgoing.end()
         self._head_alarm.set(REFUSED_SECONDS, self._outgoing.close)
@@ -384,10 +406,19 @@ class Connection(asyncio.BufferedProtocol):
         self._body_size += size
         self.traffic.uploads.count_bytes(size)
 
+    def _leave_http(self) -> None:
+        """Ends uvicorn's protocol, but not the connection."""
+        http, self._http = self._http, None
+        if http:
+            self._outgoing.withhold()  # it would close the transport
+            http.connection_lost(None)
+            self._outgoing.stop_withholding()
+
     def _abandon(self) -> None:
         """Ends the request in progress. Its response can no longer be sent."""
-        http, self._http = self._http, asyncio.Protocol()  # its methods do nothing
-        http.connection_lost(None)  # None, because with an error uvicorn leaves its keep-alive timer running
+        if self._http:
+            http, self._http = self._http, asyncio.Protocol()  # its methods do nothing
+            http.connection_lost(None)  # None, because with an error uvicorn leaves its keep-alive timer running
         self._count_body(-self._body_size)
         self.traffic.uploads.stop_holding(self._start)
         self._set_drained()

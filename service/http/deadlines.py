@@ -13,6 +13,7 @@ class Deadlines(NamedTuple):
     read      for receiving a complete head, from its first byte or from connecting; also for receiving the rest of a
               body whose request has already been answered
     body      for receiving a body that is held back from the application because too many uploads are in progress
+    idle      for which a connection may be idle between two requests
     write     for which the client's reading is observed. It is long, because the system reports progress only in steps
               of up to a sixteenth of the client's buffer: every 16 s at 4 kB/s
     min_rate  bytes per second that the client must read in every such period
@@ -20,6 +21,7 @@ class Deadlines(NamedTuple):
 
     read: float = 10.0
     body: float = 20.0
+    idle: float = 75.0  # longer than the 60 s of common load balancers, which would otherwise use closed connections
     write: float = 60.0
     min_rate: float = 0.0
 

@@ -7,8 +7,11 @@ with many cannot displace those of others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
+
+REST_AFTER = 5.0  # seconds
 
 
 class Closable(Protocol):
@@ -18,16 +21,21 @@ class Closable(Protocol):
 
     def evict(self, reason: str) -> None: ...
 
+    def rest(self, seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
 
 class OpenConnections:
     """Only the event loop uses it, so it needs no lock."""
 
-    def __init__(self, limit: int, make_room: Callable[[], bool]) -> None:
+    def __init__(self, limit: int, make_room: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         """Allows `limit` connections. `make_room` ends some request in progress; it returns whether there was one."""
         self.limit = limit
         self._make_room = make_room
+        self._clock = clock
         self._open: set[Closable] = set()
-        self._idle: dict[str, dict[Closable, None]] = {}  # by peer, the longest idle first
+        self._idle: dict[str, dict[Closable, float]] = {}  # since when, by peer, the longest idle first
 
     def __len__(self) -> int:
         return len(self._open)
@@ -46,7 +54,7 @@ class OpenConnections:
 
     def set_idle(self, connection: Closable) -> None:
         if connection in self._open:
-            self._idle.setdefault(connection.peer, {})[connection] = None
+            self._idle.setdefault(connection.peer, {})[connection] = self._clock()
 
     def set_busy(self, connection: Closable) -> None:
         idle = self._idle.get(connection.peer)
@@ -54,6 +62,20 @@ class OpenConnections:
             idle.pop(connection, None)
             if not idle:
                 del self._idle[connection.peer]
+
+    def close_all(self) -> None:
+        """Closes the connections that are still open, at the end of the service."""
+        for connection in [*self._open]:
+            connection.close()
+
+    def check(self) -> None:
+        """Lets connections rest that have been idle for a while. Must be called about every second."""
+        now = self._clock()
+        for connections in self._idle.values():
+            for connection, since in connections.items():
+                if now - since < REST_AFTER:
+                    break
+                connection.rest(now - since)
 
     def _close_longest_idle(self) -> bool:
         most = max(self._idle.values(), key=len, default=None)

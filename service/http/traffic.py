@@ -67,6 +67,7 @@ class Traffic:
         """Enforces the limits that depend on time, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
+            self.connections.check()
             self.uploads.check()
             self.responses.check()
 

@@ -1,15 +1,22 @@
 """Which connection gives way to a new one."""
 
-from service.http.open_connections import OpenConnections
+from service.http.open_connections import REST_AFTER, OpenConnections
 
 
 class Connection:
     def __init__(self, peer: str = "a") -> None:
         self.peer = peer
         self.evicted: list[str] = []
+        self.rested: list[float] = []
 
     def evict(self, reason: str) -> None:
         self.evicted.append(reason)
+
+    def rest(self, seconds: float) -> None:
+        self.rested.append(seconds)
+
+    def close(self) -> None:
+        self.evicted.append("closed")
 
 
 def full(limit: int, *peers: str) -> tuple[OpenConnections, list[Connection]]:
@@ -76,3 +83,24 @@ def test_a_closed_connection_is_forgotten():
     for _ in range(2):
         connections.add(Connection())
     assert evicted(each) == []
+
+
+def test_a_connection_rests_once_it_has_been_idle_for_a_while():
+    now = [0.0]
+    connections = OpenConnections(9, lambda: False, lambda: now[0])
+    first, busy, later = Connection(), Connection(), Connection("b")
+    for connection in (first, busy):
+        connections.add(connection)
+    connections.set_busy(busy)
+    now[0] = 3
+    connections.add(later)
+    now[0] = 3 + REST_AFTER
+    connections.check()
+    assert (first.rested, busy.rested, later.rested) == ([3 + REST_AFTER], [], [REST_AFTER])
+
+
+def test_at_the_end_all_connections_are_closed():
+    connections, each = full(3, "a", "b")
+    connections.set_busy(each[0])
+    connections.close_all()
+    assert [connection.evicted for connection in each] == [["closed"], ["closed"]]
