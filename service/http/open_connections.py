@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-REST_AFTER = 5.0  # seconds
+REST_AFTER = 1.0  # seconds
 
 
 class Closable(Protocol):
