@@ -212,6 +212,11 @@ class Catalogue:
     def _served(self, name: str, version: int) -> ServedModel | None:
         return self.choices.served.get(name, {}).get(version)
 
+    def _is_served(self, place: str) -> bool:
+        return any(
+            f"{name}/{version}" == place for name, versions in self.choices.served.items() for version in versions
+        )
+
     def _serve(self, place: str, served: ServedModel, seconds: float) -> None:
         card, models = served.card, self.choices.served
         old = self._served(card.name, card.version)
@@ -255,6 +260,8 @@ class Catalogue:
         self._arriving[place] = f"it is still arriving, {attempts.bytes()} bytes so far"
 
     def _refuse(self, place: str, reason: str, error: Exception | None = None) -> None:
+        if self._is_served(place):
+            reason = f"{reason}; it still answers as it was when it was loaded"
         if self._refused.get(place) != reason:
             self._refusal_log.add(place, reason, error)
             self._metrics.model_changes.labels("refused").inc()

@@ -36,12 +36,12 @@ class RefusalLog:
         """`error`: its traceback is logged too."""
         self._logged += 1
         if self._logged <= MOST_LISTED:
-            log.warning("model %s is not served: %s", place, reason, exc_info=error)
+            log.warning("model %s is refused: %s", place, reason, exc_info=error)
 
     def end(self) -> None:
         if self._logged > MOST_LISTED:
             more = self._logged - MOST_LISTED
-            log.warning("%d more versions are not served; GET /models/{name}?version= gives the reason for each", more)
+            log.warning("%d more versions are refused; GET /models/{name}?version= gives the reason for each", more)
 
 
 class RefusalMetrics:

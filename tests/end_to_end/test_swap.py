@@ -1,5 +1,6 @@
 """Versions that are added, replaced and removed while requests are answered."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -265,3 +266,12 @@ def test_the_default_model_is_changed_by_one_command(start, tmp_path):
 def pin(place: str, store: Path, *options: str) -> None:
     command = [sys.executable, "-m", "service.command_line", "pin", place, "--store", str(store), *options]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+
+
+def test_a_served_version_whose_card_becomes_faulty_still_answers_and_its_refusal_says_so(server, store):
+    card = json.loads((store / "plain" / "1" / "model.json").read_text())
+    (store / "plain" / "1" / "model.json").write_text(json.dumps(card | {"labels": ["first", "first"]}))
+    eventually(lambda: server.http.get("/models").json()["refused"])
+    [refused] = server.http.get("/models").json()["refused"]
+    assert refused["reason"].endswith("it still answers as it was when it was loaded")
+    assert version(server) == 1

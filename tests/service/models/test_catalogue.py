@@ -440,7 +440,7 @@ def test_ten_thousand_refused_versions_make_few_log_lines_and_few_series(served,
         (tmp_path / "store" / "plain" / str(version) / "model.json").write_text("[]")
     served.refresh()
     assert len(served.choices.refused) == 10_000
-    lines = [record.getMessage() for record in caplog.records if "not served" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert len(lines) == 21
     assert "9980 more versions" in lines[-1]
     exposed = metrics.scrape().decode()
@@ -452,4 +452,4 @@ def test_ten_thousand_refused_versions_make_few_log_lines_and_few_series(served,
     assert orjson.loads(body)["refused_total"] == 10_000
     caplog.clear()
     served.refresh()
-    assert "not served" not in caplog.text
+    assert "refused" not in caplog.text
