@@ -133,6 +133,8 @@ def misspelled(variables: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield variable, slips[name]
         elif near := difflib.get_close_matches(name, long, n=1, cutoff=RESEMBLANCE):
             yield variable, near[0]
+        elif "_" in name and (longer := [each for each in long if each.startswith(f"{name}_")]):
+            yield variable, longer[0]
 
 
 def _slips(name: str) -> set[str]:

@@ -211,7 +211,7 @@ class Settings(BaseSettings):
             try:
                 ipaddress.ip_network(proxy)
             except ValueError:
-                raise ValueError(f"{proxy} is not an IP address or a network such as 10.0.0.0/8") from None
+                raise ValueError("must be IP addresses or networks such as 10.0.0.0/8, separated by commas") from None
         return proxies
 
     @classmethod

@@ -105,9 +105,7 @@ def test_a_well_formed_name_of_no_model_is_an_unknown_model(server, name):
 
 
 @pytest.mark.parametrize("path", [b"/metrics/", b"/models/shapes/", b"//healthz", b"/nothing"])
-@pytest.mark.parametrize(
-    "host", [b"evil.example", b"x/healthz?", b"x@evil.example", b"x:99999", b"", b"a b", b"127.0.0.1\\@y"]
-)
+@pytest.mark.parametrize("host", [b"evil.example", b"x:99999", b""])
 def test_no_answer_redirects_or_repeats_the_host(server, path, host):
     status, headers, body = get(server, path, headers=b"Host: %b\r\nX-Forwarded-Host: evil.example\r\n" % host)
     assert status == 404
@@ -170,6 +168,20 @@ def test_the_preface_of_http2_is_refused_once_and_the_connection_closed(server):
 
 def test_http_1_0_is_answered_without_a_host_and_whatever_it_expects(server):
     assert get(server, b"/healthz", version=b"1.0", headers=b"Expect: a miracle\r\n")[0] == 200
+
+
+@pytest.mark.parametrize("host", [b"a b", b"a/b", b"a@b", b"a:b", b"a, b", b"[::1", b"%zz", b"<script>", b"\xe9"])
+@pytest.mark.contract("3.9")
+def test_a_host_that_cannot_be_one_is_refused(server, host):
+    headers = refused(get(server, b"/healthz", headers=b"Host: %b\r\n" % host), 400, "bad_host")
+    assert headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"a", b"a.b-c_d:8000", b"a:", b"127.0.0.1:1", b"[::1]:8000", b"b%C3%BCcher.example"]
+)
+def test_a_host_in_any_valid_form_is_answered(server, host):
+    assert get(server, b"/healthz", headers=b"Host: %b\r\n" % host)[0] == 200
 
 
 @pytest.mark.parametrize("expectation", [b"200-ok", b"100-continue, x", b"100-continue;a", b""])

@@ -53,6 +53,8 @@ def test_the_settings_themselves_are_not_misspelled():
         ("MODELSTORE", "MODEL_STORE"),
         ("MODEL_STORE_PATH", "MODEL_STORE"),
         ("API_KEY_FILE", "API_KEYS_FILE"),
+        ("API_KEYS", "API_KEYS_FILE"),  # the last word is missing
+        ("MODEL_POLL", "MODEL_POLL_SECONDS"),
         ("DEFUALT_MODEL", "DEFAULT_MODEL"),
         ("MAX_PIXEL", "MAX_PIXELS"),
         ("LOGLEVEL", "LOG_LEVEL"),
