@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from service import keys
@@ -62,6 +63,8 @@ def allowed(field: FieldInfo) -> str:
     if bool in kinds:
         return "1, true, yes or on, or else 0, false, no or off"
     number = "a whole number" if int in kinds else "a number"
+    if ByteSize in kinds:
+        number = "a number of bytes, such as 1000000000, 800MB or 1.5GiB"
     limits = field.metadata
     words = [f"at least {limit.ge}" for limit in limits if isinstance(limit, Ge)]
     words += [f"greater than {limit.gt}" for limit in limits if isinstance(limit, Gt)]
