@@ -203,3 +203,18 @@ def test_no_other_site_can_show_a_page_in_a_frame_or_change_its_addresses(server
     assert {"default-src 'none'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"} <= set(
         policy.split("; ")
     )
+
+
+def test_what_follows_a_refused_chunk_is_discarded(server):
+    head = b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+    lines = len(server.lines)
+    with socket.create_connection(server.address, HANG) as connection:
+        connection.sendall(head + b"zz\r\n")
+        answer = b""
+        while data := connection.recv(65536):  # until the service ends its side
+            answer += data
+        connection.sendall(b"\x00\r\n\r\n")  # would be refused if it were read as a head
+        assert server.http.get("/healthz").status_code == 200
+    assert answer.count(b"HTTP/1.1 400") == 1
+    server.wait_for("detector_requests_in_flight", 0)
+    assert not [line for line in server.lines[lines:] if "Traceback" in line]
