@@ -63,7 +63,7 @@ def allowed(field: FieldInfo) -> str:
     if bool in kinds:
         return "1, true, yes or on, or else 0, false, no or off"
     number = "a whole number" if int in kinds else "a number"
-    number = "a number of bytes such as 800MB" if ByteSize in kinds else number
+    number = "a number of bytes, such as 1000000000, 800MB or 1.5GiB" if ByteSize in kinds else number
     limits = field.metadata
     words = [f"at least {limit.ge}" for limit in limits if isinstance(limit, Ge)]
     words += [f"greater than {limit.gt}" for limit in limits if isinstance(limit, Gt)]
@@ -135,6 +135,8 @@ def misspelled(variables: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield variable, slips[name]
         elif near := difflib.get_close_matches(name, long, n=1, cutoff=RESEMBLANCE):
             yield variable, near[0]
+        elif "_" in name and (longer := [each for each in long if each.startswith(f"{name}_")]):
+            yield variable, longer[0]
 
 
 def _slips(name: str) -> set[str]:

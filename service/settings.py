@@ -165,6 +165,7 @@ class Settings(BaseSettings):
     memory_budget: ByteSize | None = Field(
         default=None,
         ge=16 * MIB,
+        le=LARGEST,
         description="bytes for uploads, responses, and decoding and drawing large images, all together; also 800MB or "
         "1.5GiB. Work that does not fit waits; an image that can never fit gets 413. Default: what the control group's "
         "limit, or else half of the machine's memory, leaves beside the loaded models",

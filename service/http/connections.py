@@ -252,6 +252,8 @@ class Connection(asyncio.BufferedProtocol):
     def response_complete(self, body_complete: bool) -> None:
         """Called when the response is complete. If the request's body is not, the connection is closed."""
         self._when_gone = None
+        if self.gone:  # bytes were refused meanwhile, and nothing more may be sent
+            return
         self._step = _Step.HEAD
         self._head_searched = 0
         self._count_body(-self._body_size)

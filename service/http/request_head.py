@@ -28,6 +28,8 @@ _PARAMETER = re.compile(r"\\{\w+\\}")
 _SEGMENT = r"(?P<segment>(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)"
 # Escapes of unreserved characters, which mean the same as the characters (RFC 3986, section 2.3): only those match.
 _NEEDLESS_ESCAPE = re.compile(rb"(?i)%(?:2[de]|3[0-9]|4[1-9a-f]|5[0-9af]|6[1-9a-f]|7[0-9ae])")
+# A host, with a port if there is one (RFC 3986, section 3.2.2). It may be empty (RFC 9112, section 3.2).
+_HOST = re.compile(rb"(?:\[[0-9A-Za-z:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f/]")  # and the slash, which separates segments
 
 
@@ -73,6 +75,9 @@ class RequestHead:
             if name == b"expect" and value.lower() != b"100-continue" and scope["http_version"] != "1.0":
                 detail = "The service supports no expectation other than 100-continue. Send the request without Expect."
                 return Problem(417, "expectation", detail)
+            if name == b"host" and not _HOST.fullmatch(value):
+                detail = "Host must be the name or the address of a server, with a port if there is one."
+                return Problem(400, "bad_host", detail, {"Connection": "close"})
         place = self._fixed.get(scope["raw_path"]) or self._with_parameter(scope["raw_path"])
         if not place:
             return HTTPException(404)

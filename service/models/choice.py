@@ -56,6 +56,9 @@ class Choices:
         """
         if name is None:
             return self._default(version)
+        place = ModelPlace(name, version)
+        if version is not None and version not in self.served.get(name, {}) and (why := self._reason(place)):
+            raise UnknownModelError(f"Model {place} is not served: {why}. Available: {_listed(self.served)}.")
         if name not in self.served:
             raise UnknownModelError(f"Unknown model. Available: {_listed(self.served)}.")
         versions = self.served[name]
@@ -115,11 +118,14 @@ class Choices:
             raise NotServedError("pinned_version", f"{message}Choose with ?version=. Available: {available}.")
         return pin
 
+    def _reason(self, place: ModelPlace) -> str | None:
+        return self.refused.get(str(place)) or self.arriving.get(str(place))
+
     def _why(self, place: ModelPlace) -> str:
         """Why a model or version is not served."""
+        if reason := self._reason(place):
+            return reason
         reasons = {**self.refused, **self.arriving}
-        if str(place) in reasons:
-            return reasons[str(place)]
         of_its_versions = [each for each in reasons if place.version is None and each.startswith(f"{place.name}/")]
         if not of_its_versions:
             return "it is not in the model store"

@@ -167,6 +167,8 @@ def _read_line(file: Path) -> str | None:
         with file.open("rb") as opened:
             data = opened.read(LARGEST_FILE + 1)
     except FileNotFoundError:
+        if file.is_symlink():
+            raise UnusableFileError("it is a link to a file that does not exist") from None
         return None
     except OSError as error:
         raise UnusableFileError(f"it cannot be read: {os.strerror(error.errno or 0).lower()}") from error

@@ -53,6 +53,8 @@ def test_the_settings_themselves_are_not_misspelled():
         ("MODELSTORE", "MODEL_STORE"),
         ("MODEL_STORE_PATH", "MODEL_STORE"),
         ("API_KEY_FILE", "API_KEYS_FILE"),
+        ("API_KEYS", "API_KEYS_FILE"),  # the last word is missing
+        ("MODEL_POLL", "MODEL_POLL_SECONDS"),
         ("DEFUALT_MODEL", "DEFAULT_MODEL"),
         ("MAX_PIXEL", "MAX_PIXELS"),
         ("LOGLEVEL", "LOG_LEVEL"),
@@ -111,8 +113,15 @@ def test_a_variable_of_kubernetes_is_recognised(monkeypatch):
         ("port", "a whole number, at least 0 and at most 65535"),
         ("max_in_flight", "a whole number, at least 1 and at most 1000000"),
         ("engines", "a whole number, at least 1 and at most 64"),
+        (
+            "memory_budget",
+            "a number of bytes, such as 1000000000, 800MB or 1.5GiB, at least 16777216 and at most 1099511627776",
+        ),
         ("drain_timeout", "a number, greater than 0 and at most 86400"),
-        ("memory_budget", "a number of bytes such as 800MB, at least 16777216"),  # 16 x 2**20
+        (
+            "memory_budget",
+            "a number of bytes, such as 1000000000, 800MB or 1.5GiB, at least 16777216 and at most 1099511627776",
+        ),  # 16 x 2**20
         ("log_level", "one of debug, info, warning, error"),
         ("access_log", "1, true, yes or on, or else 0, false, no or off"),
     ],

@@ -72,3 +72,10 @@ def test_errors_list_what_is_available_up_to_a_limit():
     many = {f"model{number}": {1: OLD} for number in range(25)}
     with pytest.raises(UnknownModelError, match="model19 and 5 more"):
         Choices(many).choose("unicorn", None)
+
+
+@pytest.mark.parametrize(("name", "version"), [("gone", 5), ("gone", 6)])
+def test_a_version_that_is_named_and_not_served_is_answered_with_its_reason(name, version):
+    choices = Choices(refused={"gone/5": "it is damaged"}, arriving={"gone/6": "it is damaged, or on its way"})
+    with pytest.raises(UnknownModelError, match=f"^Model {name}/{version} is not served: it is damaged"):
+        choices.choose(name, version)

@@ -112,6 +112,13 @@ def test_what_is_not_a_regular_file_is_unusable_and_never_waited_for(tmp_path):
         read_default(tmp_path)
 
 
+def test_a_link_to_nothing_is_unusable_because_it_shows_that_a_choice_was_meant(tmp_path):
+    (tmp_path / "default").symlink_to(tmp_path / "gone")
+    for read in (read_default, read_pin):
+        with pytest.raises(UnusableFileError, match="link to a file that does not exist"):
+            read(tmp_path)
+
+
 def test_a_pin_is_the_number_of_a_version(tmp_path):
     assert read_pin(tmp_path) is None
     (tmp_path / "default").write_text("12\n")
