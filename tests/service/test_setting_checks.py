@@ -113,15 +113,11 @@ def test_a_variable_of_kubernetes_is_recognised(monkeypatch):
         ("port", "a whole number, at least 0 and at most 65535"),
         ("max_in_flight", "a whole number, at least 1 and at most 1000000"),
         ("engines", "a whole number, at least 1 and at most 64"),
-        (
-            "memory_budget",
-            "a number of bytes, such as 1000000000, 800MB or 1.5GiB, at least 16777216 and at most 1099511627776",
-        ),
         ("drain_timeout", "a number, greater than 0 and at most 86400"),
         (
             "memory_budget",
             "a number of bytes, such as 1000000000, 800MB or 1.5GiB, at least 16777216 and at most 1099511627776",
-        ),  # 16 x 2**20
+        ),  # 16 x 2**20 and 2**40
         ("log_level", "one of debug, info, warning, error"),
         ("access_log", "1, true, yes or on, or else 0, false, no or off"),
     ],
