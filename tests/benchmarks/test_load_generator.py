@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import socketserver
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -138,7 +139,8 @@ def test_in_a_closed_loop_every_client_has_one_request_in_flight(generator: Gene
         load = generator.closed(Target(server.url, uploads), clients=3, seconds=0.6)
     assert set(load.outcomes) == {"200"}
     assert 0 < load.rate <= 50  # one at a time, 20 ms each
-    assert min(load.latencies[1:]) >= 0.04  # behind at least one whole request of another client
+    # Most requests wait behind at least one whole request of another client. On a busy machine, clients may be late.
+    assert statistics.median(load.latencies) >= 0.04
     assert len(server.bodies) == load.answered == len(set(server.bodies))  # no two uploads are the same
     assert load.cpu_seconds > 0
 
