@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -113,11 +114,12 @@ class UploadsInProgress:
 
     async def take_place(self, upload: Upload) -> None:
         """Returns once the upload has a place. Its reader's timeout bounds the wait."""
+        rate = upload.rate(self._clock())  # until now, because while it waits, no more of it is read
         while not upload.has_place:
             rivals = self._rivals(upload)
             if not rivals:
                 upload.has_place = True
-            elif victim := self._slowest(rivals, than=upload):
+            elif victim := self._slowest(rivals, below=rate):
                 self._end(victim, "evicted_upload")
             else:
                 upload.waiting = asyncio.get_running_loop().create_future()
@@ -161,14 +163,12 @@ class UploadsInProgress:
             return own
         return placed if len(placed) >= self.places else []
 
-    def _slowest(self, uploads: Iterable[Upload], than: Upload | None = None) -> Upload | None:
-        """The slowest of `uploads` that has had its time and is slower than the upload `than`."""
+    def _slowest(self, uploads: Iterable[Upload], below: float = math.inf) -> Upload | None:
+        """The slowest of `uploads` that has had its time, if its rate is below this one."""
         now = self._clock()
         old = [each for each in uploads if not each.ended and now - each.began >= PATIENCE]
         slowest = min(old, key=lambda each: each.rate(now), default=None)
-        if slowest and than and slowest.rate(now) >= than.rate(now):
-            return None
-        return slowest
+        return slowest if slowest and slowest.rate(now) < below else None
 
     def _make_room_for_bytes(self) -> None:
         """Ends the slowest uploads until the others fit, and if none has had its time, the largest ones."""

@@ -108,6 +108,23 @@ def test_a_waiting_upload_displaces_another_once_that_one_has_had_its_time():
     run(scenario)
 
 
+def test_a_waiting_upload_counts_as_fast_as_it_was_before_it_waited():
+    """The first two go on to 300 bytes per second. The third, which is not read meanwhile, would have 250."""
+
+    async def scenario(scene: Scene) -> None:
+        await scene.begins("first", 500)
+        await scene.begins("second", 500)
+        third = await scene.begins("third", 500)  # within no time at all
+        scene.sizes |= {"first": 599, "second": 600}
+        scene.now = PATIENCE
+        scene.uploads.check()
+        await scene.settle()
+        assert scene.outcomes == {"first": "evicted_upload", "second": "placed", "third": "placed"}
+        await scene.complete(third)
+
+    run(scenario)
+
+
 def test_a_slower_upload_displaces_nobody():
     async def scenario(scene: Scene) -> None:
         await scene.begins("first", 5000)
