@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.end_to_end.conftest import ROOT, encoded
+from tests.end_to_end.conftest import ROOT, encoded, eventually
 from tests.service import graphs
 
 SOON = 30  # seconds; limits how long a test waits
@@ -85,10 +85,23 @@ def answers(process, url):
 def test_one_stream_that_cannot_be_written_is_reported_once_on_the_other(store, stream, fault):
     streams = {1: (fault, "kept"), 2: ("kept", fault)}[stream]
     with serving(store, *streams) as (process, url):
+        kept = process.stderr if stream == 1 else process.stdout
+        lines = []
+
+        def read() -> None:
+            for line in kept:
+                lines.append(line)  # noqa: PERF402  at once, so that the test can wait for it
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
         answers(process, url)
+        eventually(
+            lambda: any("serving plain/1" in line for line in lines)
+        )  # the service announces itself a little later
         process.send_signal(signal.SIGTERM)
-        text = process.communicate(timeout=SOON)[stream == 1]
-        assert process.returncode == 0
+        assert process.wait(SOON) == 0
+        reader.join(SOON)
+        text = "".join(lines)
     name = {1: "standard output", 2: "standard error"}[stream]
     (said,) = [line for line in text.splitlines() if "cannot be written" in line]
     assert f"{name} cannot be written ({REASONS[fault]})" in said
