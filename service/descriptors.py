@@ -9,7 +9,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import resource
 
-MOST = 2**16  # more than the service can use; some systems have no limit at all
+MOST = 2**16  # more than the service can use; on some systems the limit is infinite
 MOST_CONNECTIONS = 4096  # each occupies up to 15 kB
 RESERVED = 64  # for probes that arrive together, the log, and loading models
 OWN_PATH = Path("/proc/self/fd")

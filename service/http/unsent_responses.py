@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from service.queue.memory import MemoryBudget
 
 PATIENCE = 2.0  # seconds for which a response cannot be displaced
-ENOUGH = 0.9  # of the limit: so much is left when responses are dropped, so that the next is not dropped at once
+ENOUGH = 0.9  # of the limit; responses are dropped down to this share, so that the next one need not be dropped too
 
 
 @dataclass(eq=False)

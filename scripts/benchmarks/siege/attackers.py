@@ -23,7 +23,7 @@ RAMP = 2.0  # seconds over which the clients begin
 SETTLE = 1.0  # seconds from then until the measurement beside them begins
 BYTE_EVERY = 1.0  # seconds between two bytes of a slow sender; others look as often whether they were cut
 TAKE, TAKE_EVERY = 4096, 5.0  # bytes that a slow reader takes, and seconds between
-RECEIVE_BUFFER = 4096  # bytes, of clients that read slowly or not at all
+RECEIVE_BUFFER = 4096  # bytes; for clients that read slowly, or nothing
 REOPEN = 1.0  # seconds
 GARBAGE_EVERY = 0.25  # seconds
 PIPELINED = 5000  # requests at once, 230 kB
@@ -325,4 +325,4 @@ KINDS: dict[str, Behaviour] = {
     "garbage": garbage,
 }
 FEW = 64
-FEW_OF = ("greedy", "garbage")  # kinds of which FEW clients are enough: more would only measure the processors
+FEW_OF = ("greedy", "garbage")  # of these kinds FEW clients are enough; more would only use up the processor

@@ -286,7 +286,7 @@ def test_a_head_that_ends_like_a_last_chunk_is_held_back():
         connection.sendall(b"abcde")
         wait_until(lambda: traffic.uploads.bytes == 5)
         connection.sendall(b"fghij")
-        answered(connection)
+        assert b"\r\nx-body: 10\r\n" in answered(connection)
 
 
 def test_an_upload_that_is_held_back_has_a_deadline():
