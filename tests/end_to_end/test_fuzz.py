@@ -137,8 +137,9 @@ def is_healthy(server: Server) -> None:
     assert (response.status_code, len(response.json()["boxes"])) == (200, 2)
     assert server.http.get("/readyz").status_code == 200
     server.wait_for("detector_requests_in_flight", 0)
-    assert server.metric("detector_failed_total") == 0
-    assert not [line for line in server.lines if "Traceback" in line]
+    assert not [line for line in server.lines if "Traceback" in line], "".join(server.lines[-50:])
+    failed = [line for line in server.http.get("/metrics").text.splitlines() if line.startswith("detector_failed")]
+    assert server.metric("detector_failed_total") == 0, [*failed, *server.lines[-20:]]
 
 
 def test_whatever_is_sent_the_service_stays_as_it_was(service: Server) -> None:

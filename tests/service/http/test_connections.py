@@ -498,15 +498,31 @@ def test_no_response_follows_the_400_for_a_malformed_chunk(caplog):
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
+def test_a_body_is_not_asked_for_after_it_was_refused(caplog):
+    async def application(scope, receive, send):
+        while not scope["state"][CONNECTION].gone:
+            await asyncio.sleep(0.01)
+        await answer_at_once(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serving(application) as address, connected(address) as connection:
+        connection.sendall(head + b"zz\r\n")
+        received = until_closed(connection)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def test_a_connection_that_rests_keeps_nothing_of_its_last_request_and_serves_the_next():
-    traffic = Traffic(Limits(), Metrics(), MemoryBudget(), Deadlines(read=1.0, idle=2.0))
+    traffic = Traffic(Limits(), Metrics(), MemoryBudget(), Deadlines(read=1.0, idle=60.0))
+    idle_seconds = iter([0.5, 0.5, 58.5])  # as if the connection had been idle for so long
     owners = []
 
     async def application(scope, receive, send):
         owner = scope["owner"] = Owner()  # kept by whatever keeps the request
         owners.append(weakref.ref(owner))
         connection = scope["state"][CONNECTION]
-        asyncio.get_running_loop().call_later(0.2, connection.rest, 0.5)  # as after 0.5 s without a request
+        asyncio.get_running_loop().call_later(0.2, connection.rest, next(idle_seconds))
         await answer_at_once(scope, receive, send)
 
     with serving(application, traffic=traffic) as address, connected(address) as connection:
@@ -514,9 +530,11 @@ def test_a_connection_that_rests_keeps_nothing_of_its_last_request_and_serves_th
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             answered(connection)
             wait_until_all_are_released(owners)
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         began = time.monotonic()
+        answered(connection)
         assert connection.recv(1) == b""
-        assert time.monotonic() - began > 1.2  # closed as idle after 2 - 0.5 s, and not by the deadline of 1 s
+        assert time.monotonic() - began > 1.2  # closed as idle after 60 - 58.5 s, and not by the deadline of 1 s
 
 
 closes = pytest.mark.parametrize("end", [b"", b"Connection: close\r\n"], ids=["kept", "closed"])
