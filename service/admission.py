@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from service.queue.memory import MemoryBudget
+from service.queue.tasks import ClientLoad
 
 LONGEST_RETRY = 60  # seconds
 SHARE_FOR_NEW_CLIENTS = 1 / 8  # of the places, in addition to them
@@ -44,14 +45,14 @@ class Admitted(NamedTuple):
     bulk     whether interactive requests are run before it
     client   its name or address
     since    `time.perf_counter()` when it was examined
-    others   how many other requests of its client were in flight when it was admitted
+    load     what its client has in flight, this request included; None before it is admitted
     """
 
     timeout: float
     bulk: bool
     client: str
     since: float
-    others: int = 0
+    load: ClientLoad | None = None
 
 
 class Admission:
@@ -69,7 +70,7 @@ class Admission:
         memory         holds the uploads
         """
         self.in_flight = 0
-        self._by_client: dict[str, int] = {}
+        self._loads: dict[str, ClientLoad] = {}  # of the clients that have requests in flight
         self.make_room: Callable[[], object] = lambda: None
         self._places = places
         self._longest_timeout = longest_timeout
@@ -100,17 +101,17 @@ class Admission:
         self._refuse_if_full(examined)
         if not self._memory.hold(size):
             raise OverloadedError(self._retry_after(self._expected_wait()))
-        others = self._by_client.get(examined.client, 0)
-        self._by_client[examined.client] = others + 1
+        load = self._loads.setdefault(examined.client, ClientLoad())
+        load.in_flight += 1
         self.in_flight += 1
         try:
-            yield examined._replace(others=others)
+            yield examined._replace(load=load)
         finally:
             self.in_flight -= 1
             self._memory.let_go(size)
-            self._by_client[examined.client] -= 1
-            if not self._by_client[examined.client]:
-                del self._by_client[examined.client]
+            load.in_flight -= 1
+            if not load.in_flight:
+                del self._loads[examined.client]
 
     def _refuse_if_full(self, examined: Admitted) -> None:
         places = self._places_for(examined)
@@ -128,5 +129,5 @@ class Admission:
         """Bulk requests may use only half of the places, so they never shut out interactive requests."""
         if examined.bulk:
             return math.ceil(self._places / 2)
-        is_first = examined.client not in self._by_client
+        is_first = examined.client not in self._loads
         return self._places + (math.ceil(self._places * SHARE_FOR_NEW_CLIENTS) if is_first else 0)

@@ -285,7 +285,7 @@ class Runtime:
                 proposals_only,
                 admitted.timeout,
                 admitted.bulk,
-                admitted.others,
+                admitted.load,
                 image_id,
                 watch.cancel_when_gone,
             )

@@ -40,7 +40,7 @@ from service.images.decode import ImageError, decode
 from service.images.fit import Canvas
 from service.queue.memory import Claim, MemoryBudget, TooMuchMemoryError
 from service.queue.pace import Pace
-from service.queue.tasks import BatchKey, RunnableModel, Task, TaskQueue, TimedResult, Waiter
+from service.queue.tasks import BatchKey, ClientLoad, RunnableModel, Task, TaskQueue, TimedResult, Waiter
 from service.telemetry.metrics import Metrics
 
 # A light image is decoded within cost.LIGHT_SECONDS. If it takes more than PROMPT_SECONDS, shorter ones that arrive
@@ -138,14 +138,14 @@ class Batcher:
         proposals_only: bool,
         timeout: float,
         bulk: bool = False,
-        others: int = 0,
+        load: ClientLoad | None = None,
         digest: str | None = None,
         when_gone: Callable[[Callable[[], object]], None] | None = None,
     ) -> TimedResult:
         """The result for the image in `data`, whose SHA-256 is `digest` if already known.
 
-        `others` images of the same client are in flight. The image is run as if it had arrived after the time that
-        they take, so that a client that sends many at once does not delay the images of others.
+        `load` is what the client has in flight, this image included. The image is run as if it had arrived after the
+        time that the others take, so that a client that sends many at once does not delay the images of others.
 
         `when_gone` registers a callback for the client's disconnect, which drops queued work and raises CancelledError.
 
@@ -156,7 +156,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = self._clock()
         waiter = Waiter(loop.create_future(), now, now + timeout)
-        rank = now + BULK_PATIENCE * bulk + self._patience(model, others)
+        rank = (self._rank(now, model, load) if load else now) + BULK_PATIENCE * bulk
         task = self._join(Task(data, model, proposals_only, loop, rank, digest), waiter)
         timer = loop.call_later(timeout, self._expire, task, waiter)
         if when_gone is not None:
@@ -173,14 +173,19 @@ class Batcher:
             timer.cancel()
             del data, task, waiter  # an exception would keep this frame, and so these objects, in memory
 
-    def _patience(self, model: RunnableModel, others: int) -> float:
-        """Seconds for which an image yields to the images of clients that have fewer in flight than `others`."""
-        if not others:
-            return 0.0
-        with self._lock:
-            # images have to wait for each other before the time between answers is known
-            each = max(self._pace.seconds_between_answers, self._pace.shortest_run(model) / self._concurrent_runs)
-            return min(BULK_PATIENCE, others * each)
+    def _rank(self, now: float, model: RunnableModel, load: ClientLoad) -> float:
+        """The rank of an image that arrives `now`: later, the more its client already has in flight.
+
+        The images of one client keep the order in which they arrived, although the estimated times change.
+        """
+        patience = 0.0
+        if load.in_flight > 1:
+            with self._lock:
+                # images have to wait for each other before the time between answers is known
+                each = max(self._pace.seconds_between_answers, self._pace.shortest_run(model) / self._concurrent_runs)
+            patience = min(BULK_PATIENCE, (load.in_flight - 1) * each)
+        load.last_rank = max(load.last_rank, now + patience)
+        return load.last_rank
 
     def expected_wait(self) -> float:
         """Seconds that a new image would wait at the current rate."""

@@ -78,6 +78,18 @@ class Waiter:
 
 
 @dataclass(eq=False)
+class ClientLoad:
+    """What one client has in flight.
+
+    in_flight  its requests that were admitted and are not yet answered
+    last_rank  the rank of its latest image; its next image is not ranked before it
+    """
+
+    in_flight: int = 0
+    last_rank: float = -math.inf
+
+
+@dataclass(eq=False)
 class Task:
     """One image, and the requests that wait for it.
 

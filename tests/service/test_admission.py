@@ -46,19 +46,24 @@ def test_bulk_requests_may_use_half_of_the_places_rounded_up():
             assert three.in_flight == 3
 
 
+def in_flight(admitted):
+    """The number of requests that the client has in flight."""
+    return admitted.load.in_flight
+
+
 def test_a_client_without_a_request_in_flight_has_a_place_of_its_own():
     eight = admission(places=8)  # and 8 / 8 = 1 more for a new client
     with contextlib.ExitStack() as held:
         for number in range(8):
-            assert held.enter_context(eight.admit(eight.examine(client="greedy"), SIZE)).others == number
+            assert in_flight(held.enter_context(eight.admit(eight.examine(client="greedy"), SIZE))) == number + 1
         with pytest.raises(OverloadedError):
             eight.examine(client="greedy")
-        assert held.enter_context(eight.admit(eight.examine(client="modest"), SIZE)).others == 0
+        assert in_flight(held.enter_context(eight.admit(eight.examine(client="modest"), SIZE))) == 1
         for other in ("modest", "third"):
             with pytest.raises(OverloadedError):
                 eight.examine(client=other)
     with eight.admit(eight.examine(client="greedy"), SIZE) as admitted:
-        assert admitted.others == 0
+        assert in_flight(admitted) == 1
 
 
 def test_room_is_made_only_if_all_places_are_taken():

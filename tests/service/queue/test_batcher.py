@@ -12,6 +12,7 @@ from service.images.decode import ImageError, NotAnImageError
 from service.queue import batcher as batcher_module
 from service.queue.batcher import BULK_PATIENCE, DeadlinePassedError
 from service.queue.pace import ESTIMATE_DECAY
+from service.queue.tasks import ClientLoad
 from tests.service.queue.harness import SEVERAL, TALL, WIDE, Failing, level_of
 
 
@@ -148,25 +149,65 @@ def test_bulk_requests_yield_to_interactive_ones_but_are_not_starved(gate, queue
     run(test)
 
 
+def of_one_client(waiting, gate, level, load):
+    """Submits an image of a client with this load, as admission counts it."""
+
+    async def answered():
+        load.in_flight += 1
+        try:
+            return await waiting.submit(gate, level, load=load)
+        finally:
+            load.in_flight -= 1
+
+    return asyncio.ensure_future(answered())
+
+
 @pytest.mark.contract("3.10")
-def test_the_image_of_a_modest_client_does_not_wait_behind_all_those_of_a_greedy_one(
-    gate, queue, run, standstill, clock
-):
+def test_the_images_of_one_client_keep_their_order_when_the_service_becomes_faster(gate, queue, run, standstill, clock):
+    load = ClientLoad()
+
     async def test():
         waiting = queue(pixels=1)
-        greedy = [waiting.submit(gate, 10 + others, others=others) for others in range(4)]
+        sent = [of_one_client(waiting, gate, level, load) for level in range(10, 13)]
         for _ in range(2):  # from now on, the time between answers is known to be 1 s
             await standstill.settle()
             clock.advance(1)
             gate.hold.let_one_pass()
         await standstill.settle()
-        greedy += [waiting.submit(gate, 10 + others, others=others) for others in range(4, 7)]
+        sent += [of_one_client(waiting, gate, level, load) for level in range(13, 16)]  # ranked 1, 2 and 3 s later
+        await standstill.settle()
+        gate.hold.let_one_pass()  # 12 is answered 0 s after 11
+        await standstill.settle()
+        sent.append(of_one_client(waiting, gate, 16, load))
+        await standstill.settle()
+        gate.open()
+        await asyncio.gather(*sent)
+        assert gate.levels == [10, 11, 12, 13, 14, 15, 16]
+
+    run(test)
+
+
+@pytest.mark.contract("3.10")
+def test_the_image_of_a_modest_client_does_not_wait_behind_all_those_of_a_greedy_one(
+    gate, queue, run, standstill, clock
+):
+    load = ClientLoad()
+
+    async def test():
+        waiting = queue(pixels=1)
+        greedy = [of_one_client(waiting, gate, level, load) for level in range(10, 14)]
+        for _ in range(2):  # from now on, the time between answers is known to be 1 s
+            await standstill.settle()
+            clock.advance(1)
+            gate.hold.let_one_pass()
+        await standstill.settle()
+        greedy += [of_one_client(waiting, gate, level, load) for level in range(14, 17)]
         await standstill.settle()
         modest = waiting.submit(gate, 50)
         await standstill.settle()
         gate.open()
         await asyncio.gather(*greedy, modest)
-        # 12 is in the engine; 13 came before the rate was known; 14 counts as if it had arrived 4 s later
+        # 12 is in the engine; 13 came before the rate was known; 14 counts as if it had arrived 2 s later
         assert gate.levels == [10, 11, 12, 13, 50, 14, 15, 16]
 
     run(test)
