@@ -18,7 +18,6 @@ from typing import NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
 from service.engine import devices, memory_limit
-from service.engine.card import shortened
 from service.engine.cores import CAN_YIELD, usable_cores
 from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
@@ -30,7 +29,7 @@ from service.images.drawing import Drawing
 from service.keys import Keys
 from service.models.catalogue import Catalogue
 from service.models.served_model import ServedModel
-from service.models.store import ModelPlace, StoreMissingError, directories, parse_place
+from service.models.store import ModelPlace, StoreMissingError, find_place
 from service.queue.artists import Artists
 from service.queue.batcher import Batcher, DeadlinePassedError
 from service.queue.memory import MemoryBudget
@@ -171,23 +170,9 @@ class Runtime:
         if not setting:
             return None
         try:
-            place = parse_place(setting)
+            return find_place(self.settings.model_store, setting)
         except ValueError as error:
             raise ModelRefusedError(f"DEFAULT_MODEL={setting}: {error}") from None
-        try:
-            listing = directories(self.settings.model_store)
-        except OSError:  # it may be readable later; loading says why
-            return place
-        versions = [each for each in listing.versions if each.parent.name == place.name]
-        unlisted = place.name in [each.name for each in listing.unreadable]
-        if place.name not in listing.names:
-            raise ModelRefusedError(
-                f"DEFAULT_MODEL={setting} is not in the model store; choose from {shortened(', '.join(listing.names))}"
-            )
-        if place.version is not None and str(place.version) not in [each.name for each in versions] and not unlisted:
-            found = shortened(", ".join(each.name for each in versions))
-            raise ModelRefusedError(f"DEFAULT_MODEL={setting}: this version is not in the model store; it has {found}")
-        return place
 
     def _limit_memory(self) -> None:
         """Sets the memory budget, from the setting or from what the loaded models leave, and logs it."""

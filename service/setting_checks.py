@@ -17,10 +17,10 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from service import keys
+from service.models.store import find_place, misplaced
 from service.settings import Settings
 
 LONGEST_SHOWN = 100  # characters of a value
-MOST_LISTED = 10  # models that a fault names
 SHORT_NAME = 5  # letters; a name such as PORT resembles so many others that only slips of the hand count as misspelled
 RESEMBLANCE = 0.8  # of difflib; MODEL_STORE_PATH has 0.81, METRICS_SERVICE_PORT (Kubernetes) 0.75
 
@@ -74,13 +74,13 @@ def allowed(field: FieldInfo) -> str:
 def faults(settings: Settings, flags: Collection[str]) -> Iterator[str]:
     """One line for each file, folder or combination of settings with which the service cannot start."""
     store = settings.model_store
-    if fault := _folder_fault(store):
+    if (fault := _folder_fault(store)) or (fault := misplaced(store)):
         yield f"{described('model_store', store, flags)}: {fault}"
-    elif settings.default_model and settings.default_model.partition("/")[0] not in (names := _models(store)):
-        fault = f"the model store has no such model; it has {', '.join(names[:MOST_LISTED]) or 'none'}"
-        yield f"{described('default_model', settings.default_model, flags)}: {fault}"
-    if settings.metrics_port and settings.metrics_port == settings.port:
-        yield f"{described('metrics_port', settings.metrics_port, flags)}: must differ from PORT"
+    elif settings.default_model:
+        try:
+            find_place(store, settings.default_model)
+        except ValueError as error:
+            yield f"{described('default_model', settings.default_model, flags)}: {error}"
     if settings.api_keys_file:
         try:
             keys.parse(keys.read(settings.api_keys_file))
@@ -101,11 +101,6 @@ def _folder_fault(folder: Path) -> str | None:
     if not os.access(folder, os.R_OK | os.X_OK):
         return "the folder cannot be read (permission denied); change its permissions or the user of the service"
     return None
-
-
-def _models(store: Path) -> list[str]:
-    """The names of the models in the store, whether their folders can be read now or not."""
-    return sorted(each.name for each in filter(os.path.isdir, store.iterdir()) if not each.name.startswith("."))
 
 
 def _near(path: Path) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import ByteSize, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.images.decode import MAX_PIXELS
@@ -18,6 +20,13 @@ QUOTED = "the quotation marks are part of the value; remove them"
 LARGEST = 2**40  # bytes or pixels, far beyond any machine; arithmetic with longer numbers can overflow
 MOST_REQUESTS = 1_000_000
 DAY = 86_400  # seconds; no wait is meant to be longer, and timers of the event loop overflow at 1e300
+
+
+WHOLE = re.compile(r"[+-]?[0-9]+")
+
+
+def _is_number(kind: Any) -> bool:
+    return any(each in (int, float, ByteSize) for each in (kind, *get_args(kind)))
 
 
 class _Variables(PydanticBaseSettingsSource):
@@ -215,6 +224,13 @@ class Settings(BaseSettings):
                 raise ValueError("must be IP addresses or networks such as 10.0.0.0/8, separated by commas") from None
         return proxies
 
+    @field_validator("metrics_port")
+    @classmethod
+    def _differs_from_port(cls, metrics_port: int | None, others: ValidationInfo) -> int | None:
+        if metrics_port and metrics_port == others.data.get("port"):
+            raise ValueError("must differ from PORT")
+        return metrics_port
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
@@ -233,6 +249,16 @@ class Settings(BaseSettings):
         """Raises ValueError for `"8000"`: env files of Docker and lists in compose files keep the quotation marks."""
         if isinstance(value, str) and len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
             raise ValueError(QUOTED)
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _in_plain_digits(cls, value: Any, field: ValidationInfo) -> Any:
+        """Refuses what pydantic reads as a number but nobody writes on purpose: 8_000, and 8000.0 for a port."""
+        kind = cls.model_fields[str(field.field_name)].annotation
+        whole = int in (kind, *get_args(kind))
+        if isinstance(value, str) and ((whole and not WHOLE.fullmatch(value)) or (_is_number(kind) and "_" in value)):
+            raise PydanticCustomError("number", "not a number in plain digits")
         return value
 
     @field_validator("log_level", mode="before")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -20,7 +22,8 @@ MOST_CANVASES = 256  # every image compares itself with each canvas, and CUDA ru
 LONGEST_SIDE = 16_384  # pixels
 LONGEST_REASON = 300  # characters of a reason for a refusal
 
-Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE, strict=True)]
+Whole = Annotated[int, Field(strict=True)]  # otherwise `true` would count as 1
 
 
 class CardError(ValueError):
@@ -37,7 +40,7 @@ class CardError(ValueError):
 class Resize(BaseModel):
     """The shorter side becomes `min_size` pixels, or less if the longer side would exceed `max_size`."""
 
-    min_size: int = Field(ge=1, le=2**31 - 1)
+    min_size: Whole = Field(ge=1, le=2**31 - 1)
     max_size: Side
     antialias: bool = Field(True, description="false: resize as torchvision's detectors do")
 
@@ -48,19 +51,19 @@ class Card(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(pattern=NAME, max_length=LONGEST_NAME)
-    version: int = Field(ge=0, le=HIGHEST_VERSION)
+    version: Whole = Field(ge=0, le=HIGHEST_VERSION)
     labels: list[str] = Field(
         min_length=1, max_length=MOST_LABELS, description="in order of their index, from 0; without the background"
     )
     canvases: list[tuple[Side, Side]] = Field(min_length=1, max_length=MOST_CANVASES, description="height, width")
     resize: Resize
     score_threshold: float = Field(
-        ge=0, le=1, allow_inf_nan=False, description="the default of the request parameter score_threshold"
+        strict=True, ge=0, le=1, allow_inf_nan=False, description="the default of the request parameter score_threshold"
     )
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of model.onnx")
     metrics: dict[str, Any] = {}
     training: Any = None
-    opset: int | None = None
+    opset: Whole | None = None
     provider: Literal["any", "cpu"] = Field(default="any", description="cpu: the graph was exported for the CPU only")
 
     @field_validator("labels")
@@ -147,22 +150,33 @@ def _unwritable(card: Card) -> str | None:
     try:
         orjson.dumps(card.model_dump(mode="json"))
     except (TypeError, ValueError, RecursionError):
-        too_large = next(_beyond_64_bits(card.model_dump(), ""), None)
+        too_large = next(_numbers(card.model_dump(), "", _is_beyond_64_bits), None)
         return (
             f"{too_large} is beyond 64 bits; write it as text" if too_large else "it is nested too deeply; flatten it"
         )
+    if endless := next(_numbers(card.model_dump(), "", _is_not_finite), None):
+        return f"{endless} is not a finite number, which JSON cannot hold; write null or text"
     return None
 
 
-def _beyond_64_bits(value: Any, where: str) -> Any:
+def _numbers(value: Any, where: str, fault: Callable[[Any], bool]) -> Iterator[str]:
+    """The places of the numbers in `value` that have this fault."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _beyond_64_bits(inner, f"{where}.{name}" if where else str(name))
+            yield from _numbers(inner, f"{where}.{name}" if where else str(name), fault)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from _beyond_64_bits(inner, f"{where}.{index}")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            yield from _numbers(inner, f"{where}.{index}", fault)
+    elif fault(value):
         yield where
+
+
+def _is_beyond_64_bits(value: Any) -> bool:
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _check_that_images_fit(card: Card) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import re
 import time
 from urllib.parse import quote
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.connections import UNTIL_SENT
 from service.http.gate import Gate, Refused
-from service.http.problems import Problem
+from service.http.problems import Problem, new_request_id
 from service.keys import Key
 from service.runtime import Runtime
 from service.telemetry.metrics import METHODS
@@ -99,7 +98,7 @@ class _Response:
         self._runtime = runtime
         given = [value for name, value in scope["headers"] if name == b"x-request-id"]
         acceptable = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
-        self.request_id = given[0].decode() if acceptable else f"{random.getrandbits(128):032x}"
+        self.request_id = given[0].decode() if acceptable else new_request_id()
         scope.setdefault("state", {})["request_id"] = self.request_id
 
     async def send(self, message: Message) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import re
 
 import orjson
 
-from service.http.problems import Problem
+from service.http.problems import Problem, new_request_id
 
 UNKNOWN = 2**62  # the expected size of a chunked body
 MAX_HEAD = 2**15  # bytes of a request's head, however it arrives
@@ -72,7 +71,7 @@ def _faults(head: bytes) -> tuple[tuple[bool, str, str], ...]:
         (
             any(not _LENGTHS.fullmatch(value) for value in lengths) or len({*lengths}) > 1,
             "bad_length",
-            "Content-Length must be one whole number of bytes. Send it once.",
+            "Content-Length must be one whole number of bytes, of at most 20 digits. Send it once.",
         ),
         (
             re.search(rb"(?im)^transfer-encoding[ \t]*:(?![ \t]*chunked[ \t]*\r?$)", head) is not None,
@@ -84,7 +83,7 @@ def _faults(head: bytes) -> tuple[tuple[bool, str, str], ...]:
 
 def response(problem: Problem) -> bytes:
     """The whole response with a problem document, after which the connection closes."""
-    request_id = f"{random.getrandbits(128):032x}"
+    request_id = new_request_id()
     document = problem.document(request_id)
     body = orjson.dumps(document)
     head = (

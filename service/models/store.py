@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from service.engine.card import LONGEST_NAME, NAME
+from service.engine.card import LONGEST_NAME, NAME, shortened
 
 LARGEST_FILE = 1024  # bytes of a file `default`; a longer one cannot hold one name
 
@@ -123,6 +123,45 @@ def parse_place(text: str) -> ModelPlace:
     if not is_name(name) or (slash and not (version.isdecimal() and version.isascii() and len(version) <= 16)):
         raise ValueError("it must be the name of a model, or name/version")
     return ModelPlace(name, int(version) if slash else None)
+
+
+def find_place(store: Path, text: str) -> ModelPlace:
+    """The place that `text` names, as `name` or `name/version`. A store that cannot be listed now may have it.
+
+    Raises ValueError, which says what the store has, if it is not in the store.
+    """
+    place = parse_place(text)
+    try:
+        listing = directories(store)
+    except (OSError, StoreMissingError):
+        return place
+    if place.name not in listing.names:
+        found = shortened(", ".join(listing.names)) or "none"
+        raise ValueError(f"the model store has no such model; it has {found}")
+    versions = [each.name for each in listing.versions if each.parent.name == place.name]
+    unlisted = place.name in [each.name for each in listing.unreadable]
+    if place.version is not None and str(place.version) not in versions and not unlisted:
+        found = shortened(", ".join(versions)) or "none"
+        raise ValueError(f"the model store has no such version of {place.name}; it has {found}")
+    return place
+
+
+def misplaced(store: Path) -> str | None:
+    """Why a store without any version is probably a folder too high or too low, with the right one; else None."""
+    levels = (
+        ("*/*/model.json", None),
+        ("model.json", "the folder of one version"),
+        ("*/model.json", "the folder of one model"),
+        ("*/*/*/model.json", "a folder above the model store"),
+    )
+    try:
+        for pattern, what in levels:
+            found = next((card for card in store.absolute().glob(pattern) if card.parent.name.isdecimal()), None)
+            if found:
+                return what and f"this is {what}; set it to {str(found.parents[2])!r}"
+    except OSError:  # it may be readable later; loading says why
+        pass
+    return None
 
 
 def read_default(store: Path) -> ModelPlace | None:

@@ -168,9 +168,44 @@ def test_a_default_that_is_not_in_the_store_is_named_with_the_models_there(store
     assert line == "--default-model 'nosuch': the model store has no such model; it has plain"
 
 
-def test_two_settings_that_contradict_each_other_are_named(store):
-    (line,) = found({"metrics_port"}, model_store=store, port=8000, metrics_port=8000)
-    assert line == "--metrics-port '8000': must differ from PORT"
+@pytest.mark.contract("4.5")
+def test_a_default_version_that_is_not_in_the_store_is_named_with_the_versions_there(store):
+    (line,) = found({"default_model"}, model_store=store, default_model="plain/9")
+    assert line == "--default-model 'plain/9': the model store has no such version of plain; it has 1"
+    assert found(model_store=store, default_model="plain/1") == []
+
+
+@pytest.mark.parametrize(
+    ("inside", "what"),
+    [
+        ("model_store/plain", "the folder of one model"),
+        ("model_store/plain/1", "the folder of one version"),
+        ("", "a folder above the model store"),
+    ],
+)
+def test_a_model_store_that_is_set_too_high_or_too_low_is_named_with_the_right_folder(store, inside, what):
+    (line,) = found(model_store=store.parent / inside)
+    assert line.endswith(f": this is {what}; set it to {str(store)!r}")
+
+
+def test_a_store_that_is_still_empty_is_not_a_fault(tmp_path):
+    (tmp_path / "plain").mkdir()
+    assert found(model_store=tmp_path) == []
+
+
+def test_two_settings_that_contradict_each_other_are_named():
+    assert faults_of_values(port="8000", metrics_port="8000") == [
+        "METRICS_PORT='8000' (the default): must differ from PORT"
+    ]
+    assert faults_of_values(port="0", metrics_port="0") == []  # two free ports
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("port", "8_000"), ("port", "8000.0"), ("request_timeout", "1_0"), ("memory_budget", "1_000MB")]
+)
+def test_a_number_must_be_written_in_plain_digits(name, value):
+    (line,) = faults_of_values(**{name: value})
+    assert ": must be a " in line
 
 
 def test_a_faulty_file_of_keys_is_named_with_its_line(store, tmp_path):
