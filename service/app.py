@@ -44,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         runtime.memory,
     )
     runtime.admission.make_room = traffic.responses.drop_slowest
+    runtime.artists.room = traffic.responses.room
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -93,7 +93,7 @@ class Runtime:
         self._light_bytes = 0  # set aside for the threads that work on light images
         self._batcher: Batcher | None = None
         cores = usable_cores()
-        self._artists = Artists(max(1, cores - 1), _heavy_threads(cores), self.memory)  # a core is left for inference
+        self.artists = Artists(max(1, cores - 1), _heavy_threads(cores), self.memory)  # a core is left for inference
         self.metrics.ready.set_function(lambda: self.readiness.not_ready() is None)
         self.metrics.recent_bytes.set_function(lambda: self.recent.size)
         for part in ("limit", "held", "work"):
@@ -136,7 +136,7 @@ class Runtime:
     def stop(self) -> None:
         if self._batcher:
             self._batcher.close()
-        self._artists.close()
+        self.artists.close()
 
     def _load(self) -> None:
         settings = self.settings
@@ -307,7 +307,7 @@ class Runtime:
         """
         since_upload = inference.seconds["total"] - inference.seconds["read"]
         watch = _Watch(when_gone)
-        drawn = asyncio.ensure_future(self._artists.draw(drawing))
+        drawn = asyncio.ensure_future(self.artists.draw(drawing))
         watch.cancel_when_gone(drawn.cancel)
         try:
             async with asyncio.timeout(admitted.timeout - since_upload):

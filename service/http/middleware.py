@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import time
 from urllib.parse import quote
 
@@ -13,12 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.connections import UNTIL_SENT
 from service.http.gate import Gate, Refused
-from service.http.problems import Problem, new_request_id
+from service.http.problems import Problem
+from service.http.request_ids import id_of
 from service.keys import Key
 from service.runtime import Runtime
 from service.telemetry.metrics import METHODS
-
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 CLIENT_GONE = 499  # nginx's status for a client that disconnected before its response; only metrics and log see it
 LONGEST_PATH = 200  # characters in the access log
@@ -96,9 +94,7 @@ class _Response:
         self.ended: float | None = None
         self._send = send
         self._runtime = runtime
-        given = [value for name, value in scope["headers"] if name == b"x-request-id"]
-        acceptable = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
-        self.request_id = given[0].decode() if acceptable else new_request_id()
+        self.request_id = id_of(scope["headers"])
         scope.setdefault("state", {})["request_id"] = self.request_id
 
     async def send(self, message: Message) -> None:

@@ -7,7 +7,6 @@ names and heap addresses into theirs (vLLM's CVE-2026-22778 began with a quoted 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -24,11 +23,6 @@ from service.queue.memory import TooMuchMemoryError
 from service.readiness import NotReadyError
 from service.recent_uploads import UnknownImageError
 from service.runtime import TooLateError
-
-
-def new_request_id() -> str:
-    """An id for a request that has none of its own. It need not be secret, only unlikely to occur twice."""
-    return f"{random.getrandbits(128):032x}"
 
 
 class Problem(Exception):  # noqa: N818  the term of RFC 9457

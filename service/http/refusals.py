@@ -6,7 +6,8 @@ import re
 
 import orjson
 
-from service.http.problems import Problem, new_request_id
+from service.http.problems import Problem
+from service.http.request_ids import new_id
 
 UNKNOWN = 2**62  # the expected size of a chunked body
 MAX_HEAD = 2**15  # bytes of a request's head, however it arrives
@@ -83,7 +84,7 @@ def _faults(head: bytes) -> tuple[tuple[bool, str, str], ...]:
 
 def response(problem: Problem) -> bytes:
     """The whole response with a problem document, after which the connection closes."""
-    request_id = new_request_id()
+    request_id = new_id()
     document = problem.document(request_id)
     body = orjson.dumps(document)
     head = (

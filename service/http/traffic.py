@@ -31,7 +31,7 @@ class Limits(NamedTuple):
     max_uploads_per_client: int = 32
     min_transfer_rate: float = 1000.0
     receive_timeout: float = 20.0
-    unsent_bytes: int = 2**25
+    unsent_bytes: int = 2**24
 
 
 class Traffic:

@@ -2,11 +2,12 @@
 
 A response that fits into the system's buffer never gets here. A longer one is kept in memory until its client has read
 it, and until then its request stays in flight. If memory or a place in the queue is needed, the slowest reader is
-disconnected.
+disconnected. While there are too many unsent bytes, no further image is drawn: its response would only add to them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ class UnsentResponses:
         self._memory = memory
         self._clock = clock
         self._sending: set[Sending] = set()
+        self._waiting: set[asyncio.Future[None]] = set()  # for room
         self._at_most = 0  # the sum of all sizes, which is cheap to know and never below `bytes`
 
     def __len__(self) -> int:
@@ -75,6 +77,17 @@ class UnsentResponses:
             self._memory.let_go(size)
             self._at_most -= size
             self._sending.discard(sending)
+            self._wake_waiting()
+
+    async def room(self) -> None:
+        """Returns once the unsent bytes are within the limit."""
+        while self._at_most > self.max_bytes and self.bytes > self.max_bytes:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.add(waiting)
+            try:
+                await waiting
+            finally:
+                self._waiting.discard(waiting)
 
     def check(self) -> None:
         """Drops the slowest readers if there are too many unsent bytes. Must be called about every second."""
@@ -85,6 +98,7 @@ class UnsentResponses:
                     break
                 unsent -= each.unsent()
                 self._drop(each)
+        self._wake_waiting()
         # How much is unsent is known only by asking the system for each response, so it is not asked at every one.
         self._next_check = self._at_most + self.max_bytes // 8
 
@@ -100,6 +114,11 @@ class UnsentResponses:
         now = self._clock()
         old = [each for each in self._sending if now - each.began >= PATIENCE]
         return sorted(old, key=lambda each: each.rate(now))
+
+    def _wake_waiting(self) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
 
     def _drop(self, sending: Sending) -> None:
         self._sending.discard(sending)

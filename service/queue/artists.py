@@ -1,8 +1,9 @@
-"""Drawing in threads: a light image at once, a heavy one when a thread and the memory for it are free."""
+"""Drawing in threads: a light image as soon as a thread is free, a heavy one also when the memory for it is free."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -24,13 +25,18 @@ class _HeavyError(Exception):
 
 
 class Artists:
-    """The threads that draw. `draw` belongs to one event loop."""
+    """The threads that draw. `draw` belongs to one event loop.
+
+    room  awaited before each drawing; it returns when there is room for another response
+    """
 
     def __init__(self, threads: int, heavy_threads: int, memory: MemoryBudget) -> None:
         self._memory = memory
         self._light = ThreadPoolExecutor(threads, thread_name_prefix="draw")
         self._heavy = ThreadPoolExecutor(heavy_threads, "draw-heavy", initializer=run_in_background)
-        self._slots = asyncio.Semaphore(heavy_threads)
+        self._light_slots = asyncio.Semaphore(threads)
+        self._heavy_slots = asyncio.Semaphore(heavy_threads)
+        self.room: Callable[[], Awaitable[None]] = _at_once
         self._waiting: set[asyncio.Future[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         memory.on_release(self._released)
@@ -42,11 +48,14 @@ class Artists:
         """
         self._loop = loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._light, drawing.draw, partial(_check_cost, drawing))
+            async with self._light_slots:
+                await self.room()
+                return await loop.run_in_executor(self._light, drawing.draw, partial(_check_cost, drawing))
         except _HeavyError as heavy:
             claim = Claim(heavy.cost.memory)
         self._memory.check(claim.size)
-        async with self._slots:
+        async with self._heavy_slots:
+            await self.room()
             await self._turn(claim)
             running = self._heavy.submit(drawing.draw)
             running.add_done_callback(lambda _: self._memory.end(claim))  # also if it is cancelled before it begins
@@ -79,6 +88,10 @@ class Artists:
         for released in self._waiting:
             if not released.done():
                 released.set_result(None)
+
+
+async def _at_once() -> None:
+    """There is always room."""
 
 
 def _check_cost(drawing: Drawing, header: Image.Image) -> None:

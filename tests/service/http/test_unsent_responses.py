@@ -1,6 +1,9 @@
 """Which reader gives way. Each response is 1,000 bytes; a reader's rate is what it has received, per second."""
 
+import asyncio
 import contextlib
+
+import pytest
 
 from service.http.unsent_responses import PATIENCE, UnsentResponses
 from service.queue.memory import MemoryBudget
@@ -44,6 +47,34 @@ def test_a_reader_has_some_time_before_it_is_dropped():
         scene.unsent["second"] = 700
         scene.responses.check()
         assert scene.dropped == ["first"]
+
+
+@pytest.mark.contract("3.10")
+def test_no_image_is_drawn_while_there_are_too_many_unsent_bytes():
+    async def test():
+        scene = Scene(max_bytes=1500)
+        with contextlib.ExitStack() as stack:
+            scene.begins(stack, "first", 900)
+            await scene.responses.room()  # 900 bytes are within the limit
+            with contextlib.ExitStack() as second:
+                scene.begins(second, "second", 800)
+                waiting = [asyncio.ensure_future(scene.responses.room()) for _ in range(2)]
+                await asyncio.sleep(0)
+                scene.responses.check()  # 1,700 bytes, and neither reader has had its time
+                await asyncio.sleep(0)
+                assert not any(each.done() for each in waiting)
+                waiting[0].cancel()
+                scene.unsent["first"] = 600  # it reads
+                scene.responses.check()
+                await waiting[1]
+                scene.unsent["first"] = 900
+                waiting = [asyncio.ensure_future(scene.responses.room())]
+                await asyncio.sleep(0)
+                assert not waiting[0].done()
+            await waiting[0]  # the second response has been sent
+        assert scene.dropped == []
+
+    asyncio.run(test())
 
 
 def test_a_single_response_may_exceed_the_limit():
