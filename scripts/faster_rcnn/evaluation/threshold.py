@@ -91,12 +91,11 @@ class ScoredDetections:
 
     def spread(self) -> tuple[float, float] | None:
         """The middle 90 % of the lowest scores that the rule keeps if the images are drawn again; None without hits."""
-        rng = np.random.default_rng(0)
+        if not self.hits.any():
+            return None
         images = len(self.objects)
-        places = [
-            self._best_place(drawn)
-            for drawn in rng.multinomial(images, np.full(images, 1 / images), DRAWINGS if images else 0)
-        ]
+        drawings = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), DRAWINGS)
+        places = [self._best_place(drawing) for drawing in drawings]
         scores = [float(self.scores[place]) for place in places if place is not None]
         if not scores:
             return None
@@ -118,17 +117,19 @@ class ScoredDetections:
         # Divisions are rounded correctly, so equal fractions are equal floats.
         f1 = 2 * hits / (kept + (times * self.objects).sum())
         precision = hits / np.maximum(kept, 1)
-        return int(self._ends[np.lexsort((precision, f1))[-1]])
+        first = -self._ends  # a drawing may leave out an image, whose detections then change nothing
+        return int(self._ends[np.lexsort((first, precision, f1))[-1]])
 
 
 def between(low: float, high: float) -> float:
-    """The shortest decimal fraction near the middle of `low` and `high`, above `low` and at most `high`.
+    """The shortest decimal fraction, of two digits or more, in the middle half of the range from `low` to `high`.
 
-    It has at least two decimals, if it needs them. Scores are float32, so it must also be above `low` in float32.
+    If the two are next to each other in float32, in which detectors compute scores, it is `high`.
     """
-    for decimals in range(2, 9):
-        value = round((low + high) / 2, decimals)
-        if np.float32(low) < np.float32(value) <= np.float32(high) and value <= high:
+    quarter = (high - low) / 4
+    for digits in range(2, 9):
+        value = round((low + high) / 2, digits)
+        if low + quarter <= value <= high - quarter and np.float32(low) < np.float32(value):
             return value
     return high
 
