@@ -5,6 +5,7 @@ P is `DetectorConfig.proposals.after_nms`. The card of a published model, whiche
 its member `detector`, which `limits_of` reads.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,4 +75,22 @@ def too_many_objects(counts: Sequence[int], detections: int, images: str = "imag
         f"{len(excess)} of {len(counts)} {images} have more objects (up to {most}) than the {detections} detections "
         f"that the model returns for an image, so at least {sum(excess)} of {sum(counts)} objects cannot be found; "
         f"train or export with --detections {most}"
+    )
+
+
+def too_many_to_sample(counts: Sequence[int], config: DetectorConfig) -> str | None:
+    """A sentence if training samples fewer regions on objects than some images have objects; else None.
+
+    counts: the number of objects of each training image. A step then trains the head on a random part of them
+    (Fast R-CNN, section 2.3), so nothing is lost for good, but such images need more iterations.
+    """
+    sampling = config.proposal_sampling
+    most = int(sampling.batch * sampling.foreground_share)
+    crowded = sum(count > most for count in counts)
+    if not crowded:
+        return None
+    return (
+        f"{crowded} of {len(counts)} training images have more objects (up to {max(counts)}) than the {most} regions "
+        f"on objects that a step samples for the head; --rois {math.ceil(max(counts) / sampling.foreground_share)} would "
+        "use all of them in every step"
     )

@@ -168,7 +168,7 @@ def explain_choice(threshold: float, record: dict[str, Any], given_by: str = "")
         why = "given" if record["rule"] == GIVEN else "assumed, because there is no validation data"
         return f"score threshold {threshold:g}: {why}"
     figures = f"F1 {record['F1']:.3f}, precision {record['precision']:.3f}, recall {record['recall']:.3f}"
-    where = f"on {record['data']} ({record['images']} images, {record['objects']} objects)"
+    where = f"on {record['data']} ({_number(record['images'], 'image')}, {_number(record['objects'], 'object')})"
     if record["rule"] == DEFAULT:
         return f"score threshold {threshold:g}: assumed, because the model finds no object {where} at any score"
     how = given_by or "given" if record["rule"] == GIVEN else f"the {record['rule']}"
@@ -198,7 +198,11 @@ def doubts(threshold: float, record: dict[str, Any]) -> list[str]:
         )
     if record["rule"] == BEST_F1 and record["objects"] < FEW_OBJECTS:
         warnings.append(
-            f"{data} has only {record['objects']} objects, so the score threshold is uncertain; name more validation "
-            "data, or set --score-threshold"
+            f"{data} has only {_number(record['objects'], 'object')}, so the score threshold is uncertain; name more "
+            "validation data, or set --score-threshold"
         )
     return warnings
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from faster_rcnn.detector.config import DEFAULTS, default_config
-from faster_rcnn.detector.limits import Limits, limits_of, too_many_objects, with_detections
+from faster_rcnn.detector.limits import Limits, limits_of, too_many_objects, too_many_to_sample, with_detections
 
 
 @pytest.mark.parametrize("backbone", DEFAULTS)
@@ -43,3 +43,15 @@ def test_a_warning_says_how_many_objects_cannot_be_found() -> None:
     )
     assert too_many_objects([100, 0], 100) is None
     assert too_many_objects([], 100) is None
+
+
+def test_a_sentence_says_that_a_step_samples_only_some_of_the_objects() -> None:
+    # compact samples 64 regions, a quarter of them on objects: 16
+    config = default_config("compact", ("cat",))
+    assert too_many_to_sample([16, 3], config) is None
+    assert too_many_to_sample([], config) is None
+    # all of 41 objects are a quarter of 164 regions
+    assert too_many_to_sample([16, 41, 17], config) == (
+        "2 of 3 training images have more objects (up to 41) than the 16 regions on objects that a step samples for "
+        "the head; --rois 164 would use all of them in every step"
+    )

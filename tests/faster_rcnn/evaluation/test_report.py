@@ -35,7 +35,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "pictures" / "picture-00099.jpg").write_bytes(b"from an earlier evaluation")
     (out / "pictures" / "mine.jpg").write_bytes(b"not from an evaluation")
     truths, predictions = collect(dataset, unsteady)
-    record = write_report(out, dataset, truths, predictions, {"target": "unsteady", "data": "shapes"}, 3, 0.5, ["a remark"])
+    record = write_report(
+        out, dataset, truths, predictions, {"target": "unsteady", "data": "shapes"}, 3, 0.5, ["a remark"]
+    )
     assert record == {"target": "unsteady", "data": "shapes"} | measure(truths, predictions, dataset.labels)
     return out
 

@@ -23,7 +23,9 @@ from tests.faster_rcnn.evaluation.hand_made import LABELS, prediction, sample
 CAT, DOG, NOWHERE = [10.0, 10, 50, 50], [60.0, 60, 90, 90], [0.0, 90, 9, 99]
 
 
-def scored(scores: list[float], hits: list[bool], objects: list[int], images: list[int] | None = None) -> ScoredDetections:
+def scored(
+    scores: list[float], hits: list[bool], objects: list[int], images: list[int] | None = None
+) -> ScoredDetections:
     """Detections with float32 scores, as detectors return them."""
     rounded = np.array(scores, np.float32).astype(np.float64)
     return ScoredDetections(
@@ -83,7 +85,7 @@ def test_there_is_no_best_threshold_without_hits() -> None:
     value, record = describe_choice(scored([0.9], [False], [3]), "d/val")
     assert (value, record["rule"]) == (ASSUMED, "assumed")
     assert explain_choice(value, record) == (
-        "score threshold 0.5: assumed, because the model finds no object on d/val (1 images, 3 objects) at any score"
+        "score threshold 0.5: assumed, because the model finds no object on d/val (1 image, 3 objects) at any score"
     )
     assert doubts(value, record) == ["the model finds none of the 3 objects of d/val; train it longer"]
 
@@ -157,8 +159,8 @@ def test_the_record_says_on_what_the_threshold_was_chosen_and_how_sure_it_is() -
         "detections": 4, "objects_found": 3, "objects_found_at_any_score": 3, "range": [0.2, 0.2],
     }  # fmt: skip
     assert explain_choice(value, record) == (
-        "score threshold 0.1: the highest F1 at IoU 0.5; on voc:x/val (1 images, 4 objects): F1 0.750, precision 0.750, "
-        "recall 0.750; other images of the same kind would give 0.20 to 0.20 (nine times in ten)"
+        "score threshold 0.1: the highest F1 at IoU 0.5; on voc:x/val (1 image, 4 objects): F1 0.750, precision "
+        "0.750, recall 0.750; other images of the same kind would give 0.20 to 0.20 (nine times in ten)"
     )
     [few] = doubts(value, record)
     assert few.startswith("voc:x/val has only 4 objects, so the score threshold is uncertain")
