@@ -45,12 +45,17 @@ log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
+_NOTHING_LEFT_OUT = np.float32(0)
+
 
 @dataclass(frozen=True)
 class Result:
     """One image's detections and proposals, best first, in pixels of the upright image.
 
     boxes [D, 4], scores [D], labels [D]: empty if only proposals were requested;  proposals [P, 4], objectness [P]
+    left_out       the highest score that a detection can have which the graph's limit on their number left out; 0 if
+                   the limit was not reached
+    all_proposals  False if the graph's limit on their number was reached, so that it may have left out some
     """
 
     boxes: Floats
@@ -58,6 +63,8 @@ class Result:
     labels: NDArray[np.int64]
     proposals: Floats
     objectness: Floats
+    left_out: np.float32 = _NOTHING_LEFT_OUT
+    all_proposals: bool = True
 
 
 class WrongOutputError(Exception):
@@ -201,9 +208,10 @@ def _result(outputs: dict[str, Any], row: int, canvas: Canvas, classes: int) -> 
     p = _rows(outputs, "num_proposals", "proposals", row)
     proposals = to_original(outputs["proposals"][row, :p], canvas)
     objectness = outputs["objectness"][row, :p]
+    all_proposals = p < outputs["proposals"].shape[1]
     _check_finite(proposals=proposals, objectness=objectness)
     if "num_detections" not in outputs:
-        return Result(_NO_BOXES, _NO_SCORES, _NO_LABELS, proposals, objectness)
+        return Result(_NO_BOXES, _NO_SCORES, _NO_LABELS, proposals, objectness, all_proposals=all_proposals)
     d = _rows(outputs, "num_detections", "boxes", row)
     boxes = to_original(outputs["boxes"][row, :d], canvas)
     scores, labels = outputs["scores"][row, :d], outputs["labels"][row, :d]
@@ -211,7 +219,9 @@ def _result(outputs: dict[str, Any], row: int, canvas: Canvas, classes: int) -> 
     if d and not (labels.min() >= 0 and labels.max() < classes):
         found = f"{labels.min()} to {labels.max()}"
         raise WrongOutputError(f"output labels has indices from {found}, but the card lists {classes} labels")
-    return Result(boxes, scores, labels, proposals, objectness)
+    # they come best first, so none that was left out has a higher score than the last one
+    left_out = scores[-1] if d and d == outputs["boxes"].shape[1] else _NOTHING_LEFT_OUT
+    return Result(boxes, scores, labels, proposals, objectness, left_out, all_proposals)
 
 
 def _rows(outputs: dict[str, Any], count: str, rows: str, row: int) -> int:

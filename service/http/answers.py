@@ -36,13 +36,22 @@ def detections(inference: Inference, card: Card, query: DetectQuery) -> dict[str
     result = inference.result
     threshold = card.score_threshold if query.score_threshold is None else query.score_threshold
     wanted = result.scores >= threshold
-    rows: Any = slice(int(wanted.sum()))  # the engine returns them best first
+    found = int(wanted.sum())
+    rows: Any = slice(found)  # the engine returns them best first
     if query.label:
         rows = np.flatnonzero(wanted & np.isin(result.labels, [card.labels.index(label) for label in query.label]))
+        found = len(rows)
     boxes, scores, indices = (
         each[rows][: query.max_detections] for each in (result.boxes, result.scores, result.labels)
     )
-    answer = _head(inference, card)
+    truncated = []
+    if result.left_out > 0 and result.left_out >= threshold:
+        truncated.append("model_detections")
+    if query.max_detections is not None and found > query.max_detections:
+        truncated.append("max_detections")
+    if query.proposals:
+        truncated += _truncated_proposals(result, query)
+    answer = _head(inference, card) | {"truncated": truncated}
     answer["boxes"] = _rounded(boxes, PIXEL_DECIMALS)
     answer["scores"] = _rounded(scores, SCORE_DECIMALS)
     answer["labels"] = [card.labels[index] for index in indices.tolist()]
@@ -54,20 +63,26 @@ def detections(inference: Inference, card: Card, query: DetectQuery) -> dict[str
 
 def proposals(inference: Inference, card: Card, query: ProposalsQuery) -> dict[str, Any]:
     """The answer to /proposals, with its numbers as NumPy arrays."""
-    return _head(inference, card) | _proposals(inference.result, query) | {"timing": _timing(inference)}
+    result = inference.result
+    truncated = _truncated_proposals(result, query)
+    head = _head(inference, card) | {"truncated": truncated}
+    return head | _proposals(result, query) | {"timing": _timing(inference)}
 
 
 def response(answer: dict[str, Any], inference: Inference, card: Card, media_type: str, metrics: Metrics) -> Response:
     """`answer` as JSON or as an .npz file."""
     began = time.perf_counter()
     body = to_npz(answer, card) if media_type == npz.MEDIA_TYPE else to_json(answer)
-    return encoded_response(body, inference, media_type, began, metrics)
+    return encoded_response(body, answer, inference, media_type, began, metrics)
 
 
-def encoded_response(body: bytes, inference: Inference, media_type: str, began: float, metrics: Metrics) -> Response:
-    """A response with `body` and, in its header, the time of every stage and any warnings about the image.
+def encoded_response(
+    body: bytes, answer: dict[str, Any], inference: Inference, media_type: str, began: float, metrics: Metrics
+) -> Response:
+    """A response with `body` and, in its header, the time of every stage, warnings, and limits that cut the answer.
 
-    began  `time.perf_counter()` when encoding began
+    answer  what `body` encodes, as `detections` or `proposals` returned it
+    began   `time.perf_counter()` when encoding began
     """
     took = time.perf_counter() - began
     metrics.stage["encode"].observe(took)
@@ -76,6 +91,8 @@ def encoded_response(body: bytes, inference: Inference, media_type: str, began: 
     headers = {"Server-Timing": timing}
     if inference.warnings:
         headers["Image-Warnings"] = ", ".join(inference.warnings)
+    if answer["truncated"]:
+        headers["Answer-Truncated"] = ", ".join(answer["truncated"])
     return Response(body, media_type=media_type, headers=headers)
 
 
@@ -127,6 +144,7 @@ def to_npz(answer: dict[str, Any], card: Card) -> bytes:
         members |= {} if name == "timing" else inner
     arrays = {name: np.float32(value) if isinstance(value, np.ndarray) else value for name, value in members.items()}
     arrays["warnings"] = np.array([each["reason"] for each in answer["warnings"]], dtype=np.str_)
+    arrays["truncated"] = np.array(answer["truncated"], dtype=np.str_)
     if "labels" in answer:
         arrays["labels"] = np.array(answer["labels"], dtype=np.str_)
         arrays["label_indices"] = np.array([card.labels.index(label) for label in answer["labels"]], dtype=np.int64)
@@ -151,6 +169,14 @@ def _proposals(result: Result, query: ProposalsQuery) -> dict[str, Any]:
         "boxes": _rounded(result.proposals[: query.max_proposals], PIXEL_DECIMALS),
         "scores": _rounded(result.objectness[: query.max_proposals], SCORE_DECIMALS),
     }
+
+
+def _truncated_proposals(result: Result, query: ProposalsQuery) -> list[str]:
+    """The limits that may have cut the proposals of an answer, by the words of the schema."""
+    words = [] if result.all_proposals else ["model_proposals"]
+    if query.max_proposals is not None and len(result.proposals) > query.max_proposals:
+        words.append("max_proposals")
+    return words
 
 
 def _timing(inference: Inference) -> dict[str, float]:

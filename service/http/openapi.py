@@ -56,6 +56,13 @@ IMAGE_WARNINGS = {
         "schema": {"type": "string"},
     }
 }
+ANSWER_TRUNCATED = {
+    "Answer-Truncated": {
+        "description": "only if a limit on their number may have cut the detections or proposals: the answer's "
+        "`truncated`, separated by commas",
+        "schema": {"type": "string"},
+    }
+}
 
 # A PNG file of 160 x 120 pixels: a red disc and a blue square.
 EXAMPLE_IMAGE = (
@@ -129,7 +136,7 @@ NPZ = {
             "format": "binary",
             "description": "read it with `numpy.load(io.BytesIO(body))`. It holds the members of the JSON answer "
             "except timing as arrays, with float32 numbers. A nested member has both names, such as `proposals_boxes`. "
-            "`warnings` holds the words. "
+            "`warnings` and `truncated` hold the words. "
             "`label_indices` start at 0",
         }
     }

@@ -45,7 +45,10 @@ class ModelQuery(VersionQuery):
 
 class ProposalsQuery(ModelQuery):
     max_proposals: int | None = Field(
-        None, ge=1, le=LARGEST, description="maximum number of proposals to return, best first; default: all"
+        None,
+        ge=1,
+        le=LARGEST,
+        description="maximum number of proposals to return, best first; default: all that the model returns",
     )
     timeout: float | None = Field(
         None,
@@ -78,10 +81,14 @@ class DetectQuery(ProposalsQuery):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="drop detections below this score; default: the model's threshold",
+        description="drop detections below this score; default: the model's threshold, `score_threshold` in GET "
+        "/models",
     )
     max_detections: int | None = Field(
-        None, ge=1, le=LARGEST, description="maximum number of detections to return, best first; default: all"
+        None,
+        ge=1,
+        le=LARGEST,
+        description="maximum number of detections to return, best first; default: all that the model returns",
     )
     label: list[Text] = Field(
         [], description="return only these labels; repeat the parameter for several: `label=circle&label=star`"
@@ -107,6 +114,18 @@ class ImageWarning(BaseModel):
         "damaged_data", "missing_scans", "missing_rows", "missing_end", "unknown_colours", "wrong_checksum"
     ] = Field(description="a fixed word, for programs")
     detail: str = Field(description="the fault and the remedy")
+
+
+Truncated = Annotated[
+    list[Literal["model_detections", "max_detections", "model_proposals", "max_proposals"]],
+    Field(
+        description="empty unless a limit on their number may have cut the answer. `max_detections`, `max_proposals`: "
+        "there were more, and the parameter of this name left them out. `model_detections`: the model returned as many "
+        "detections as it can for an image, and all of them reach the score threshold, so there may be more; "
+        "`faster-rcnn export --detections` raises the limit. `model_proposals`: the model returned as many proposals "
+        "as it can"
+    ),
+]
 
 
 class ModelId(BaseModel):
@@ -135,6 +154,7 @@ class DetectAnswer(BaseModel):
     image: Image
     model: ModelId
     warnings: list[ImageWarning] = Field(description="empty unless the image is damaged or incomplete")
+    truncated: Truncated
     boxes: list[Box]
     scores: list[float]
     labels: list[str]
@@ -148,6 +168,7 @@ class ProposalsAnswer(Proposals):
     image: Image
     model: ModelId
     warnings: list[ImageWarning] = Field(description="empty unless the image is damaged or incomplete")
+    truncated: Truncated
     timing: Timing
 
 

@@ -143,6 +143,16 @@ def add_skip_bad_boxes(group: Any, default: str = "") -> None:
     )
 
 
+def add_score_threshold(group: Any) -> None:
+    group.add_argument(
+        "--score-threshold",
+        type=share,
+        metavar="SCORE",
+        help="the default of the request parameter score_threshold (default: the one with the highest F1 at IoU 0.5 on "
+        "the validation split; 0.5 without data)",
+    )
+
+
 def add_workers(group: Any, default: int) -> None:
     group.add_argument(
         "--workers", type=positive, default=default, metavar="N", help="threads or processes that read images "

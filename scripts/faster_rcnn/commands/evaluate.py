@@ -27,15 +27,19 @@ from faster_rcnn.commands.command_line import (
     data_source,
     device_of,
     run_command,
+    share,
 )
 from faster_rcnn.data.class_numbers import renumber
-from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.dataset import Dataset, Prediction, Sample
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels
 from faster_rcnn.data.subset import Subset
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
+from faster_rcnn.detector.limits import Limits, limits_of
 from faster_rcnn.evaluation import Predictor, collect, fast_rcnn_predictor, torch_predictor
+from faster_rcnn.evaluation.limits import limit_warnings
 from faster_rcnn.evaluation.report import compare_sources, write_report
+from faster_rcnn.evaluation.threshold import ScoredDetections, describe_choice, doubts, explain_choice
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
@@ -58,6 +62,12 @@ def build_parser() -> Parser:
     add_limit_images(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write (default: evaluation-SPLIT in RUN, or in this folder)"
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=share,
+        metavar="SCORE",
+        help="count mistakes from this score on (default: that of MODEL_DIR; for RUN the one with the highest F1)",
     )
     add_device(parser)
     more = parser.add_argument_group("less often needed")
@@ -99,11 +109,39 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if target is None:
         print(measure_sources(dataset, arguments, about, out))
     else:
-        dataset, predict, details = open_target(target, dataset, record, arguments)
-        about |= details
+        dataset, predict, details, limits = open_target(target, dataset, record, arguments)
         truths, predictions = collect(dataset, predict)
-        print(json.dumps(write_report(out, dataset, truths, predictions, about, arguments.show), indent=1))
+        threshold, remarks = threshold_of(
+            target, arguments.score_threshold, about["data"], truths, predictions, dataset
+        )
+        about |= details | {"score_threshold": threshold}
+        remarks += limit_warnings(truths, limits)
+        written = write_report(out, dataset, truths, predictions, about, arguments.show, threshold, remarks)
+        print(json.dumps(written, indent=1))
+        print(*remarks, sep="\n")
     print(f"wrote {out / 'index.html'}")
+
+
+def threshold_of(
+    target: Path,
+    named: float | None,
+    data: str,
+    truths: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    dataset: Dataset,
+) -> tuple[float, list[str]]:
+    """The score threshold at which mistakes are counted, and sentences about it.
+
+    named: by the user;  data: the name of `dataset`. Without a named one, a published version uses its own threshold.
+    A run has none yet, so the rule is applied to the data that is measured.
+    """
+    served = None
+    if named is None and (target / "model.onnx").is_file():
+        served = float(json.loads((target / "model.json").read_text())["score_threshold"])
+    found = ScoredDetections.match(truths, predictions, len(dataset.labels))
+    threshold, record = describe_choice(found, data, served if named is None else named)
+    explained = explain_choice(threshold, record, "the one that the model is served with" if served is not None else "")
+    return threshold, [explained, *(f"warning: {doubt}" for doubt in doubts(threshold, record))]
 
 
 def check_version_named(target: Path) -> Path:
@@ -130,17 +168,18 @@ def measure_sources(dataset: Dataset, arguments: argparse.Namespace, about: dict
 
 def open_target(
     target: Path, dataset: Dataset, record: RunRecord, arguments: argparse.Namespace
-) -> tuple[Dataset, Predictor, dict[str, Any]]:
+) -> tuple[Dataset, Predictor, dict[str, Any], Limits | None]:
     """Opens the detector to measure.
 
-    Returns the data set, with proposals if the detector needs them; the predictor; and for the report, the names of the
-    checkpoint and of the source of the proposals.
+    Returns the data set, with proposals if the detector needs them; the predictor; for the report, the names of the
+    checkpoint and of the source of the proposals; and the detector's limits.
     """
     if (target / "model.onnx").is_file():
         if arguments.proposals:
             raise ValueError(f"{target} makes its own proposals; leave out --proposals, or name a run")
-        labels = tuple(json.loads((target / "model.json").read_text())["labels"])
-        return renumber(dataset, labels, str(target)), onnx_predictor(target), {}
+        card = json.loads((target / "model.json").read_text())
+        dataset = renumber(dataset, tuple(card["labels"]), str(target))
+        return dataset, onnx_predictor(target), {}, limits_of(card.get("detector", {}))
     which = arguments.checkpoint or best_or_last(target)
     state = read_checkpoint(target, which)
     detector = build_detector(state).to(device_of(arguments)).eval()
@@ -151,12 +190,13 @@ def open_target(
     sources = sources_for(target, record, arguments)
     if not sources and objective == "fast-rcnn":
         raise ValueError(f"{target} makes no proposals of its own; name their source by --proposals")
-    details = {"checkpoint": which, "iteration": state["iteration"]}
+    details, limits = {"checkpoint": which, "iteration": state["iteration"]}, limits_of(detector.describe())
     if not sources:
-        return dataset, torch_predictor(detector), details
+        return dataset, torch_predictor(detector), details, limits
     limit = record.proposal_limit or (detector.config.proposals.after_nms if proposals_of_step(target) else LIMIT)
     table = propose(dataset, sources[0], limit, arguments)
-    return WithProposals(dataset, table, limit), fast_rcnn_predictor(detector), details | {"proposals_from": sources[0]}
+    details |= {"proposals_from": sources[0]}
+    return WithProposals(dataset, table, limit), fast_rcnn_predictor(detector), details, limits
 
 
 def sources_for(target: Path, record: RunRecord, arguments: argparse.Namespace) -> list[str]:

@@ -20,6 +20,7 @@ from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
     add_limit_images,
+    add_score_threshold,
     add_seed,
     add_skip_bad_boxes,
     check_writable,
@@ -33,7 +34,9 @@ from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.label_names import read_labels
 from faster_rcnn.data.sources import check_labels, splits_of
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
+from faster_rcnn.detector.limits import with_detections
 from faster_rcnn.graph.publish import GraphOptions, Measurement, next_version, publish
+from faster_rcnn.graph.served_threshold import Validation
 from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 from faster_rcnn.training.run import check_finished, read_record
@@ -79,6 +82,13 @@ def build_parser() -> Parser:
         default="any",
         help="execution provider that must run the graph; cpu: RoI max pooling as ONNX's own operator, which accepts "
         "feature maps of any size but has no CUDA kernel (default: any)",
+    )
+    add_score_threshold(parser)
+    parser.add_argument(
+        "--detections",
+        type=positive,
+        metavar="N",
+        help="most detections for an image (default: as in RUN; for torchvision as in the model)",
     )
     measured = parser.add_argument_group("what the published graph is measured on")
     add_data(measured, " (default: the data of RUN; a torchvision model is then not measured)")
@@ -141,10 +151,16 @@ def publish_run(arguments: argparse.Namespace) -> Path:
             "publish a run of --schedule joint or alternating"
         )
     detector = build_detector(state).eval()
+    if arguments.detections is not None:
+        detector.config = with_detections(detector.config, arguments.detections)
     record = read_record(arguments.run)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
-    test, measured_on = open_test(arguments, arguments.data or record.data, record.val_split, skip)
+    data = arguments.data or record.data
+    test, measured_on = open_test(arguments, data, record.val_split, skip)
     check_labels(test, detector.config.labels, str(arguments.run))
+    validation = open_validation(arguments, data, record.val_split, skip, measured_on)
+    if validation is not None:
+        check_labels(validation.data, detector.config.labels, str(arguments.run))
     return publish(
         detector,
         arguments.store,
@@ -153,8 +169,9 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         # model.json already holds the detector's own config
         training=replace(record, config=None).to_json() | {"iteration": state["iteration"]},
         images=first_images(test),
-        measurement=Measurement(test, measured_on, arguments.limit_images, example=not arguments.no_example),
+        measurement=Measurement(test, measured_on, arguments.limit_images, not arguments.no_example, validation),
         options=GraphOptions(arguments.precision, arguments.provider),
+        score_threshold=arguments.score_threshold,
     )
 
 
@@ -163,6 +180,8 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
     if not arguments.data and (arguments.split or arguments.limit_images or arguments.skip_bad_boxes):
         raise ValueError("--split, --limit-images and --skip-bad-boxes need --data; name it, or leave them out")
     trained = read_torchvision(arguments)
+    if arguments.detections is not None:
+        trained.model.roi_heads.detections_per_img = arguments.detections
     detector = TorchvisionDetector(trained.model)
     labels = trained.labels if arguments.labels is None else read_labels(arguments.labels, detector.classes)
     assert labels is not None
@@ -170,7 +189,10 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
     if arguments.data:
         test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes)
         test = renumber(test, labels, arguments.torchvision)
-        measurement = Measurement(test, measured_on, arguments.limit_images, example=not arguments.no_example)
+        validation = open_validation(arguments, arguments.data, "val", arguments.skip_bad_boxes, measured_on)
+        if validation is not None:
+            validation = replace(validation, data=renumber(validation.data, labels, arguments.torchvision))
+        measurement = Measurement(test, measured_on, arguments.limit_images, not arguments.no_example, validation)
     if trained.remark:
         print(trained.remark)
     return publish(
@@ -183,6 +205,7 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
         images=first_images(measurement.data) if measurement else None,
         measurement=measurement,
         options=GraphOptions(arguments.precision, arguments.provider),
+        score_threshold=arguments.score_threshold,
     )
 
 
@@ -209,8 +232,25 @@ def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool) ->
     own: the split to use if there is no test split.
     """
     split = arguments.split or ("test" if "test" in splits_of(data) else own)
-    test = open_checked(data, split, arguments.seed, skip)
-    return test, f"{data}/{split}" + (f", seed {arguments.seed}" if arguments.seed else "")
+    return open_checked(data, split, arguments.seed, skip), name_of(arguments, data, split)
+
+
+def open_validation(
+    arguments: argparse.Namespace, data: str, split: str, skip: bool, measured_on: str
+) -> Validation | None:
+    """The data on which the served threshold is chosen; None if these are the data that the graph is measured on.
+
+    Those are used, too, if there is no validation split.
+    """
+    name = name_of(arguments, data, split)
+    if name == measured_on or split not in splits_of(data):
+        return None
+    return Validation(open_checked(data, split, arguments.seed, skip), name, arguments.limit_images)
+
+
+def name_of(arguments: argparse.Namespace, data: str, split: str) -> str:
+    """The name of a split in the card."""
+    return f"{data}/{split}" + (f", seed {arguments.seed}" if arguments.seed else "")
 
 
 def first_images(test: Dataset) -> list[np.ndarray]:

@@ -3,7 +3,8 @@
 faster-rcnn quantise model_store/shapes/1 --data shapes
 
 The ranges of the features are measured on the first training images, and the AP of both versions on the test split.
-If AP falls by more than one point, nothing is published.
+If AP falls by more than one point, nothing is published. The served score threshold is chosen again on the validation
+split, unless it was given.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
     add_limit_images,
+    add_score_threshold,
     add_seed,
     add_skip_bad_boxes,
     check_writable,
@@ -25,6 +27,7 @@ from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
 from faster_rcnn.graph.publish import next_version
 from faster_rcnn.graph.publish_int8 import publish_int8
+from faster_rcnn.graph.served_threshold import Validation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +48,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--version", type=int, metavar="N", help="version to publish (default: one more than the highest)"
     )
+    add_score_threshold(parser)
     add_limit_images(parser)
     add_skip_bad_boxes(parser)
     add_seed(parser)
@@ -60,7 +64,13 @@ def quantise(arguments: argparse.Namespace) -> None:
     check_writable(source.parent)
     split = arguments.split or ("test" if "test" in splits_of(data) else "val")
     test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes)
-    check_labels(test, tuple(json.loads((source / "model.json").read_text())["labels"]), str(arguments.model))
+    labels = tuple(json.loads((source / "model.json").read_text())["labels"])
+    check_labels(test, labels, str(arguments.model))
+    validation = None
+    if split != "val" and "val" in splits_of(data):
+        chosen_on = open_checked(data, "val", arguments.seed, arguments.skip_bad_boxes)
+        check_labels(chosen_on, labels, str(arguments.model))
+        validation = Validation(chosen_on, f"{data}/val", arguments.limit_images)
     folder = publish_int8(
         source,
         next_version(source.parent.parent, source.parent.name) if arguments.version is None else arguments.version,
@@ -68,6 +78,8 @@ def quantise(arguments: argparse.Namespace) -> None:
         test,
         f"{data}/{split}",
         arguments.limit_images,
+        validation,
+        arguments.score_threshold,
     )
     card = json.loads((folder / "model.json").read_text())
     print(json.dumps({name: {"AP": one["AP"], "AP50": one["AP50"]} for name, one in card["metrics"].items()}, indent=1))

@@ -259,6 +259,12 @@ def _add_detector(group: Any) -> None:
         metavar="IOU",
         help="threshold of NMS for each class (default: 0.5; the papers' results on VOC: 0.3)",
     )
+    group.add_argument(
+        "--detections",
+        type=positive,
+        metavar="N",
+        help="most detections for an image; raises the numbers of candidates and proposals with it (default: 100)",
+    )
     for name, when, text in (
         ("--training-proposals", "in training", "12000 2000"),
         ("--test-proposals", "after training", "6000 300"),

@@ -12,24 +12,29 @@ from pycocotools.cocoeval import COCOeval
 from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.evaluation.overlaps import corners_to_coco
 
+# Only the best detections of each class in an image count for AP and AR100: COCO's rule (maxDets in pycocotools).
+MAX_DETECTIONS = 100
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 
 
 def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:
     """COCO's metrics: AP (mean over IoU 0.50:0.95), AP50, AP75, APs, APm, APl, AR1, AR10, AR100, and AP_by_class.
 
-    Also returns the number of images (`pictures`) and objects. The AP of a class without objects is None. COCO does not
-    mark objects as difficult, so difficult objects are treated as crowds, which do not count either. Raises ValueError
-    if the samples have no object.
+    Also returns the number of images (`pictures`) and objects; AP_max_detections, the number of detections of a class
+    that count in one image; and pictures_beyond, the number of images with more objects of a class than that. The AP of
+    a class without objects is None. COCO does not mark objects as difficult, so difficult objects are treated as
+    crowds, which do not count either. Raises ValueError if the samples have no object.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
+    beyond = 0
     for number, (sample, prediction) in enumerate(zip(samples, predictions, strict=True), start=1):
         height, width = sample.image.shape[:2]
         images.append({"id": number, "height": height, "width": width})
         annotations += _annotations(sample, number, first=len(annotations) + 1)
         results += _results(prediction, number)
+        beyond += exceeds_limit(sample)
     objects = sum(not annotation["iscrowd"] for annotation in annotations)
     if objects == 0:
         raise ValueError("the images contain no object, so precision cannot be measured; use more images")
@@ -42,7 +47,13 @@ def coco_ap(samples: Iterable[Sample], predictions: Iterable[Prediction], labels
         name: _known(np.mean(of_class) if (of_class := precision[:, :, place]).max() > -1 else -1)
         for place, name in enumerate(labels)
     }
-    return metrics | {"pictures": len(images), "objects": objects}
+    counted = {"pictures": len(images), "objects": objects}
+    return metrics | counted | {"AP_max_detections": MAX_DETECTIONS, "pictures_beyond": beyond}
+
+
+def exceeds_limit(sample: Sample) -> bool:
+    """Whether an image has more than MAX_DETECTIONS objects of one class, so that its AP stays below 1."""
+    return bool((np.bincount(sample.labels[sample.counted()]) > MAX_DETECTIONS).any())
 
 
 def _annotations(sample: Sample, image: int, first: int) -> list[dict[str, Any]]:

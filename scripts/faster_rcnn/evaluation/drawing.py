@@ -10,6 +10,7 @@ from faster_rcnn.data.dataset import Prediction
 
 PALETTE = ((230, 57, 70), (29, 161, 242), (46, 196, 82), (255, 183, 3), (157, 78, 221), (255, 121, 198), (0, 200, 200))
 TRUTH = (255, 255, 255)
+EDGE = (0, 0, 0)  # around every outline, which would otherwise vanish on an image of its own colour
 WRONG = (255, 60, 60)
 COVERING, IDLE = (60, 230, 90), (150, 150, 150)  # colours of proposals that cover an object, and of all others
 BACKGROUND = (24, 24, 24)
@@ -24,13 +25,16 @@ def draw_boxes(
 ) -> Image.Image:
     """A copy of `image` (uint8 [H, W, 3]) with an outline and a caption for each of `boxes` [G, 4].
 
-    width: thickness of the outlines in pixels; by default it grows with the image.
+    Each outline has a dark edge of one pixel around it, so that white shows on white.
+    width: thickness of the outlines in pixels, without the edge; by default it grows with the image.
     """
     drawing = Image.fromarray(image)
     draw = ImageDraw.Draw(drawing)
     size = max(11, min(image.shape[:2]) // 30)
     for (x1, y1, x2, y2), caption, colour in zip(boxes.tolist(), captions, colours, strict=True):
-        draw.rectangle([x1, y1, x2, y2], outline=colour, width=width or max(2, size // 6))
+        thickness = width or max(2, size // 6)
+        draw.rectangle([x1 - 1, y1 - 1, x2 + 1, y2 + 1], outline=EDGE, width=thickness + 2)
+        draw.rectangle([x1, y1, x2, y2], outline=colour, width=thickness)
         if caption:
             left, top = min(x1, drawing.width - draw.textlength(caption, font_size=size) - 4), max(0, y1 - size - 4)
             draw.rectangle(draw.textbbox((left, top), caption, font_size=size), fill=colour, outline=colour, width=2)

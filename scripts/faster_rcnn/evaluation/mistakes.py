@@ -41,10 +41,11 @@ class Mistake:
 def find_mistakes(
     truths: Sequence[Sample], predictions: Sequence[Prediction], labels: tuple[str, ...], threshold: float
 ) -> list[Mistake]:
-    """All mistakes, worst first. Detections with a score below `threshold` are ignored.
+    """All mistakes at a score threshold, worst first. Each caption names the threshold.
 
-    Matching is VOC's, so a false detection here is one that lowers VOC's precision. Difficult objects and crowds are
-    never mistakes, whether found or not.
+    A detection below `threshold` is not a false detection, and finds nothing. It is mentioned where it lies at a missed
+    object. Matching is VOC's, so a false detection here is one that lowers VOC's precision. Difficult objects and
+    crowds are never mistakes, whether found or not.
     """
     mistakes = []
     for label in range(len(labels)):
@@ -69,7 +70,7 @@ def _false_detections(
         box = predictions[image].boxes[matches.rows[place]]
         kind, reason, others = _explain(truths[image], labels, box, label)
         score = float(matches.scores[place])
-        caption = f"{labels[label]} {score:.2f}: {reason}"
+        caption = f"{labels[label]} {score:.2f} (threshold {threshold:g}): {reason}"
         mistakes.append(Mistake(kind, image, label, score, box, caption, others))
     return mistakes
 
@@ -118,7 +119,7 @@ def _missed_objects(
             score = found.get((image, row), 0.0)
             if score < threshold:
                 reason, others = _why_missed(truth.boxes[row], predictions[image], labels, score, threshold)
-                caption = f"{labels[label]} missed: {reason}"
+                caption = f"{labels[label]} missed at threshold {threshold:g}: {reason}"
                 mistakes.append(Mistake("missed", image, label, 1 - score, truth.boxes[row], caption, others))
     return mistakes
 
@@ -126,7 +127,10 @@ def _missed_objects(
 def _why_missed(
     box: np.ndarray, prediction: Prediction, labels: tuple[str, ...], score: float, threshold: float
 ) -> tuple[str, np.ndarray]:
-    """The reason why no detection above `threshold` found an object, and the detections that the reason mentions."""
+    """The reason why no detection above `threshold` found an object, and the detections that the reason mentions.
+
+    score: of the detection that would have found it at a lower threshold, 0 if there is none.
+    """
     sure = prediction.scores >= threshold
     boxes = prediction.boxes[sure]
     overlap = overlaps(box[None], boxes)[0]
@@ -135,8 +139,25 @@ def _why_missed(
         name = labels[prediction.labels[sure][best]]
         return f"detected as {name} instead (IoU {overlap[best]:.2f})", boxes[[best]]
     if score > 0:
-        return f"found, but with a score of only {score:.2f}", np.zeros((0, 4), np.float32)
+        return f"the best detection there scored {score:.2f}, below {threshold:g}", np.zeros((0, 4), np.float32)
+    if (weak := _best_below(box, prediction, threshold)) is not None:
+        name, iou = labels[prediction.labels[weak]], overlaps(box[None], prediction.boxes[[weak]])[0, 0]
+        scored = f"scored {prediction.scores[weak]:.2f}, below {threshold:g}"
+        return f"the best detection there ({name}, IoU {iou:.2f}) {scored}", prediction.boxes[[weak]]
     if prediction.proposals is None:
         return "no detection is near", np.zeros((0, 4), np.float32)
     covered = overlaps(box[None], prediction.proposals)[0].max(initial=0.0)
     return f"no detection is near; the best proposal has IoU {covered:.2f}", np.zeros((0, 4), np.float32)
+
+
+def _best_below(box: np.ndarray, prediction: Prediction, threshold: float) -> int | None:
+    """The row of the best detection below `threshold` at an object, of any class; None if there is none near it.
+
+    The best is the one with the highest score among those with IoU >= 0.5 or, without these, IoU >= 0.1.
+    """
+    overlap = overlaps(box[None], prediction.boxes)[0] * (prediction.scores < threshold)
+    for least in (MIN_OVERLAP, NEAR):
+        near = np.flatnonzero(overlap >= least)
+        if len(near):
+            return int(near[prediction.scores[near].argmax()])
+    return None

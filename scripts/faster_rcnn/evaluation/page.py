@@ -35,6 +35,11 @@ def section(heading: str, note: str, *parts: str) -> str:
     return f'<h2>{escape(heading)}</h2><p class="note">{escape(note)}</p>\n' + "\n".join(parts)
 
 
+def sentences(texts: Sequence[str]) -> str:
+    """A paragraph for each of the texts, which are plain."""
+    return "\n".join(f"<p>{escape(text)}</p>" for text in texts)
+
+
 def tiles(values: dict[str, str]) -> str:
     """The most important numbers in large type, each above its name."""
     cells = (f'<div class="tile"><b>{escape(value)}</b>{escape(name)}</div>' for name, value in values.items())

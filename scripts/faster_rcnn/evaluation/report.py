@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Prediction, Sample
 from faster_rcnn.evaluation import page
+from faster_rcnn.evaluation.coco import MAX_DETECTIONS
 from faster_rcnn.evaluation.measure import measure, rounded, without_pixels
 from faster_rcnn.evaluation.mistakes import KINDS, Mistake, find_mistakes
 from faster_rcnn.evaluation.plots import plot_precision_recall, plot_recall
@@ -20,7 +21,6 @@ from faster_rcnn.evaluation.sheets import draw_mistake, draw_overview, draw_sour
 from faster_rcnn.evaluation.voc import voc_ap
 from faster_rcnn.proposal_sources.table import Regions
 
-SHOWN_SCORE = 0.5  # the service's default threshold
 WORST_SHOWN = 12  # drawn mistakes of each kind
 QUALITY = 85  # JPEG quality
 TILES = ("AP", "AP50", "AP75", "VOC_mAP", "VOC_mAP_11", "AR100", "pictures", "objects")
@@ -35,6 +35,8 @@ def write_report(
     predictions: Sequence[Prediction],
     about: dict[str, Any],
     images: int,
+    threshold: float,
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measures predictions and writes the report; returns the content of `metrics.json`.
 
@@ -42,23 +44,25 @@ def write_report(
     `index.html`.
 
     truths, predictions: the result of `collect` for all of `dataset`;  about: what was measured and how, written before
-    the metrics;  images: the number of images to draw, evenly spread over the data set.
+    the metrics;  images: the number of images to draw, evenly spread over the data set;  threshold: mistakes are
+    counted, and detections drawn, from this score on;  remarks: sentences that the page shows first, such as how the
+    threshold was chosen.
     Raises ValueError if the samples have no object.
     """
     record = {**about, **measure(truths, predictions, dataset.labels)}
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
     plot_precision_recall(voc_ap(truths, predictions, dataset.labels), out / "precision_recall.png")
-    sections = [_results(record)]
+    sections = [_results(record, remarks)]
     if "proposals" in record:
         numbers = tuple(int(number) for number in record["proposals"])
         regions = [one.proposals for one in predictions if one.proposals is not None]
         sections.append(_write_recall(out, {"the detector's": proposal_recall(truths, regions, numbers)}))
-    mistakes = find_mistakes(truths, predictions, dataset.labels, SHOWN_SCORE)
-    sections.append(_write_mistakes(out, dataset, mistakes))
+    mistakes = find_mistakes(truths, predictions, dataset.labels, threshold)
+    sections.append(_write_mistakes(out, dataset, mistakes, threshold))
 
     def overview(index: int) -> Image.Image:
-        return draw_overview(dataset[index], predictions[index], dataset.labels, SHOWN_SCORE, dataset.name(index))
+        return draw_overview(dataset[index], predictions[index], dataset.labels, threshold, dataset.name(index))
 
     sections.append(_write_images(out / "pictures", dataset, images, overview))
     note = ", ".join(f"{key} {value}" for key, value in about.items())
@@ -94,15 +98,17 @@ def compare_sources(
     return recall_table(results)
 
 
-def _results(record: dict[str, Any]) -> str:
+def _results(record: dict[str, Any], remarks: Sequence[str]) -> str:
     rows = [
         [name, *(_number(record[key][name]) for key in ("AP_by_class", "VOC_AP_by_class", "VOC_AP_11_by_class"))]
         for name in record["AP_by_class"]
     ]
     return page.section(
         "Detections",
-        "AP is COCO's mean over IoU 0.50 to 0.95. VOC AP is at IoU 0.5: the area under the precision-recall curve, or "
-        "the mean precision at eleven values of recall.",
+        f"AP is COCO's mean over IoU 0.50 to 0.95; only the {MAX_DETECTIONS} best detections of a class in an image "
+        "count. VOC AP is at IoU 0.5, and all detections count: the area under the precision-recall curve, or the mean "
+        "precision at eleven values of recall.",
+        page.sentences(remarks),
         page.tiles({name: _number(record[name]) for name in TILES}),
         page.table(("class", "AP", "VOC AP (area)", "VOC AP (11 points)"), rows),
         page.image("precision_recall.png"),
@@ -122,7 +128,7 @@ def _write_recall(out: Path, sources: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) -> str:
+def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake], threshold: float) -> str:
     """Writes all mistakes to `mistakes.csv`, and the worst of each kind to `mistakes/`, named by their overall rank."""
     _write_csv(
         out / "mistakes.csv",
@@ -145,11 +151,13 @@ def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake]) ->
             drawn = draw_mistake(dataset[mistake.image], mistake, dataset.name(mistake.image))
             drawn.save(folder / names[-1], quality=QUALITY)
         counts.append([kind, str(len(of_kind))])
-        galleries.append(page.gallery(f"{kind}: {len(of_kind)}", [f"{folder.name}/{name}" for name in names]))
+        heading = f"{kind} at threshold {threshold:g}: {len(of_kind)}"
+        galleries.append(page.gallery(heading, [f"{folder.name}/{name}" for name in names]))
     return page.section(
         "Mistakes",
-        f"False detections with a score of {SHOWN_SCORE} or more, and objects that no such detection found. Shown are "
-        f"the {WORST_SHOWN} worst of each kind, with detections in red and objects in white. mistakes.csv lists all.",
+        f"Counted at a score threshold of {threshold:g}: false detections with this score or more, and objects that no "
+        f"such detection found. Shown are the {WORST_SHOWN} worst of each kind, with detections in red and objects in "
+        "white. mistakes.csv lists all.",
         page.table(("kind", "number"), counts),
         *galleries,
     )

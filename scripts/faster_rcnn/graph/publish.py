@@ -22,17 +22,18 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.label_names import distinct
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.config import canvases
-from faster_rcnn.evaluation import Predictor, evaluate
+from faster_rcnn.detector.limits import limits_of
+from faster_rcnn.evaluation import Predictor, collect, measure
 from faster_rcnn.evaluation.drawing import draw_prediction
 from faster_rcnn.graph.export import Provider, export_onnx
 from faster_rcnn.graph.exportable import Exportable, exportable
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.graph.precision import Precision
+from faster_rcnn.graph.served_threshold import ServedThreshold, Validation, on_validation, without_data
 from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.graph.verification import verify
 from service.engine.card import NAME
 
-SERVED_THRESHOLD = 0.5  # used if a client names none: few false detections
 EXAMPLES = 48  # images from which the example is chosen
 GENERATED_IMAGES = 12  # generated images to verify on, if the caller passes none
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
@@ -55,13 +56,15 @@ class Measurement:
     """What a published graph is measured on.
 
     name: of `data`, as the card shows it;  limit: measure on the first images only;  example: whether one image of the
-    data, and the detections in it, are published beside the model.
+    data, and the detections in it, are published beside the model;  validation: the data on which the served threshold
+    is chosen, by default the same.
     """
 
     data: Dataset
     name: str
     limit: int | None = None
     example: bool = True
+    validation: Validation | None = None
 
 
 def next_version(store: Path, name: str) -> int:
@@ -81,14 +84,17 @@ def publish(
     images: Sequence[np.ndarray] | None = None,
     measurement: Measurement | None = None,
     options: GraphOptions = GraphOptions(),
+    score_threshold: float | None = None,
 ) -> Path:
-    """Writes the version's folder and returns it.
+    """Writes the version's folder and returns it. Prints the score threshold, and how it was chosen.
 
     detector: of this project, or any instance of torchvision's FasterRCNN;
     training: how the detector was made, for the card;
     labels: names of the classes without background; needed for a model of torchvision, which has none;
     images: uint8 [H, W, 3], to verify the graph on; by default generated ones;
-    measurement: by default nothing is measured.
+    measurement: by default nothing is measured;
+    score_threshold: the default of the request parameter of this name. Without it, it is chosen on the data of
+    `measurement` (see `evaluation/threshold.py`), or 0.5 without these.
     Raises FileExistsError if the version exists, Disagreement or Misplaced if the graph fails its verification,
     ValueError if the service could not serve the model.
     """
@@ -106,11 +112,14 @@ def publish(
         folder.mkdir(parents=True)
         card = {"name": name, "version": version, "labels": names, "training": training}
         card |= _verified_graph(folder / "model.onnx", detector, images, options)
+        threshold = without_data(score_threshold)
+        card |= threshold.card()
         write_card(folder, card)  # the service's own loader, which the measurement uses, needs a complete card
         if measurement is not None:
-            _measure(folder, card, measurement)
+            threshold = _measure(folder, card, measurement, score_threshold)
         final.parent.mkdir(exist_ok=True)
         folder.rename(final)
+    print(threshold.report())
     return final
 
 
@@ -127,7 +136,6 @@ def _verified_graph(
     return {
         "canvases": [list(size) for size in sizes],
         "resize": resize,
-        "score_threshold": SERVED_THRESHOLD,
         "metrics": {},
         "opset": OPSET,
         "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
@@ -158,21 +166,29 @@ def _check_place(name: str, version: int) -> None:
         )
 
 
-def _measure(folder: Path, card: dict[str, Any], measurement: Measurement) -> None:
-    """Adds the metrics to the card, and the example if it is wanted."""
+def _measure(folder: Path, card: dict[str, Any], measurement: Measurement, given: float | None) -> ServedThreshold:
+    """Adds the metrics and the served threshold to the card, and writes the example if it is wanted."""
     predict = onnx_predictor(folder)
-    metrics = evaluate(measurement.data, predict, measurement.limit)
-    write_card(folder, card | {"metrics": {measurement.name: metrics}})
+    collected = collect(measurement.data, predict, measurement.limit)
+    metrics = measure(*collected, measurement.data.labels)
+    limits = limits_of(card["detector"])
+    if measurement.validation is None:
+        validation = Validation(measurement.data, measurement.name)
+        threshold = on_validation(validation, predict, given, limits, collected)
+    else:
+        threshold = on_validation(measurement.validation, predict, given, limits)
+    write_card(folder, card | threshold.card() | {"metrics": {measurement.name: metrics}})
     if measurement.example:
-        _draw_example(folder, measurement.data, predict)
+        _draw_example(folder, measurement.data, predict, threshold.value)
+    return threshold
 
 
-def _draw_example(folder: Path, data: Dataset, predict: Predictor) -> None:
+def _draw_example(folder: Path, data: Dataset, predict: Predictor, threshold: float) -> None:
     """`example.jpg`, of the first images the wide one with the most objects, and `result.jpg`, its detections."""
     candidates = (data[index] for index in range(min(EXAMPLES, len(data))))
     sample = max(candidates, key=lambda one: (one.image.shape[1] > one.image.shape[0], len(one.labels)))
     Image.fromarray(sample.image).save(folder / "example.jpg", quality=92)
-    drawn = draw_prediction(sample.image, predict(sample), data.labels, SERVED_THRESHOLD)
+    drawn = draw_prediction(sample.image, predict(sample), data.labels, threshold)
     drawn.save(folder / "result.jpg", quality=92)
 
 

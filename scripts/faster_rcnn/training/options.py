@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from faster_rcnn.detector.config import DetectorConfig, default_config
+from faster_rcnn.detector.limits import with_detections
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.roi_head import TargetNormalisation
 
@@ -144,4 +145,5 @@ def configure(user_options: Mapping[str, Any], backbone: str, labels: tuple[str,
         changes["detections"] = replace(config.detections, nms_threshold=named["detection_nms"])
     if named.get("target_normalisation") == "none":
         changes["target_normalisation"] = TargetNormalisation(stds=(1.0, 1.0, 1.0, 1.0))
-    return replace(config, **changes)
+    config = replace(config, **changes)
+    return with_detections(config, named["detections"]) if "detections" in named else config

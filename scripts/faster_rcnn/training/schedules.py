@@ -23,6 +23,7 @@ from faster_rcnn.detector.weights import fetch_weights, load_backbone_weights
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.sources import propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
+from faster_rcnn.training.caps import limits_exceeded
 from faster_rcnn.training.loop import train
 from faster_rcnn.training.objectives import OBJECTIVES, Objective
 from faster_rcnn.training.options import TrainingOptions, short_warm_up
@@ -70,6 +71,8 @@ def carry_out(record: RunRecord, folder: Path, device: torch.device) -> dict[str
     if rank() == 0:
         if not setting.has_begun:
             print(_coverage_of_anchors(training, record.detector_config))
+            for line in limits_exceeded(training, validation, record.detector_config, record.training_options):
+                print(line)
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, record)
     wait_for_all()

@@ -12,11 +12,11 @@ from faster_rcnn.data.loader import collate
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.evaluation.drawing import TRUTH, contact_sheet, draw_boxes, draw_prediction
 from faster_rcnn.evaluation.measure import collect
+from faster_rcnn.evaluation.threshold import ASSUMED, ScoredDetections
 from faster_rcnn.training.objectives import Objective
 from faster_rcnn.training.options import TrainingOptions
 
 IMAGES_ON_SHEET = 12
-SHOWN_SCORE = 0.5
 
 
 def validate(
@@ -36,10 +36,12 @@ def validate(
         metrics = {objective.chosen_by: None}
     metrics |= _losses(detector, objective, dataset, options)
     drawings = []
+    # 0.5 would leave the sheets of an early validation empty
+    shown = ScoredDetections.match(truths, predictions, len(dataset.labels)).best() or ASSUMED
     for index, prediction in enumerate(predictions[:IMAGES_ON_SHEET]):
         sample = dataset[index]
         drawing = draw_boxes(sample.image, sample.boxes, [""] * len(sample.boxes), [TRUTH] * len(sample.boxes))
-        drawings.append(draw_prediction(np.asarray(drawing), prediction, dataset.labels, SHOWN_SCORE))
+        drawings.append(draw_prediction(np.asarray(drawing), prediction, dataset.labels, shown))
     detector.train(training)
     return metrics, contact_sheet(drawings)
 

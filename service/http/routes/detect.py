@@ -34,7 +34,7 @@ OFFERED = (answers.JSON, npz.MEDIA_TYPE, *IMAGES)
         200: {
             "model": DetectAnswer,
             "content": dict.fromkeys(IMAGES, openapi.IMAGE) | openapi.NPZ,
-            "headers": openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS,
+            "headers": openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS | openapi.ANSWER_TRUNCATED,
         },
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
@@ -65,7 +65,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
         began = time.perf_counter()
         drawing = Drawing(data, max_pixels, answer, card.labels, media_type)
         drawn = await runtime.drawn(inference, admitted, drawing, gone)
-        return answers.encoded_response(drawn, inference, media_type, began, metrics)
+        return answers.encoded_response(drawn, answer, inference, media_type, began, metrics)
 
 
 def check_labels(wanted: list[str], card: Card) -> None:

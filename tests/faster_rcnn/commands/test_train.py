@@ -63,7 +63,7 @@ def test_a_run_is_not_overwritten_and_a_finished_one_can_only_be_lengthened(trai
 
 def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path, run: Run) -> None:
     store = tmp_path / "store"
-    published = run("export", trained, "--name", "tiny", "--store", store, "--limit-images", 4)
+    published = run("export", trained, "--name", "tiny", "--store", store, "--limit-images", 4, "--detections", 7)
     assert published.code == 0, published.err
     model = store / "tiny" / "1"
     card = json.loads((model / "model.json").read_text())
@@ -71,6 +71,13 @@ def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path,
     assert card["metrics"]["shapes/test"]["pictures"] == 4
     assert card["training"]["command"].startswith("scripts/train.py")
     assert card["detector"]["anchor_scales"] == [32, 64, 128]
+    assert card["detector"]["detections"]["detections"] == 7
+    # measured on the test split, but the threshold is chosen on the validation split; after three iterations there is
+    # nothing to choose from
+    choice = card["score_threshold_choice"]
+    assert (choice["rule"], choice["data"], choice["images"]) == ("assumed", "shapes/val", 4)
+    assert "score threshold 0.5: assumed, because the model finds no object on shapes/val (4 images" in published.out
+    assert "warning: the model finds none of the" in published.out
     in_pytorch = run("evaluate", trained, "--split", "test", "--limit-images", 4)
     few = ("--data", "shapes", "--split", "test", "--pictures", 4)  # the former name of --limit-images
     in_onnx = run("evaluate", model, *few, "--out", tmp_path)
@@ -82,6 +89,8 @@ def test_a_run_is_published_and_both_are_measured(trained: Path, tmp_path: Path,
         measured = json.loads(metrics.read_text())
         assert measured["pictures"] == 4
         assert measured["AP"] is not None
+    assert "the one that the model is served with" in in_onnx.out
+    assert json.loads((tmp_path / "metrics.json").read_text())["score_threshold"] == 0.5
     assert json.loads((tmp_path / "metrics.json").read_text())["AP50"] == card["metrics"]["shapes/test"]["AP50"]
 
 

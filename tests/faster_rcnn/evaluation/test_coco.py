@@ -1,8 +1,12 @@
 """COCO's average precision on cases worked out by hand."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from faster_rcnn.evaluation.coco import coco_ap
+from faster_rcnn.data.dataset import Sample
+from faster_rcnn.evaluation.coco import coco_ap, exceeds_limit
 from tests.faster_rcnn.evaluation.hand_made import LABELS, TRUTH, prediction
 
 
@@ -47,3 +51,14 @@ def test_the_ap_of_a_class_without_objects_is_none() -> None:
     only_cats = TRUTH[1]
     found = prediction(only_cats.boxes.tolist(), [0.9], [0])
     assert coco_ap([only_cats], [found], LABELS)["AP_by_class"] == {"cat": 1.0, "dog": None}
+
+
+def test_the_number_of_detections_that_count_is_stated_and_images_beyond_it_are_counted() -> None:
+    # 101 cats in a row, all found with the right boxes: the last one has no place among the 100 detections that count.
+    row = [[2.0 * place, 0.0, 2.0 * place + 1, 1.0] for place in range(101)]
+    crowded = Sample(np.zeros((4, 210, 3), np.uint8), np.array(row, np.float32), np.zeros(101, np.int64))
+    metrics = coco_ap([crowded, TRUTH[1]], [prediction(row, [0.9] * 101, [0] * 101), prediction([], [], [])], LABELS)
+    assert (metrics["AP_max_detections"], metrics["pictures_beyond"]) == (100, 1)
+    # 100 of 102 cats: recall 0.9804, so 99 of the 101 points (0 to 0.98) have precision 1
+    assert metrics["AP_by_class"]["cat"] == pytest.approx(99 / 101, abs=1e-4)
+    assert not exceeds_limit(replace(crowded, labels=np.arange(101) % 2))  # 51 and 50 of each class

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faster_rcnn.evaluation.drawing import TRUTH, draw_boxes, rescale, side_by_side, with_caption
+from faster_rcnn.evaluation.drawing import EDGE, TRUTH, draw_boxes, rescale, side_by_side, with_caption
 
 GREY = np.full((100, 200, 3), 90, np.uint8)
 BOX = np.array([[20, 30, 80, 70]], np.float32)
@@ -18,6 +18,16 @@ def test_a_box_is_outlined_and_the_input_image_is_unchanged() -> None:
     assert white.max(axis=0).tolist() == [70, 80]
     assert len(white) == 2 * 61 + 2 * 41 - 4  # an outline of one pixel
     assert (before == GREY).all()
+
+
+def test_a_white_outline_shows_on_a_white_image() -> None:
+    white = np.full((100, 200, 3), 255, np.uint8)
+    drawn = np.asarray(draw_boxes(white, BOX, [""], [TRUTH], width=1))
+    dark = np.argwhere((drawn == EDGE).all(axis=2))
+    # Dark edges outside and inside the outline: 63 × 43 and 59 × 39 pixels
+    assert len(dark) == (2 * 63 + 2 * 43 - 4) + (2 * 59 + 2 * 39 - 4)
+    assert dark.min(axis=0).tolist() == [29, 19]
+    assert dark.max(axis=0).tolist() == [71, 81]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_each_kind_of_false_detection_is_recognised(box: list[float], label: int
     [mistake] = mistakes(*RIGHT, (box, 0.7, label))
     assert mistake.kind == kind
     assert words in mistake.caption
-    assert mistake.caption.startswith(f"{LABELS[label]} 0.70")
+    assert mistake.caption.startswith(f"{LABELS[label]} 0.70 (threshold 0.5): ")
     assert mistake.severity == pytest.approx(0.7)
     assert mistake.box.tolist() == box
 
@@ -58,7 +58,20 @@ def test_a_detection_below_the_threshold_is_not_a_mistake_but_its_object_is_miss
     [mistake] = mistakes((CAT, 0.9, 0), (DOG, 0.3, 1), (NOWHERE, 0.4, 1))
     assert (mistake.kind, LABELS[mistake.label]) == ("missed", "dog")
     assert mistake.severity == pytest.approx(0.7)  # 1 - 0.3
-    assert "a score of only 0.30" in mistake.caption
+    assert mistake.caption == "dog missed at threshold 0.5: the best detection there scored 0.30, below 0.5"
+
+
+def test_a_weak_detection_at_a_missed_object_is_mentioned_even_if_it_would_not_have_found_it() -> None:
+    # The dog, 30 × 30, is detected as a cat, and 15 pixels further right as a dog: IoU 15 · 30 / (2 · 900 - 450) = 0.33
+    moved = [75.0, 60, 105, 90]
+    [missed] = mistakes((CAT, 0.9, 0), (DOG, 0.31, 0), (moved, 0.4, 1))
+    assert missed.caption.endswith("the best detection there (cat, IoU 1.00) scored 0.31, below 0.5")
+    assert missed.severity == 1.0  # at no threshold would it be found
+    assert missed.others.tolist() == [DOG]
+    [missed] = mistakes((CAT, 0.9, 0), (moved, 0.4, 1))
+    assert missed.caption.endswith("the best detection there (dog, IoU 0.33) scored 0.40, below 0.5")
+    [missed] = mistakes((CAT, 0.9, 0), (NOWHERE, 0.4, 1))
+    assert missed.caption.endswith("no detection is near")
 
 
 def test_the_caption_of_a_missed_object_says_what_was_detected_instead() -> None:
@@ -67,7 +80,7 @@ def test_the_caption_of_a_missed_object_says_what_was_detected_instead() -> None
     assert "detected as cat instead (IoU 1.00)" in kinds["missed"]
     blind = replace(found([], [], []), proposals=np.array([[60, 60, 90, 75]], np.float32))
     [missed] = find_mistakes([truth([DOG], [1])], [blind], LABELS, 0.5)
-    assert missed.caption == "dog missed: no detection is near; the best proposal has IoU 0.50"
+    assert missed.caption == "dog missed at threshold 0.5: no detection is near; the best proposal has IoU 0.50"
     assert missed.severity == 1.0
 
 

@@ -35,7 +35,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "pictures" / "picture-00099.jpg").write_bytes(b"from an earlier evaluation")
     (out / "pictures" / "mine.jpg").write_bytes(b"not from an evaluation")
     truths, predictions = collect(dataset, unsteady)
-    record = write_report(out, dataset, truths, predictions, {"target": "unsteady", "data": "shapes"}, images=3)
+    record = write_report(
+        out, dataset, truths, predictions, {"target": "unsteady", "data": "shapes"}, 3, 0.5, ["a remark"]
+    )
     assert record == {"target": "unsteady", "data": "shapes"} | measure(truths, predictions, dataset.labels)
     return out
 
@@ -66,6 +68,17 @@ def test_all_mistakes_are_listed_and_the_worst_of_each_kind_are_drawn(report: Pa
     for kind in {row["kind"] for row in rows}:
         of_kind = sum(row["kind"] == kind for row in rows)
         assert sum(kind.replace(" ", "-") in name for name in drawn) == min(12, of_kind)
+
+
+def test_the_page_states_the_remarks_the_limit_of_ap_and_the_threshold_of_every_mistake(report: Path) -> None:
+    text = (report / "index.html").read_text()
+    assert "<p>a remark</p>" in text
+    assert "only the 100 best detections of a class in an image count" in text
+    assert "Counted at a score threshold of 0.5" in text
+    assert re.search(r"missed at threshold 0\.5: \d+", text)
+    captions = [row["caption"] for row in csv.DictReader((report / "mistakes.csv").open())]
+    assert captions
+    assert all("threshold 0.5" in caption for caption in captions)
 
 
 def test_drawings_are_spread_over_the_data_set_and_replace_only_earlier_drawings(report: Path) -> None:
@@ -104,6 +117,6 @@ def test_a_perfect_detector_on_real_photographs_has_no_mistakes(tmp_path: Path) 
     dataset = open_dataset(f"voc:{os.environ['REAL_DATA_DIR']}/bccd", "val", skip_bad_boxes=True)
     first = Subset(dataset, 4)
     truths, predictions = collect(first, lambda one: Prediction(one.boxes, np.ones(len(one.labels)), one.labels))
-    record = write_report(tmp_path, first, truths, predictions, {"target": "truth"}, images=1)
+    record = write_report(tmp_path, first, truths, predictions, {"target": "truth"}, 1, 0.5)
     assert record["VOC_mAP"] == record["AP"] == 1.0
     assert not list((tmp_path / "mistakes").iterdir())

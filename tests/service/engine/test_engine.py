@@ -28,6 +28,17 @@ def test_boxes_are_in_pixels_of_the_original_image(plain):
     np.testing.assert_allclose(result.objectness, [0.4, 0.2, 0.1], rtol=1e-5)
 
 
+def test_a_result_says_what_the_limits_of_the_graph_may_have_left_out(plain, embedded_engine):
+    # The simple graph always returns as many boxes as it can: 2 detections, the second with score 0.2, and 3 proposals.
+    (full,) = plain().run([grey(102)])
+    assert full.left_out == full.scores[1]
+    assert not full.all_proposals
+    # The embedded model finds nothing in a grey image.
+    (empty,) = embedded_engine.run([Canvas(np.full((288, 288, 3), 127, np.uint8), (288, 288), 288, 288)])
+    assert len(empty.scores) < 100
+    assert empty.left_out == 0
+
+
 @pytest.mark.contract("1.4")
 def test_a_run_for_proposals_only_returns_the_proposals_of_the_whole_graph(plain):
     made = plain(work=1)

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -11,6 +12,7 @@ from service.http.answers import JSON, preferred
 from service.http.routes.detect import OFFERED
 from service.http.schemas import DetectAnswer, DetectQuery, ProposalsAnswer, ProposalsQuery
 from service.runtime import Inference
+from service.telemetry.metrics import Metrics
 from tests.service import graphs
 
 CARD = Card(
@@ -67,6 +69,55 @@ def test_detect_returns_proposals_only_on_request_and_the_same_as_the_proposals_
     assert document["boxes"] == [[0, 0, 1, 1]]
 
 
+def cut(left_out: float, all_proposals: bool = True) -> Inference:
+    """RESULT, if the graph's limits were reached."""
+    result = dataclasses.replace(RESULT, left_out=np.float32(left_out), all_proposals=all_proposals)
+    return INFERENCE._replace(result=result)
+
+
+@pytest.mark.contract("3.3")
+@pytest.mark.parametrize(
+    ("inference", "query", "truncated"),
+    [
+        # scores are 0.9, 0.6 and 0.3, the model's threshold is 0.5, and there are two proposals
+        (INFERENCE, {}, []),
+        (INFERENCE, {"max_detections": 2}, []),
+        (INFERENCE, {"max_detections": 1}, ["max_detections"]),
+        (INFERENCE, {"max_detections": 2, "score_threshold": 0}, ["max_detections"]),
+        (INFERENCE, {"max_detections": 1, "label": ["cat"]}, []),
+        (cut(0.3), {}, []),  # what the graph left out has a score of at most 0.3, and 0.5 is asked for
+        (cut(0.3), {"score_threshold": 0.31}, []),
+        (cut(0.3), {"score_threshold": 0.3}, ["model_detections"]),
+        (cut(0.3), {"score_threshold": 0.1, "label": ["cow"]}, ["model_detections"]),
+        (cut(0.3), {"score_threshold": 0, "max_detections": 1}, ["model_detections", "max_detections"]),
+        (cut(0, all_proposals=False), {}, []),  # no proposals are asked for
+        (cut(0, all_proposals=False), {"proposals": True}, ["model_proposals"]),
+        (INFERENCE, {"proposals": True, "max_proposals": 2}, []),
+        (cut(0, all_proposals=False), {"proposals": True, "max_proposals": 1}, ["model_proposals", "max_proposals"]),
+    ],
+)
+def test_an_answer_says_which_limits_cut_it(inference, query, truncated):
+    answer = answers.detections(inference, CARD, DetectQuery.model_validate(query))
+    document = orjson.loads(answers.to_json(answer))
+    DetectAnswer.model_validate(document)
+    assert document["truncated"] == truncated
+    assert np.load(io.BytesIO(answers.to_npz(answer, CARD)), allow_pickle=False)["truncated"].tolist() == truncated
+    sent = answers.encoded_response(b"", answer, inference, "image/png", 0.0, Metrics())
+    assert sent.headers.get("Answer-Truncated", "") == ", ".join(truncated)
+
+
+def test_an_answer_to_proposals_says_which_limits_cut_it():
+    for inference, query, truncated in (
+        (INFERENCE, {}, []),
+        (INFERENCE, {"max_proposals": 1}, ["max_proposals"]),
+        (cut(0, all_proposals=False), {}, ["model_proposals"]),
+    ):
+        answer = answers.proposals(inference, CARD, ProposalsQuery.model_validate(query))
+        document = orjson.loads(answers.to_json(answer))
+        ProposalsAnswer.model_validate(document)
+        assert document["truncated"] == truncated
+
+
 def test_pixels_have_three_decimals_and_scores_six():
     assert detect(score_threshold=0)["boxes"][2] == [2, 2, 3.0, 3.123]
     everything = answers.proposals(INFERENCE, CARD, ProposalsQuery())
@@ -103,7 +154,7 @@ def test_the_npz_answer_has_the_same_content_as_the_json_answer():
     json = orjson.loads(answers.to_json(answer))
     assert set(members) == {
         "image_id", "image_width", "image_height", "model_name", "model_version",
-        "boxes", "scores", "labels", "label_indices", "proposals_boxes", "proposals_scores", "warnings",
+        "boxes", "scores", "labels", "label_indices", "proposals_boxes", "proposals_scores", "warnings", "truncated",
     }  # fmt: skip
     assert {
         name: array.dtype for name, array in members.items() if "boxes" in name or "scores" in name
