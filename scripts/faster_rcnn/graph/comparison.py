@@ -117,9 +117,10 @@ class Comparison:
         self.boxes = 0
         self.total = Difference()
         self._worst, self._where = Difference(), ""
+        self._apart = ""
 
     def add(self, found: Boxes, expected: Boxes, what: str) -> None:
-        """Compares the boxes of one image; `what` names them. Raises Disagreement if matched scores differ too much."""
+        """Compares the boxes of one image; `what` names them."""
         self._add(compare(found, expected, self.tolerance), len(found.boxes), what)
 
     def add_blank(self, found: Boxes, expected: Boxes, what: str) -> None:
@@ -131,8 +132,8 @@ class Comparison:
         self._add(Difference(score=abs(best[0] - best[1])), 1, what)
 
     def _add(self, difference: Difference, boxes: int, what: str) -> None:
-        if difference.score > self.tolerance.score:
-            raise Disagreement(
+        if difference.score > self.tolerance.score and not self._apart:
+            self._apart = (
                 f"{what} against {self.reference} alone: scores differ by up to {difference.score:.2g}, "
                 f"{self.tolerance.score:.2g} is allowed"
             )
@@ -141,11 +142,21 @@ class Comparison:
         if difference.unmatched > self._worst.unmatched:
             self._worst, self._where = difference, what
 
-    def check(self) -> None:
-        """Raises Disagreement if too many boxes have no partner; the message names the image with the most of them."""
-        if self.total.unmatched > self.tolerance.unmatched * self.boxes:
+    def allowed(self, more: float = 0.0) -> float:
+        """How many boxes may have no partner: the tolerated share, and `more`."""
+        return self.tolerance.unmatched * self.boxes + more
+
+    def check(self, more: float = 0.0, reason: str = "") -> None:
+        """Raises Disagreement if a score differs too much, or if too many boxes have no partner.
+
+        The message names the image with the most of them.
+        more: how many boxes may have no partner beyond the tolerated share;  reason: for the message, why so many.
+        """
+        if self._apart:
+            raise Disagreement(self._apart)
+        if self.total.unmatched > self.allowed(more):
             raise Disagreement(
                 f"{self._where} against {self.reference} alone: {self._worst.unmatched} boxes have no partner within "
                 f"{self.tolerance.box} pixels and {self.tolerance.score:g} of score, the worst misses by "
-                f"{self._worst.missed_by:.3g} ({self.total.unmatched} of {self.boxes} boxes in all)"
+                f"{self._worst.missed_by:.3g} ({self.total.unmatched} of {self.boxes} boxes in all{reason})"
             )

@@ -40,7 +40,10 @@ class Exportable(Protocol):
     def __call__(self, images: Tensor, sizes: Tensor) -> DetectorOutput: ...
 
     def alone(self, image: np.ndarray) -> DetectorOutput:
-        """The answer for one image, uint8 [H, W, 3], before resizing; arrays without the batch dimension."""
+        """The answer for one image, uint8 [H, W, 3], before resizing; arrays without the batch dimension.
+
+        Unless `stable_ranking`, it is in float64 after `double()`.
+        """
 
     def for_export(self: "AnyExportable", cpu_only: bool) -> "AnyExportable":
         """The form to export; cpu_only: for a graph that only the CPU computes. Raises ValueError if there is none."""
@@ -51,6 +54,7 @@ class Exportable(Protocol):
     # of every nn.Module
     def eval(self: "AnyExportable") -> "AnyExportable": ...
     def cpu(self: "AnyExportable") -> "AnyExportable": ...
+    def double(self: "AnyExportable") -> "AnyExportable": ...
     def parameters(self) -> Any: ...
 
 

@@ -276,11 +276,12 @@ class TorchvisionDetector(nn.Module):
     def alone(self, image: np.ndarray) -> DetectorOutput:
         """Torchvision's own answer for one image, uint8 [H, W, 3], not resized; arrays without the batch dimension.
 
-        Labels are numbered from 0 without background and rows are zero-padded, as in the graph.
+        Labels are numbered from 0 without background and rows are zero-padded, as in the graph. After `double()` it
+        is torchvision's answer in float64.
         Raises Unsupported if the RPN is a subclass that finds other proposals than torchvision's.
         """
         model, heads = self.model, self.model.roi_heads
-        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).to(torch.float32) / 255
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).to(dtype_of(model.backbone)) / 255
         batch = model.transform.batch_images([model.transform.normalize(pixels)], model.transform.size_divisible)
         images = ImageList(batch, [(image.shape[0], image.shape[1])])
         features = _named(model.backbone(batch))
