@@ -22,6 +22,7 @@ from faster_rcnn.commands.command_line import (
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
+    add_white,
     check_writable,
     positive,
     required,
@@ -32,6 +33,7 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.label_names import read_labels
 from faster_rcnn.data.sources import check_labels, splits_of
+from faster_rcnn.data.white import white_in
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.graph.publish import GraphOptions, Measurement, next_version, publish
 from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
@@ -80,6 +82,7 @@ def build_parser() -> Parser:
         help="execution provider that must run the graph; cpu: RoI max pooling as ONNX's own operator, which accepts "
         "feature maps of any size but has no CUDA kernel (default: any)",
     )
+    add_white(parser, "that of RUN; for a torchvision model found in --data, else 65535")
     measured = parser.add_argument_group("what the published graph is measured on")
     add_data(measured, " (default: the data of RUN; a torchvision model is then not measured)")
     measured.add_argument(
@@ -141,9 +144,11 @@ def publish_run(arguments: argparse.Namespace) -> Path:
             "publish a run of --schedule joint or alternating"
         )
     detector = build_detector(state).eval()
+    if arguments.white is not None:
+        detector.config = replace(detector.config, white=arguments.white)
     record = read_record(arguments.run)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
-    test, measured_on = open_test(arguments, arguments.data or record.data, record.val_split, skip)
+    test, measured_on = open_test(arguments, arguments.data or record.data, record.val_split, skip, detector.white)
     check_labels(test, detector.config.labels, str(arguments.run))
     return publish(
         detector,
@@ -167,8 +172,10 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
     labels = trained.labels if arguments.labels is None else read_labels(arguments.labels, detector.classes)
     assert labels is not None
     measurement = None
+    detector.white = arguments.white or detector.white
     if arguments.data:
-        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes)
+        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes, arguments.white)
+        detector.white = white_in(test)
         test = renumber(test, labels, arguments.torchvision)
         measurement = Measurement(test, measured_on, arguments.limit_images, example=not arguments.no_example)
     if trained.remark:
@@ -203,13 +210,13 @@ def read_torchvision(arguments: argparse.Namespace) -> Trained:
     )
 
 
-def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool) -> tuple[Dataset, str]:
+def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool, white: int | None) -> tuple[Dataset, str]:
     """The data that the graph is measured on, and its name in the card.
 
-    own: the split to use if there is no test split.
+    own: the split to use if there is no test split;  white: of the detector; None: it is found in the data.
     """
     split = arguments.split or ("test" if "test" in splits_of(data) else own)
-    test = open_checked(data, split, arguments.seed, skip)
+    test = open_checked(data, split, arguments.seed, skip, white=white)
     return test, f"{data}/{split}" + (f", seed {arguments.seed}" if arguments.seed else "")
 
 

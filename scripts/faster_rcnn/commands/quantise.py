@@ -25,6 +25,7 @@ from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
 from faster_rcnn.graph.publish import next_version
 from faster_rcnn.graph.publish_int8 import publish_int8
+from service.images.depth import WHITE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,8 +60,9 @@ def quantise(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.model} is not a published model; name <store>/<name>/<version>")
     check_writable(source.parent)
     split = arguments.split or ("test" if "test" in splits_of(data) else "val")
-    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes)
-    check_labels(test, tuple(json.loads((source / "model.json").read_text())["labels"]), str(arguments.model))
+    card = json.loads((source / "model.json").read_text())
+    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes, white=card.get("white", WHITE))
+    check_labels(test, tuple(card["labels"]), str(arguments.model))
     folder = publish_int8(
         source,
         next_version(source.parent.parent, source.parent.name) if arguments.version is None else arguments.version,

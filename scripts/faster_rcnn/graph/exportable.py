@@ -16,6 +16,7 @@ class Exportable(Protocol):
 
     stride: the sides of a canvas are multiples of it, in pixels;
     resize: how an image is resized before it is put on a canvas;
+    white: the value that means white in an image with 16 bits per channel;
     antialias: whether it is smoothed when it is made smaller;
     classes: their number, without background;
     labels: their names, or None if the detector does not know them;
@@ -31,6 +32,9 @@ class Exportable(Protocol):
     stable_ranking: bool
 
     @property
+    def white(self) -> int: ...
+
+    @property
     def labels(self) -> tuple[str, ...] | None: ...
 
     @property
@@ -39,8 +43,8 @@ class Exportable(Protocol):
 
     def __call__(self, images: Tensor, sizes: Tensor) -> DetectorOutput: ...
 
-    def alone(self, image: np.ndarray) -> DetectorOutput:
-        """The answer for one image, uint8 [H, W, 3], before resizing; arrays without the batch dimension."""
+    def alone_resized(self, image: np.ndarray) -> DetectorOutput:
+        """The answer for one image, uint8 [H, W, 3], that has been resized; arrays without the batch dimension."""
 
     def for_export(self: "AnyExportable", cpu_only: bool) -> "AnyExportable":
         """The form to export; cpu_only: for a graph that only the CPU computes. Raises ValueError if there is none."""
@@ -51,6 +55,7 @@ class Exportable(Protocol):
     # of every nn.Module
     def eval(self: "AnyExportable") -> "AnyExportable": ...
     def cpu(self: "AnyExportable") -> "AnyExportable": ...
+    def to(self: "AnyExportable", device: Any, /) -> "AnyExportable": ...
     def parameters(self) -> Any: ...
 
 

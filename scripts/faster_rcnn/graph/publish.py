@@ -127,6 +127,7 @@ def _verified_graph(
     return {
         "canvases": [list(size) for size in sizes],
         "resize": resize,
+        "white": detector.white,
         "score_threshold": SERVED_THRESHOLD,
         "metrics": {},
         "opset": OPSET,

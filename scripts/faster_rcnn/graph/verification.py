@@ -92,7 +92,7 @@ def verify(
         canvases, images = [canvases[0], *canvases[1:][-2:]], images[:IMAGES_ON_LARGE]
     resized = _resized(images, detector.resize)
     blank = len(resized) - 1
-    by_pytorch = [detector.alone(image) for image in tqdm(resized, "PyTorch, each alone", leave=False)]
+    by_pytorch = [detector.alone_resized(image) for image in tqdm(resized, "PyTorch, each alone", leave=False)]
     alone = [_alone(session, image, canvases) for image in tqdm(resized, "ONNX, each alone", leave=False)]
     stable = detector.stable_ranking and precision == "fp32"
     to_pytorch = Comparison("PyTorch", _tolerance(TO_PYTORCH[precision], stable))

@@ -8,7 +8,7 @@ import pytest
 
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.graph import publish_int8 as publishing
-from faster_rcnn.graph.onnx_predictor import decoded
+from faster_rcnn.graph.onnx_predictor import canvas_of
 from faster_rcnn.graph.publish_int8 import TooCoarse, publish_int8
 from service.engine.engine import Engine
 from service.engine.model import load_model
@@ -27,7 +27,7 @@ def test_the_card_of_an_int8_version_says_how_much_ap_it_loses(tmp_path: Path, m
     assert card["metrics"]["shapes/test"]["AP"] > card["metrics"]["shapes/test, float32"]["AP"] - 0.05
     assert "verification" not in card
     model = load_model(folder)
-    assert Engine(model).run([decoded(Shapes("test")[0].image, model.card.geometry)])
+    assert Engine(model).run([canvas_of(Shapes("test")[0], model.card.geometry)])
     with pytest.raises(FileExistsError, match="already exists; choose another --version"):
         publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=1)
 
