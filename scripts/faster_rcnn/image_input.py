@@ -86,5 +86,5 @@ def _png_of_16_bits(values: np.ndarray) -> bytes:
     rows = np.hstack([np.zeros((height, 1), np.uint8), samples])  # each begins with its filter: none
     colour = COLOUR_TYPES[1 if values.ndim == 2 else values.shape[2]]
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows, 1)), chunk(b"IEND", b"")]
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 1)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
