@@ -1,13 +1,15 @@
 """Faster R-CNN in PyTorch: train a detector, evaluate it and publish it as an ONNX graph.
 
-The command `faster-rcnn` does all of this. From Python, a trained detector is used like this:
+The command `faster-rcnn` does all of this. From Python, a model detects objects like this:
 
-    detector = load_detector(Path("runs/mine"), "best")
-    resized, scale_x, scale_y = resize_image(rgb, detector.resize)  # rgb: uint8 [H, W, 3], upright
-    output = detector.alone(resized)
+    model = open_model("runs/mine")           # or a checkpoint, model_store/shapes/1, or a detector in PyTorch
+    found = model.detect("photo.jpg")         # or bytes, a Pillow image, an array [H, W, 3] of uint8 in RGB
+    for box, score, label in zip(found.boxes, found.scores, found.labels):
+        print(label, score, box)              # x1, y1, x2, y2 in pixels of the upright image
 
-`alone` does not resize: the boxes in `output` are in pixels of `resized`. Divide them by `scale_x` and `scale_y`
-to convert them to pixels of `rgb`.
+`detect` returns what the service answers: it decodes and resizes the image as the service does. `detect_batch` takes a
+list. `load_detector` loads the detector itself, a `torch.nn.Module`, for other purposes; its `forward` needs images
+that have been resized and put on a canvas.
 
 The names below are imported when they are first used (PEP 562), so `import faster_rcnn` does not load torch.
 """
@@ -23,14 +25,17 @@ if TYPE_CHECKING:
     from faster_rcnn.detector.config import DetectorConfig, default_config
     from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN
     from faster_rcnn.detector.resize import ResizeRule, resize_image
+    from faster_rcnn.inference import Detections, Model, open_model
 
     __version__: str
 
 __all__ = [
     "Dataset",
+    "Detections",
     "DetectorConfig",
     "DetectorOutput",
     "FasterRCNN",
+    "Model",
     "Prediction",
     "ResizeRule",
     "Sample",
@@ -38,20 +43,24 @@ __all__ = [
     "default_config",
     "load_detector",
     "open_dataset",
+    "open_model",
     "resize_image",
 ]
 
 _MODULES = {
     "Dataset": "faster_rcnn.data.dataset",
+    "Detections": "faster_rcnn.inference",
     "DetectorConfig": "faster_rcnn.detector.config",
     "DetectorOutput": "faster_rcnn.detector.detector",
     "FasterRCNN": "faster_rcnn.detector.detector",
+    "Model": "faster_rcnn.inference",
     "Prediction": "faster_rcnn.data.dataset",
     "ResizeRule": "faster_rcnn.detector.resize",
     "Sample": "faster_rcnn.data.dataset",
     "default_config": "faster_rcnn.detector.config",
     "load_detector": "faster_rcnn.detector.checkpoint",
     "open_dataset": "faster_rcnn.data.sources",
+    "open_model": "faster_rcnn.inference",
     "resize_image": "faster_rcnn.detector.resize",
 }
 

@@ -6,6 +6,7 @@ R is the number of boxes. Boxes are x1, y1, x2, y2.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.loader import Batch, collate
 from faster_rcnn.detector.boxes import clip_to_sizes
+from faster_rcnn.detector.config import canvases
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.detector.resize import resize_image
+from faster_rcnn.detector.resize import ResizeRule, resize_image
+from service.images.decode import decode
+from service.images.fit import Geometry
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,16 @@ class PreparedImage:
 
 
 def prepare_image(detector: FasterRCNN, sample: Sample) -> PreparedImage:
-    """Resizes a sample's image, and its proposals if it has any, and moves them to the detector's device."""
-    image, scale_x, scale_y = resize_image(sample.image, detector.config.resize)
-    scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+    """Resizes a sample's image, and its proposals if it has any, and moves them to the detector's device.
+
+    If the sample has a file, the image is decoded as the service decodes it.
+    """
+    height, width = sample.image.shape[:2]
+    if sample.file is None:
+        image, _, _ = resize_image(sample.image, detector.config.resize)
+    else:
+        image = decode(sample.file, geometry_of(detector)).pixels
+    scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
     proposals = None if sample.proposals is None else sample.proposals * scale
     resized = Sample(image, sample.boxes, sample.labels, proposals=proposals)
     device = detector.mean.device
@@ -48,6 +59,24 @@ def prepare_image(detector: FasterRCNN, sample: Sample) -> PreparedImage:
         torch.from_numpy(scale).to(device),
         torch.tensor([sample.image.shape[:2]], device=device),
     )
+
+
+class Resizing(Protocol):
+    """What decides how an image is prepared for a detector."""
+
+    stride: int
+    resize: ResizeRule
+    antialias: bool
+
+    @property
+    def white(self) -> int: ...
+
+
+def geometry_of(detector: Resizing, white: int | None = None) -> Geometry:
+    """How the service prepares images for the detector once it is published.  white: instead of the detector's own."""
+    rule = detector.resize
+    sizes = tuple(canvases(rule, detector.stride))
+    return Geometry(sizes, rule.min_size, rule.max_size, detector.antialias, detector.white if white is None else white)
 
 
 @contextmanager

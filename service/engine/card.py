@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from service.images.depth import WHITE
 from service.images.fit import Geometry
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # the pattern of a model's name
@@ -64,6 +65,9 @@ class Card(BaseModel):
     metrics: dict[str, Any] = {}
     training: Any = None
     opset: Whole | None = None
+    white: Whole = Field(
+        default=WHITE, ge=1, le=WHITE, description="the value that means white in an image with 16 bits per channel"
+    )
     provider: Literal["any", "cpu"] = Field(default="any", description="cpu: the graph was exported for the CPU only")
 
     @field_validator("labels")
@@ -96,7 +100,9 @@ class Card(BaseModel):
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(tuple(self.canvases), self.resize.min_size, self.resize.max_size, self.resize.antialias)
+        return Geometry(
+            tuple(self.canvases), self.resize.min_size, self.resize.max_size, self.resize.antialias, self.white
+        )
 
 
 def read_card(data: bytes) -> Card:

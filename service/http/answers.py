@@ -16,7 +16,8 @@ from service.engine.card import Card
 from service.engine.engine import Result
 from service.http import npz
 from service.http.schemas import DetectQuery, ProposalsQuery
-from service.images.integrity import WARNINGS
+from service.images.depth import RANGE_WARNINGS
+from service.images.integrity import clause
 from service.runtime import Inference
 from service.telemetry.metrics import Metrics
 
@@ -29,6 +30,10 @@ _WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 PIXEL_DECIMALS = 3
 SCORE_DECIMALS = 6
 REMEDY = "Objects may be missed or invented. Send the original file."
+RANGE_REMEDY = (
+    "Objects may be missed. Send the image with its values multiplied so that they reach white, or publish the model "
+    "with the images' own white: faster-rcnn export --white VALUE."
+)
 
 
 def detections(inference: Inference, card: Card, query: DetectQuery) -> dict[str, Any]:
@@ -161,7 +166,13 @@ def _head(inference: Inference, card: Card) -> dict[str, Any]:
 
 def image_warnings(words: tuple[str, ...]) -> list[dict[str, str]]:
     """The member `warnings` of an answer, or of the problem with which `strict` replaces it."""
-    return [{"reason": word, "detail": f"The image is damaged: {WARNINGS[word]}. {REMEDY}"} for word in words]
+    return [{"reason": str(word), "detail": _detail(word)} for word in words]
+
+
+def _detail(word: str) -> str:
+    if word in RANGE_WARNINGS:
+        return f"The image does not fit the model: {clause(word)}. {RANGE_REMEDY}"
+    return f"The image is damaged: {clause(word)}. {REMEDY}"
 
 
 def _proposals(result: Result, query: ProposalsQuery) -> dict[str, Any]:

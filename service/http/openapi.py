@@ -51,8 +51,8 @@ SERVER_TIMING = {
 }
 IMAGE_WARNINGS = {
     "Image-Warnings": {
-        "description": "only for a damaged or incomplete image: the `reason` of each of the answer's `warnings`, "
-        "separated by commas",
+        "description": "only for an image that is damaged, or whose values do not fit the model: the `reason` of each "
+        "of the answer's `warnings`, separated by commas",
         "schema": {"type": "string"},
     }
 }

@@ -64,7 +64,7 @@ class ProposalsQuery(ModelQuery):
     )
     strict: bool = Field(
         False,
-        description="refuse an image that is damaged or incomplete with 400 (reason `damaged_image`), instead of "
+        description="refuse an image that would get a warning with 400 (reason `damaged_image`), instead of "
         "answering for what can be decoded, with `warnings`",
     )
 
@@ -108,10 +108,17 @@ class Image(BaseModel):
 
 
 class ImageWarning(BaseModel):
-    """What is wrong with an image that could be decoded although it is damaged or incomplete."""
+    """What is wrong with an image that could be decoded: it is damaged, or its values do not fit the model."""
 
     reason: Literal[
-        "damaged_data", "missing_scans", "missing_rows", "missing_end", "unknown_colours", "wrong_checksum"
+        "damaged_data",
+        "missing_scans",
+        "missing_rows",
+        "missing_end",
+        "unknown_colours",
+        "wrong_checksum",
+        "nearly_black",
+        "beyond_white",
     ] = Field(description="a fixed word, for programs")
     detail: str = Field(description="the fault and the remedy")
 
@@ -153,7 +160,7 @@ class DetectAnswer(BaseModel):
 
     image: Image
     model: ModelId
-    warnings: list[ImageWarning] = Field(description="empty unless the image is damaged or incomplete")
+    warnings: list[ImageWarning] = Field(description="empty unless the image is damaged, or its values do not fit")
     truncated: Truncated
     boxes: list[Box]
     scores: list[float]
@@ -167,7 +174,7 @@ class ProposalsAnswer(Proposals):
 
     image: Image
     model: ModelId
-    warnings: list[ImageWarning] = Field(description="empty unless the image is damaged or incomplete")
+    warnings: list[ImageWarning] = Field(description="empty unless the image is damaged, or its values do not fit")
     truncated: Truncated
     timing: Timing
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
+from service.images.depth import WHITE, needs_low_bytes
 from service.images.fit import Geometry, fit
 from service.images.interpolate import BAND_PIXELS
 from service.images.upright import STRIP_PIXELS, swapped, vertical_first
@@ -29,6 +30,8 @@ PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
 # Bytes per pixel of Pillow's images. Every other mode has four.
 BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 STRIP_BYTES = 24  # per pixel of a strip: its copies in the stored mode, the plain mode, turned, and resized
+LOW_STRIP_BYTES = 24  # more, where the low bytes of 16-bit samples are decoded too
+LOW_BYTES = 4  # per pixel of the image with these low bytes
 ROW_BYTES = 32  # per pixel of a row: the codec's buffers for some rows, and Pillow's pointers to them
 WEBP_BYTES = 16  # two canvases of the animation decoder, the frame as bytes, and the image
 COEFFICIENT_BYTES = 2  # per sample of a JPEG with several scans, whose coefficients are all kept until the last scan
@@ -59,48 +62,63 @@ class Cost(NamedTuple):
 def of_decoding(image: Image.Image, data: bytes, geometry: Geometry) -> Cost:
     """The cost of `decode` for the file `data`, whose header is `image`."""
     scale = _draft_scale(image, geometry)
-    loaded, seconds = _loading(image, data, scale)
+    loaded, seconds = _loading(image, data, scale, geometry.white)
     width, height = -(-image.width // scale), -(-image.height // scale)
     pixels = width * height
     if geometry.antialias:
         extra = _between_bytes((width, height), geometry) + _strip_pixels(width, height) * STRIP_BYTES
     else:
         extra = min(pixels, max(BAND_PIXELS, 2 * max(width, height))) * BAND_BYTES
+    extra += _low_extra(image, geometry.white)
     seconds += pixels * _conversion(image) * NANOSECONDS
     return Cost(loaded + extra, seconds)
 
 
-def of_drawing(image: Image.Image, data: bytes, media_type: str) -> Cost:
-    """The cost of drawing on the image in `data`, whose header is `image`, and encoding the result."""
-    loaded, seconds = _loading(image, data, 1)
+def of_drawing(image: Image.Image, data: bytes, media_type: str, white: int = WHITE) -> Cost:
+    """The cost of drawing on the image in `data`, whose header is `image`, and encoding the result.
+
+    white  as in `Geometry`
+    """
+    loaded, seconds = _loading(image, data, 1, white)
     pixels = image.width * image.height
-    strip = _strip_pixels(*image.size) * STRIP_BYTES
-    upright = pixels * (BYTES.get(image.mode, 4) + 4) + strip  # a turned image is a copy, too
+    strip = _strip_pixels(*image.size) * STRIP_BYTES + _low_extra(image, white)
+    kept = BYTES.get(image.mode, 4) + LOW_BYTES * needs_low_bytes(image, white)
+    upright = pixels * (kept + 4) + strip  # a turned image is a copy, too
     encoded = pixels * (4 + RESPONSE_BYTES[media_type])
     seconds += pixels * (_conversion(image) + PER_ENCODED_PIXEL) * NANOSECONDS
-    file = FIXED_BYTES + _file_bytes(image, data)
+    file = FIXED_BYTES + _file_bytes(image, data, white)
     return Cost(int(max(loaded, file + upright, file + encoded)), seconds)
 
 
-def _loading(image: Image.Image, data: bytes, scale: int) -> tuple[int, float]:
+def _low_extra(image: Image.Image, white: int) -> int:
+    return _strip_pixels(*image.size) * LOW_STRIP_BYTES if needs_low_bytes(image, white) else 0
+
+
+def _loading(image: Image.Image, data: bytes, scale: int, white: int) -> tuple[int, float]:
     """Bytes and seconds until all pixels are decoded, at 1/`scale` of the size."""
     pixels = image.width * image.height
     kept = -(-image.width // scale) * -(-image.height // scale)
-    memory = FIXED_BYTES + _file_bytes(image, data) + image.width * ROW_BYTES + image.height * 8
+    memory = FIXED_BYTES + _file_bytes(image, data, white) + image.width * ROW_BYTES + image.height * 8
     memory += kept * _stored_bytes(image)
     nanoseconds = len(data) * PER_FILE_BYTE + (pixels / 4 + kept * PER_PIXEL.get(image.format or "", 16))
     if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > 1:
         memory += int(pixels * COEFFICIENT_BYTES * _samples(image))
         nanoseconds += scans * pixels * PER_SCANNED_PIXEL
+    if needs_low_bytes(image, white):
+        memory += pixels * LOW_BYTES
+        nanoseconds *= 2
     if image.format == "BMP" and _is_run_length_encoded(image):
         memory += 2 * pixels
         nanoseconds += len(data) * PER_RLE_BYTE
     return memory, nanoseconds * NANOSECONDS
 
 
-def _file_bytes(image: Image.Image, data: bytes) -> int:
-    """The bytes of copies of the file: EXIF data, profiles and unknown chunks, or for WebP the whole file."""
-    return len(data) * (2 if image.format == "WEBP" else 1)
+def _file_bytes(image: Image.Image, data: bytes, white: int) -> int:
+    """The bytes of copies of the file: EXIF data, profiles and unknown chunks, or the whole file.
+
+    WebP's decoder copies the file, and so does `depth` to decode the low bytes of grey and alpha.
+    """
+    return len(data) * (2 if image.format == "WEBP" or needs_low_bytes(image, white) else 1)
 
 
 def _stored_bytes(image: Image.Image) -> int:

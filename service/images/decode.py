@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image, ImageFile
 
-from service.images import integrity, parts
+from service.images import depth, integrity, parts
 from service.images.fit import Canvas, Geometry, fit
 from service.images.interpolate import interpolate_rows
 from service.images.upright import TRANSPOSE, resized, rgb, rows_reader, swapped
@@ -60,9 +60,11 @@ class DamagedImageError(ImageError):
     """The image can be decoded, but it has `warnings`, words of `integrity.WARNINGS`, and the client wants none."""
 
     def __init__(self, warnings: tuple[str, ...]) -> None:
-        faults = "; ".join(integrity.WARNINGS[word] for word in warnings)
+        faults = "; ".join(map(integrity.clause, warnings))
+        in_range = any(word not in depth.RANGE_WARNINGS for word in warnings)
+        what = "is damaged or incomplete" if in_range else "has values that do not fit the model"
         remedy = "Send the original file. Without strict=true this one is answered, with a warning."
-        super().__init__(f"it is damaged or incomplete: {faults}", remedy)
+        super().__init__(f"it {what}: {faults}", remedy)
         self.warnings = warnings
 
 
@@ -86,23 +88,31 @@ def decode(
     image = _open(data, max_pixels)
     if before_pixels:
         before_pixels(image)
+    deep = _deep(image, geometry.white)
     try:
-        return _decode(_on_screen(image), data, geometry)
+        return _decode(_on_screen(image), data, geometry, deep)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types of exception for crafted files
         raise _broken(image) from error
 
 
-def upright(data: bytes, max_pixels: int = MAX_PIXELS, before_pixels: HeaderCheck | None = None) -> Image.Image:
-    """The image in `data` at its own size, upright, mode RGB. Raises what `decode` raises."""
+def upright(
+    data: bytes, max_pixels: int = MAX_PIXELS, before_pixels: HeaderCheck | None = None, white: int = depth.WHITE
+) -> Image.Image:
+    """The image in `data` at its own size, upright, mode RGB. Raises what `decode` raises.
+
+    white  the value of a 16-bit sample that means white
+    """
     image = _open(data, max_pixels)
     if before_pixels:
         before_pixels(image)
+    deep = _deep(image, white)
     try:
         image = _on_screen(image)
         image.load()
-        return rgb(image, _orientation(image))
+        orientation = _orientation(image)
+        return rgb(_stored(image, deep, white)[0], orientation)
     except MemoryError:
         raise
     except Exception as error:
@@ -120,6 +130,42 @@ def damage(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, ...]:
         raise
     except Exception as error:
         raise _broken(image) from error
+
+
+def value_range(data: bytes, max_pixels: int = MAX_PIXELS) -> depth.ValueRange | None:
+    """The bits of a sample and the largest value of the image in `data`; None if it has at most 8 bits.
+
+    The pixels are decoded only if the image has more. Raises what `decode` raises.
+    """
+    image = _open(data, max_pixels)
+    deep = _deep(image, white=0)  # no value means white, so that all bits are read
+    if deep is None:
+        return None
+    try:
+        image.load()
+        return depth.ValueRange(deep.bits, deep.pixels(image, white=0).largest())
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image) from error
+
+
+def _deep(image: Image.Image, white: int) -> depth.Opened | None:
+    """What `depth` must know of an opened image before it is decoded."""
+    try:
+        return depth.opened(image, white)
+    except depth.UnreadableDepthError as error:
+        raise NotAnImageError(str(error), "Save it with 8 bits per channel, or as an ordinary 16-bit PNG.") from error
+
+
+def _stored(
+    image: Image.Image, deep: depth.Opened | None, white: int
+) -> tuple[Image.Image | depth.DeepImage, tuple[str, ...]]:
+    """The decoded image in the form that `upright` takes, and the warnings about its values."""
+    if deep is None:
+        return image, ()
+    pixels = deep.pixels(image, white)
+    return image if pixels.keeps_high_bytes else pixels, pixels.warnings()
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -168,7 +214,7 @@ def _broken(image: Image.Image) -> NotAnImageError:
     return NotAnImageError(f"the {image.format} data is broken or cut short", "Send the whole file, or save it again.")
 
 
-def _decode(image: Image.Image, data: bytes, geometry: Geometry) -> Canvas:
+def _decode(image: Image.Image, data: bytes, geometry: Geometry, deep: depth.Opened | None) -> Canvas:
     if image.format == "PNG":  # its EXIF data may follow the pixels, so reading it decodes them
         image.load()
     orientation = _orientation(image)
@@ -176,14 +222,15 @@ def _decode(image: Image.Image, data: bytes, geometry: Geometry) -> Canvas:
     target = fit(width, height, geometry)
     kept = _draft(image, swapped((target.width, target.height), orientation)) if geometry.antialias else image.size
     image, warnings = integrity.load(image, data)
+    stored, out_of_range = _stored(image, deep, geometry.white)
     decoded = swapped(image.size, orientation)
     if geometry.antialias:
         box = _box_after_turning(decoded, kept, orientation)
-        pixels = np.asarray(resized(image, orientation, (target.width, target.height), box))
+        pixels = np.asarray(resized(stored, orientation, (target.width, target.height), box))
     else:
-        rows = rows_reader(image, orientation)
+        rows = rows_reader(stored, orientation)
         pixels = interpolate_rows(rows, decoded[::-1], target.height, target.width)
-    return Canvas(pixels, target.canvas, width, height, warnings)
+    return Canvas(pixels, target.canvas, width, height, (*warnings, *out_of_range))
 
 
 def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from service.images import encode
 from service.images.decode import HeaderCheck, upright
+from service.images.depth import WHITE
 
 JPEG_MAX_SIDE = 65_500  # libjpeg's limit
 GOLDEN_RATIO = 0.618034  # hues at steps of this share of the colour circle are distinct for any number of labels
@@ -24,6 +25,7 @@ class Drawing(NamedTuple):
     answer      boxes [D, 4], scores [D] and labels [D, as names], best first
     labels      all labels of the model, whose order decides the colours
     media_type  image/png or image/jpeg
+    white       the model's, as in `Geometry`
     """
 
     data: bytes
@@ -31,6 +33,7 @@ class Drawing(NamedTuple):
     answer: dict[str, Any]
     labels: list[str]
     media_type: str
+    white: int = WHITE
 
     def draw(self, before_pixels: HeaderCheck | None = None) -> bytes:
         """The encoded drawing. `before_pixels` is as for `upright`.
@@ -44,7 +47,7 @@ class Drawing(NamedTuple):
             if before_pixels:
                 before_pixels(header)
 
-        image = upright(self.data, self.max_pixels, check)
+        image = upright(self.data, self.max_pixels, check, self.white)
         self._draw_boxes(image)
         return encode.jpeg(image) if self.media_type == "image/jpeg" else encode.png(image)
 

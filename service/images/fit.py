@@ -13,21 +13,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.images.depth import WHITE
+
 
 @dataclass(frozen=True)
 class Geometry:
-    """How images are resized and padded for a model.
+    """How images are converted, resized and padded for a model.
 
     canvases   each as (H, W)
     min_size   length of the shorter side after resizing, in pixels
     max_size   upper limit of the longer side; it takes precedence over min_size
     antialias  True: use Pillow's filter and round sides to whole pixels; False: resize like torchvision's detectors
+    white      the value of a 16-bit sample that means white (`depth`)
     """
 
     canvases: tuple[tuple[int, int], ...]
     min_size: int
     max_size: int
     antialias: bool = True
+    white: int = WHITE
 
 
 class Fit(NamedTuple):
@@ -45,7 +49,7 @@ class Canvas:
     pixels         uint8 [h, w, 3], upright RGB at the model's scale, for the top left of the canvas
     size           the canvas (H, W)
     width, height  of the upright original
-    warnings       words of `integrity.WARNINGS`, if the file is damaged or incomplete
+    warnings       words of `integrity.WARNINGS`, about damage, or values that do not fit the model
     """
 
     pixels: NDArray[np.uint8]

@@ -21,6 +21,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from service.images.depth import RANGE_WARNINGS, RangeWarning
+
 # Clauses that say what is wrong and what follows from it. The words are fixed, for programs.
 WARNINGS = {
     "damaged_data": "the JPEG data is damaged or ends early, so the decoder filled in what it could not read",
@@ -29,9 +31,14 @@ WARNINGS = {
     "missing_end": "the PNG file has no end marker, so what may follow its pixels, such as the orientation, is lost",
     "unknown_colours": "some pixels have a colour that is not in the palette, so they are black",
     "wrong_checksum": "a checksum of the PNG file does not match its data, so pixels may be wrong",
-}
+} | RANGE_WARNINGS
 
 Loaded = tuple[Image.Image, tuple[str, ...]]
+
+
+def clause(word: str) -> str:
+    """What a warning says: the clause of WARNINGS, with the figures of the image if it needs some."""
+    return word.clause if isinstance(word, RangeWarning) else WARNINGS[word]
 
 
 def load(image: Image.Image, data: bytes) -> Loaded:

@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.images.depth import DeepImage
+
 STRIP_PIXELS = 2**18  # few enough for short steps and little memory, many enough for little overhead
 Box = tuple[float, float, float, float]
 Part = tuple[int, int, int, int]  # left, top, right, bottom
+Stored = Image.Image | DeepImage
 
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,7 +40,7 @@ def swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return (height, width) if orientation >= 5 else (width, height)
 
 
-def rgb(image: Image.Image, orientation: int) -> Image.Image:
+def rgb(image: Stored, orientation: int) -> Image.Image:
     """The stored `image`, upright, in mode RGB, on white where it is transparent."""
     if _is_small(image) or _is_opaque(image, "RGB"):
         return _on_white(_turned(_in_plain_mode(image), orientation))
@@ -47,7 +50,7 @@ def rgb(image: Image.Image, orientation: int) -> Image.Image:
     return whole
 
 
-def resized(image: Image.Image, orientation: int, size: tuple[int, int], box: Box) -> Image.Image:
+def resized(image: Stored, orientation: int, size: tuple[int, int], box: Box) -> Image.Image:
     """The part `box` of the upright image, resized to `size` by Pillow's antialiasing filter, in mode RGB on white."""
     in_one_piece = orientation not in TRANSPOSE and _is_opaque(image, "L", "RGB")
     if in_one_piece or _is_small(image):
@@ -70,7 +73,7 @@ def vertical_first(whole: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 def _resized_in_strips(
-    strips: Iterator[Part], image: Image.Image, orientation: int, size: tuple[int, int], box: Box
+    strips: Iterator[Part], image: Stored, orientation: int, size: tuple[int, int], box: Box
 ) -> Image.Image:
     """The upright image resized along one axis to `size`. `box` counts along that axis only.
 
@@ -94,7 +97,7 @@ def _resized_in_strips(
     return result
 
 
-def rows_reader(image: Image.Image, orientation: int) -> Callable[[int, int], NDArray[np.uint8]]:
+def rows_reader(image: Stored, orientation: int) -> Callable[[int, int], NDArray[np.uint8]]:
     """A function that returns rows `first` to `end` of the upright image as an array [rows, W, 3]."""
     if _is_small(image):
         whole = np.asarray(rgb(image, orientation))
@@ -103,11 +106,11 @@ def rows_reader(image: Image.Image, orientation: int) -> Callable[[int, int], ND
     return lambda first, end: np.asarray(_on_white(_part(image, orientation, (0, first, width, end))))
 
 
-def _is_small(image: Image.Image) -> bool:
+def _is_small(image: Stored) -> bool:
     return image.width * image.height <= STRIP_PIXELS
 
 
-def _is_opaque(image: Image.Image, *modes: str) -> bool:
+def _is_opaque(image: Stored, *modes: str) -> bool:
     """Whether `image` has one of `modes` and no transparent colour, so that it needs no conversion."""
     return image.mode in modes and not image.has_transparency_data
 
@@ -124,7 +127,7 @@ def _columns(size: tuple[int, int]) -> Iterator[Part]:
     return ((left, top, right, bottom) for top, left, bottom, right in _rows((size[1], size[0])))
 
 
-def _part(image: Image.Image, orientation: int, part: Part) -> Image.Image:
+def _part(image: Stored, orientation: int, part: Part) -> Image.Image:
     """A part of the upright image, in a plain mode."""
     left, top, right, bottom = part
     if orientation >= 5:  # the upright rows are stored as columns
@@ -141,11 +144,10 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
 
 
-def _in_plain_mode(image: Image.Image) -> Image.Image:
+def _in_plain_mode(image: Stored) -> Image.Image:
     """`image` in a mode that can be turned and resized: L, RGB or RGBA."""
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        # keep the high byte, as Pillow itself does for 16-bit colour
-        return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
+    if isinstance(image, DeepImage):
+        return image.in_8_bits()
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")

@@ -95,6 +95,6 @@ async def _at_once() -> None:
 
 
 def _check_cost(drawing: Drawing, header: Image.Image) -> None:
-    price = cost.of_drawing(header, drawing.data, drawing.media_type)
+    price = cost.of_drawing(header, drawing.data, drawing.media_type, drawing.white)
     if not price.light:
         raise _HeavyError(price)

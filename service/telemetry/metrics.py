@@ -131,7 +131,8 @@ class Metrics:
         )
         self.image_warnings = self._counter(
             "image_warnings_total",
-            "Images that were decoded although they are damaged or incomplete; with strict=true they are also refused",
+            "Images that were decoded although they are damaged, incomplete, or have values that do not fit the model; "
+            "with strict=true they are also refused",
             ("reason",),
         )
         self.shared = self._counter(

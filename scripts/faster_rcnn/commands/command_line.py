@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from service.images.depth import WHITE
+
 if TYPE_CHECKING:
     import torch
 
@@ -151,6 +153,23 @@ def add_score_threshold(group: Any) -> None:
         help="the default of the request parameter score_threshold (default: the one with the highest F1 at IoU 0.5 on "
         "the validation split; 0.5 without data)",
     )
+
+
+def add_white(group: Any, default: str) -> None:
+    group.add_argument(
+        "--white",
+        type=white_value,
+        metavar="VALUE",
+        help="value that means white in images with 16 bits per channel, such as 4095 for 12 bits "
+        f"(default: {default})",
+    )
+
+
+def white_value(text: str) -> int:
+    """A value of `--white`.  Raises ArgumentTypeError."""
+    if not text.isdecimal() or not 1 <= int(text) <= WHITE:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {WHITE}")
+    return int(text)
 
 
 def add_workers(group: Any, default: int) -> None:

@@ -34,6 +34,7 @@ from faster_rcnn.commands.command_line import (
 )
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
+from faster_rcnn.data.white import use_white
 from faster_rcnn.detector.checkpoint import NAME, load_detector, read_checkpoint
 from faster_rcnn.evaluation import evaluate, fast_rcnn_predictor, proposal_recall, without_pixels
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
@@ -188,6 +189,7 @@ def measured(folder: Path, dataset: Dataset) -> dict[str, Any]:
         known: dict[str, Any] = json.loads(file.read_text())
         return known
     metrics = read_checkpoint(folder / NAME)["metrics"]
+    use_white(dataset, read_record(folder).detector_config.white)
     result = {name: metrics[name] for name in ("VOC_mAP", "AP50", "AP")}
     seconds = read_record(folder).seconds
     assert seconds is not None, f"{folder} is not finished"

@@ -35,6 +35,7 @@ from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels
 from faster_rcnn.data.subset import Subset
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
+from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.limits import Limits, limits_of
 from faster_rcnn.evaluation import Predictor, collect, fast_rcnn_predictor, torch_predictor
 from faster_rcnn.evaluation.limits import limit_warnings
@@ -44,6 +45,7 @@ from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
 from faster_rcnn.training.run import RunRecord, find_record, proposals_of_step
+from service.images.depth import WHITE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +104,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
     check_writable(out)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
-    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
+    white = None if target is None else white_of_target(target)
+    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers, white)
     if arguments.limit_images is not None:
         dataset = Subset(dataset, arguments.limit_images)
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}
@@ -151,6 +154,13 @@ def check_version_named(target: Path) -> Path:
             f"{target} holds the versions {', '.join(versions)}; name one, such as {target / versions[-1]}"
         )
     return target
+
+
+def white_of_target(target: Path) -> int:
+    """The value that means white for the detector to measure."""
+    if (target / "model.onnx").is_file():
+        return int(json.loads((target / "model.json").read_text()).get("white", WHITE))
+    return DetectorConfig.from_dict(read_checkpoint(target, best_or_last(target))["config"]).white
 
 
 def place_for_reports(target: Path | None) -> Path:

@@ -23,6 +23,7 @@ from faster_rcnn.commands.command_line import (
     add_score_threshold,
     add_seed,
     add_skip_bad_boxes,
+    add_white,
     check_writable,
     positive,
     required,
@@ -33,6 +34,7 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.label_names import read_labels
 from faster_rcnn.data.sources import check_labels, splits_of
+from faster_rcnn.data.white import white_in
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.detector.limits import with_detections
 from faster_rcnn.graph.publish import GraphOptions, Measurement, next_version, publish
@@ -90,6 +92,7 @@ def build_parser() -> Parser:
         metavar="N",
         help="most detections for an image (default: as in RUN; for torchvision as in the model)",
     )
+    add_white(parser, "that of RUN; for a torchvision model found in --data, else 65535")
     measured = parser.add_argument_group("what the published graph is measured on")
     add_data(measured, " (default: the data of RUN; a torchvision model is then not measured)")
     measured.add_argument(
@@ -153,12 +156,14 @@ def publish_run(arguments: argparse.Namespace) -> Path:
     detector = build_detector(state).eval()
     if arguments.detections is not None:
         detector.config = with_detections(detector.config, arguments.detections)
+    if arguments.white is not None:
+        detector.config = replace(detector.config, white=arguments.white)
     record = read_record(arguments.run)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
     data = arguments.data or record.data
-    test, measured_on = open_test(arguments, data, record.val_split, skip)
+    test, measured_on = open_test(arguments, data, record.val_split, skip, detector.white)
     check_labels(test, detector.config.labels, str(arguments.run))
-    validation = open_validation(arguments, data, record.val_split, skip, measured_on)
+    validation = open_validation(arguments, data, record.val_split, skip, measured_on, detector.white)
     if validation is not None:
         check_labels(validation.data, detector.config.labels, str(arguments.run))
     return publish(
@@ -186,10 +191,14 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
     labels = trained.labels if arguments.labels is None else read_labels(arguments.labels, detector.classes)
     assert labels is not None
     measurement = None
+    detector.white = arguments.white or detector.white
     if arguments.data:
-        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes)
+        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes, arguments.white)
+        detector.white = white_in(test)
         test = renumber(test, labels, arguments.torchvision)
-        validation = open_validation(arguments, arguments.data, "val", arguments.skip_bad_boxes, measured_on)
+        validation = open_validation(
+            arguments, arguments.data, "val", arguments.skip_bad_boxes, measured_on, detector.white
+        )
         if validation is not None:
             validation = replace(validation, data=renumber(validation.data, labels, arguments.torchvision))
         measurement = Measurement(test, measured_on, arguments.limit_images, not arguments.no_example, validation)
@@ -226,17 +235,18 @@ def read_torchvision(arguments: argparse.Namespace) -> Trained:
     )
 
 
-def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool) -> tuple[Dataset, str]:
+def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool, white: int | None) -> tuple[Dataset, str]:
     """The data that the graph is measured on, and its name in the card.
 
-    own: the split to use if there is no test split.
+    own: the split to use if there is no test split;  white: of the detector; None: it is found in the data.
     """
     split = arguments.split or ("test" if "test" in splits_of(data) else own)
-    return open_checked(data, split, arguments.seed, skip), name_of(arguments, data, split)
+    test = open_checked(data, split, arguments.seed, skip, white=white)
+    return test, name_of(arguments, data, split)
 
 
 def open_validation(
-    arguments: argparse.Namespace, data: str, split: str, skip: bool, measured_on: str
+    arguments: argparse.Namespace, data: str, split: str, skip: bool, measured_on: str, white: int
 ) -> Validation | None:
     """The data on which the served threshold is chosen; None if these are the data that the graph is measured on.
 
@@ -245,7 +255,8 @@ def open_validation(
     name = name_of(arguments, data, split)
     if name == measured_on or split not in splits_of(data):
         return None
-    return Validation(open_checked(data, split, arguments.seed, skip), name, arguments.limit_images)
+    chosen_on = open_checked(data, split, arguments.seed, skip, white=white)
+    return Validation(chosen_on, name, arguments.limit_images)
 
 
 def name_of(arguments: argparse.Namespace, data: str, split: str) -> str:

@@ -28,6 +28,7 @@ from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
 from faster_rcnn.graph.publish import next_version
 from faster_rcnn.graph.publish_int8 import publish_int8
 from faster_rcnn.graph.served_threshold import Validation
+from service.images.depth import WHITE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,12 +64,13 @@ def quantise(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.model} is not a published model; name <store>/<name>/<version>")
     check_writable(source.parent)
     split = arguments.split or ("test" if "test" in splits_of(data) else "val")
-    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes)
-    labels = tuple(json.loads((source / "model.json").read_text())["labels"])
+    card = json.loads((source / "model.json").read_text())
+    white, labels = card.get("white", WHITE), tuple(card["labels"])
+    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes, white=white)
     check_labels(test, labels, str(arguments.model))
     validation = None
     if split != "val" and "val" in splits_of(data):
-        chosen_on = open_checked(data, "val", arguments.seed, arguments.skip_bad_boxes)
+        chosen_on = open_checked(data, "val", arguments.seed, arguments.skip_bad_boxes, white=white)
         check_labels(chosen_on, labels, str(arguments.model))
         validation = Validation(chosen_on, f"{data}/val", arguments.limit_images)
     folder = publish_int8(

@@ -26,6 +26,7 @@ from faster_rcnn.commands.command_line import (
     above_zero,
     add_data,
     add_device,
+    add_white,
     check_sizes,
     check_writable,
     data_source,
@@ -174,6 +175,7 @@ def _add_data(group: Any) -> None:
         metavar="N",
         help="processes that prepare images; can be changed with --resume (default: half of the cores)",
     )
+    add_white(group, "found in the training images")
 
 
 def _add_progress(group: Any) -> None:

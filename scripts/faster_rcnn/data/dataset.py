@@ -21,6 +21,8 @@ class Sample:
     difficult: bool [G], True where even a person has difficulty seeing the object (VOC): detecting it counts neither as
     a true nor as a false positive; None: no such objects.
     proposals: float32 [P, 4], proposals supplied with the data set, best first; None: it has none.
+    file: the bytes of the image's file, from which predictors decode exactly what the service would; None: they use
+    `image`.
     """
 
     image: np.ndarray
@@ -30,6 +32,7 @@ class Sample:
     areas: np.ndarray | None = None
     difficult: np.ndarray | None = None
     proposals: np.ndarray | None = None
+    file: bytes | None = None
 
     def counted(self, with_difficult: bool = False) -> np.ndarray:
         """Marks the objects that a detector should find, bool [G]: no crowds and, by default, no difficult objects."""

@@ -15,6 +15,7 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.faults import Fault, refuse
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.data.white import use_white
 from service.images.decode import FORMATS, damage
 from service.images.integrity import WARNINGS
 
@@ -22,14 +23,22 @@ FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the 
 
 
 def open_checked(
-    source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False, workers: int = os.cpu_count() or 1
+    source: str,
+    split: str,
+    seed: int = 0,
+    skip_bad_boxes: bool = False,
+    workers: int = os.cpu_count() or 1,
+    white: int | None = None,
 ) -> Dataset:
     """Opens a data set like `open_dataset`, then decodes every image once in `workers` threads.
 
     With `skip_bad_boxes` the images that cannot be read are left out, as in training. Without it, ValueError is raised,
     listing the first of them. The errors of `open_dataset` are raised too.
+
+    white: that of the detector which will see the images (`white.use_white`); None: it is found in the data.
     """
     dataset = open_dataset(source, split, seed, skip_bad_boxes)
+    use_white(dataset, white)
     check_before_training([dataset], workers)
     return dataset
 

@@ -14,6 +14,7 @@ from faster_rcnn.data.box_checks import CheckedObject, check_boxes
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.faults import Fault
 from service.images.decode import ImageError, upright
+from service.images.depth import WHITE
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class FolderDataset:
         self.split = parsed.split
         self.labels = parsed.labels
         self.skip_bad_boxes = skip_bad_boxes
+        self.white = WHITE  # the value that means white in images of 16 bits; set to that of the detector
         self.faults = [*parsed.faults, *class_name_faults(parsed)]
         self._entries: list[_Entry] = []
         self._add(parsed.images)
@@ -82,7 +84,8 @@ class FolderDataset:
         Raises ValueError, naming the image, if it cannot be decoded or its size differs from the annotated one.
         """
         entry = self._entries[index]
-        pixels = self.decode(index, entry.path.read_bytes())
+        data = entry.path.read_bytes()
+        pixels = self.decode(index, data)
         if isinstance(pixels, Fault):
             raise ValueError(str(pixels))
         return Sample(
@@ -92,13 +95,14 @@ class FolderDataset:
             crowd=entry.crowd.copy(),
             areas=entry.areas.copy(),
             difficult=entry.difficult.copy(),
+            file=data,
         )
 
     def decode(self, index: int, data: bytes) -> np.ndarray | Fault:
         """Decodes the bytes of image `index` to uint8 [H, W, 3], or returns the fault if that is not possible."""
         entry = self._entries[index]
         try:
-            pixels = np.asarray(upright(data))
+            pixels = np.asarray(upright(data, white=self.white))
         except ImageError as error:
             what = f"{entry.name} cannot be read: {error.fault}"
             return Fault("unreadable image", entry.where, what, "replace it or remove it from the list")

@@ -11,6 +11,7 @@ from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.roi_head import DetectionLimits, TargetNormalisation
 from faster_rcnn.detector.sampling import AnchorSampling, ProposalSampling
+from service.images.depth import WHITE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,6 +33,7 @@ class DetectorConfig:
     resize: ResizeRule = field(default_factory=lambda: ResizeRule(600, 1000))  # section 3.3
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    white: int = WHITE  # the value that means white in an image with 16 bits per channel
     training_proposals: ProposalLimits = ProposalLimits(12000, 2000)
     proposals: ProposalLimits = ProposalLimits(6000, 300)
     detections: DetectionLimits = DetectionLimits()

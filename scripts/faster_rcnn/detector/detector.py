@@ -19,6 +19,7 @@ from faster_rcnn.detector.config import DetectorConfig, canvases
 from faster_rcnn.detector.padded_rows import real_rows
 from faster_rcnn.detector.padding import inside
 from faster_rcnn.detector.proposals import ProposalLimits, Proposals, propose
+from faster_rcnn.detector.resize import resize_image
 from faster_rcnn.detector.roi_head import Detections, RoIHead, detect
 from faster_rcnn.detector.roi_pooling import LONGEST_BIN, pool_regions
 from faster_rcnn.detector.rpn import RPNHead, foreground_margin
@@ -118,13 +119,23 @@ class FasterRCNN(nn.Module):
         found = self.detect_in(features, proposals.boxes, proposals.number, sizes)
         return DetectorOutput(*found, *proposals)
 
-    @torch.no_grad()
     def alone(self, image: np.ndarray) -> DetectorOutput:
         """Detections and proposals of one image, uint8 [H, W, 3], as arrays without the batch dimension.
 
-        The image is not resized: apply `resize_image` with the detector's `resize` first. The boxes are in pixels of
-        this image.
+        The image is resized by the detector's rule; the boxes are in pixels of `image`. `faster_rcnn.open_model` also
+        accepts files, and gives the names of the labels.
         """
+        resized, scale_x, scale_y = resize_image(image, self.resize)
+        found = self.alone_resized(resized)
+        scale = np.array([scale_x, scale_y] * 2, np.float32)
+        limit = np.array([image.shape[1], image.shape[0]] * 2, np.float32)
+        values: dict[str, Any] = found._asdict()
+        values |= {name: (values[name] / scale).clip(0, limit) for name in ("boxes", "proposals")}
+        return DetectorOutput(**values)
+
+    @torch.no_grad()
+    def alone_resized(self, image: np.ndarray) -> DetectorOutput:
+        """As `alone`, for an image that has been resized already; the boxes are in its pixels."""
         height, width = image.shape[:2]
         canvas = np.zeros((1, *(-(-side // self.stride) * self.stride for side in (height, width)), 3), np.uint8)
         canvas[0, :height, :width] = image
@@ -143,6 +154,11 @@ class FasterRCNN(nn.Module):
         """The backbone's feature maps, finest first, which the RPN and the head share."""
         pixels = self._normalise(images, sizes)
         return self.backbone(pixels.to(dtype_of(self.backbone)), sizes)
+
+    @property
+    def white(self) -> int:
+        """The value that means white in an image with 16 bits per channel."""
+        return self.config.white
 
     @property
     def feature_layers(self) -> list[nn.Module]:

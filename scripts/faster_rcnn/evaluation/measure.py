@@ -33,8 +33,8 @@ def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> t
 
 
 def without_pixels(sample: Sample) -> Sample:
-    """The sample with a one-byte blank image of the same size, to save memory."""
-    return replace(sample, image=np.broadcast_to(np.uint8(0), sample.image.shape))
+    """The sample with a one-byte blank image of the same size and without its file, to save memory."""
+    return replace(sample, file=None, image=np.broadcast_to(np.uint8(0), sample.image.shape))
 
 
 def measure(truths: Sequence[Sample], predictions: Sequence[Prediction], labels: tuple[str, ...]) -> dict[str, Any]:

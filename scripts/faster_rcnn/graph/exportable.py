@@ -16,6 +16,7 @@ class Exportable(Protocol):
 
     stride: the sides of a canvas are multiples of it, in pixels;
     resize: how an image is resized before it is put on a canvas;
+    white: the value that means white in an image with 16 bits per channel;
     antialias: whether it is smoothed when it is made smaller;
     classes: their number, without background;
     labels: their names, or None if the detector does not know them;
@@ -31,6 +32,9 @@ class Exportable(Protocol):
     stable_ranking: bool
 
     @property
+    def white(self) -> int: ...
+
+    @property
     def labels(self) -> tuple[str, ...] | None: ...
 
     @property
@@ -39,8 +43,8 @@ class Exportable(Protocol):
 
     def __call__(self, images: Tensor, sizes: Tensor) -> DetectorOutput: ...
 
-    def alone(self, image: np.ndarray) -> DetectorOutput:
-        """The answer for one image, uint8 [H, W, 3], before resizing; arrays without the batch dimension.
+    def alone_resized(self, image: np.ndarray) -> DetectorOutput:
+        """The answer for one image, uint8 [H, W, 3], that has been resized; arrays without the batch dimension.
 
         Unless `stable_ranking`, it is in float64 after `double()`.
         """
@@ -55,6 +59,7 @@ class Exportable(Protocol):
     def eval(self: "AnyExportable") -> "AnyExportable": ...
     def cpu(self: "AnyExportable") -> "AnyExportable": ...
     def double(self: "AnyExportable") -> "AnyExportable": ...
+    def to(self: "AnyExportable", device: Any, /) -> "AnyExportable": ...
     def parameters(self) -> Any: ...
 
 

@@ -1,13 +1,12 @@
 """Predicts with a published model through the service's own code: its decoding, its resizing and its engine."""
 
-import io
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from faster_rcnn.data.dataset import Prediction, Sample
 from faster_rcnn.evaluation import Predictor
+from faster_rcnn.image_input import lossless
 from service.engine.cores import usable_cores
 from service.engine.engine import Engine
 from service.engine.model import ModelRefusedError, load_model
@@ -21,20 +20,23 @@ def onnx_predictor(folder: Path) -> Predictor:
 
     folder: `<store>/<name>/<version>`.  Raises ValueError if the service would refuse the version.
     """
-    try:
-        engine = Engine(load_model(folder), pick_provider(), usable_cores())
-    except ModelRefusedError as refusal:
-        raise ValueError(f"{folder}: {refusal}") from refusal
+    engine = open_engine(folder)
 
     def predict(sample: Sample) -> Prediction:
-        result = engine.run([decoded(sample.image, engine.card.geometry)])[0]
+        result = engine.run([canvas_of(sample, engine.card.geometry)])[0]
         return Prediction(result.boxes, result.scores, result.labels, result.proposals)
 
     return predict
 
 
-def decoded(image: np.ndarray, geometry: Geometry) -> Canvas:
-    """An image, uint8 [H, W, 3], as the service decodes and resizes it after a lossless upload."""
-    upload = io.BytesIO()
-    Image.fromarray(image).save(upload, "PNG", compress_level=1)
-    return decode(upload.getvalue(), geometry)
+def open_engine(folder: Path) -> Engine:
+    """The service's engine for a published version.  Raises ValueError if the service would refuse the version."""
+    try:
+        return Engine(load_model(folder), pick_provider(), usable_cores())
+    except ModelRefusedError as refusal:
+        raise ValueError(f"{folder}: {refusal}") from refusal
+
+
+def canvas_of(sample: Sample, geometry: Geometry) -> Canvas:
+    """A sample's image as the service decodes and resizes its file, or a lossless upload if the sample has no file."""
+    return decode(lossless(Image.fromarray(sample.image)) if sample.file is None else sample.file, geometry)

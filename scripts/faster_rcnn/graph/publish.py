@@ -136,6 +136,7 @@ def _verified_graph(
     return {
         "canvases": [list(size) for size in sizes],
         "resize": resize,
+        "white": detector.white,
         "metrics": {},
         "opset": OPSET,
         "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),

@@ -10,7 +10,7 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.detector.limits import limits_of
 from faster_rcnn.evaluation import collect, evaluate, measure
 from faster_rcnn.evaluation.threshold import GIVEN
-from faster_rcnn.graph.onnx_predictor import decoded, onnx_predictor
+from faster_rcnn.graph.onnx_predictor import canvas_of, onnx_predictor
 from faster_rcnn.graph.publish import write_card
 from faster_rcnn.graph.quantisation import quantise
 from faster_rcnn.graph.served_threshold import Validation, on_validation
@@ -54,8 +54,9 @@ def publish_int8(
     with tempfile.TemporaryDirectory(dir=source.parent.parent, prefix=".publishing-") as aside:
         folder = Path(aside) / source.parent.name / str(version)
         folder.mkdir(parents=True)
-        images = (calibration[index].image for index in range(min(CALIBRATION_IMAGES, len(calibration))))
-        quantise(source / "model.onnx", folder / "model.onnx", (decoded(one, model.card.geometry) for one in images))
+        samples = (calibration[index] for index in range(min(CALIBRATION_IMAGES, len(calibration))))
+        canvases = (canvas_of(sample, model.card.geometry) for sample in samples)
+        quantise(source / "model.onnx", folder / "model.onnx", canvases)
         card = json.loads((source / "model.json").read_text()) | {
             "version": version,
             "precision": "int8",

@@ -42,7 +42,7 @@ def answers_in_float64(detector: Exportable, images: Sequence[np.ndarray]) -> li
     """The detector's answers for images before resizing, uint8 [H, W, 3]; None if it cannot compute in float64."""
     exact = copy.deepcopy(detector).double()
     try:
-        return [exact.alone(image) for image in tqdm(images, "PyTorch in float64, each alone", leave=False)]
+        return [exact.alone_resized(image) for image in tqdm(images, "PyTorch in float64, each alone", leave=False)]
     except RuntimeError:  # a layer of the user's own that computes in float32 only
         return None
 

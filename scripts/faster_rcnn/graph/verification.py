@@ -107,7 +107,7 @@ def verify(
         # the smallest canvas, and the two largest: one is wide, the other tall
         canvases, images = [canvases[0], *canvases[1:][-2:]], images[:IMAGES_ON_LARGE]
     resized = _resized(images, detector.resize)
-    by_pytorch = [detector.alone(image) for image in tqdm(resized, "PyTorch, each alone", leave=False)]
+    by_pytorch = [detector.alone_resized(image) for image in tqdm(resized, "PyTorch, each alone", leave=False)]
     alone = [_alone(session, image, canvases) for image in tqdm(resized, "ONNX, each alone", leave=False)]
     batches = list(_batches(resized, canvases))
     answers = list(_answers(session, resized, batches))

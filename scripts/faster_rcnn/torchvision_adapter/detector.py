@@ -31,6 +31,7 @@ from faster_rcnn.detector.roi_head import DetectionLimits, TargetNormalisation, 
 from faster_rcnn.torchvision_adapter.extents import AsIfAlone, Extent, Unsupported
 from faster_rcnn.torchvision_adapter.internals import concat_box_prediction_layers, fixed_scales
 from faster_rcnn.torchvision_adapter.multi_scale_roi_align import Sampling, align_on_all_maps, align_on_one_map
+from service.images.depth import WHITE
 
 # At most this many class scores, the best ones, enter the final NMS. torchvision has no such bound. With its own
 # threshold of 0.05 and 1000 proposals there are never more. With a lower threshold the bound matters only where the
@@ -61,6 +62,7 @@ class TorchvisionDetector(nn.Module):
 
     labels = None  # torchvision's models number their classes
     antialias = False  # as torchvision resizes
+    white = WHITE  # of images with 16 bits; torchvision leaves their conversion to its users
     stable_ranking = False  # equal scores are ranked by the last bits, which differ between runtimes
     mean: Tensor
     std: Tensor
@@ -273,8 +275,8 @@ class TorchvisionDetector(nn.Module):
         return names, sampling, scores.shape[1] - 1
 
     @torch.no_grad()
-    def alone(self, image: np.ndarray) -> DetectorOutput:
-        """Torchvision's own answer for one image, uint8 [H, W, 3], not resized; arrays without the batch dimension.
+    def alone_resized(self, image: np.ndarray) -> DetectorOutput:
+        """Torchvision's own answer for an image, uint8 [H, W, 3], resized before; arrays without the batch dimension.
 
         Labels are numbered from 0 without background and rows are zero-padded, as in the graph. After `double()` it
         is torchvision's answer in float64.

@@ -115,6 +115,8 @@ def configure(user_options: Mapping[str, Any], backbone: str, labels: tuple[str,
     """The backbone's preset, changed by the options that the user named."""
     named, config = user_options, default_config(backbone, labels)
     changes: dict[str, Any] = {name: tuple(named[name]) for name in ("anchor_scales", "anchor_ratios") if name in named}
+    if "white" in named:
+        changes["white"] = named["white"]
     if "roi_pooling" in named:
         changes["roi_pooling"] = named["roi_pooling"]
     smallest = named.get("min_size", config.resize.min_size)

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 import torchvision
 
+from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.loader import Share
 from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.data.white import find_white
 from faster_rcnn.detector.checkpoint import NAME, read_checkpoint
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
@@ -30,7 +32,7 @@ from faster_rcnn.training.options import (
     configure,
     default_weights,
 )
-from faster_rcnn.training.processes import processes
+from faster_rcnn.training.processes import processes, rank
 
 RECORD = "run.json"
 SCHEDULE_NAMES = ("joint", "alternating", "fast-rcnn")
@@ -148,6 +150,7 @@ def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, devic
     train_split, skip_bad_boxes = user_options.get("train_split", "train"), user_options.get("skip_bad_boxes", False)
     training = open_dataset(data, train_split, skip_bad_boxes=skip_bad_boxes)
     options = complete_options(user_options, backbone, weights, data, len(training))
+    user_options = {"white": _white_of(training), **user_options}
     _check_batch(options, len(training))
     record = RunRecord(
         command=command,
@@ -258,6 +261,14 @@ def proposals_of_step(target: Path) -> tuple[Path, Path] | None:
 
 def _has_finished(step: Path, iterations: int) -> bool:
     return (step / NAME).is_file() and read_checkpoint(step)["iteration"] >= iterations
+
+
+def _white_of(training: Dataset) -> int:
+    """The white that is found in the training split; the first process prints it."""
+    white, text = find_white(training)
+    if text and rank() == 0:
+        print(text)
+    return white
 
 
 def _check_batch(options: TrainingOptions, images: int) -> None:

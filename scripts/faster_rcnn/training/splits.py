@@ -10,6 +10,7 @@ from faster_rcnn.data.decode_check import check_before_training, summary
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.sources import check_labels, open_dataset
 from faster_rcnn.data.subset import Subset
+from faster_rcnn.data.white import use_white
 from faster_rcnn.training.processes import rank
 from faster_rcnn.training.run import RunRecord
 
@@ -28,6 +29,8 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
         open_dataset(record.data, split, skip_bad_boxes=record.skip_bad_boxes)
         for split in (record.train_split, record.val_split)
     )
+    for dataset in (training, validation):
+        use_white(dataset, record.detector_config.white)
     check_labels(training, record.detector_config.labels, "the run")
     check_labels(validation, training.labels, f"{record.data}/{record.train_split}")
     faults = check_before_training((training, validation), max(1, record.training_options.workers))

@@ -63,7 +63,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
         if media_type not in IMAGES:
             return answers.response(answer, inference, card, media_type, metrics)
         began = time.perf_counter()
-        drawing = Drawing(data, max_pixels, answer, card.labels, media_type)
+        drawing = Drawing(data, max_pixels, answer, card.labels, media_type, card.white)
         drawn = await runtime.drawn(inference, admitted, drawing, gone)
         return answers.encoded_response(drawn, answer, inference, media_type, began, metrics)
 

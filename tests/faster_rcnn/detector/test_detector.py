@@ -178,7 +178,7 @@ def test_a_detector_may_have_a_single_class() -> None:
 def test_alone_agrees_with_forward_and_returns_arrays() -> None:
     detector = lively("compact")
     image = np.random.default_rng(0).integers(0, 256, (150, 190, 3), np.uint8)
-    output = detector.alone(image)
+    output = detector.alone_resized(image)
     canvas = torch.zeros(1, 160, 192, 3, dtype=torch.uint8)  # 150 and 190 rounded up to multiples of 16
     canvas[0, :150, :190] = torch.from_numpy(image)
     with torch.no_grad():

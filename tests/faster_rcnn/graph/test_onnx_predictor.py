@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.shapes import Shapes
-from faster_rcnn.graph.onnx_predictor import decoded, onnx_predictor
+from faster_rcnn.graph.onnx_predictor import canvas_of, onnx_predictor
 from service.images.fit import Geometry
 
 MODEL = Path(__file__).parents[3] / "model_store" / "shapes" / "1"
@@ -29,5 +30,6 @@ def test_a_model_that_the_service_would_refuse_is_an_error_with_its_folder(tmp_p
 
 def test_an_image_that_needs_no_resizing_keeps_its_bytes() -> None:
     image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    canvas = decoded(image, Geometry(((96, 128),), 96, 128, True))
+    sample = Sample(image, np.zeros((0, 4)), np.zeros(0))
+    canvas = canvas_of(sample, Geometry(((96, 128),), 96, 128, True))
     np.testing.assert_array_equal(canvas.pixels, image)

@@ -8,7 +8,7 @@ import pytest
 
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.graph import publish_int8 as publishing
-from faster_rcnn.graph.onnx_predictor import decoded
+from faster_rcnn.graph.onnx_predictor import canvas_of
 from faster_rcnn.graph.publish_int8 import TooCoarse, publish_int8
 from faster_rcnn.graph.served_threshold import Validation
 from service.engine.engine import Engine
@@ -35,7 +35,7 @@ def test_the_card_of_an_int8_version_says_how_much_ap_it_loses_and_how_its_thres
     assert choice["F1"] > 0.8
     assert "score threshold" in capsys.readouterr().out
     model = load_model(folder)
-    assert Engine(model).run([decoded(Shapes("test")[0].image, model.card.geometry)])
+    assert Engine(model).run([canvas_of(Shapes("test")[0], model.card.geometry)])
     with pytest.raises(FileExistsError, match="already exists; choose another --version"):
         publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", limit=1)
 

@@ -68,7 +68,7 @@ def check(
     for answer, image in zip(together(detector, canvas), images(), strict=True):
         if shallow and image.std() == 0 and image.size > 3:
             continue
-        expected = detector.alone(image)
+        expected = detector.alone_resized(image)
         for kind in (DETECTIONS, PROPOSALS):
             difference = compare(boxes_of(answer, kind, 0.0), boxes_of(expected, kind, 0.0), CLOSE)
             assert difference.unmatched == 0, (kind, image.shape, difference)
@@ -218,7 +218,7 @@ def test_the_first_image_does_not_determine_the_scales() -> None:
     model = lively_torchvision(detection.fasterrcnn_resnet50_fpn(**SMALL, num_classes=7))
     model.roi_heads.box_roi_pool.scales = None
     detector = TorchvisionDetector(model)
-    detector.alone(images()[2])
+    detector.alone_resized(images()[2])
     assert model.roi_heads.box_roi_pool.scales is None
     assert detector.sampling.strides == (4, 8, 16, 32)
 
@@ -362,7 +362,7 @@ def test_computing_an_answer_for_one_image_does_not_change_the_model() -> None:
     model = one_map(Plain()).eval()
     detector = TorchvisionDetector(model)
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
-    detector.alone(images()[0])
+    detector.alone_resized(images()[0])
     assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
 
 
@@ -378,7 +378,7 @@ def test_an_rpn_whose_forward_finds_other_proposals_is_refused() -> None:
     model = lively_torchvision(one_map(Plain()))
     model.rpn.__class__ = SelectiveRPN
     with pytest.raises(Unsupported, match=r"SelectiveRPN\.forward finds other proposals than torchvision's RPN"):
-        TorchvisionDetector(model).alone(images()[0])
+        TorchvisionDetector(model).alone_resized(images()[0])
 
 
 def test_the_card_holds_the_settings_that_determine_an_answer() -> None:

@@ -18,6 +18,7 @@ from service.images import cost
 from service.images.cost import FIXED_BYTES, LIGHT_BYTES, MIB
 from service.images.decode import MAX_PIXELS, ORIENTATION, decode
 from service.images.fit import Geometry
+from tests.service.images.png16 import png16
 
 GEOMETRY = Geometry(((384, 384), (288, 384), (384, 288)), 288, 384)
 SIDE = 2500
@@ -89,6 +90,11 @@ def files() -> dict[str, bytes]:
         "bmp": saved(noise("RGB"), "BMP"),
         "bmp run lengths": run_length_encoded_bmp(),
     }
+    rng = np.random.default_rng(0)
+    made |= {
+        f"png of 16 bits, {channels} channels": png16(rng.integers(0, 2**12, (SIDE, SIDE, channels), np.uint16))
+        for channels in (2, 3, 4)
+    }
     return made
 
 
@@ -100,19 +106,21 @@ from service.images import cost
 from service.images.decode import MAX_PIXELS, decode
 from service.images.drawing import Drawing
 from service.images.fit import Geometry
+from tests.service.images.png16 import png16
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
+WHITE = 4095  # so that the low bytes of 16-bit samples are decoded too
 answer = {"boxes": np.ones((0, 4)), "scores": np.ones(0), "labels": []}
 def calls(data):
     for antialias in (True, False):
-        geometry = Geometry(((384, 384), (288, 384), (384, 288)), 288, 384, antialias)
+        geometry = Geometry(((384, 384), (288, 384), (384, 288)), 288, 384, antialias, WHITE)
         yield lambda check: decode(data, geometry, MAX_PIXELS, check), lambda h: cost.of_decoding(h, data, geometry)
     for media_type in ("image/png", "image/jpeg"):
-        drawing = Drawing(data, MAX_PIXELS, answer, [], media_type)
-        yield drawing.draw, lambda h, kind=media_type: cost.of_drawing(h, data, kind)
+        drawing = Drawing(data, MAX_PIXELS, answer, [], media_type, WHITE)
+        yield drawing.draw, lambda h, kind=media_type: cost.of_drawing(h, data, kind, WHITE)
 
 first = True
 for path in [sys.argv[1], *sys.argv[1:]]:  # the first one loads the codecs

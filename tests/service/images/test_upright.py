@@ -10,6 +10,7 @@ from PIL import Image
 
 from service.images import upright
 from service.images.decode import ORIENTATION, decode
+from service.images.depth import DeepImage
 from service.images.fit import Geometry
 from service.images.upright import TRANSPOSE, resized, rgb, rows_reader, swapped
 
@@ -41,12 +42,12 @@ def _small_strips(monkeypatch):
     monkeypatch.setattr(upright, "STRIP_PIXELS", 50)
 
 
-def noise(mode: str, transparency: object, width: int, height: int) -> Image.Image:
+def noise(mode: str, transparency: object, width: int, height: int) -> Image.Image | DeepImage:
     """Random pixels of few values, so that a transparent colour occurs."""
     rng = np.random.default_rng(width * 100 + height)
     if mode in ("I;16", "I"):
         values = rng.integers(0, 2**16, (height, width), dtype=np.uint16)
-        return Image.fromarray(values if mode == "I;16" else values.astype(np.int32))
+        return DeepImage(Image.fromarray(values if mode == "I;16" else values.astype(np.int32)))
     if mode == "1":
         return Image.fromarray(rng.integers(0, 2, (height, width)).astype(bool))
     bands = len(Image.new(mode, (1, 1)).getbands())
@@ -59,10 +60,10 @@ def noise(mode: str, transparency: object, width: int, height: int) -> Image.Ima
     return image
 
 
-def whole(image: Image.Image, orientation: int) -> Image.Image:
+def whole(image: Image.Image | DeepImage, orientation: int) -> Image.Image:
     """The plain, turned image in one piece: L, RGB or RGBA."""
-    if image.mode in ("I;16", "I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if isinstance(image, DeepImage):
+        image = Image.fromarray((np.asarray(image.high) >> 8).astype(np.uint8))  # the high byte
     elif image.has_transparency_data:
         image = image.convert("RGBA")
     elif image.mode != "L":

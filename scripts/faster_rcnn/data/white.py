@@ -1,0 +1,83 @@
+"""The value that means white in a data set whose images have more than 8 bits (`service.images.depth`)."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
+from pathlib import Path
+from typing import NamedTuple
+
+from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.folder import FolderDataset
+from service.images.decode import ImageError, value_range
+from service.images.depth import NEARLY_BLACK, WHITE, ValueRange
+
+HEAD = 32  # bytes of a file that tell whether it may have more than 8 bits
+_PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+class FoundWhite(NamedTuple):
+    """The white of a data set.  text: what was found, for the user; "" if no image has more than 8 bits."""
+
+    white: int
+    text: str
+
+
+def find_white(dataset: Dataset) -> FoundWhite:
+    """White of a data set: the largest value in its images with more than 8 bits, rounded up to the next 2ⁿ - 1.
+
+    WHITE if no image has more than 8 bits. Images that cannot be read do not count; other checks report them.
+    """
+    if not isinstance(dataset, FolderDataset):
+        return FoundWhite(WHITE, "")
+    paths = [dataset.path(index) for index in range(len(dataset))]
+    with ThreadPoolExecutor(cpu_count() or 1) as threads:
+        found = [one for one in threads.map(_range_of, paths) if one is not None]
+    if not found:
+        return FoundWhite(WHITE, "")
+    white = white_of(found)
+    largest = max(one.largest for one in found)
+    text = (
+        f"{dataset.source}, {dataset.split}: {len(found)} of {len(paths)} images have more than 8 bits per channel; "
+        f"their largest value is {largest:,}, so {white:,} is taken for white (--white sets another value)"
+    )
+    dark = sum(one.largest < white / NEARLY_BLACK for one in found)
+    if dark:
+        text += f"; {dark} of them use less than 1/{NEARLY_BLACK} of that range and will be nearly black"
+    return FoundWhite(white, text)
+
+
+def white_of(ranges: Sequence[ValueRange]) -> int:
+    """The largest value, rounded up to the next 2ⁿ - 1, at least 255 and at most WHITE."""
+    largest = max(one.largest for one in ranges)
+    return min(WHITE, 2 ** max(8, largest.bit_length()) - 1)
+
+
+def use_white(dataset: Dataset, white: int | None) -> None:
+    """Lets the data set decode its images with `white`; None: with the white that is found in it, which is printed."""
+    if isinstance(dataset, FolderDataset):
+        if white is None:
+            white, text = find_white(dataset)
+            if text:
+                print(text)
+        dataset.white = white
+
+
+def white_in(dataset: Dataset) -> int:
+    """The white with which a data set decodes its images."""
+    return dataset.white if isinstance(dataset, FolderDataset) else WHITE
+
+
+def _range_of(path: Path) -> ValueRange | None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            if not _may_be_deep(head):
+                return None
+            return value_range(head + file.read())
+    except (OSError, ImageError):
+        return None
+
+
+def _may_be_deep(head: bytes) -> bool:
+    """Whether the samples may have more than 8 bits: in a PNG of 16 bits, or any TIFF, which says so elsewhere."""
+    return (head.startswith(_PNG) and head[24:25] == b"\x10") or head.startswith(_TIFF)
