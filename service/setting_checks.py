@@ -17,6 +17,7 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from service import keys
+from service.images import formats
 from service.settings import Settings
 
 LONGEST_SHOWN = 100  # characters of a value
@@ -79,6 +80,8 @@ def faults(settings: Settings, flags: Collection[str]) -> Iterator[str]:
     elif settings.default_model and settings.default_model.partition("/")[0] not in (names := _models(store)):
         fault = f"the model store has no such model; it has {', '.join(names[:MOST_LISTED]) or 'none'}"
         yield f"{described('default_model', settings.default_model, flags)}: {fault}"
+    if fault := formats.missing(formats.parse(settings.image_formats)):
+        yield f"{described('image_formats', settings.image_formats, flags)}: {fault}"
     if settings.metrics_port and settings.metrics_port == settings.port:
         yield f"{described('metrics_port', settings.metrics_port, flags)}: must differ from PORT"
     if settings.api_keys_file:

@@ -104,7 +104,13 @@ class ImageWarning(BaseModel):
     """What is wrong with an image that could be decoded although it is damaged or incomplete."""
 
     reason: Literal[
-        "damaged_data", "missing_scans", "missing_rows", "missing_end", "unknown_colours", "wrong_checksum"
+        "damaged_data",
+        "missing_scans",
+        "missing_rows",
+        "missing_end",
+        "unknown_colours",
+        "wrong_checksum",
+        "further_pages",
     ] = Field(description="a fixed word, for programs")
     detail: str = Field(description="the fault and the remedy")
 

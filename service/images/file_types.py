@@ -38,8 +38,8 @@ def of(data: bytes) -> FileType | None:
         return _iso_media(head)
     if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return _tiff(data)
-    if known := _text(head):
-        return known
+    if text := _text(head):
+        return text
     return FileType(f"only {len(data)} byte{'s' * (len(data) > 1)} long") if len(data) < SHORTEST else None
 
 
@@ -211,7 +211,7 @@ def _text(head: bytes) -> FileType | None:
     """A kind of text, or None if the bytes are not text."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return FileType("a text in UTF-16")
+        return FileType("text in UTF-16, not an image")
     for pattern, known in _TEXTS:
         if pattern.match(start):
             return known
@@ -224,5 +224,5 @@ def _text(head: bytes) -> FileType | None:
             codecs.getincrementaldecoder("utf-8")().decode(sample)  # whose last character may be cut
         except UnicodeDecodeError:
             return None
-        return FileType("a text")
+        return FileType("text, not an image")
     return None

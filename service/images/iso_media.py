@@ -16,7 +16,7 @@ MAX_BOXES = 1000  # of one level; files of cameras have a dozen
 MAX_ITEMS = 1000  # as libheif allows; a photograph of 48 megapixels has 200 tiles
 MAX_REUSE = 2  # how often all items together may cover the file
 MAX_UNITS = 1000  # of one item
-SPARE_PIXELS = 2**20  # of thumbnails, and of tiles beyond the edge of the image
+SPARE_PIXELS = 2**19  # of thumbnails, and of tiles beyond the edge of the image
 PARTS = 3  # colours, transparency, and a second layer or a gain map, each of the size of the image
 
 _SEQUENCE_HEADER = 1

@@ -179,8 +179,8 @@ def _numbers(data: bytes, entry: _Entry, layout: _Layout) -> list[int]:
 def _with_one_directory(data: bytes, entries: dict[int, _Entry], layout: _Layout) -> bytes:
     """`data` with a directory of these entries alone at its end, in the order of their tags.
 
-    The result is never a BigTIFF, of which Pillow reads only one byte order. Values stay where they are, except those of
-    64 bits, which are written again with 32.
+    The result is never a BigTIFF, of which Pillow reads only one byte order. Values stay where they are, except those
+    of 64 bits, which are written again with 32.
     """
     order = layout.order
     start = len(data) + len(data) % 2  # a directory begins at an even position

@@ -9,7 +9,7 @@ from tests.faster_rcnn.data.coco_folder import annotation_entry, image_entry, wr
 
 
 @pytest.mark.parametrize(
-    ("data", "why"), [(b"", "it is empty;"), (b"no image", "it is not an image that can be read;")]
+    ("data", "why"), [(b"", "it is empty;"), (b"no image", "it is text, not an image;")]
 )
 def test_the_reason_why_a_file_cannot_be_read_is_worded_for_a_local_file(tmp_path: Path, data: bytes, why: str) -> None:
     write_image(tmp_path / "a.jpg")

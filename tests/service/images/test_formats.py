@@ -129,7 +129,7 @@ def lossless(image: Image.Image, format: str, orientation: int) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["TIFF", "AVIF", "HEIF"])
 def test_each_orientation_is_applied_exactly_once(format, orientation):
-    """Pillow turns a TIFF when it loads it, and reports the rotation of an AVIF as EXIF; libheif turns a HEIC itself."""
+    """Pillow turns a TIFF when it loads it, and reports the rotation of an AVIF as EXIF; libheif turns a HEIC."""
     original = photo(480, 330)
     stored = original if orientation == 1 else original.transpose(TRANSPOSE[UNDO[orientation]])
     data = lossless(stored, format, orientation)
