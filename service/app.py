@@ -18,6 +18,7 @@ from service.http.middleware import CLIENT_GONE, Edge
 from service.http.request_head import RequestHead
 from service.http.routes import detect, health, models, page, proposals
 from service.http.traffic import Limits, Traffic
+from service.images import formats
 from service.runtime import ClientGoneError, Runtime
 from service.settings import Settings
 
@@ -27,9 +28,10 @@ ROUTERS = (detect.router, proposals.router, models.router, health.router, page.r
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. It loads its models in the background; `/readyz` answers 200 once they are loaded.
 
-    Raises KeysFileError if API_KEYS_FILE cannot be used.
+    Raises KeysFileError if API_KEYS_FILE cannot be used, MissingLibraryError if one of IMAGE_FORMATS needs a library.
     """
     settings = settings or Settings()
+    formats.accept(formats.parse(settings.image_formats))
     runtime = Runtime(settings)
     connections = descriptors.for_connections(descriptors.raise_limit(), settings.max_connections)
     traffic = Traffic(

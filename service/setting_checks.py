@@ -17,6 +17,7 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from service import keys
+from service.images import formats
 from service.models.store import find_place, misplaced
 from service.settings import Settings
 
@@ -81,6 +82,8 @@ def faults(settings: Settings, flags: Collection[str]) -> Iterator[str]:
             find_place(store, settings.default_model)
         except ValueError as error:
             yield f"{described('default_model', settings.default_model, flags)}: {error}"
+    if fault := formats.missing(formats.parse(settings.image_formats)):
+        yield f"{described('image_formats', settings.image_formats, flags)}: {fault}"
     if settings.api_keys_file:
         try:
             keys.parse(keys.read(settings.api_keys_file))

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service.images import formats
 from service.images.decode import MAX_PIXELS
 
 MIB = 2**20
@@ -139,6 +140,11 @@ class Settings(BaseSettings):
         le=LARGEST,
         description="maximum pixels (width x height) of an image, checked before decoding; a larger image gets 413",
     )
+    image_formats: str = Field(
+        default=",".join(formats.DEFAULT).lower(),
+        description="formats of images that are read, separated by commas; there are also tiff, avif and heif (HEIC). "
+        "A file's contents decide, not its name",
+    )
     max_connections: int | None = Field(
         default=None,
         ge=8,
@@ -213,6 +219,11 @@ class Settings(BaseSettings):
         description="maximum bytes of memory for recent uploads, which GET /proposals?image_id= runs again for the "
         "client that sent them; 0 keeps none",
     )
+
+    @field_validator("image_formats")
+    @classmethod
+    def _are_formats(cls, names: str) -> str:
+        return ",".join(formats.parse(names)).lower()
 
     @field_validator("trusted_proxies")
     @classmethod

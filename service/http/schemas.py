@@ -119,6 +119,7 @@ class ImageWarning(BaseModel):
         "wrong_checksum",
         "nearly_black",
         "beyond_white",
+        "further_pages",
     ] = Field(description="a fixed word, for programs")
     detail: str = Field(description="the fault and the remedy")
 

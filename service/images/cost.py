@@ -34,6 +34,8 @@ LOW_STRIP_BYTES = 24  # more, where the low bytes of 16-bit samples are decoded 
 LOW_BYTES = 4  # per pixel of the image with these low bytes
 ROW_BYTES = 32  # per pixel of a row: the codec's buffers for some rows, and Pillow's pointers to them
 WEBP_BYTES = 16  # two canvases of the animation decoder, the frame as bytes, and the image
+# Planes of up to 16 bits for each of four channels, and their copy turned or in RGB, the frame as bytes, and the image.
+AVIF_BYTES, HEIF_BYTES = 20, 22
 COEFFICIENT_BYTES = 2  # per sample of a JPEG with several scans, whose coefficients are all kept until the last scan
 BAND_BYTES = 16  # per pixel of a band of rows for interpolation: the strip in RGB, as bytes, and as an array
 RESPONSE_BYTES = {"image/png": 3.5, "image/jpeg": 2.5}  # per pixel, for noise, with room for a growing buffer
@@ -42,7 +44,7 @@ FIXED_BYTES = 2 * MIB + MAX_TEXT_BYTES  # the canvas, Python's objects, and a he
 NANOSECONDS = 1e-9
 PER_FILE_BYTE = 6  # nanoseconds for entropy decoding
 PER_RLE_BYTE = 250  # Pillow decodes run lengths in Python
-PER_PIXEL = {"JPEG": 3, "MPO": 3, "PNG": 6, "WEBP": 16, "GIF": 4, "BMP": 4}
+PER_PIXEL = {"JPEG": 3, "MPO": 3, "PNG": 6, "WEBP": 16, "GIF": 4, "BMP": 4, "TIFF": 6, "AVIF": 30, "HEIF": 40}
 PER_CONVERTED_PIXEL = 8
 PER_ENCODED_PIXEL = 40  # noise takes up to 110
 PER_SCANNED_PIXEL = 2  # for each scan of a JPEG with several
@@ -100,6 +102,8 @@ def _loading(image: Image.Image, data: bytes, scale: int, white: int) -> tuple[i
     kept = -(-image.width // scale) * -(-image.height // scale)
     memory = FIXED_BYTES + _file_bytes(image, data, white) + image.width * ROW_BYTES + image.height * 8
     memory += kept * _stored_bytes(image)
+    if image.format == "TIFF":
+        memory += _tiff_bytes(image)
     nanoseconds = len(data) * PER_FILE_BYTE + (pixels / 4 + kept * PER_PIXEL.get(image.format or "", 16))
     if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > 1:
         memory += int(pixels * COEFFICIENT_BYTES * _samples(image))
@@ -116,14 +120,28 @@ def _loading(image: Image.Image, data: bytes, scale: int, white: int) -> tuple[i
 def _file_bytes(image: Image.Image, data: bytes, white: int) -> int:
     """The bytes of copies of the file: EXIF data, profiles and unknown chunks, or the whole file.
 
-    WebP's decoder copies the file, and so does `depth` to decode the low bytes of grey and alpha.
+    Some decoders copy the file, and so does `depth` to decode the low bytes of grey and alpha.
     """
-    return len(data) * (2 if image.format == "WEBP" or needs_low_bytes(image, white) else 1)
+    copies = image.format in ("WEBP", "TIFF", "AVIF", "HEIF") or needs_low_bytes(image, white)
+    return len(data) * (2 if copies else 1)
 
 
 def _stored_bytes(image: Image.Image) -> int:
     """Bytes per pixel while the file is being decoded."""
-    return WEBP_BYTES if image.format == "WEBP" else BYTES.get(image.mode, 4)
+    special = {"WEBP": WEBP_BYTES, "AVIF": AVIF_BYTES, "HEIF": HEIF_BYTES}
+    return special.get(image.format or "") or BYTES.get(image.mode, 4)
+
+
+def _tiff_bytes(image: Any) -> int:
+    """What a TIFF takes beside its pixels: a strip or tile, and a copy of the image if it is turned."""
+    tags = image.tag_v2
+    bits = tags.get(258, 1)
+    rows, columns = tags.get(323, tags.get(278, image.height)), tags.get(322, image.width)
+    pixels = columns * (rows if 323 in tags else min(rows, max(image.size)))
+    piece = pixels * -(-(sum(bits) if isinstance(bits, tuple) else bits * tags.get(277, 1)) // 8)
+    coefficients = pixels * COEFFICIENT_BYTES * 3 if tags.get(259) in (6, 7) else 0
+    turned = image.width * image.height * BYTES.get(image.mode, 4) if tags.get(274, 1) != 1 else 0
+    return int(piece + coefficients + turned)
 
 
 def _strip_pixels(width: int, height: int) -> int:

@@ -17,12 +17,11 @@ from itertools import islice
 import numpy as np
 from PIL import Image, ImageFile
 
-from service.images import depth, integrity, parts
+from service.images import depth, file_types, formats, integrity, iso_media, parts, tiff
 from service.images.fit import Canvas, Geometry, fit
 from service.images.interpolate import interpolate_rows
 from service.images.upright import TRANSPOSE, resized, rgb, rows_reader, swapped
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 # Allows photos from 50-megapixel phones (8160 x 6120). Pillow needs up to 8 bytes per pixel to convert them to RGB.
 MAX_PIXELS = 64_000_000
 # An ordinary file has about ten scans. A crafted file of a few kB can have thousands, each of which costs a pass over
@@ -32,6 +31,9 @@ MAX_JPEG_SCANS = 50
 # thumbnail. The regular expression is three times as fast as bytes.count.
 JPEG_SCAN = re.compile(rb"\xff\xda")
 ORIENTATION = 0x0112  # the EXIF tag
+# Pillow's modes of TIFF images whose numbers mean a colour or a shade. In others (F, I, LAB) 0 to 1, 0 to 4,000,000 or
+# -50 to 50 may be the range.
+TIFF_MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"))
 HeaderCheck = Callable[[Image.Image], None]
 
 # `decode` checks a lower limit of its own; Pillow's warning would only fill the log.
@@ -53,7 +55,7 @@ class ImageError(ValueError):
 
 
 class NotAnImageError(ImageError):
-    """The bytes are not an image in one of FORMATS, or the image is broken."""
+    """The bytes are not an image in a format that is switched on, or the image is broken."""
 
 
 class DamagedImageError(ImageError):
@@ -94,7 +96,7 @@ def decode(
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types of exception for crafted files
-        raise _broken(image) from error
+        raise _broken(image.format) from error
 
 
 def upright(
@@ -116,7 +118,7 @@ def upright(
     except MemoryError:
         raise
     except Exception as error:
-        raise _broken(image) from error
+        raise _broken(image.format) from error
 
 
 def damage(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, ...]:
@@ -129,7 +131,7 @@ def damage(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, ...]:
     except MemoryError:
         raise
     except Exception as error:
-        raise _broken(image) from error
+        raise _broken(image.format) from error
 
 
 def value_range(data: bytes, max_pixels: int = MAX_PIXELS) -> depth.ValueRange | None:
@@ -147,7 +149,7 @@ def value_range(data: bytes, max_pixels: int = MAX_PIXELS) -> depth.ValueRange |
     except MemoryError:
         raise
     except Exception as error:
-        raise _broken(image) from error
+        raise _broken(image.format) from error
 
 
 def _deep(image: Image.Image, white: int) -> depth.Opened | None:
@@ -174,24 +176,80 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise NotAnImageError("it is empty", "Send the bytes of an image.")
     if parts.has_too_many(data):
         raise NotAnImageError("its header has more parts than any ordinary file", "Save the image again and send it.")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:  # from Pillow's own limit; this error does not contain the size
-        raise TooManyPixelsError("far too many pixels", max_pixels) from None
-    except MemoryError:
-        raise
-    except (Image.UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
-        names = ", ".join(FORMATS)
-        raise NotAnImageError("it is not an image that can be read", f"Send one of {names}.") from error
-    except Exception as error:
-        raise NotAnImageError("its header is corrupt", "Re-save the file and send it again.") from error
+    image = _opened(data, max_pixels)
     if image.width * image.height > max_pixels:
         raise TooManyPixelsError(f"{image.width} x {image.height} pixels", max_pixels)
     if image.width < 1 or image.height < 1:
         raise NotAnImageError("it has no pixels", "Send another image.")
     if image.format in ("JPEG", "MPO") and any(islice(JPEG_SCAN.finditer(data), MAX_JPEG_SCANS, None)):
         raise NotAnImageError(f"it is a JPEG of more than {MAX_JPEG_SCANS} scans", "Save it again as a baseline JPEG.")
+    if image.format in ("AVIF", "HEIF"):
+        _check_items(image, data)
     return image
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    """What Pillow reads from the header."""
+    further_pages = False
+    if tiff.is_tiff(data):
+        data, further_pages = _first_page(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats.accepted())
+    except Image.DecompressionBombError:  # from Pillow's own limit; this error does not contain the size
+        raise TooManyPixelsError("far too many pixels", max_pixels) from None
+    except MemoryError:
+        raise
+    except (Image.UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
+        raise _unreadable(data) from error
+    except Exception as error:
+        raise NotAnImageError("its header is corrupt", "Re-save the file and send it again.") from error
+    if image.format == "TIFF" and image.mode not in TIFF_MODES:
+        remedy = "Save it in RGB or shades of grey, with 8 or 16 bits without a sign for each channel."
+        raise NotAnImageError("it is a TIFF image with colours or numbers that have no fixed meaning as RGB", remedy)
+    if further_pages:
+        image.info[integrity.FURTHER_PAGES] = True
+    return image
+
+
+def _first_page(data: bytes) -> tuple[bytes, bool]:
+    """A TIFF file with its first page alone, and whether it had others."""
+    known = file_types.of(data)
+    if "TIFF" not in formats.accepted() or not known or known.format != "TIFF":
+        raise _unreadable(data)  # a camera's raw file would be read as the small preview in it
+    try:
+        return tiff.first_page(data)
+    except tiff.TiffError as error:
+        raise NotAnImageError(error.fault, error.remedy) from error
+
+
+def _check_items(image: Image.Image, data: bytes) -> None:
+    """Raises NotAnImageError if an AVIF or HEIF file would take far more to decode than its header says."""
+    if image.format == "AVIF" and iso_media.is_animation(data):
+        raise NotAnImageError("it is an AVIF animation", "Send a single image.")
+    try:
+        iso_media.check_items(data)
+        if image.format == "AVIF":
+            iso_media.check_av1_frames(data, *image.size)
+            image.info.pop("xmp", None)  # only the file's own rotation counts, and Pillow would look here for another
+    except iso_media.IsoMediaError as error:
+        raise NotAnImageError(error.fault, "Save the image again and send it.") from error
+
+
+def _unreadable(data: bytes) -> NotAnImageError:
+    """The error for a file that Pillow cannot open, with what it is if that can be told."""
+    accepted = formats.accepted()
+    known = file_types.of(data)
+    if known and known.format in accepted:
+        return _broken(known.format)
+    if not known:
+        return NotAnImageError("it is not an image that can be read", f"Send one of {formats.in_words(accepted)}.")
+    remedy = f"This service reads {formats.in_words(accepted)}."
+    if known.format:
+        setting = ",".join((*accepted, known.format)).lower()
+        remedy += f" Convert the image to one of them, or start the service with IMAGE_FORMATS={setting}."
+        if missing := formats.missing([known.format]):
+            remedy += f" ({missing[0].upper()}{missing[1:]}.)"
+    return NotAnImageError(f"it is {known.words}", remedy)
 
 
 def _on_screen(image: Image.Image) -> Image.Image:
@@ -210,13 +268,14 @@ def _on_screen(image: Image.Image) -> Image.Image:
     return screen
 
 
-def _broken(image: Image.Image) -> NotAnImageError:
-    return NotAnImageError(f"the {image.format} data is broken or cut short", "Send the whole file, or save it again.")
+def _broken(format: str | None) -> NotAnImageError:
+    name = formats.FORMATS[format].name if format in formats.FORMATS else format
+    return NotAnImageError(f"the {name} data is broken or cut short", "Send the whole file, or save it again.")
 
 
 def _decode(image: Image.Image, data: bytes, geometry: Geometry, deep: depth.Opened | None) -> Canvas:
-    if image.format == "PNG":  # its EXIF data may follow the pixels, so reading it decodes them
-        image.load()
+    if image.format in ("PNG", "TIFF"):
+        image.load()  # a PNG's EXIF data may follow the pixels; Pillow turns a TIFF upright when it loads it
     orientation = _orientation(image)
     width, height = swapped(image.size, orientation)
     target = fit(width, height, geometry)

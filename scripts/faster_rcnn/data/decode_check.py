@@ -1,7 +1,6 @@
 """Decodes every image of a data set before it is used, so that a broken image does not stop a long training run."""
 
 import hashlib
-import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ from faster_rcnn.data.faults import Fault, refuse
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.data.white import use_white
-from service.images.decode import FORMATS, damage
+from service.images import file_types
+from service.images.decode import damage
 from service.images.integrity import WARNINGS
 
 FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the first split and file with these bytes
@@ -144,9 +144,8 @@ def _damage(where: str, path: Path, data: bytes) -> list[Fault]:
 def _format_faults(where: str, path: Path, data: bytes) -> list[Fault]:
     Image.init()
     named = Image.registered_extensions().get(path.suffix.lower())
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        found = "JPEG" if image.format == "MPO" else image.format  # some cameras write several JPEGs into one file
-    if named in (None, found):
+    found = file_types.of(data)
+    if found is None or named in (None, found.format, "MPO" if found.format == "JPEG" else None):
         return []
-    what = f"{path.name} holds a {found} image"
+    what = f"{path.name} holds {found.words}"
     return [Fault("mislabelled image", where, what, "rename it to match", warning=True)]

@@ -13,8 +13,12 @@ from faster_rcnn.data.annotations import AnnotatedImage, ParsedSplit
 from faster_rcnn.data.box_checks import CheckedObject, check_boxes
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.faults import Fault
+from service.images import formats
 from service.images.decode import ImageError, upright
 from service.images.depth import WHITE
+
+# At import, so that the processes that load batches do the same.
+formats.accept_all()
 
 
 @dataclass(frozen=True)
