@@ -5,14 +5,32 @@ ends. This module walks through the outermost object and its lists, and leaves e
 `raw_decode`. Elements are decoded a second time when they are read, which needs less memory than keeping all of them.
 """
 
+import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _BLANKS = re.compile(r"[ \t\n\r]*")  # JSON's white space (RFC 8259, section 2)
 _DECODER = json.JSONDecoder()
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise RepeatedKeyError(next(name for name, count in counts.items() if count > 1))
+    return members
+
+
+class RepeatedKeyError(ValueError):
+    """An object has a key twice. JSON does not say which of the two values counts (RFC 8259, section 4)."""
+
+
+_STRICT_DECODER = json.JSONDecoder(object_pairs_hook=_members)
 
 
 @dataclass(frozen=True)
@@ -36,37 +54,78 @@ class JSONList:
             yield _DECODER.raw_decode(self.text, start)[0], f"{line}:{start - line_start + 1}"
 
 
-def decode_members(text: str) -> dict[str, Any]:
-    """Decodes the members of the outermost object; lists become `JSONList`s.
+def read_text(file: Path) -> str:
+    """The text of a JSON file, in UTF-8 or, with a byte order mark, in UTF-16 or UTF-32.
 
-    Returns no members if the document is not an object.
-
-    Raises ValueError (json.JSONDecodeError with line and column, in most cases) if `text` is not JSON, RecursionError
-    if it is nested too deeply.
+    Raises ValueError if it is not text.
     """
-    position = _skip_blanks(text, 0)
-    if not text.startswith("{", position):
-        json.loads(text)
-        return {}
+    data = file.read_bytes()
+    marks = {
+        codecs.BOM_UTF32_LE: "utf-32",
+        codecs.BOM_UTF32_BE: "utf-32",
+        codecs.BOM_UTF16_LE: "utf-16",
+        codecs.BOM_UTF16_BE: "utf-16",
+    }
+    encoding = next((encoding for mark, encoding in marks.items() if data.startswith(mark)), "utf-8-sig")
+    return data.decode(encoding)
+
+
+def decode_document(text: str) -> Any:
+    """Decodes a document; if it is a list, or an object with lists as members, these lists become `JSONList`s.
+
+    Raises ValueError (json.JSONDecodeError with line and column, in most cases) if `text` is not JSON or an object has
+    a key twice, RecursionError if it is nested too deeply.
+    """
+    start = _skip_blanks(text, 0)
+    if text.startswith("{", start):
+        document, position = _object(text, start)
+    else:
+        document, position = _value(text, start)
+    position = _skip_blanks(text, position)
+    if position < len(text):
+        if text[position - 1] in "\r\n" and text[position] in "{[":
+            raise ValueError(
+                f"{_line(text, position)} begins another value, so it is JSON lines, or several documents in one file"
+            )
+        raise json.JSONDecodeError("Extra data", text, position)
+    return document
+
+
+def _line(text: str, position: int) -> str:
+    return f"line {text.count(chr(10), 0, position) + 1}"
+
+
+def _object(text: str, position: int) -> tuple[dict[str, Any], int]:
+    """The object that begins at `position`, and where it ends."""
     members: dict[str, Any] = {}
     position = _skip_blanks(text, position + 1)
     closed = text.startswith("}", position)
     while not closed:
         if not text.startswith('"', position):
             raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, position)
+        start = position
         name, position = _DECODER.raw_decode(text, position)
+        if name in members:
+            raise ValueError(f"{_line(text, start)} repeats the key {name!r}")
         position = _skip_blanks(text, position)
         if not text.startswith(":", position):
             raise json.JSONDecodeError("Expecting ':' delimiter", text, position)
         position = _skip_blanks(text, position + 1)
-        members[name], position = (
-            _list(text, position) if text.startswith("[", position) else _DECODER.raw_decode(text, position)
-        )
+        members[name], position = _value(text, position)
         closed, position = _next(text, position, "}")
-    position = _skip_blanks(text, position + 1)
-    if position < len(text):
-        raise json.JSONDecodeError("Extra data", text, position)
-    return members
+    return members, position + 1
+
+
+def _value(text: str, position: int) -> tuple[Any, int]:
+    return _list(text, position) if text.startswith("[", position) else _decode(text, position)
+
+
+def _decode(text: str, position: int) -> tuple[Any, int]:
+    """The value that begins at `position`, and where it ends."""
+    try:
+        return _STRICT_DECODER.raw_decode(text, position)
+    except RepeatedKeyError as error:
+        raise ValueError(f"the value at {_line(text, position)} has the key {error.args[0]!r} twice") from None
 
 
 def _list(text: str, position: int) -> tuple[JSONList, int]:
@@ -76,7 +135,7 @@ def _list(text: str, position: int) -> tuple[JSONList, int]:
     closed = text.startswith("]", position)
     while not closed:
         starts.append(position)
-        _, position = _DECODER.raw_decode(text, position)
+        _, position = _decode(text, position)
         closed, position = _next(text, position, "]")
     return JSONList(text, starts), position + 1
 

@@ -13,14 +13,14 @@ def write_image(file: Path, size: tuple[int, int] = (100, 60), colour: str = "re
     Image.new("RGB", size, colour).save(file, kind)
 
 
-def image_entry(number: int, name: str, **changes: Any) -> dict[str, Any]:
+def image_entry(number: int, name: Any, **changes: Any) -> dict[str, Any]:
     """An element of `images`, for an image of 100×60 pixels."""
     return {"id": number, "file_name": name, "width": 100, "height": 60} | changes
 
 
 def annotation_entry(number: int, image: int, box: tuple[float, ...] = (10, 20, 30, 20)) -> dict[str, Any]:
     """An element of `annotations`.  box: x, y, width, height."""
-    return {"id": number, "image_id": image, "category_id": 1, "bbox": list(box)}
+    return {"id": number, "image_id": image, "category_id": 1, "bbox": list(box), "area": max(1, box[2] * box[3])}
 
 
 def write_coco_folder(

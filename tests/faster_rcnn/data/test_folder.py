@@ -27,7 +27,7 @@ def test_images_that_are_listed_twice_malformed_or_outside_the_folder_are_left_o
         image_entry(2, "a.jpg"),
         image_entry(3, "../outside.jpg"),
         image_entry(4, str(tmp_path / "outside.jpg")),
-        image_entry(5, "a.jpg", width="100"),
+        image_entry(5, ["a.jpg"]),
         {"id": 6},
         None,
         image_entry(7, "a\x00.jpg"),
