@@ -22,11 +22,13 @@ from faster_rcnn.commands.command_line import (
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
+    add_val_share,
     add_workers,
     check_writable,
     data_source,
     device_of,
     run_command,
+    val_share_for,
 )
 from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
@@ -74,6 +76,7 @@ def build_parser() -> Parser:
     more.add_argument(
         "--show", type=int, default=50, metavar="N", help="number of images drawn in the report (default: 50)"
     )
+    add_val_share(more, "as in RUN, or 0.2 of data without any splits")
     add_skip_bad_boxes(more, " (default: as in RUN)")
     add_seed(more)
     add_workers(more, os.cpu_count() or 1)
@@ -92,7 +95,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
     check_writable(out)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
-    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
+    share = val_share_for(arguments, record, data)
+    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers, share)
     if arguments.limit_images is not None:
         dataset = Subset(dataset, arguments.limit_images)
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}

@@ -22,10 +22,12 @@ from faster_rcnn.commands.command_line import (
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
+    add_val_share,
     check_writable,
     positive,
     required,
     run_command,
+    val_share_for,
 )
 from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
@@ -86,6 +88,7 @@ def build_parser() -> Parser:
         "--split", help="split to measure on (default: test, or the run's validation split if there is no test split)"
     )
     add_limit_images(measured)
+    add_val_share(measured, "as in RUN, or 0.2 of data without any splits")
     add_skip_bad_boxes(measured, " (default: as in RUN)")
     add_seed(measured)
     measured.add_argument(
@@ -143,7 +146,8 @@ def publish_run(arguments: argparse.Namespace) -> Path:
     detector = build_detector(state).eval()
     record = read_record(arguments.run)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
-    test, measured_on = open_test(arguments, arguments.data or record.data, record.val_split, skip)
+    data = arguments.data or record.data
+    test, measured_on = open_test(arguments, data, record.val_split, skip, val_share_for(arguments, record, data))
     check_labels(test, detector.config.labels, str(arguments.run))
     return publish(
         detector,
@@ -160,15 +164,19 @@ def publish_run(arguments: argparse.Namespace) -> Path:
 
 def publish_torchvision(arguments: argparse.Namespace) -> Path:
     """Publishes a torchvision model, with torchvision's weights or those of a checkpoint."""
-    if not arguments.data and (arguments.split or arguments.limit_images or arguments.skip_bad_boxes):
-        raise ValueError("--split, --limit-images and --skip-bad-boxes need --data; name it, or leave them out")
+    if not arguments.data and (
+        arguments.split or arguments.limit_images or arguments.skip_bad_boxes or arguments.val_share
+    ):
+        raise ValueError(
+            "--split, --val-share, --limit-images and --skip-bad-boxes need --data; name it, or leave them out"
+        )
     trained = read_torchvision(arguments)
     detector = TorchvisionDetector(trained.model)
     labels = trained.labels if arguments.labels is None else read_labels(arguments.labels, detector.classes)
     assert labels is not None
     measurement = None
     if arguments.data:
-        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes)
+        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes, arguments.val_share)
         test = renumber(test, labels, arguments.torchvision)
         measurement = Measurement(test, measured_on, arguments.limit_images, example=not arguments.no_example)
     if trained.remark:
@@ -203,13 +211,15 @@ def read_torchvision(arguments: argparse.Namespace) -> Trained:
     )
 
 
-def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool) -> tuple[Dataset, str]:
+def open_test(
+    arguments: argparse.Namespace, data: str, own: str, skip: bool, val_share: float | None
+) -> tuple[Dataset, str]:
     """The data that the graph is measured on, and its name in the card.
 
     own: the split to use if there is no test split.
     """
-    split = arguments.split or ("test" if "test" in splits_of(data) else own)
-    test = open_checked(data, split, arguments.seed, skip)
+    split = arguments.split or ("test" if "test" in splits_of(data, val_share) else own)
+    test = open_checked(data, split, arguments.seed, skip, val_share=val_share)
     return test, f"{data}/{split}" + (f", seed {arguments.seed}" if arguments.seed else "")
 
 

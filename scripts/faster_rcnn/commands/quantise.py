@@ -17,6 +17,7 @@ from faster_rcnn.commands.command_line import (
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
+    add_val_share,
     check_writable,
     data_source,
     run_command,
@@ -46,6 +47,7 @@ def build_parser() -> Parser:
         "--version", type=int, metavar="N", help="version to publish (default: one more than the highest)"
     )
     add_limit_images(parser)
+    add_val_share(parser)
     add_skip_bad_boxes(parser)
     add_seed(parser)
     return parser
@@ -58,13 +60,14 @@ def quantise(arguments: argparse.Namespace) -> None:
     if not (source / "model.json").is_file():
         raise ValueError(f"{arguments.model} is not a published model; name <store>/<name>/<version>")
     check_writable(source.parent)
-    split = arguments.split or ("test" if "test" in splits_of(data) else "val")
-    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes)
+    share = arguments.val_share
+    split = arguments.split or ("test" if "test" in splits_of(data, share) else "val")
+    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes, val_share=share)
     check_labels(test, tuple(json.loads((source / "model.json").read_text())["labels"]), str(arguments.model))
     folder = publish_int8(
         source,
         next_version(source.parent.parent, source.parent.name) if arguments.version is None else arguments.version,
-        open_dataset(data, "train", arguments.seed, arguments.skip_bad_boxes),
+        open_dataset(data, "train", arguments.seed, arguments.skip_bad_boxes, share),
         test,
         f"{data}/{split}",
         arguments.limit_images,

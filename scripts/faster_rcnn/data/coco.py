@@ -1,6 +1,6 @@
-"""COCO's format: `annotations/<split>.json` and the images that it names."""
+"""COCO's format: a JSON file of annotations and the images that it names. `layouts/coco_files.py` finds the files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from reprlib import repr as short
 from typing import Annotated, Any, Literal, TypeVar
@@ -51,13 +51,16 @@ class _Object(_Record):
 Kind = TypeVar("Kind", bound=_Record)
 
 
-def read_coco(folder: Path, split: str) -> ParsedSplit:
+FindElsewhere = Callable[[str], Path | None]  # an image by the name that the annotations give
+
+
+def read_coco(file: Path, folder: Path, split: str, elsewhere: FindElsewhere) -> ParsedSplit:
     """Reads the annotations of a split. Classes are numbered in the order of their category ids.
 
-    Raises FileNotFoundError, listing the splits found, if `split` does not exist; ValueError, naming the file, if it is
-    not in COCO's format or has no classes or no images.
+    The images are looked for in `folder`, in its subfolders `images` and `<split>`, and then by `elsewhere`.
+
+    Raises ValueError, naming the file, if it is not in COCO's format or has no classes or no images.
     """
-    file = _annotation_file(folder, split)
     lists = _read(file)
     faults: list[Fault] = []
     categories = _categories(file, lists["categories"], faults)
@@ -66,11 +69,11 @@ def read_coco(folder: Path, split: str) -> ParsedSplit:
     images: dict[Identity, AnnotatedImage] = {}
     left_out: set[Identity] = set()
     for image, where in _records(_Image, "image", file, lists["images"], faults, left_out):
-        if fault := _image_fault(folder, split, image, where, images):
+        if fault := _image_fault(folder, split, image, where, images, elsewhere):
             faults.append(fault)
             left_out.add(image.id)
             continue
-        path = _image_file(folder, split, image.file_name)
+        path = _image_file(folder, split, image.file_name, elsewhere)
         assert path is not None  # `_image_fault` has checked that the file exists
         images[image.id] = AnnotatedImage(image.file_name, path, int(image.height), int(image.width), where)
     for found, where in _records(_Object, "annotation", file, lists["annotations"], faults):
@@ -79,22 +82,6 @@ def read_coco(folder: Path, split: str) -> ParsedSplit:
         elif found.image_id in images:
             images[found.image_id].annotations.append(_annotation(found, where, label_of[found.category_id]))
     return ParsedSplit(f"coco:{folder}", split, labels, list(images.values()), faults)
-
-
-def coco_splits(folder: Path) -> list[str]:
-    """The splits of a folder, in alphabetical order."""
-    return sorted({file.stem.removeprefix("instances_") for file in (folder / "annotations").glob("*.json")})
-
-
-def _annotation_file(folder: Path, split: str) -> Path:
-    for name in (f"{split}.json", f"instances_{split}.json"):
-        if (file := folder / "annotations" / name).is_file():
-            return file
-    found = ", ".join(coco_splits(folder)) or "none"
-    raise FileNotFoundError(
-        f"{folder / 'annotations' / f'{split}.json'} does not exist; coco:DIR needs annotations/<split>.json "
-        f"(splits found: {found})"
-    )
 
 
 def _read(file: Path) -> dict[str, JSONList]:
@@ -172,15 +159,21 @@ def _categories(file: Path, elements: JSONList, faults: list[Fault]) -> list[_Ca
 
 
 def _image_fault(
-    folder: Path, split: str, image: _Image, where: str, images: dict[Identity, AnnotatedImage]
+    folder: Path,
+    split: str,
+    image: _Image,
+    where: str,
+    images: dict[Identity, AnnotatedImage],
+    elsewhere: FindElsewhere,
 ) -> Fault | None:
     if image.id in images:
         what = f"image {image.id!r} is already listed at {images[image.id].where}"
         return Fault("image listed twice", where, what, "give each image its own id")
-    if leads_outside(image.file_name):
+    found = _image_file(folder, split, image.file_name, elsewhere)
+    if found is None and leads_outside(image.file_name):
         what = f"image {image.id!r} names {short(image.file_name)}, which points outside the folder"
         return Fault("name outside the folder", where, what, "name a file in the folder")
-    if _image_file(folder, split, image.file_name) is None:
+    if found is None:
         places = ", ".join(map(str, _image_places(folder, split, image.file_name)))
         what = f"image file {image.file_name} not found; these were tried: {places}"
         return Fault("missing image", where, what, "add it or remove it from the list")
@@ -222,5 +215,7 @@ def _image_places(folder: Path, split: str, name: str) -> list[Path]:
     return [folder / name, folder / "images" / name, folder / split / name, folder / "images" / split / name]
 
 
-def _image_file(folder: Path, split: str, name: str) -> Path | None:
-    return next((place for place in _image_places(folder, split, name) if is_file(place)), None)
+def _image_file(folder: Path, split: str, name: str, elsewhere: FindElsewhere) -> Path | None:
+    """The image's file; a name that leads outside the folder is only looked for by `elsewhere`, which stays inside."""
+    places = [] if leads_outside(name) else _image_places(folder, split, name)
+    return next((place for place in places if is_file(place)), None) or elsewhere(name)

@@ -22,14 +22,19 @@ FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the 
 
 
 def open_checked(
-    source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False, workers: int = os.cpu_count() or 1
+    source: str,
+    split: str,
+    seed: int = 0,
+    skip_bad_boxes: bool = False,
+    workers: int = os.cpu_count() or 1,
+    val_share: float | None = None,
 ) -> Dataset:
     """Opens a data set like `open_dataset`, then decodes every image once in `workers` threads.
 
     With `skip_bad_boxes` the images that cannot be read are left out, as in training. Without it, ValueError is raised,
     listing the first of them. The errors of `open_dataset` are raised too.
     """
-    dataset = open_dataset(source, split, seed, skip_bad_boxes)
+    dataset = open_dataset(source, split, seed, skip_bad_boxes, val_share)
     check_before_training([dataset], workers)
     return dataset
 
