@@ -10,7 +10,7 @@ from pathlib import Path
 
 from faster_rcnn.data.annotations import ParsedSplit
 from faster_rcnn.data.dataset import Dataset
-from faster_rcnn.data.faults import refuse
+from faster_rcnn.data.faults import printable, refuse
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.layouts import split_names
 from faster_rcnn.data.layouts.held_out import SHARE, divide, divided_split
@@ -162,4 +162,4 @@ def _say(line: str) -> None:
     """Prints a line once, in the first of the processes that train together."""
     if line not in _said and os.environ.get("RANK", "0") == "0":
         _said.add(line)
-        print(line)
+        print(printable(line))

@@ -54,12 +54,12 @@ class ImageFinder:
         if self._by_name is None:
             self._by_name = {}
             for path in self._tree.images:
-                self._by_name.setdefault(_key(path.rpartition("/")[2]), []).append(path)
-        parts = _key(name).split("/")
+                self._by_name.setdefault(same_name(path.rpartition("/")[2]), []).append(path)
+        parts = same_name(name).split("/")
         wanted = meaning(split or "") or meaning(of_path(parts[:-1]) or "")
         scored: dict[int, list[str]] = {}
         for path in self._by_name.get(parts[-1], []):
-            own = _key(path).split("/")
+            own = same_name(path).split("/")
             if wanted is None or meaning(of_path(own[:-1]) or "") in (None, wanted):
                 scored.setdefault(_equal_at_end(parts, own), []).append(path)
         best = scored[max(scored)] if scored else []
@@ -84,7 +84,8 @@ def spellings(name: str) -> Iterator[str]:
             yield "/".join(parts)
 
 
-def _key(path: str) -> str:
+def same_name(path: str) -> str:
+    """What equal names have in common: letter case and Unicode's composed and decomposed forms are removed."""
     return unicodedata.normalize("NFC", path).casefold()
 
 

@@ -1,8 +1,11 @@
 """Finds the layout of a data set, or says which one comes nearest."""
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
 
+from faster_rcnn.data.faults import printable
 from faster_rcnn.data.layouts import coco_files, cvat, label_studio, voc_files, yolo
 from faster_rcnn.data.layouts.json_kinds import FOREIGN, kind_of
 from faster_rcnn.data.layouts.layout import Family, Layout, UnknownLayoutError
@@ -51,12 +54,23 @@ def _in_folder(folder: Path, families: list[Family], named: str) -> Layout:
     for _ in range(_DEEPEST):
         assert deeper is not None
         inner = read_tree(deeper) if deeper != folder else tree
-        for family in families:
+        for place, family in enumerate(families):
             if layout := family.find(inner):
-                return layout
+                return _with_alternative(layout, inner, family, families[place + 1 :])
         if (deeper := inner.only_folder()) is None:
             break
     raise UnknownLayoutError(_why_nothing_fits(tree, families, named))
+
+
+def _with_alternative(layout: Layout, tree: Tree, family: Family, others: list[Family]) -> Layout:
+    """The layout, whose name says so if the folder fits another family too."""
+    for other in others:
+        if other.prefix == family.prefix:
+            continue
+        with contextlib.suppress(ValueError):
+            if second := other.find(tree):
+                return replace(layout, name=f"{layout.name}, not {second.name}, which {other.prefix}: reads")
+    return layout
 
 
 def _around_file(file: Path, families: list[Family], named: str) -> Layout:
@@ -87,7 +101,9 @@ def _why_nothing_fits(tree: Tree, families: list[Family], named: str) -> str:
     near = next((text for family in families if (text := family.near(tree))), "")
     near = near or _foreign(tree) or _elsewhere(tree, families)
     nearest = f" Nearest: {near}." if near else ""
-    return f"{named}: the layout is not known. Found: {tree.listing()}.{nearest} Looked for: {looked}; see docs/data.md"
+    return printable(
+        f"{named}: the layout is not known. Found: {tree.listing()}.{nearest} Looked for: {looked}; see docs/data.md"
+    )
 
 
 def _elsewhere(tree: Tree, families: list[Family]) -> str:

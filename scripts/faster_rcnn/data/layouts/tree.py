@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = frozenset(
     for word in re.findall(r"\w+", "jpg jpeg jpe jfif mpo png bmp dib webp gif tif tiff avif heic heif jxl jp2 ppm pgm")
 )
 MOST_FILES = 3_000_000  # in one folder with its subfolders; more means that a wrong folder was named
-_LEFT_BEHIND = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "ehthumbs.db"})
+_LEFT_BEHIND = frozenset({"__MACOSX", "lost+found", "Thumbs.db", "desktop.ini", "ehthumbs.db"})
 
 
 def is_left_behind(name: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from faster_rcnn.data.annotations import ParsedSplit, is_file, leads_outside
 from faster_rcnn.data.faults import Fault
 from faster_rcnn.data.layouts import split_names
+from faster_rcnn.data.layouts.image_finder import same_name
 from faster_rcnn.data.layouts.layout import Family, Layout
 from faster_rcnn.data.layouts.tree import Tree, read_tree
 from faster_rcnn.data.voc import Listed, VOCFiles, read_voc
@@ -143,11 +144,13 @@ def _images_of(tree: Tree, names: Iterable[str]) -> dict[str, list[Path]]:
     """
     by_stem: dict[str, list[str]] = {}
     for path in tree.images:
-        by_stem.setdefault(PurePosixPath(path).stem, []).append(path)
-    found = {stem: [tree.root / path for path in paths] for stem, paths in by_stem.items()}
+        by_stem.setdefault(same_name(PurePosixPath(path).stem), []).append(path)
+    found: dict[str, list[Path]] = {}
+    for path in tree.images:
+        found.setdefault(PurePosixPath(path).stem, []).append(tree.root / path)
     for name in names:
         folder, _, stem = name.rpartition("/")
-        of_split = [path for path in by_stem.get(stem, []) if _split_of(path) == _split_of(name)]
+        of_split = [path for path in by_stem.get(same_name(stem), []) if _split_of(path) == _split_of(name)]
         beside = [path for path in of_split if path.rpartition("/")[0] == folder]
         found[name] = [tree.root / path for path in beside or of_split]
     return found

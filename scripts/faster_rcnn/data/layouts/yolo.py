@@ -122,6 +122,8 @@ def _place(config: Config, written: str) -> Path | None:
     base, path = config.file.parent, PurePosixPath(written.replace("\\", "/"))
     root = PurePosixPath(config.root.replace("\\", "/"))
     ends = [path.parts[start:] for start in range(len(path.parts)) if path.parts[start] not in ("/", "..", ".")]
+    # What is left of the path must still name the split, or `../valid/images` would find the images of all splits.
+    ends = [end for end in ends if split_names.of_path(end) == split_names.of_path(path.parts)]
     candidates = [base / root / path, base / path, *(base / Path(*end) for end in ends)]
     return next((one for one in candidates if _may_be_read(base, one) and one.exists()), None)
 

@@ -40,11 +40,10 @@ def find_yaml(tree: Tree) -> Config | None:
     Raises ValueError if several fit, or the class names in it cannot be understood.
     """
     found = {path: text for path in sorted(tree.files(".yaml .yml"), key=_depth)[:50] if (text := _yaml(tree, path))}
-    usual = [path for path in found if Path(path).stem.lower() in ("data", "dataset")]
-    outermost = [path for path in found if _depth(path) == _depth((usual or list(found))[0])]
-    chosen = [path for path in usual if path in outermost] or outermost
-    if not chosen:
+    if not found:
         return None
+    usual = [path for path in found if Path(path).stem.lower() in ("data", "dataset")] or list(found)
+    chosen = [path for path in usual if path.count("/") == usual[0].count("/")]  # the outermost
     if len(chosen) > 1:
         raise ValueError(f"{tree.root} holds several descriptions of YOLO data, {', '.join(chosen)}; name one of them")
     file, document = tree.root / chosen[0], found[chosen[0]]

@@ -63,9 +63,7 @@ def _object(line: str, where: str, number: int, size: tuple[int, int], classes: 
     if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
         return _malformed(where, f"it has {len(values)} numbers, not 5 of a box, nor a class and at least 3 corners")
     if max(shares) > 1 + ROUNDING or min(shares) < -ROUNDING:
-        return _malformed(
-            where, f"{short(line)} has a number outside 0 to 1; shares of the image are needed, not pixels"
-        )
+        return _malformed(where, f"{short(line)} has a number outside 0 to 1; give shares of the image, not pixels")
     label = classes.numbers.get(int(number_of_class)) if number_of_class == int(number_of_class) else None
     if label is None:
         what = f"{title}: class {number_of_class:g} is not one of the {len(classes.names)} that are named"

@@ -5,6 +5,7 @@ Its contents are bounded by its own size and by the room on the disk, and nothin
 
 import contextlib
 import hashlib
+import lzma
 import os
 import shutil
 import stat
@@ -43,7 +44,7 @@ def unpacked(file: Path) -> Path:
             if not (folder / _DONE).is_file():
                 _unpack(file, archive, members, folder)
             return folder / "files"
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise ValueError(
             f"{file}: not a complete zip file, or damaged; copy or download it again, or unpack it and name the folder"
         ) from error
@@ -111,11 +112,15 @@ def _unpack(file: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.Zip
                         out.write(block)
                         progress.update(len(block))
         (aside / _DONE).write_text(f"{file.absolute()}\n")
-        with contextlib.suppress(OSError):  # another process was faster; its files are the same
+        if not (folder / _DONE).is_file():  # what an earlier version or a cleaner left
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileExistsError):
             aside.rename(folder)
     except OSError as error:
-        if error.strerror is None:
-            raise
+        if (folder / _DONE).is_file():
+            return  # another process was faster; its files are the same
+        if error.strerror is None:  # bz2's error for damaged data
+            raise EOFError(file) from error
         raise OSError(
             f"{file} cannot be unpacked into {folder.parent} ({error.strerror}); set XDG_CACHE_HOME to a folder with "
             f"{total / 1e6:,.0f} MB of room, or unpack it yourself and name the folder"

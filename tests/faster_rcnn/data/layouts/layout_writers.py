@@ -100,8 +100,9 @@ def voc(photo: Photo, folder: str = "", path: str = "") -> str:
 def yolo(photo: Photo, classes: list[str]) -> str:
     """YOLO's label file, with 6 decimals as LabelImg and CVAT write them."""
     lines = [
-        f"{classes.index(one.name)} {(one.x1 + one.x2) / 2 / photo.width:.6f} {(one.y1 + one.y2) / 2 / photo.height:.6f} "
-        f"{(one.x2 - one.x1) / photo.width:.6f} {(one.y2 - one.y1) / photo.height:.6f}\n"
+        f"{classes.index(one.name)} {(one.x1 + one.x2) / 2 / photo.width:.6f} "
+        f"{(one.y1 + one.y2) / 2 / photo.height:.6f} {(one.x2 - one.x1) / photo.width:.6f} "
+        f"{(one.y2 - one.y1) / photo.height:.6f}\n"
         for one in photo.objects
     ]
     return "".join(lines)

@@ -128,7 +128,7 @@ def data_sets(draw: st.DrawFn) -> Splits:
 
 # Without shrinking, because one example writes and reads twenty data sets.
 @settings(
-    max_examples=8,
+    max_examples=5,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
