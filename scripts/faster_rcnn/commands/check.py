@@ -21,6 +21,7 @@ from faster_rcnn.commands.command_line import (
     above_zero,
     add_data,
     add_skip_bad_boxes,
+    add_val_share,
     add_workers,
     check_sizes,
     data_source,
@@ -47,6 +48,7 @@ def build_parser() -> Parser:
     parser = Parser("check", "--data DATA [OPTION ...]", __doc__)
     add_data(parser)
     parser.add_argument("--split", help="split to check (default: every split in the data)")
+    add_val_share(parser)
     add_skip_bad_boxes(parser, ", as training with the same option does")
     add_workers(parser, os.cpu_count() or 1)
     detector = parser.add_argument_group("the detector whose anchors are compared with the objects")
@@ -100,15 +102,14 @@ def check(arguments: argparse.Namespace) -> None:
     check_sizes(given)
     with torch.device("meta"):  # refuse a detector that cannot be built before reading the images
         strides = FasterRCNN(configure(given, arguments.backbone, ("object",))).backbone.strides
-    splits = [arguments.split] if arguments.split else splits_of(data)
-    if not splits:
-        raise ValueError(f"--data {data}: no split found; {_where_splits_are(data)}")
+    share = arguments.val_share
+    splits = [arguments.split] if arguments.split else splits_of(data, share)
     seen: FirstFiles = {}
     printed: set[str] = set()
     stop: list[Fault] = []
     for split in splits:
         print(f"== {split}")
-        dataset, faults = check_split(data, split, arguments.skip_bad_boxes, arguments.workers, seen)
+        dataset, faults = check_split(data, split, arguments.skip_bad_boxes, arguments.workers, seen, share)
         new = [fault for fault in faults if str(fault) not in printed]
         printed.update(map(str, new))
         for fault in new:
@@ -124,18 +125,12 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{data} has errors: {summary(stop)}; correct them{skip}")
 
 
-def _where_splits_are(data: str) -> str:
-    kind, _, folder = data.partition(":")
-    file = {"coco": "annotations/train.json", "voc": "ImageSets/Main/train.txt"}[kind]
-    return f"the training split is expected in {folder}/{file}"
-
-
 def check_split(
-    source: str, split: str, skip_bad_boxes: bool, workers: int, seen: FirstFiles
+    source: str, split: str, skip_bad_boxes: bool, workers: int, seen: FirstFiles, val_share: float | None = None
 ) -> tuple[FolderDataset | None, list[Fault]]:
     """A split and all its faults; None if its annotations cannot be read."""
     try:
-        dataset = open_folder(source, split, skip_bad_boxes)
+        dataset = open_folder(source, split, skip_bad_boxes, val_share)
     except (ValueError, OSError) as error:
         what, _, remedy = str(error).rpartition("; ")
         return None, [Fault("unusable annotations", source, what or remedy, remedy, skippable=False)]

@@ -17,9 +17,13 @@ from service.images.depth import WHITE
 if TYPE_CHECKING:
     import torch
 
+    from faster_rcnn.training.run import RunRecord
+
 Number = TypeVar("Number", int, float)
 
-DATA = "voc:DIR, coco:DIR, or shapes for generated images"
+DATA = (
+    "a folder, zip file or JSON file with annotated images (coco:, voc: or yolo: before it names the format), or shapes"
+)
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",
@@ -126,6 +130,15 @@ def add_data(group: Any, default: str = "") -> None:
     group.add_argument("--data", help=f"{DATA}{default}")
 
 
+def add_val_share(group: Any, default: str = "0.2 of data without any splits") -> None:
+    group.add_argument(
+        "--val-share",
+        type=part,
+        metavar="SHARE",
+        help=f"share of the images to hold out for validation where the data has no split for it (default: {default})",
+    )
+
+
 def add_seed(group: Any) -> None:
     group.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
 
@@ -210,6 +223,13 @@ def data_source(named: str | None, recorded: str | None = None) -> str:
     return str(required(source, "--data", f"name the images: {DATA}"))
 
 
+def val_share_for(arguments: argparse.Namespace, record: "RunRecord", data: str) -> float | None:
+    """--val-share, or that of a run if its own data is used."""
+    if arguments.val_share is not None:
+        return float(arguments.val_share)
+    return record.val_share if data == record.data else None
+
+
 def check_sizes(given: Mapping[str, Any]) -> None:
     """Raises ValueError if --min-size, the shorter side of an image, exceeds --max-size, the longer one."""
     shorter, longer = given.get("min_size"), given.get("max_size")
@@ -257,6 +277,13 @@ def above_zero(text: str) -> float:
 def share(text: str) -> float:
     """A number from 0 to 1."""
     if not 0 <= (number := _number(text, float)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
+def part(text: str) -> float:
+    """A number between 0 and 1, without these two."""
+    if not 0 < (number := _number(text, float)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return number
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
+    add_val_share,
     check_writable,
     data_source,
     positive,
@@ -100,6 +101,7 @@ def build_parser() -> Parser:
         "comparisons", nargs="*", metavar="COMPARISON", help=f"what to compare: {', '.join(COMPARISONS)} (default: all)"
     )
     add_data(parser)
+    add_val_share(parser)
     parser.add_argument(
         "--split", default="val", help="split to measure on; no checkpoint is chosen on it (default: %(default)s)"
     )
@@ -136,7 +138,8 @@ def compare(arguments: argparse.Namespace, passed_on: list[str]) -> None:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     print(f"{len(names) * len(arguments.seeds)} runs in {arguments.out}")
     runs = [(ARMS[name], seed) for seed in arguments.seeds for name in names]
-    dataset = open_checked(arguments.data, arguments.split, skip_bad_boxes="--skip-bad-boxes" in passed_on)
+    skip = "--skip-bad-boxes" in passed_on
+    dataset = open_checked(arguments.data, arguments.split, skip_bad_boxes=skip, val_share=arguments.val_share)
     for arm, seed in tqdm(runs, desc="runs", unit="run"):
         folder = train_arm(arm, seed, arguments, passed_on)
         results[arm.name].append(measured(folder, dataset))
@@ -179,7 +182,8 @@ def options_of_arm(arm: Arm, seed: int, arguments: argparse.Namespace) -> list[s
     source = ["--proposals", f"rpn:{folder_of(arm.after, seed, arguments.out)}"] if arm.after else []
     # Validated once, at the end, on all images, so that no checkpoint is chosen.
     rest = ["--validate-every", str(10**9), "--validation-pictures", str(10**9), "--seed", str(seed)]
-    return ["--data", arguments.data, "--val-split", arguments.split, *arm.options, *source, *length, *rest]
+    share = [] if arguments.val_share is None else ["--val-share", str(arguments.val_share)]
+    return ["--data", arguments.data, "--val-split", arguments.split, *share, *arm.options, *source, *length, *rest]
 
 
 def measured(folder: Path, dataset: Dataset) -> dict[str, Any]:

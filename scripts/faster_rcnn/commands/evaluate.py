@@ -22,12 +22,14 @@ from faster_rcnn.commands.command_line import (
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
+    add_val_share,
     add_workers,
     check_writable,
     data_source,
     device_of,
     run_command,
     share,
+    val_share_for,
 )
 from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset, Prediction, Sample
@@ -86,6 +88,7 @@ def build_parser() -> Parser:
     more.add_argument(
         "--show", type=int, default=50, metavar="N", help="number of images drawn in the report (default: 50)"
     )
+    add_val_share(more, "as in RUN, or 0.2 of data without any splits")
     add_skip_bad_boxes(more, " (default: as in RUN)")
     add_seed(more)
     add_workers(more, os.cpu_count() or 1)
@@ -105,7 +108,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     check_writable(out)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
     white = None if target is None else white_of_target(target)
-    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers, white)
+    val_share = val_share_for(arguments, record, data)
+    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers, white=white, val_share=val_share)
     if arguments.limit_images is not None:
         dataset = Subset(dataset, arguments.limit_images)
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}

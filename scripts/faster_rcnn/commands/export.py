@@ -23,11 +23,13 @@ from faster_rcnn.commands.command_line import (
     add_score_threshold,
     add_seed,
     add_skip_bad_boxes,
+    add_val_share,
     add_white,
     check_writable,
     positive,
     required,
     run_command,
+    val_share_for,
 )
 from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
@@ -99,6 +101,7 @@ def build_parser() -> Parser:
         "--split", help="split to measure on (default: test, or the run's validation split if there is no test split)"
     )
     add_limit_images(measured)
+    add_val_share(measured, "as in RUN, or 0.2 of data without any splits")
     add_skip_bad_boxes(measured, " (default: as in RUN)")
     add_seed(measured)
     measured.add_argument(
@@ -161,9 +164,10 @@ def publish_run(arguments: argparse.Namespace) -> Path:
     record = read_record(arguments.run)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
     data = arguments.data or record.data
-    test, measured_on = open_test(arguments, data, record.val_split, skip, detector.white)
+    val_share = val_share_for(arguments, record, data)
+    test, measured_on = open_test(arguments, data, record.val_split, skip, detector.white, val_share)
     check_labels(test, detector.config.labels, str(arguments.run))
-    validation = open_validation(arguments, data, record.val_split, skip, measured_on, detector.white)
+    validation = open_validation(arguments, data, record.val_split, skip, measured_on, detector.white, val_share)
     if validation is not None:
         check_labels(validation.data, detector.config.labels, str(arguments.run))
     return publish(
@@ -182,8 +186,12 @@ def publish_run(arguments: argparse.Namespace) -> Path:
 
 def publish_torchvision(arguments: argparse.Namespace) -> Path:
     """Publishes a torchvision model, with torchvision's weights or those of a checkpoint."""
-    if not arguments.data and (arguments.split or arguments.limit_images or arguments.skip_bad_boxes):
-        raise ValueError("--split, --limit-images and --skip-bad-boxes need --data; name it, or leave them out")
+    if not arguments.data and (
+        arguments.split or arguments.limit_images or arguments.skip_bad_boxes or arguments.val_share
+    ):
+        raise ValueError(
+            "--split, --val-share, --limit-images and --skip-bad-boxes need --data; name it, or leave them out"
+        )
     trained = read_torchvision(arguments)
     if arguments.detections is not None:
         trained.model.roi_heads.detections_per_img = arguments.detections
@@ -193,11 +201,19 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
     measurement = None
     detector.white = arguments.white or detector.white
     if arguments.data:
-        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes, arguments.white)
+        test, measured_on = open_test(
+            arguments, arguments.data, "val", arguments.skip_bad_boxes, arguments.white, arguments.val_share
+        )
         detector.white = white_in(test)
         test = renumber(test, labels, arguments.torchvision)
         validation = open_validation(
-            arguments, arguments.data, "val", arguments.skip_bad_boxes, measured_on, detector.white
+            arguments,
+            arguments.data,
+            "val",
+            arguments.skip_bad_boxes,
+            measured_on,
+            detector.white,
+            arguments.val_share,
         )
         if validation is not None:
             validation = replace(validation, data=renumber(validation.data, labels, arguments.torchvision))
@@ -235,27 +251,35 @@ def read_torchvision(arguments: argparse.Namespace) -> Trained:
     )
 
 
-def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool, white: int | None) -> tuple[Dataset, str]:
+def open_test(
+    arguments: argparse.Namespace, data: str, own: str, skip: bool, white: int | None, val_share: float | None
+) -> tuple[Dataset, str]:
     """The data that the graph is measured on, and its name in the card.
 
     own: the split to use if there is no test split;  white: of the detector; None: it is found in the data.
     """
-    split = arguments.split or ("test" if "test" in splits_of(data) else own)
-    test = open_checked(data, split, arguments.seed, skip, white=white)
+    split = arguments.split or ("test" if "test" in splits_of(data, val_share) else own)
+    test = open_checked(data, split, arguments.seed, skip, white=white, val_share=val_share)
     return test, name_of(arguments, data, split)
 
 
 def open_validation(
-    arguments: argparse.Namespace, data: str, split: str, skip: bool, measured_on: str, white: int
+    arguments: argparse.Namespace,
+    data: str,
+    split: str,
+    skip: bool,
+    measured_on: str,
+    white: int,
+    val_share: float | None,
 ) -> Validation | None:
     """The data on which the served threshold is chosen; None if these are the data that the graph is measured on.
 
     Those are used, too, if there is no validation split.
     """
     name = name_of(arguments, data, split)
-    if name == measured_on or split not in splits_of(data):
+    if name == measured_on or split not in splits_of(data, val_share):
         return None
-    chosen_on = open_checked(data, split, arguments.seed, skip, white=white)
+    chosen_on = open_checked(data, split, arguments.seed, skip, white=white, val_share=val_share)
     return Validation(chosen_on, name, arguments.limit_images)
 
 

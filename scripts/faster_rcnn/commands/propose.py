@@ -21,6 +21,7 @@ from faster_rcnn.commands.command_line import (
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
+    add_val_share,
     add_workers,
     check_writable,
     data_source,
@@ -61,6 +62,7 @@ def build_parser() -> Parser:
     more.add_argument(
         "--cache", type=Path, metavar="DIR", help="cache folder of Selective Search (default: in ~/.cache)"
     )
+    add_val_share(more)
     add_skip_bad_boxes(more)
     add_seed(more)
     return parser
@@ -75,7 +77,9 @@ def propose(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {out} must end in .npz, so that other commands recognise the file; rename it")
     check_source(source)
     check_writable(out.parent)
-    dataset = open_checked(data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers)
+    dataset = open_checked(
+        data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers, arguments.val_share
+    )
     if arguments.limit_images is not None:
         dataset = Subset(dataset, arguments.limit_images)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from faster_rcnn.commands.command_line import (
     add_score_threshold,
     add_seed,
     add_skip_bad_boxes,
+    add_val_share,
     check_writable,
     data_source,
     run_command,
@@ -51,6 +52,7 @@ def build_parser() -> Parser:
     )
     add_score_threshold(parser)
     add_limit_images(parser)
+    add_val_share(parser)
     add_skip_bad_boxes(parser)
     add_seed(parser)
     return parser
@@ -63,20 +65,22 @@ def quantise(arguments: argparse.Namespace) -> None:
     if not (source / "model.json").is_file():
         raise ValueError(f"{arguments.model} is not a published model; name <store>/<name>/<version>")
     check_writable(source.parent)
-    split = arguments.split or ("test" if "test" in splits_of(data) else "val")
+    share = arguments.val_share
+    splits = splits_of(data, share)
+    split = arguments.split or ("test" if "test" in splits else "val")
     card = json.loads((source / "model.json").read_text())
     white, labels = card.get("white", WHITE), tuple(card["labels"])
-    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes, white=white)
+    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes, white=white, val_share=share)
     check_labels(test, labels, str(arguments.model))
     validation = None
-    if split != "val" and "val" in splits_of(data):
-        chosen_on = open_checked(data, "val", arguments.seed, arguments.skip_bad_boxes, white=white)
+    if split != "val" and "val" in splits:
+        chosen_on = open_checked(data, "val", arguments.seed, arguments.skip_bad_boxes, white=white, val_share=share)
         check_labels(chosen_on, labels, str(arguments.model))
         validation = Validation(chosen_on, f"{data}/val", arguments.limit_images)
     folder = publish_int8(
         source,
         next_version(source.parent.parent, source.parent.name) if arguments.version is None else arguments.version,
-        open_dataset(data, "train", arguments.seed, arguments.skip_bad_boxes),
+        open_dataset(data, "train", arguments.seed, arguments.skip_bad_boxes, share),
         test,
         f"{data}/{split}",
         arguments.limit_images,

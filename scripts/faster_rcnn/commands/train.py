@@ -26,6 +26,7 @@ from faster_rcnn.commands.command_line import (
     above_zero,
     add_data,
     add_device,
+    add_val_share,
     add_white,
     check_sizes,
     check_writable,
@@ -151,6 +152,7 @@ def build_parser() -> Parser:
 def _add_data(group: Any) -> None:
     group.add_argument("--train-split", metavar="SPLIT", help="split to train on (default: train)")
     group.add_argument("--val-split", metavar="SPLIT", help="split to validate on (default: val)")
+    add_val_share(group, "0.2")
     group.add_argument(
         "--skip-bad-boxes",
         action="store_true",

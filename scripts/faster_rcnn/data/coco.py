@@ -1,4 +1,4 @@
-"""COCO's format: `annotations/<split>.json` and the images that it names.
+"""COCO's format: a JSON file of annotations and the images that it names. `layouts/coco_files.py` finds the files.
 
 `coco_records.py` says what each element may hold, `coco_categories.py`, `coco_images.py` and `coco_objects.py` what is
 made of them.
@@ -18,24 +18,14 @@ from faster_rcnn.data.json_lists import JSONList, decode_document, read_text
 from faster_rcnn.data.repairs import Repairs
 
 
-def read_coco(folder: Path, split: str) -> ParsedSplit:
-    """Reads the annotations of a split.
-
-    Raises FileNotFoundError, listing the splits found, if `split` does not exist; ValueError as `parse_coco`.
-    """
-    file = _annotation_file(folder, split)
-    siblings = [other for other in sorted((folder / "annotations").glob("*.json")) if other != file]
-    return parse_coco(file, folder, split, siblings=siblings)
-
-
 def _nowhere(name: str) -> Path | None:  # noqa: ARG001
     return None
 
 
-def parse_coco(
+def read_coco(
     file: Path, folder: Path, split: str, elsewhere: FindElsewhere = _nowhere, siblings: Sequence[Path] = ()
 ) -> ParsedSplit:
-    """Reads a COCO document. Classes are numbered in the order of their category ids.
+    """Reads the annotations of a split. Classes are numbered in the order of their category ids.
 
     The images are looked for in `folder`, in its subfolders `images`, `<split>` and `images/<split>`, and then by
     `elsewhere`.  siblings: the documents of the other splits, in which a category may have objects.
@@ -60,22 +50,6 @@ def parse_coco(
     faults += repairs.faults({"images": len(lists["images"]), "annotations": len(lists["annotations"])})
     labels = tuple(category.name for category in categories)
     return ParsedSplit(f"coco:{folder}", split, labels, list(images.values()), faults)
-
-
-def coco_splits(folder: Path) -> list[str]:
-    """The splits of a folder, in alphabetical order."""
-    return sorted({file.stem.removeprefix("instances_") for file in (folder / "annotations").glob("*.json")})
-
-
-def _annotation_file(folder: Path, split: str) -> Path:
-    for name in (f"{split}.json", f"instances_{split}.json"):
-        if (file := folder / "annotations" / name).is_file():
-            return file
-    found = ", ".join(coco_splits(folder)) or "none"
-    raise FileNotFoundError(
-        f"{folder / 'annotations' / f'{split}.json'} does not exist; coco:DIR needs annotations/<split>.json "
-        f"(splits found: {found})"
-    )
 
 
 def _read(file: Path) -> dict[str, JSONList]:

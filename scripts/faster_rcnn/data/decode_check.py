@@ -29,6 +29,7 @@ def open_checked(
     skip_bad_boxes: bool = False,
     workers: int = os.cpu_count() or 1,
     white: int | None = None,
+    val_share: float | None = None,
 ) -> Dataset:
     """Opens a data set like `open_dataset`, then decodes every image once in `workers` threads.
 
@@ -37,7 +38,7 @@ def open_checked(
 
     white: that of the detector which will see the images (`white.use_white`); None: it is found in the data.
     """
-    dataset = open_dataset(source, split, seed, skip_bad_boxes)
+    dataset = open_dataset(source, split, seed, skip_bad_boxes, val_share)
     use_white(dataset, white)
     check_before_training([dataset], workers)
     return dataset

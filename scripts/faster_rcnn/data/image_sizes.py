@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from service.images.decode import FORMATS
+from service.images import formats
 from service.images.upright import swapped
 
 _ORIENTATION = 0x0112  # EXIF
@@ -34,7 +34,7 @@ def upright_size(file: Path) -> tuple[int, int]:
     Raises ValueError, with the reason, if it has none that can be read; OSError if the file cannot be read.
     """
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=formats.accepted()) as image:
             # A PNG that has no EXIF data before its pixels would be decoded to look for some after them.
             known = image.format != "PNG" or any("exif" in str(name) for name in image.info)
             return swapped(image.size, _orientation(image) if known or _ends_with_exif(file) else 1)

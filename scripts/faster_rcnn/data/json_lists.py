@@ -128,6 +128,20 @@ def _decode(text: str, position: int) -> tuple[Any, int]:
         raise ValueError(f"the value at {_line(text, position)} has the key {error.args[0]!r} twice") from None
 
 
+def decode_list(text: str) -> JSONList:
+    """Decodes a document that is a list.
+
+    Raises ValueError if `text` is not JSON or not a list, RecursionError if it is nested too deeply.
+    """
+    position = _skip_blanks(text, 0)
+    if not text.startswith("[", position):
+        raise json.JSONDecodeError("Expecting a list", text, position)
+    elements, position = _list(text, position)
+    if (position := _skip_blanks(text, position)) < len(text):
+        raise json.JSONDecodeError("Extra data", text, position)
+    return elements
+
+
 def _list(text: str, position: int) -> tuple[JSONList, int]:
     """The list that begins at `position`, and where it ends."""
     starts: list[int] = []

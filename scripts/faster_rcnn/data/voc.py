@@ -1,11 +1,11 @@
-"""Pascal VOC's format: `Annotations/*.xml`, `JPEGImages` and the splits listed in `ImageSets/Main`.
+"""Pascal VOC's format: an XML file for each image. `layouts/voc_files.py` finds the files.
 
 Everingham et al., VOC 2007 development kit: pixels are counted from 1, and the corner pixels belong to the box. So the
 box around a whole 640×480 image is 1, 1, 640, 480 in the file and 0, 0, 640, 480 here.
 """
 
 import math
-import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from reprlib import repr as short
@@ -25,56 +25,50 @@ from faster_rcnn.data.faults import Fault
 from service.images.decode import ImageError, upright
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-NAME_AND_FLAG = re.compile(r"(.*\S)\s+-?[01]")  # a line of a list of one class, as in the development kit
 
 
-def read_voc(folder: Path, split: str) -> ParsedSplit:
+@dataclass(frozen=True)
+class Listed:
+    """An image of a split.  name: path of its annotation file without `.xml`;  where: what lists it, with the line."""
+
+    name: str
+    where: str
+
+
+@dataclass(frozen=True)
+class VOCFiles:
+    """Where the files of a data set are.
+
+    annotations: the folder that the names of annotation files are relative to;  listed: the images of each split;
+    images: the image files that belong to a name, or that have a name as their stem;  images_are_in: for messages.
+    """
+
+    annotations: Path
+    listed: Mapping[str, Sequence[Listed]]
+    images: Mapping[str, Sequence[Path]]
+    images_are_in: Path
+
+    def document(self, name: str) -> Path:
+        """The annotation file with this name; its extension may be in upper case."""
+        lower, upper = self.annotations / f"{name}.xml", self.annotations / f"{name}.XML"
+        return upper if is_file(upper) and not is_file(lower) else lower
+
+
+def read_voc(files: VOCFiles, split: str) -> ParsedSplit:
     """Reads the annotations of a split.
 
     The classes are the names found in all splits together, in alphabetical order, so that all splits number them in
     the same way.
 
-    Raises FileNotFoundError, listing the splits found, if `split` does not exist; ValueError if its list is empty or
-    not text in UTF-8.
+    Raises ValueError if no object has a class name.
     """
-    splits = voc_splits(folder)
-    if split not in splits:
-        found = ", ".join(splits) or "none"
-        raise FileNotFoundError(
-            f"{folder / 'ImageSets' / 'Main' / f'{split}.txt'} does not exist; voc:DIR needs JPEGImages, "
-            f"Annotations and ImageSets/Main/<split>.txt (splits found: {found})"
-        )
-    listed = {name: _listed(folder, name) for name in splits}
-    if not listed[split]:
-        raise ValueError(f"{_list_file(folder, split)} lists no images; write one name per line")
-    stems = {entry.name for entries in listed.values() for entry in entries if not leads_outside(entry.name)}
-    documents = {stem: read_document(folder, stem) for stem in sorted(stems)}
+    stems = {entry.name for entries in files.listed.values() for entry in entries if not leads_outside(entry.name)}
+    documents = {stem: read_document(files.document(stem)) for stem in sorted(stems)}
     names = {found.name for document in documents.values() for found in document.objects if found.name}
     labels = tuple(sorted(names))
     if not labels:
-        raise ValueError(f"{folder / 'Annotations'}: no object of any split has a class name; annotate some images")
-    return _parse(folder, split, listed[split], documents, labels)
-
-
-def voc_splits(folder: Path) -> list[str]:
-    """The splits of a folder, in alphabetical order.
-
-    A file `<class>_<split>.txt` says which images show a class. It is not a split.
-    """
-    files = {file.stem: file for file in sorted((folder / "ImageSets" / "Main").glob("*.txt"))}
-
-    def is_of_one_class(stem: str) -> bool:
-        return any(stem.endswith(f"_{other}") for other in files) and _has_flags(files[stem])
-
-    return [stem for stem in files if not is_of_one_class(stem)]
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """One line of a split's list.  where: file and line."""
-
-    name: str
-    where: str
+        raise ValueError(f"{files.annotations}: no object of any split has a class name; annotate some images")
+    return _parse(files, split, documents, labels)
 
 
 @dataclass(frozen=True)
@@ -100,43 +94,8 @@ class _Document:
     objects: tuple[_Object, ...] = ()
 
 
-def _list_file(folder: Path, split: str) -> Path:
-    return folder / "ImageSets" / "Main" / f"{split}.txt"
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a list of names in UTF-8 ({error.reason}); save it as UTF-8 text") from error
-
-
-def _has_flags(file: Path) -> bool:
-    return all(NAME_AND_FLAG.fullmatch(line) for line in _lines(file) if line)
-
-
-def _listed(folder: Path, split: str) -> list[_Listed]:
-    """The names in a split's list.
-
-    A second column and an image's extension are removed unless there is an annotation file with the longer name.
-    """
-    file = _list_file(folder, split)
-    entries = []
-    for number, line in enumerate(_lines(file), 1):
-        if not line:
-            continue
-        column = NAME_AND_FLAG.fullmatch(line)
-        candidates = [line, *([column[1]] if column else [])]
-        candidates += [PurePosixPath(name).stem for name in candidates]
-        existing = [name for name in candidates if is_file(folder / "Annotations" / f"{name}.xml")]
-        name = existing[0] if existing else column[1] if column else line
-        entries.append(_Listed(line if leads_outside(line) else name, f"{file}:{number}"))
-    return entries
-
-
-def read_document(folder: Path, name: str) -> _Document:
+def read_document(file: Path) -> _Document:
     """Reads one XML file without resolving entities or fetching anything, because the file may be hostile."""
-    file = folder / "Annotations" / f"{name}.xml"
     if not is_file(file):
         remedy = "add it (without <object> if the image shows no object) or remove the name from the list"
         return _Document(file, Fault("missing annotation", str(file), "the file does not exist", remedy))
@@ -197,14 +156,11 @@ def _object(element: etree._Element) -> _Object:
     return _Object(line, name, (corners[0], corners[1], corners[2], corners[3]), difficult == "1")
 
 
-def _parse(
-    folder: Path, split: str, listed: list[_Listed], documents: dict[str, _Document], labels: tuple[str, ...]
-) -> ParsedSplit:
+def _parse(files: VOCFiles, split: str, documents: dict[str, _Document], labels: tuple[str, ...]) -> ParsedSplit:
     faults: list[Fault] = []
     images: list[AnnotatedImage] = []
-    files = _images_by_stem(folder)
     first_where: dict[str, str] = {}
-    for entry in listed:
+    for entry in files.listed[split]:
         if leads_outside(entry.name):
             what = f"{short(entry.name)} points outside the folder"
             faults.append(Fault("name outside the folder", entry.where, what, "list names of files in the folder"))
@@ -213,33 +169,24 @@ def _parse(
             faults.append(Fault("image listed twice", entry.where, what, "remove one of the two"))
         elif (fault := documents[entry.name].fault) is not None:
             faults.append(fault)
-        elif image := _image(folder, entry, documents[entry.name], files, faults):
+        elif image := _image(files, entry, documents[entry.name], faults):
             images.append(image)
             _add_objects(image, documents[entry.name], labels, faults)
-    return ParsedSplit(f"voc:{folder}", split, labels, images, faults)
+    return ParsedSplit(f"voc:{files.annotations.parent}", split, labels, images, faults)
 
 
-def _images_by_stem(folder: Path) -> dict[str, list[Path]]:
-    files: dict[str, list[Path]] = {}
-    for file in sorted((folder / "JPEGImages").glob("*")):
-        files.setdefault(file.stem, []).append(file)
-    return files
-
-
-def _image(
-    folder: Path, entry: _Listed, document: _Document, files: dict[str, list[Path]], faults: list[Fault]
-) -> AnnotatedImage | None:
+def _image(files: VOCFiles, entry: Listed, document: _Document, faults: list[Fault]) -> AnnotatedImage | None:
     """The image of an annotation file: the one with the same name, else the one that its <filename> names.
 
     If there is no such image, returns None and adds the reason to `faults`.
     """
     where = f"{document.file}:{document.size_line}"
     stated = PurePosixPath(document.filename.replace("\\", "/")).name  # some tools write a whole path
-    candidates = files.get(entry.name) or [
-        file for file in files.get(PurePosixPath(stated).stem, []) if file.name == stated
+    candidates = files.images.get(entry.name) or [
+        file for file in files.images.get(PurePosixPath(stated).stem, []) if file.name == stated
     ]
     if not candidates:
-        what = f"no image {entry.name}.* in {folder / 'JPEGImages'}" + (f", nor {short(stated)}" if stated else "")
+        what = f"no image {entry.name}.* in {files.images_are_in}" + (f", nor {short(stated)}" if stated else "")
         faults.append(Fault("missing image", str(document.file), what, f"add it or remove {entry.name} from the list"))
         return None
     path = next((file for file in candidates if file.name == stated), candidates[0])

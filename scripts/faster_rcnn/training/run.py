@@ -16,7 +16,7 @@ import torchvision
 
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.loader import Share
-from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.data.sources import open_dataset, share_to_hold_out
 from faster_rcnn.data.white import find_white
 from faster_rcnn.detector.checkpoint import NAME, read_checkpoint
 from faster_rcnn.detector.config import DetectorConfig
@@ -56,6 +56,7 @@ class RunRecord:
     data: str = "shapes"
     train_split: str = "train"
     val_split: str = "val"
+    val_share: float | None = None  # held out for validation where the data has no split for it
     skip_bad_boxes: bool = False
     backbone: str = "compact"
     weights: str = NAME_OF_NO_WEIGHTS
@@ -148,7 +149,9 @@ def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, devic
     _check_buildable(user_options, backbone, weights)
     schedule = user_options.get("schedule", "joint")
     train_split, skip_bad_boxes = user_options.get("train_split", "train"), user_options.get("skip_bad_boxes", False)
-    training = open_dataset(data, train_split, skip_bad_boxes=skip_bad_boxes)
+    val_split = user_options.get("val_split", "val")
+    val_share = share_to_hold_out(data, train_split, val_split, user_options.get("val_share"))
+    training = open_dataset(data, train_split, skip_bad_boxes=skip_bad_boxes, val_share=val_share)
     options = complete_options(user_options, backbone, weights, data, len(training))
     user_options = {"white": _white_of(training), **user_options}
     _check_batch(options, len(training))
@@ -156,7 +159,8 @@ def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, devic
         command=command,
         data=data,
         train_split=train_split,
-        val_split=user_options.get("val_split", "val"),
+        val_split=val_split,
+        val_share=val_share,
         skip_bad_boxes=skip_bad_boxes,
         backbone=backbone,
         weights=weights,

@@ -26,7 +26,7 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
     split has no objects, or if the annotations have changed since the run began.
     """
     training, validation = (
-        open_dataset(record.data, split, skip_bad_boxes=record.skip_bad_boxes)
+        open_dataset(record.data, split, skip_bad_boxes=record.skip_bad_boxes, val_share=record.val_share)
         for split in (record.train_split, record.val_split)
     )
     for dataset in (training, validation):

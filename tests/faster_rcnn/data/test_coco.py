@@ -183,7 +183,7 @@ def test_a_faulty_annotation_is_reported_with_its_line(tmp_path: Path, change: d
 def test_faulty_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown kind"):
         open_dataset("imagenet", "val")
-    with pytest.raises(FileNotFoundError, match=r"splits found: none"):
+    with pytest.raises(FileNotFoundError, match=r"layout is not known\. Found: no files\. .*annotations/<split>.json"):
         open_dataset(f"coco:{tmp_path}", "val")
     write(tmp_path, [])
     with pytest.raises(FileNotFoundError, match=r"splits found: val"):
