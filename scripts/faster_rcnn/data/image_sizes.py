@@ -35,6 +35,8 @@ def upright_size(file: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(file, formats=formats.accepted()) as image:
+            if image.format == "TIFF":  # Pillow turns its size already
+                return image.size
             # A PNG that has no EXIF data before its pixels would be decoded to look for some after them.
             known = image.format != "PNG" or any("exif" in str(name) for name in image.info)
             return swapped(image.size, _orientation(image) if known or _ends_with_exif(file) else 1)
