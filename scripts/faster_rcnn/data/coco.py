@@ -12,10 +12,10 @@ from faster_rcnn.data.annotations import (
     AnnotatedImage,
     Annotation,
     ParsedSplit,
-    is_file,
     leads_outside,
 )
 from faster_rcnn.data.faults import Fault
+from faster_rcnn.data.file_names import FileNames
 from faster_rcnn.data.json_lists import JSONList, decode_members
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -65,13 +65,13 @@ def read_coco(folder: Path, split: str) -> ParsedSplit:
     label_of = {category.id: label for label, category in enumerate(categories)}
     images: dict[Identity, AnnotatedImage] = {}
     left_out: set[Identity] = set()
+    files = FileNames()
     for image, where in _records(_Image, "image", file, lists["images"], faults, left_out):
-        if fault := _image_fault(folder, split, image, where, images):
-            faults.append(fault)
+        path = _image_file(folder, split, image, where, images, files)
+        if isinstance(path, Fault):
+            faults.append(path)
             left_out.add(image.id)
             continue
-        path = _image_file(folder, split, image.file_name)
-        assert path is not None  # `_image_fault` has checked that the file exists
         images[image.id] = AnnotatedImage(image.file_name, path, int(image.height), int(image.width), where)
     for found, where in _records(_Object, "annotation", file, lists["annotations"], faults):
         if fault := _object_fault(found, where, images, left_out, label_of):
@@ -171,20 +171,22 @@ def _categories(file: Path, elements: JSONList, faults: list[Fault]) -> list[_Ca
     return sorted(categories.values(), key=lambda category: (isinstance(category.id, str), category.id))
 
 
-def _image_fault(
-    folder: Path, split: str, image: _Image, where: str, images: dict[Identity, AnnotatedImage]
-) -> Fault | None:
+def _image_file(
+    folder: Path, split: str, image: _Image, where: str, images: dict[Identity, AnnotatedImage], files: FileNames
+) -> Path | Fault:
+    """The file of an image, or the fault of an image that cannot be used.  images: those before it."""
     if image.id in images:
         what = f"image {image.id!r} is already listed at {images[image.id].where}"
         return Fault("image listed twice", where, what, "give each image its own id")
     if leads_outside(image.file_name):
         what = f"image {image.id!r} names {short(image.file_name)}, which points outside the folder"
         return Fault("name outside the folder", where, what, "name a file in the folder")
-    if _image_file(folder, split, image.file_name) is None:
-        places = ", ".join(map(str, _image_places(folder, split, image.file_name)))
-        what = f"image file {image.file_name} not found; these were tried: {places}"
-        return Fault("missing image", where, what, "add it or remove it from the list")
-    return None
+    places = _image_places(folder, split, image.file_name)
+    for place in places:
+        if place in files:
+            return place
+    what = f"image file {image.file_name} not found; these were tried: {', '.join(map(str, places))}"
+    return Fault("missing image", where, what, "add it or remove it from the list")
 
 
 def _object_fault(
@@ -220,7 +222,3 @@ def _annotation(found: _Object, where: str, label: int) -> Annotation:
 def _image_places(folder: Path, split: str, name: str) -> list[Path]:
     name = name.replace("\\", "/")  # tools on Windows separate folders with backslashes
     return [folder / name, folder / "images" / name, folder / split / name, folder / "images" / split / name]
-
-
-def _image_file(folder: Path, split: str, name: str) -> Path | None:
-    return next((place for place in _image_places(folder, split, name) if is_file(place)), None)

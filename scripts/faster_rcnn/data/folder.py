@@ -128,6 +128,7 @@ class FolderDataset:
             kept, faults = check_boxes(image, self.skip_bad_boxes)
             self.faults += faults
             self._entries.append(_entry(image, kept))
+            image.annotations.clear()  # a million of them need much memory
 
 
 def _entry(image: AnnotatedImage, objects: list[CheckedObject]) -> _Entry:
