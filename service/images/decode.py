@@ -13,6 +13,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -116,6 +117,31 @@ def damage(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, ...]:
         if integrity.can_be_scaled(data, image):
             image.draft(None, (1, 1))  # damage shows at any scale
         return integrity.load(_on_screen(image), data)[1]
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image) from error
+
+
+class Stored(NamedTuple):
+    """What a file says of its image.  width, height: before turning;  orientation: 1 to 8, as in EXIF."""
+
+    format: str
+    width: int
+    height: int
+    orientation: int
+
+
+def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Stored:
+    """What the file in `data` says of its image. Decodes pixels only of a PNG, whose EXIF data may follow them.
+
+    Raises what `decode` raises.
+    """
+    image = _open(data, max_pixels)
+    try:
+        if image.format == "PNG":
+            image.load()
+        return Stored(image.format or "", *image.size, _orientation(image))
     except MemoryError:
         raise
     except Exception as error:

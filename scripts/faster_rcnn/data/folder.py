@@ -13,6 +13,7 @@ from faster_rcnn.data.annotations import AnnotatedImage, ParsedSplit
 from faster_rcnn.data.box_checks import CheckedObject, check_boxes
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.faults import Fault
+from faster_rcnn.data.image_facts import ImageFacts
 from service.images.decode import ImageError, upright
 
 
@@ -48,6 +49,7 @@ class FolderDataset:
         self.labels = parsed.labels
         self.skip_bad_boxes = skip_bad_boxes
         self.faults = [*parsed.faults, *class_name_faults(parsed)]
+        self.facts: list[ImageFacts] = []  # of each image in order, once `check_images` has decoded them
         self._entries: list[_Entry] = []
         self._add(parsed.images)
 
@@ -96,22 +98,34 @@ class FolderDataset:
 
     def decode(self, index: int, data: bytes) -> np.ndarray | Fault:
         """Decodes the bytes of image `index` to uint8 [H, W, 3], or returns the fault if that is not possible."""
-        entry = self._entries[index]
         try:
             pixels = np.asarray(upright(data))
         except ImageError as error:
-            what = f"{entry.name} cannot be read: {error.fault}"
+            fault = self.fault_of(index, error.fault, (0, 0))
+            assert fault is not None
+            return fault
+        return self.fault_of(index, "", pixels.shape[:2]) or pixels
+
+    def fault_of(self, index: int, why: str, size: tuple[int, ...]) -> Fault | None:
+        """The fault of image `index` that prevents training on it, if there is one.
+
+        why: why its file cannot be decoded, or "";  size: height and width of the upright image in the file.
+        """
+        entry = self._entries[index]
+        if why:
+            what = f"{entry.name} cannot be read: {why}"
             return Fault("unreadable image", entry.where, what, "replace it or remove it from the list")
-        if pixels.shape[:2] != entry.size:
-            (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
-            what = f"{entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}"
-            remedy = "correct the listed size, and the boxes if they were drawn at that size"
-            if (height, width) == (listed_width, listed_height):
-                remedy = (
-                    "its EXIF orientation rotates it: save it upright, or swap the listed sides and rotate the boxes"
-                )
-            return Fault("image of another size", entry.where, what, remedy)
-        return pixels
+        if size == entry.size:
+            return None
+        (height, width), (listed_height, listed_width) = size, entry.size
+        what = f"{entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}"
+        remedy = "correct the listed size, and the boxes if they were drawn at that size"
+        if (height, width) == (listed_width, listed_height):
+            remedy = (
+                "its EXIF orientation rotates it; if its boxes were drawn on the image as it is stored, "
+                "add --exif-boxes stored, or else swap the listed sides"
+            )
+        return Fault("image of another size", entry.where, what, remedy)
 
     def remove(self, indices: Iterable[int]) -> None:
         """Removes images, which changes the indices of the images after them."""
