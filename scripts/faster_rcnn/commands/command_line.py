@@ -143,6 +143,15 @@ def add_skip_bad_boxes(group: Any, default: str = "") -> None:
     )
 
 
+def add_exif_boxes(group: Any, default: str = "") -> None:
+    group.add_argument(
+        "--exif-boxes",
+        choices=("upright", "stored"),
+        help="where an image's EXIF orientation turns it and no size tells: boxes were drawn on the upright image, or "
+        f"on the stored one and are turned with it (default: upright, with a warning{default})",
+    )
+
+
 def add_workers(group: Any, default: int) -> None:
     group.add_argument(
         "--workers", type=positive, default=default, metavar="N", help="threads or processes that read images "

@@ -19,6 +19,7 @@ from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
     add_device,
+    add_exif_boxes,
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
@@ -75,6 +76,7 @@ def build_parser() -> Parser:
         "--show", type=int, default=50, metavar="N", help="number of images drawn in the report (default: 50)"
     )
     add_skip_bad_boxes(more, " (default: as in RUN)")
+    add_exif_boxes(more, "; as in RUN")
     add_seed(more)
     add_workers(more, os.cpu_count() or 1)
     return parser
@@ -92,7 +94,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
     check_writable(out)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
-    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers)
+    exif_boxes = arguments.exif_boxes or record.exif_boxes
+    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers, exif_boxes)
     if arguments.limit_images is not None:
         dataset = Subset(dataset, arguments.limit_images)
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}

@@ -19,6 +19,7 @@ import numpy as np
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
+    add_exif_boxes,
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
@@ -87,6 +88,7 @@ def build_parser() -> Parser:
     )
     add_limit_images(measured)
     add_skip_bad_boxes(measured, " (default: as in RUN)")
+    add_exif_boxes(measured, "; as in RUN")
     add_seed(measured)
     measured.add_argument(
         "--no-example",
@@ -142,8 +144,8 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         )
     detector = build_detector(state).eval()
     record = read_record(arguments.run)
-    skip = arguments.skip_bad_boxes or record.skip_bad_boxes
-    test, measured_on = open_test(arguments, arguments.data or record.data, record.val_split, skip)
+    skip, exif_boxes = arguments.skip_bad_boxes or record.skip_bad_boxes, arguments.exif_boxes or record.exif_boxes
+    test, measured_on = open_test(arguments, arguments.data or record.data, record.val_split, skip, exif_boxes)
     check_labels(test, detector.config.labels, str(arguments.run))
     return publish(
         detector,
@@ -168,7 +170,7 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
     assert labels is not None
     measurement = None
     if arguments.data:
-        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes)
+        test, measured_on = open_test(arguments, arguments.data, "val", arguments.skip_bad_boxes, arguments.exif_boxes)
         test = renumber(test, labels, arguments.torchvision)
         measurement = Measurement(test, measured_on, arguments.limit_images, example=not arguments.no_example)
     if trained.remark:
@@ -203,13 +205,15 @@ def read_torchvision(arguments: argparse.Namespace) -> Trained:
     )
 
 
-def open_test(arguments: argparse.Namespace, data: str, own: str, skip: bool) -> tuple[Dataset, str]:
+def open_test(
+    arguments: argparse.Namespace, data: str, own: str, skip: bool, exif_boxes: str | None
+) -> tuple[Dataset, str]:
     """The data that the graph is measured on, and its name in the card.
 
     own: the split to use if there is no test split.
     """
     split = arguments.split or ("test" if "test" in splits_of(data) else own)
-    test = open_checked(data, split, arguments.seed, skip)
+    test = open_checked(data, split, arguments.seed, skip, exif_boxes=exif_boxes)
     return test, f"{data}/{split}" + (f", seed {arguments.seed}" if arguments.seed else "")
 
 

@@ -18,6 +18,7 @@ from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
     add_device,
+    add_exif_boxes,
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
@@ -62,6 +63,7 @@ def build_parser() -> Parser:
         "--cache", type=Path, metavar="DIR", help="cache folder of Selective Search (default: in ~/.cache)"
     )
     add_skip_bad_boxes(more)
+    add_exif_boxes(more)
     add_seed(more)
     return parser
 
@@ -75,7 +77,9 @@ def propose(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {out} must end in .npz, so that other commands recognise the file; rename it")
     check_source(source)
     check_writable(out.parent)
-    dataset = open_checked(data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers)
+    dataset = open_checked(
+        data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers, arguments.exif_boxes
+    )
     if arguments.limit_images is not None:
         dataset = Subset(dataset, arguments.limit_images)
     out.parent.mkdir(parents=True, exist_ok=True)

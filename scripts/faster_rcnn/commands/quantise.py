@@ -14,6 +14,7 @@ from pathlib import Path
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
+    add_exif_boxes,
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
@@ -47,6 +48,7 @@ def build_parser() -> Parser:
     )
     add_limit_images(parser)
     add_skip_bad_boxes(parser)
+    add_exif_boxes(parser)
     add_seed(parser)
     return parser
 
@@ -59,12 +61,12 @@ def quantise(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.model} is not a published model; name <store>/<name>/<version>")
     check_writable(source.parent)
     split = arguments.split or ("test" if "test" in splits_of(data) else "val")
-    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes)
+    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes, exif_boxes=arguments.exif_boxes)
     check_labels(test, tuple(json.loads((source / "model.json").read_text())["labels"]), str(arguments.model))
     folder = publish_int8(
         source,
         next_version(source.parent.parent, source.parent.name) if arguments.version is None else arguments.version,
-        open_dataset(data, "train", arguments.seed, arguments.skip_bad_boxes),
+        open_dataset(data, "train", arguments.seed, arguments.skip_bad_boxes, arguments.exif_boxes),
         test,
         f"{data}/{split}",
         arguments.limit_images,

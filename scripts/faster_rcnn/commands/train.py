@@ -26,6 +26,7 @@ from faster_rcnn.commands.command_line import (
     above_zero,
     add_data,
     add_device,
+    add_exif_boxes,
     check_sizes,
     check_writable,
     data_source,
@@ -156,6 +157,7 @@ def _add_data(group: Any) -> None:
         default=None,
         help="leave out images and boxes that `faster-rcnn check` reports as errors",
     )
+    add_exif_boxes(group)
     group.add_argument(
         "--with-difficult",
         action="store_true",

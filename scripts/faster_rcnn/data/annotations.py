@@ -30,7 +30,8 @@ class Annotation:
 class AnnotatedImage:
     """One image as an annotation file describes it.
 
-    height, width: size of the upright image;  where: file and line that state it.
+    height, width: size of the upright image;  where: file and line that state it;
+    size_from_file: whether the image's file gave the size, because the annotations do not state it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class AnnotatedImage:
     width: int
     where: str
     annotations: list[Annotation] = field(default_factory=list)
+    size_from_file: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from faster_rcnn.data.faults import Fault
 # Pixels by which a box may cross the border: one for tools that count pixels from 0 where the format counts from 1, and
 # one for rounding. Such a box is clipped. If it extends further, it was drawn on another image or at another size.
 TOLERANCE = 2.0
+FAR = 1e9  # pixels; a coordinate beyond it is as wrong as this one, which float32 can hold
 MIN_SIDE = 0.1  # pixels; a shorter side could vanish in float32 when a large image is resized
 NEAR_DUPLICATE = 0.8  # IoU; two boxes of a class that overlap more are nearly always one object annotated twice
 FEW = 64  # boxes of an image up to which comparing each with each is faster than looking for its neighbours
@@ -25,7 +26,9 @@ def check_boxes(image: AnnotatedImage, drop_near_duplicates: bool) -> tuple[list
     """Returns the objects of an image that can be trained on, and the faults of all its objects."""
     if not image.annotations:
         return [], []
-    boxes = np.array([annotation.box for annotation in image.annotations], np.float64)
+    # Training uses float32. Rounding first means that a box that passes here passes again when it was written and read.
+    written = np.array([annotation.box for annotation in image.annotations], np.float64)
+    boxes = written.clip(-FAR, FAR).astype(np.float32).astype(np.float64)
     clipped = boxes.clip(0, [image.width, image.height] * 2)
     has_no_area = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) < MIN_SIDE
     is_outside = (clipped[:, 2:] - clipped[:, :2]).min(axis=1) < MIN_SIDE

@@ -46,6 +46,7 @@ class _Object(_Record):
     bbox: Annotated[list[Number], Field(min_length=4, max_length=4)]
     area: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
     iscrowd: Literal[0, 1] | None = None
+    difficult: Literal[0, 1] | None = None  # not COCO's: `faster-rcnn check --write` keeps VOC's flag so
 
 
 Kind = TypeVar("Kind", bound=_Record)
@@ -215,6 +216,7 @@ def _annotation(found: _Object, where: str, label: int) -> Annotation:
         box=(x, y, x + width, y + height),
         label=label,
         crowd=bool(found.iscrowd),
+        difficult=bool(found.difficult),
         area=found.area,
     )
 

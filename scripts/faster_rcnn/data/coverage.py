@@ -23,6 +23,7 @@ SAMPLES = 200  # images drawn to examine a generated data set, whose objects are
 ENOUGH = 0.9  # share of a class's objects with an IoU above 0.5; if it is lower, other scales are suggested
 # Factors on the image size that are tried; the cost of inference grows with their square.
 ENLARGEMENTS = (1.0, 1.5, 2.0)
+AT_A_TIME = 20_000  # objects; a comparison with all anchor shapes needs about 1 kB for each
 OCTAVES = 2.0 ** np.arange(3, 11)  # borders between the size groups of a report, 8 to 1024 pixels
 
 
@@ -228,6 +229,14 @@ def best_overlaps(boxes: np.ndarray, sizes: np.ndarray, config: DetectorConfig, 
     overlap never grows as the centres move apart. So each box is compared with k anchors instead of those of all
     locations.
     """
+    best = [np.zeros(0)]
+    for first in range(0, len(boxes), AT_A_TIME):
+        part = slice(first, first + AT_A_TIME)
+        best.append(_best_overlaps(boxes[part], sizes[part], config, strides))
+    return np.concatenate(best)
+
+
+def _best_overlaps(boxes: np.ndarray, sizes: np.ndarray, config: DetectorConfig, strides: Sequence[int]) -> np.ndarray:
     shapes, shape_strides = _shapes(config, strides)
     overlap = np.ones((len(boxes), len(shapes)))
     for axis in (0, 1):

@@ -16,6 +16,7 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.faults import Fault, refuse
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.image_facts import ImageFacts, examine
+from faster_rcnn.data.orientation import NOT_CONFIRMED, TURNED, not_confirmed
 from faster_rcnn.data.remembered import Remembered, open_remembered
 from faster_rcnn.data.sources import open_dataset
 from service.images.integrity import WARNINGS
@@ -25,15 +26,23 @@ FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the 
 
 
 def open_checked(
-    source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False, workers: int = os.cpu_count() or 1
+    source: str,
+    split: str,
+    seed: int = 0,
+    skip_bad_boxes: bool = False,
+    workers: int = os.cpu_count() or 1,
+    exif_boxes: str | None = None,
 ) -> Dataset:
     """Opens a data set like `open_dataset`, then decodes every image once in `workers` threads.
 
     With `skip_bad_boxes` the images that cannot be read are left out, as in training. Without it, ValueError is raised,
-    listing the first of them. The errors of `open_dataset` are raised too.
+    listing the first of them. The errors of `open_dataset` are raised too. Says if boxes may be turned otherwise than
+    their images.
     """
-    dataset = open_dataset(source, split, seed, skip_bad_boxes)
-    check_before_training([dataset], workers)
+    dataset = open_dataset(source, split, seed, skip_bad_boxes, exif_boxes)
+    for fault in check_before_training([dataset], workers):
+        if fault.kind in (NOT_CONFIRMED, TURNED):
+            print(fault, file=sys.stderr)
     return dataset
 
 
@@ -87,7 +96,20 @@ def check_images(
     faults = [fault for result in results for fault in result.faults]
     faults += _duplicates(dataset, results, {} if first_files is None else first_files)
     dataset.remove(index for index, result in enumerate(results) if not result.readable)
+    if dataset.exif_boxes is None:
+        faults += not_confirmed(_doubtful(dataset), len(dataset), dataset.source)
     return faults
+
+
+def _doubtful(dataset: FolderDataset) -> list[str]:
+    """The names of images that are turned, have boxes, and no size that tells what these were drawn on."""
+    return [
+        dataset.name(index)
+        for index, facts in enumerate(dataset.facts)
+        if facts.orientation != 1
+        and not (dataset.has_own_size(index) and facts.orientation >= 5 and facts.width != facts.height)
+        and dataset.has_boxes(index)
+    ]
 
 
 @dataclass(frozen=True)

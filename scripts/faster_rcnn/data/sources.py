@@ -24,7 +24,9 @@ def check_labels(dataset: Dataset, labels: tuple[str, ...], detector: str) -> No
         )
 
 
-def open_dataset(source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False) -> Dataset:
+def open_dataset(
+    source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False, exif_boxes: str | None = None
+) -> Dataset:
     """Opens a split of a data set.
 
     source: `shapes` (generated from `seed` as it is read), `coco:DIR` (a folder with `annotations/<split>.json`) or
@@ -32,21 +34,22 @@ def open_dataset(source: str, split: str, seed: int = 0, skip_bad_boxes: bool = 
 
     Raises ValueError for an unknown kind of source, and for faulty annotations; the message lists the first faults.
     With `skip_bad_boxes`, faulty boxes and images are left out instead. Raises FileNotFoundError if files are missing.
+    exif_boxes: see `FolderDataset`.
     """
     if source == "shapes":
         return Shapes(split, seed=seed)
-    dataset = open_folder(source, split, skip_bad_boxes)
+    dataset = open_folder(source, split, skip_bad_boxes, exif_boxes)
     refuse(dataset.faults, source, skip_bad_boxes)
     if not len(dataset):
         raise ValueError(f"{source}: split {split} has no image that can be used; add images")
     return dataset
 
 
-def open_folder(source: str, split: str, skip_bad_boxes: bool = False) -> FolderDataset:
+def open_folder(source: str, split: str, skip_bad_boxes: bool = False, exif_boxes: str | None = None) -> FolderDataset:
     """Opens a split of a folder even if it has faults, which `faults` lists; faulty images and boxes are left out."""
     kind, folder = _folder(source)
     read, _ = READERS[kind]
-    return FolderDataset(read(folder, split), skip_bad_boxes)
+    return FolderDataset(read(folder, split), skip_bad_boxes, exif_boxes)
 
 
 def splits_of(source: str) -> list[str]:

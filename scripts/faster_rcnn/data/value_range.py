@@ -42,7 +42,9 @@ def report(ranges: Iterable[ValueRange | None], images: int) -> str | None:
     if not largest:
         return None
     bits = max(1, max(largest).bit_length())
-    text = f"{len(largest)} of {images} images have 16 bits; the largest value is {max(largest)}, which needs {bits} bits"
+    text = (
+        f"{len(largest)} of {images} images have 16 bits; the largest value is {max(largest)}, which needs {bits} bits"
+    )
     if bits < 16:
         text = (
             f"warning: {text}. A program that takes 65535 for white sees these images nearly black; "

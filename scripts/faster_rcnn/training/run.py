@@ -55,6 +55,7 @@ class RunRecord:
     train_split: str = "train"
     val_split: str = "val"
     skip_bad_boxes: bool = False
+    exif_boxes: str | None = None  # one of orientation.EXIF_BOXES, if the user chose one
     backbone: str = "compact"
     weights: str = NAME_OF_NO_WEIGHTS
     schedule: str = "joint"  # one of SCHEDULE_NAMES
@@ -146,7 +147,8 @@ def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, devic
     _check_buildable(user_options, backbone, weights)
     schedule = user_options.get("schedule", "joint")
     train_split, skip_bad_boxes = user_options.get("train_split", "train"), user_options.get("skip_bad_boxes", False)
-    training = open_dataset(data, train_split, skip_bad_boxes=skip_bad_boxes)
+    exif_boxes = user_options.get("exif_boxes")
+    training = open_dataset(data, train_split, skip_bad_boxes=skip_bad_boxes, exif_boxes=exif_boxes)
     options = complete_options(user_options, backbone, weights, data, len(training))
     _check_batch(options, len(training))
     record = RunRecord(
@@ -155,6 +157,7 @@ def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, devic
         train_split=train_split,
         val_split=user_options.get("val_split", "val"),
         skip_bad_boxes=skip_bad_boxes,
+        exif_boxes=exif_boxes,
         backbone=backbone,
         weights=weights,
         schedule=schedule,

@@ -25,7 +25,7 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
     split has no objects, or if the annotations have changed since the run began.
     """
     training, validation = (
-        open_dataset(record.data, split, skip_bad_boxes=record.skip_bad_boxes)
+        open_dataset(record.data, split, skip_bad_boxes=record.skip_bad_boxes, exif_boxes=record.exif_boxes)
         for split in (record.train_split, record.val_split)
     )
     check_labels(training, record.detector_config.labels, "the run")
