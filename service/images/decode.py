@@ -13,6 +13,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -168,6 +169,31 @@ def _stored(
         return image, ()
     pixels = deep.pixels(image, white)
     return image if pixels.keeps_high_bytes else pixels, pixels.warnings()
+
+
+class Stored(NamedTuple):
+    """What a file says of its image.  width, height: before turning;  orientation: 1 to 8, as in EXIF."""
+
+    format: str
+    width: int
+    height: int
+    orientation: int
+
+
+def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Stored:
+    """What the file in `data` says of its image. Decodes pixels only of a PNG, whose EXIF data may follow them.
+
+    Raises what `decode` raises.
+    """
+    image = _open(data, max_pixels)
+    try:
+        if image.format == "PNG":
+            image.load()
+        return Stored(image.format or "", *image.size, _orientation(image))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _broken(image.format) from error
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -2,24 +2,24 @@
 
 faster-rcnn check --data voc:images
 faster-rcnn check --data coco:images --split train --backbone vgg16 --anchor-scales 64 128 256
+faster-rcnn check --data voc:images --write coco:clean
 
 Names the file and line of each fault, then describes the data and how well the anchors of a detector cover it. Ends
-with an error if training could not start.
+with an error if training could not start. A check that is interrupted continues where it stopped: what decoding found
+is remembered in ~/.cache/faster-rcnn (FASTER_RCNN_CACHE names another folder).
 """
 
 import argparse
 import os
-from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from faster_rcnn.commands.command_line import (
     Parser,
     above_zero,
     add_data,
+    add_exif_boxes,
     add_skip_bad_boxes,
     add_val_share,
     add_workers,
@@ -28,20 +28,21 @@ from faster_rcnn.commands.command_line import (
     positive,
     run_command,
 )
-from faster_rcnn.data.coverage import anchor_coverage
+from faster_rcnn.data.coco_writer import CocoWriter
 from faster_rcnn.data.decode_check import FirstFiles, check_images, summary
+from faster_rcnn.data.description import describe, objects_per_image
 from faster_rcnn.data.faults import Fault, stopping
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.sources import open_folder, splits_of
-from faster_rcnn.detector.backbones import BACKBONES
-from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.training.options import configure
+
+# torch is imported once the annotations are read, so that the memory that reading them takes is free again.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`faster-rcnn check`. Returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    return run_command("faster-rcnn check", lambda: check(arguments))
+    interrupted = "interrupted; the same command continues"
+    return run_command("faster-rcnn check", lambda: check(arguments), interrupted=interrupted)
 
 
 def build_parser() -> Parser:
@@ -49,15 +50,19 @@ def build_parser() -> Parser:
     add_data(parser)
     parser.add_argument("--split", help="split to check (default: every split in the data)")
     add_val_share(parser)
+    parser.add_argument(
+        "--write",
+        type=_coco_folder,
+        metavar="coco:DIR",
+        help="write the data without its faults to a new folder: sizes, boxes and names are corrected, and what "
+        "--skip-bad-boxes leaves out is missing; images are linked where possible, else copied",
+    )
+    parser.add_argument("--no-decode", action="store_true", help="read the annotations only")
     add_skip_bad_boxes(parser, ", as training with the same option does")
+    add_exif_boxes(parser)
     add_workers(parser, os.cpu_count() or 1)
     detector = parser.add_argument_group("the detector whose anchors are compared with the objects")
-    detector.add_argument(
-        "--backbone",
-        choices=sorted(BACKBONES),
-        default="compact",
-        help="backbone of the detector (default: %(default)s)",
-    )
+    detector.add_argument("--backbone", metavar="NAME", help="backbone of the detector (default: compact)")
     detector.add_argument(
         "--min-size",
         type=positive,
@@ -92,72 +97,110 @@ def build_parser() -> Parser:
     return parser
 
 
+def _coco_folder(text: str) -> Path:
+    kind, _, folder = text.partition(":")
+    if kind != "coco" or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r} is not coco:DIR")
+    return Path(folder)
+
+
 def check(arguments: argparse.Namespace) -> None:
     """Prints the faults of the data and a description of it. Raises ValueError if training could not start."""
     data = data_source(arguments.data)
     if data == "shapes":
         print("generated images are drawn exactly as they are annotated; there is nothing to check")
         return
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    check_sizes(given)
-    with torch.device("meta"):  # refuse a detector that cannot be built before reading the images
-        strides = FasterRCNN(configure(given, arguments.backbone, ("object",))).backbone.strides
-    share = arguments.val_share
-    splits = [arguments.split] if arguments.split else splits_of(data, share)
+    if arguments.write and arguments.no_decode:
+        raise ValueError("--write writes only images that can be decoded; leave out --no-decode")
+    detector = _detector_options(arguments)
+    if detector:
+        _strides(detector)  # refuse a detector that cannot be built before reading the data
+    splits = [arguments.split] if arguments.split else splits_of(data, arguments.val_share)
+    skip = arguments.skip_bad_boxes or arguments.write is not None
+    if arguments.write is None:
+        stop = _check_splits(data, splits, arguments, detector, None)
+    else:
+        with CocoWriter(arguments.write) as writer:
+            stop = _check_splits(data, splits, arguments, detector, writer)
+            if not stop:
+                print(writer.publish())
+    if stop:
+        can_skip = ", or train with --skip-bad-boxes" if all(fault.skippable for fault in stop) and not skip else ""
+        raise ValueError(f"{data} has errors: {summary(stop)}; correct them{can_skip}")
+
+
+def _check_splits(
+    data: str, splits: Sequence[str], arguments: argparse.Namespace, detector: dict[str, Any], writer: CocoWriter | None
+) -> list[Fault]:
+    """Checks the splits one after the other, so that only one is in memory. Returns what prevents training."""
+    skip = arguments.skip_bad_boxes or writer is not None
     seen: FirstFiles = {}
     printed: set[str] = set()
     stop: list[Fault] = []
     for split in splits:
         print(f"== {split}")
-        dataset, faults = check_split(data, split, arguments.skip_bad_boxes, arguments.workers, seen, share)
-        new = [fault for fault in faults if str(fault) not in printed]
-        printed.update(map(str, new))
-        for fault in new:
-            print(fault)
-        stop += stopping(new, arguments.skip_bad_boxes)
+        dataset, faults = check_split(data, split, skip, arguments, seen)
+        new = [line for line in dict.fromkeys(map(str, faults)) if line not in printed]
+        printed.update(new)
+        stop += stopping([fault for fault in faults if str(fault) in set(new)], skip)
+        for line in new:
+            print(line)
         again = f" ({len(faults) - len(new)} of them printed above)" if len(new) < len(faults) else ""
         print(f"faults: {summary(faults)}{again}")
         if dataset is not None and len(dataset):
             print(describe(dataset))
-            print(coverage(dataset, given, strides))
-    if stop:
-        skip = ", or train with --skip-bad-boxes" if all(fault.skippable for fault in stop) else ""
-        raise ValueError(f"{data} has errors: {summary(stop)}; correct them{skip}")
+            print(about_detector(dataset, detector))
+            if writer is not None:
+                writer.add(dataset)
+    if arguments.no_decode:
+        print("no image was decoded, because of --no-decode: broken and repeated images are not listed")
+    return stop
 
 
 def check_split(
-    source: str, split: str, skip_bad_boxes: bool, workers: int, seen: FirstFiles, val_share: float | None = None
+    source: str, split: str, skip_bad_boxes: bool, arguments: argparse.Namespace, seen: FirstFiles
 ) -> tuple[FolderDataset | None, list[Fault]]:
     """A split and all its faults; None if its annotations cannot be read."""
     try:
-        dataset = open_folder(source, split, skip_bad_boxes, val_share)
+        dataset = open_folder(source, split, skip_bad_boxes, arguments.val_share, arguments.exif_boxes)
     except (ValueError, OSError) as error:
         what, _, remedy = str(error).rpartition("; ")
         return None, [Fault("unusable annotations", source, what or remedy, remedy, skippable=False)]
-    return dataset, dataset.faults + check_images(dataset, workers, seen)
+    found = [] if arguments.no_decode else check_images(dataset, arguments.workers, seen)
+    return dataset, dataset.faults + found
 
 
-def describe(dataset: FolderDataset) -> str:
-    """The number of images, their sizes, and the number of objects of each class."""
-    labels = [dataset.objects(index)[1] for index in range(len(dataset))]
-    objects = np.bincount(np.concatenate(labels), minlength=len(dataset.labels))
-    images = np.bincount(np.concatenate([np.unique(one) for one in labels]), minlength=len(dataset.labels))
-    sizes = Counter(dataset.size(index) for index in range(len(dataset))).most_common()
-    shown = ", ".join(f"{width}×{height} ({count})" for (height, width), count in sizes[:5])
-    more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
-    empty = sum(len(one) == 0 for one in labels)
-    width = max(map(len, dataset.labels))
-    lines = [f"{len(dataset)} images, {empty} of them without objects; sizes: {shown}{more}"]
-    lines.append(f"{'class':{width}}  objects  images")
-    for name, of_objects, of_images in zip(dataset.labels, objects, images, strict=True):
-        lines.append(f"{name:{width}} {of_objects:8} {of_images:9}")
-    return "\n".join(lines)
+def _detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of the detector that the user named.  Raises ValueError if they contradict each other."""
+    names = ("backbone", "min_size", "max_size", "anchor_scales", "anchor_ratios", "crossing_anchors")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    check_sizes(given)
+    return given
 
 
-def coverage(dataset: FolderDataset, given: dict[str, Any], strides: Sequence[int]) -> str:
-    """The anchors of the detector, and how well they cover the objects."""
-    config = configure(given, given["backbone"], dataset.labels)
+def _strides(given: dict[str, Any]) -> tuple[int, ...]:
+    """The strides of the detector's feature maps.  Raises ValueError if it cannot be built."""
+    import torch
+
+    from faster_rcnn.detector.detector import FasterRCNN
+    from faster_rcnn.training.options import configure
+
+    with torch.device("meta"):
+        return tuple(FasterRCNN(configure(given, given.get("backbone", "compact"), ("object",))).backbone.strides)
+
+
+def about_detector(dataset: FolderDataset, given: dict[str, Any]) -> str:
+    """The anchors of the detector, how well they cover the objects, and which images have too many objects."""
+    from faster_rcnn.data.coverage import anchor_coverage
+    from faster_rcnn.detector.limits import too_many_objects
+    from faster_rcnn.training.options import configure
+
+    config = configure(given, given.get("backbone", "compact"), dataset.labels)
     resize, scales = config.resize, " ".join(f"{scale:g}" for scale in config.anchor_scales)
     ratios = " ".join(f"{ratio:g}" for ratio in config.anchor_ratios)
     head = f"{config.backbone}: anchor scales {scales}, ratios {ratios}, images resized to {resize.min_size} pixels"
-    return f"{head} (longest side {resize.max_size})\n{anchor_coverage(dataset, config, strides).report()}"
+    lines = [f"{head} (longest side {resize.max_size})", anchor_coverage(dataset, config, _strides(given)).report()]
+    limit = min(config.detections.detections, config.proposals.after_nms)
+    if warning := too_many_objects(objects_per_image(dataset), limit):
+        lines.append(f"warning: {warning}")
+    return "\n".join(lines)

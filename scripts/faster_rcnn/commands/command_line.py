@@ -185,6 +185,15 @@ def white_value(text: str) -> int:
     return int(text)
 
 
+def add_exif_boxes(group: Any, default: str = "") -> None:
+    group.add_argument(
+        "--exif-boxes",
+        choices=("upright", "stored"),
+        help="where an image's EXIF orientation turns it and no size tells: boxes were drawn on the upright image, or "
+        f"on the stored one and are turned with it (default: upright, with a warning{default})",
+    )
+
+
 def add_workers(group: Any, default: int) -> None:
     group.add_argument(
         "--workers", type=positive, default=default, metavar="N", help="threads or processes that read images "

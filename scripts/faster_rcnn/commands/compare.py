@@ -33,6 +33,7 @@ from faster_rcnn.commands.command_line import (
     required,
     run_command,
 )
+from faster_rcnn.commands.train import build_parser as train_parser
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.white import use_white
@@ -138,8 +139,13 @@ def compare(arguments: argparse.Namespace, passed_on: list[str]) -> None:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     print(f"{len(names) * len(arguments.seeds)} runs in {arguments.out}")
     runs = [(ARMS[name], seed) for seed in arguments.seeds for name in names]
-    skip = "--skip-bad-boxes" in passed_on
-    dataset = open_checked(arguments.data, arguments.split, skip_bad_boxes=skip, val_share=arguments.val_share)
+    dataset = open_checked(
+        arguments.data,
+        arguments.split,
+        skip_bad_boxes="--skip-bad-boxes" in passed_on,
+        val_share=arguments.val_share,
+        exif_boxes=train_parser().parse_args(passed_on).exif_boxes,
+    )
     for arm, seed in tqdm(runs, desc="runs", unit="run"):
         folder = train_arm(arm, seed, arguments, passed_on)
         results[arm.name].append(measured(folder, dataset))

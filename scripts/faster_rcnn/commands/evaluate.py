@@ -19,6 +19,7 @@ from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
     add_device,
+    add_exif_boxes,
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
@@ -90,6 +91,7 @@ def build_parser() -> Parser:
     )
     add_val_share(more, "as in RUN, or 0.2 of data without any splits")
     add_skip_bad_boxes(more, " (default: as in RUN)")
+    add_exif_boxes(more, "; as in RUN")
     add_seed(more)
     add_workers(more, os.cpu_count() or 1)
     return parser
@@ -107,9 +109,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out or place_for_reports(target) / f"evaluation-{split}"
     check_writable(out)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
-    white = None if target is None else white_of_target(target)
-    val_share = val_share_for(arguments, record, data)
-    dataset = open_checked(data, split, arguments.seed, skip, arguments.workers, white=white, val_share=val_share)
+    dataset = open_checked(
+        data,
+        split,
+        arguments.seed,
+        skip,
+        arguments.workers,
+        white=None if target is None else white_of_target(target),
+        val_share=val_share_for(arguments, record, data),
+        exif_boxes=arguments.exif_boxes or record.exif_boxes,
+    )
     if arguments.limit_images is not None:
         dataset = Subset(dataset, arguments.limit_images)
     about = {"target": str(target), "data": f"{data}/{split}", "seed": arguments.seed}

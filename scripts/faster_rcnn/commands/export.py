@@ -13,12 +13,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
+    add_exif_boxes,
     add_limit_images,
     add_score_threshold,
     add_seed,
@@ -103,6 +105,7 @@ def build_parser() -> Parser:
     add_limit_images(measured)
     add_val_share(measured, "as in RUN, or 0.2 of data without any splits")
     add_skip_bad_boxes(measured, " (default: as in RUN)")
+    add_exif_boxes(measured, "; as in RUN")
     add_seed(measured)
     measured.add_argument(
         "--no-example",
@@ -162,12 +165,15 @@ def publish_run(arguments: argparse.Namespace) -> Path:
     if arguments.white is not None:
         detector.config = replace(detector.config, white=arguments.white)
     record = read_record(arguments.run)
-    skip = arguments.skip_bad_boxes or record.skip_bad_boxes
     data = arguments.data or record.data
-    val_share = val_share_for(arguments, record, data)
-    test, measured_on = open_test(arguments, data, record.val_split, skip, detector.white, val_share)
+    reading = Reading(
+        skip_bad_boxes=arguments.skip_bad_boxes or record.skip_bad_boxes,
+        val_share=val_share_for(arguments, record, data),
+        exif_boxes=arguments.exif_boxes or record.exif_boxes,
+    )
+    test, measured_on = open_test(arguments, data, record.val_split, reading, detector.white)
     check_labels(test, detector.config.labels, str(arguments.run))
-    validation = open_validation(arguments, data, record.val_split, skip, measured_on, detector.white, val_share)
+    validation = open_validation(arguments, data, record.val_split, reading, measured_on, detector.white)
     if validation is not None:
         check_labels(validation.data, detector.config.labels, str(arguments.run))
     return publish(
@@ -201,20 +207,11 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
     measurement = None
     detector.white = arguments.white or detector.white
     if arguments.data:
-        test, measured_on = open_test(
-            arguments, arguments.data, "val", arguments.skip_bad_boxes, arguments.white, arguments.val_share
-        )
+        reading = Reading(arguments.skip_bad_boxes, arguments.val_share, arguments.exif_boxes)
+        test, measured_on = open_test(arguments, arguments.data, "val", reading, arguments.white)
         detector.white = white_in(test)
         test = renumber(test, labels, arguments.torchvision)
-        validation = open_validation(
-            arguments,
-            arguments.data,
-            "val",
-            arguments.skip_bad_boxes,
-            measured_on,
-            detector.white,
-            arguments.val_share,
-        )
+        validation = open_validation(arguments, arguments.data, "val", reading, measured_on, detector.white)
         if validation is not None:
             validation = replace(validation, data=renumber(validation.data, labels, arguments.torchvision))
         measurement = Measurement(test, measured_on, arguments.limit_images, not arguments.no_example, validation)
@@ -251,35 +248,36 @@ def read_torchvision(arguments: argparse.Namespace) -> Trained:
     )
 
 
+class Reading(NamedTuple):
+    """How the annotations are read: options of `open_checked`."""
+
+    skip_bad_boxes: bool
+    val_share: float | None
+    exif_boxes: str | None
+
+
 def open_test(
-    arguments: argparse.Namespace, data: str, own: str, skip: bool, white: int | None, val_share: float | None
+    arguments: argparse.Namespace, data: str, own: str, reading: Reading, white: int | None
 ) -> tuple[Dataset, str]:
     """The data that the graph is measured on, and its name in the card.
 
     own: the split to use if there is no test split;  white: of the detector; None: it is found in the data.
     """
-    split = arguments.split or ("test" if "test" in splits_of(data, val_share) else own)
-    test = open_checked(data, split, arguments.seed, skip, white=white, val_share=val_share)
-    return test, name_of(arguments, data, split)
+    split = arguments.split or ("test" if "test" in splits_of(data, reading.val_share) else own)
+    return open_checked(data, split, arguments.seed, **reading._asdict(), white=white), name_of(arguments, data, split)
 
 
 def open_validation(
-    arguments: argparse.Namespace,
-    data: str,
-    split: str,
-    skip: bool,
-    measured_on: str,
-    white: int,
-    val_share: float | None,
+    arguments: argparse.Namespace, data: str, split: str, reading: Reading, measured_on: str, white: int
 ) -> Validation | None:
     """The data on which the served threshold is chosen; None if these are the data that the graph is measured on.
 
     Those are used, too, if there is no validation split.
     """
     name = name_of(arguments, data, split)
-    if name == measured_on or split not in splits_of(data, val_share):
+    if name == measured_on or split not in splits_of(data, reading.val_share):
         return None
-    chosen_on = open_checked(data, split, arguments.seed, skip, white=white, val_share=val_share)
+    chosen_on = open_checked(data, split, arguments.seed, **reading._asdict(), white=white)
     return Validation(chosen_on, name, arguments.limit_images)
 
 

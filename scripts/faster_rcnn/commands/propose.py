@@ -18,6 +18,7 @@ from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
     add_device,
+    add_exif_boxes,
     add_limit_images,
     add_seed,
     add_skip_bad_boxes,
@@ -64,6 +65,7 @@ def build_parser() -> Parser:
     )
     add_val_share(more)
     add_skip_bad_boxes(more)
+    add_exif_boxes(more)
     add_seed(more)
     return parser
 
@@ -78,7 +80,13 @@ def propose(arguments: argparse.Namespace) -> None:
     check_source(source)
     check_writable(out.parent)
     dataset = open_checked(
-        data, arguments.split, arguments.seed, arguments.skip_bad_boxes, arguments.workers, arguments.val_share
+        data,
+        arguments.split,
+        arguments.seed,
+        arguments.skip_bad_boxes,
+        arguments.workers,
+        val_share=arguments.val_share,
+        exif_boxes=arguments.exif_boxes,
     )
     if arguments.limit_images is not None:
         dataset = Subset(dataset, arguments.limit_images)

@@ -15,6 +15,7 @@ from pathlib import Path
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
+    add_exif_boxes,
     add_limit_images,
     add_score_threshold,
     add_seed,
@@ -26,6 +27,7 @@ from faster_rcnn.commands.command_line import (
 )
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
+from faster_rcnn.data.white import use_white
 from faster_rcnn.graph.publish import next_version
 from faster_rcnn.graph.publish_int8 import publish_int8
 from faster_rcnn.graph.served_threshold import Validation
@@ -54,6 +56,7 @@ def build_parser() -> Parser:
     add_limit_images(parser)
     add_val_share(parser)
     add_skip_bad_boxes(parser)
+    add_exif_boxes(parser)
     add_seed(parser)
     return parser
 
@@ -65,22 +68,29 @@ def quantise(arguments: argparse.Namespace) -> None:
     if not (source / "model.json").is_file():
         raise ValueError(f"{arguments.model} is not a published model; name <store>/<name>/<version>")
     check_writable(source.parent)
-    share = arguments.val_share
-    splits = splits_of(data, share)
+    how = {
+        "seed": arguments.seed,
+        "skip_bad_boxes": arguments.skip_bad_boxes,
+        "val_share": arguments.val_share,
+        "exif_boxes": arguments.exif_boxes,
+    }
+    splits = splits_of(data, arguments.val_share)
     split = arguments.split or ("test" if "test" in splits else "val")
     card = json.loads((source / "model.json").read_text())
     white, labels = card.get("white", WHITE), tuple(card["labels"])
-    test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes, white=white, val_share=share)
+    test = open_checked(data, split, white=white, **how)
     check_labels(test, labels, str(arguments.model))
     validation = None
     if split != "val" and "val" in splits:
-        chosen_on = open_checked(data, "val", arguments.seed, arguments.skip_bad_boxes, white=white, val_share=share)
+        chosen_on = open_checked(data, "val", white=white, **how)
         check_labels(chosen_on, labels, str(arguments.model))
         validation = Validation(chosen_on, f"{data}/val", arguments.limit_images)
+    training = open_dataset(data, "train", **how)
+    use_white(training, white)
     folder = publish_int8(
         source,
         next_version(source.parent.parent, source.parent.name) if arguments.version is None else arguments.version,
-        open_dataset(data, "train", arguments.seed, arguments.skip_bad_boxes, share),
+        training,
         test,
         f"{data}/{split}",
         arguments.limit_images,

@@ -26,6 +26,7 @@ from faster_rcnn.commands.command_line import (
     above_zero,
     add_data,
     add_device,
+    add_exif_boxes,
     add_val_share,
     add_white,
     check_sizes,
@@ -60,6 +61,9 @@ def train(arguments: argparse.Namespace, command: str) -> None:
     """Begins the run that the options describe, or resumes it; `command` is kept in its record."""
     user_options = {name: value for name, value in vars(arguments).items() if value is not None}
     resume, device = user_options.pop("resume"), device_of(arguments)
+    accept = user_options.pop("accept_changed_images")
+    if accept and not resume:
+        raise ValueError("--accept-changed-images belongs to --resume; leave it out")
     user_options.pop("device", None)
     folder: Path = required(user_options.pop("out", None), "--out", "name the folder of the run")
     check_together(user_options, resume)
@@ -73,7 +77,7 @@ def train(arguments: argparse.Namespace, command: str) -> None:
             record = resume_run(folder, user_options, command)
         else:
             record = begin_run(folder, user_options, command, str(device))
-        metrics = carry_out(record, folder, own_device)
+        metrics = carry_out(record, folder, own_device, accept)
         if rank() == 0:
             reached = ", ".join(f"{name} {metrics[name]}" for name in ("AP", "AP50", "VOC_mAP") if name in metrics)
             print(f"{folder}: {reached} in {metrics['seconds']} s; plots, predictions and logs are in that folder")
@@ -98,6 +102,11 @@ def build_parser() -> Parser:
     add_data(parser)
     parser.add_argument("--out", type=Path, metavar="RUN", help="run folder, created if it does not exist")
     parser.add_argument("--resume", action="store_true", help="continue RUN from its checkpoint, with its own options")
+    parser.add_argument(
+        "--accept-changed-images",
+        action="store_true",
+        help="with --resume: continue although images are not those that RUN began with",
+    )
     parser.add_argument("--backbone", choices=sorted(BACKBONES), help="backbone of the detector (default: compact)")
     parser.add_argument(
         "--weights",
@@ -159,6 +168,7 @@ def _add_data(group: Any) -> None:
         default=None,
         help="leave out images and boxes that `faster-rcnn check` reports as errors",
     )
+    add_exif_boxes(group)
     group.add_argument(
         "--with-difficult",
         action="store_true",

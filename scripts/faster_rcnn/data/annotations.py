@@ -8,7 +8,7 @@ from faster_rcnn.data.faults import Fault
 LONGEST_SIDE = 1_000_000  # pixels; larger values are treated as annotation errors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # without slots a million of them need half as much memory again
 class Annotation:
     """One object as an annotation file describes it.
 

@@ -21,8 +21,10 @@ from faster_rcnn.detector.resize import ResizeRule
 
 SAMPLES = 200  # images drawn to examine a generated data set, whose objects are not known in advance
 ENOUGH = 0.9  # share of a class's objects with an IoU above 0.5; if it is lower, other scales are suggested
+MOST_RATIOS = 6  # ratios that are suggested at most; the cost of the RPN grows with their number
 # Factors on the image size that are tried; the cost of inference grows with their square.
 ENLARGEMENTS = (1.0, 1.5, 2.0)
+AT_A_TIME = 20_000  # objects; a comparison with all anchor shapes needs about 1 kB for each
 OCTAVES = 2.0 ** np.arange(3, 11)  # borders between the size groups of a report, 8 to 1024 pixels
 
 
@@ -32,8 +34,8 @@ class Coverage:
 
     best: float [T], IoU of each object with its best anchor;  classes: int64 [T];  sides: float [T], square roots of
     the objects' areas in the resized image;  never_inside: anchor shapes that do not fit into any image;
-    suggestion: a configuration with other scales, and perhaps larger images, that covers more; None if enough objects
-    of every class are covered or nothing better was found;
+    suggestion: a configuration with other scales, and perhaps other ratios or larger images, that covers more; None if
+    enough objects of every class are covered or nothing better was found;
     suggested: the shares of objects with an IoU above 0.5 under the suggestion: of all objects, and of the class that
     is covered worst.
     """
@@ -90,16 +92,25 @@ class Coverage:
             )
             yield f"anchor shapes that do not fit into any image: {shapes}; {effect}"
         if self.suggestion:
-            scales = " ".join(f"{scale:g}" for scale in self.suggestion.anchor_scales)
-            resize = self.suggestion.resize
-            sizes = f" --min-size {resize.min_size} --max-size {resize.max_size}"
             share, name = self.worst_class()
             all_objects, worst = self.suggested
             yield (
                 f"warning: only {share:.1%} of the objects of class {name} have an anchor with IoU above 0.5; "
-                f"--anchor-scales {scales}{sizes if resize != self.config.resize else ''} "
+                f"{_options(self.suggestion, self.config)} "
                 f"would cover at least {worst:.1%} of each class and {all_objects:.1%} of all objects"
             )
+
+
+def _options(suggestion: DetectorConfig, config: DetectorConfig) -> str:
+    """The options of the commands that turn `config` into `suggestion`."""
+    options = []
+    if suggestion.anchor_scales != config.anchor_scales:
+        options += ["--anchor-scales", *(f"{scale:g}" for scale in suggestion.anchor_scales)]
+    if suggestion.anchor_ratios != config.anchor_ratios:
+        options += ["--anchor-ratios", *(f"{ratio:g}" for ratio in suggestion.anchor_ratios)]
+    if (resize := suggestion.resize) != config.resize:
+        options += ["--min-size", str(resize.min_size), "--max-size", str(resize.max_size)]
+    return " ".join(options)
 
 
 def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[int]) -> Coverage:
@@ -109,19 +120,38 @@ def anchor_coverage(dataset: Dataset, config: DetectorConfig, strides: Sequence[
     """
     objects = _objects(dataset)
     coverage = _coverage(objects, config, strides)
+    if len(coverage.best) == 0:
+        return coverage
     best = coverage
-    # Objects much smaller than the stride fall between the anchors at any scale. Only larger images help then.
-    for enlargement in ENLARGEMENTS:
-        if len(coverage.best) == 0 or best.worst_class()[0] >= ENOUGH:
+    for candidate in _candidates(coverage, _ratios(objects), len(strides)):
+        if best.worst_class()[0] >= ENOUGH:
             break
-        resize = ResizeRule(round(config.resize.min_size * enlargement), round(config.resize.max_size * enlargement))
-        count = None if len(strides) == 1 else len(config.anchor_scales)
-        scales = suggest_scales(coverage.sides * enlargement, coverage.classes, count)
-        other = _coverage(objects, replace(config, anchor_scales=scales, resize=resize), strides)
-        best = max(best, other, key=lambda coverage: coverage.worst_class()[0])
+        # `max` returns the first of equals, which changes less.
+        best = max(best, _coverage(objects, candidate, strides), key=lambda one: one.worst_class()[0])
     if best is coverage:
         return coverage
     return replace(coverage, suggestion=best.config, suggested=(best.share(0.5), best.worst_class()[0]))
+
+
+def _candidates(coverage: Coverage, ratios: np.ndarray, maps: int) -> Iterator[DetectorConfig]:
+    """Configurations to try, the cheapest first.
+
+    ratios: [T], height / width of each object in the resized image;  maps: the number of feature maps.
+    Objects much smaller than the stride fall between the anchors at any scale. Only larger images help then.
+    """
+    config, count = coverage.config, None if maps == 1 else len(coverage.config.anchor_scales)
+    both = dict.fromkeys((config.anchor_ratios, suggest_ratios(ratios, coverage.classes)))
+    for enlargement in ENLARGEMENTS:
+        resize = ResizeRule(round(config.resize.min_size * enlargement), round(config.resize.max_size * enlargement))
+        scales = suggest_scales(coverage.sides * enlargement, coverage.classes, count)
+        for anchor_ratios in both:
+            yield replace(config, anchor_scales=scales, anchor_ratios=anchor_ratios, resize=resize)
+
+
+def _ratios(objects: "_Objects") -> np.ndarray:
+    width, height = (objects.boxes[:, 2:] - objects.boxes[:, :2]).T
+    ratios: np.ndarray = height / width  # the resize keeps them
+    return ratios
 
 
 def _coverage(objects: "_Objects", config: DetectorConfig, strides: Sequence[int]) -> Coverage:
@@ -146,6 +176,20 @@ def suggest_scales(sides: np.ndarray, classes: np.ndarray, count: int | None) ->
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     steps = count or max(1, math.ceil(math.log2(high / low)))
     return tuple(float(max(1, round(low * (high / low) ** ((step + 0.5) / steps)))) for step in range(steps))
+
+
+def suggest_ratios(ratios: np.ndarray, classes: np.ndarray) -> tuple[float, ...]:
+    """Anchor ratios from the widest to the tallest objects, ignoring 5 % of each class at either end.
+
+    ratios: float [T], height / width of the objects;  classes: int64 [T].  They are at most an octave apart: an anchor
+    with the area and centre of an object, and twice its ratio, has an IoU of 0.547 with it. At most MOST_RATIOS.
+    """
+    logs = np.log2(ratios)
+    ends = [np.quantile(logs[classes == label], [0.05, 0.95]) for label in np.unique(classes)]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    steps = min(MOST_RATIOS, max(1, math.ceil(high - low - 1e-9)))
+    chosen = [2.0 ** (low + (high - low) * (step + 0.5) / steps) for step in range(steps)]
+    return tuple(float(f"{ratio:.2g}") for ratio in chosen)
 
 
 class _Objects(NamedTuple):
@@ -228,6 +272,14 @@ def best_overlaps(boxes: np.ndarray, sizes: np.ndarray, config: DetectorConfig, 
     overlap never grows as the centres move apart. So each box is compared with k anchors instead of those of all
     locations.
     """
+    best = [np.zeros(0)]
+    for first in range(0, len(boxes), AT_A_TIME):
+        part = slice(first, first + AT_A_TIME)
+        best.append(_best_overlaps(boxes[part], sizes[part], config, strides))
+    return np.concatenate(best)
+
+
+def _best_overlaps(boxes: np.ndarray, sizes: np.ndarray, config: DetectorConfig, strides: Sequence[int]) -> np.ndarray:
     shapes, shape_strides = _shapes(config, strides)
     overlap = np.ones((len(boxes), len(shapes)))
     for axis in (0, 1):

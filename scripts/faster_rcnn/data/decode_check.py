@@ -1,24 +1,28 @@
 """Decodes every image of a data set before it is used, so that a broken image does not stop a long training run."""
 
-import hashlib
 import os
+import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from tqdm.contrib.concurrent import thread_map
+from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.faults import Fault, refuse
 from faster_rcnn.data.folder import FolderDataset
+from faster_rcnn.data.image_facts import ImageFacts, examine
+from faster_rcnn.data.orientation import NOT_CONFIRMED, TURNED, not_confirmed
+from faster_rcnn.data.remembered import Remembered, open_remembered
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.data.white import use_white
-from service.images import file_types
-from service.images.decode import damage
 from service.images.integrity import WARNINGS
 
+LINE_EVERY = 60.0  # seconds between two lines about the progress
 FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the first split and file with these bytes
 
 
@@ -30,17 +34,21 @@ def open_checked(
     workers: int = os.cpu_count() or 1,
     white: int | None = None,
     val_share: float | None = None,
+    exif_boxes: str | None = None,
 ) -> Dataset:
     """Opens a data set like `open_dataset`, then decodes every image once in `workers` threads.
 
     With `skip_bad_boxes` the images that cannot be read are left out, as in training. Without it, ValueError is raised,
-    listing the first of them. The errors of `open_dataset` are raised too.
+    listing the first of them. The errors of `open_dataset` are raised too. Says if boxes may be turned otherwise than
+    their images.
 
     white: that of the detector which will see the images (`white.use_white`); None: it is found in the data.
     """
-    dataset = open_dataset(source, split, seed, skip_bad_boxes, val_share)
+    dataset = open_dataset(source, split, seed, skip_bad_boxes, val_share, exif_boxes)
     use_white(dataset, white)
-    check_before_training([dataset], workers)
+    for fault in check_before_training([dataset], workers):
+        if fault.kind in (NOT_CONFIRMED, TURNED):
+            print(fault, file=sys.stderr)
     return dataset
 
 
@@ -68,34 +76,133 @@ def summary(faults: Sequence[Fault]) -> str:
     return ", ".join(f"{count} × {kind}" for kind, count in counts) or "none"
 
 
-def check_images(dataset: FolderDataset, workers: int, first_files: FirstFiles | None = None) -> list[Fault]:
+def check_images(
+    dataset: FolderDataset,
+    workers: int,
+    first_files: FirstFiles | None = None,
+    remembered: Remembered | None = None,
+) -> list[Fault]:
     """Decodes every image in `workers` threads; the decoders release Python's global lock while they work.
 
     An image that cannot be trained on causes an error and is removed from the data set. These cause warnings: an image
     that can be decoded although it is damaged, a file name with the extension of another format, and a file with the
     same bytes as another one, in this split or in a split that was checked before with the same `first_files`.
+
+    remembered: what earlier checks found in files that have not changed since; None opens the user's. What this check
+    finds is added to it as the check goes on, so that a check that is interrupted can be continued.
     """
-    results = thread_map(
-        lambda index: _decode(dataset, index),
-        range(len(dataset)),
-        max_workers=workers,
-        desc=f"{dataset.source}, {dataset.split}",
-        unit=" images",
-        leave=False,
-    )
+    memory = remembered or open_remembered()
+    try:
+        results = list(_examined(dataset, workers, memory))
+    finally:
+        memory.close()
+    if known := sum(result.remembered for result in results):
+        print(f"{known} of {len(results)} images of split {dataset.split} were checked before", file=sys.stderr)
+    dataset.facts = [result.facts for result in results if result.facts is not None and result.readable]
     faults = [fault for result in results for fault in result.faults]
     faults += _duplicates(dataset, results, {} if first_files is None else first_files)
     dataset.remove(index for index, result in enumerate(results) if not result.readable)
+    if dataset.exif_boxes is None:
+        faults += not_confirmed(_doubtful(dataset), len(dataset), dataset.source)
     return faults
+
+
+def _doubtful(dataset: FolderDataset) -> list[str]:
+    """The names of images that are turned, have boxes, and no size that tells what these were drawn on."""
+    return [
+        dataset.name(index)
+        for index, facts in enumerate(dataset.facts)
+        if facts.orientation != 1
+        and not (dataset.has_own_size(index) and facts.orientation >= 5 and facts.width != facts.height)
+        and dataset.has_boxes(index)
+    ]
 
 
 @dataclass(frozen=True)
 class _Result:
-    """The result of decoding one image.  digest: SHA-256 of its bytes, "" if it is not readable."""
+    """The check of one image.
 
-    readable: bool
-    digest: str
-    faults: list[Fault]
+    facts: None if the file cannot be read;  status: of the file before it was read;  faults: an error if the image
+    cannot be trained on, else warnings.
+    """
+
+    facts: ImageFacts | None = None
+    remembered: bool = False
+    status: os.stat_result | None = None
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def readable(self) -> bool:
+        return all(fault.warning for fault in self.faults)
+
+
+def _examined(dataset: FolderDataset, workers: int, memory: Remembered) -> Iterator[_Result]:
+    """The result of every image, in order. Those that were remembered take no thread's time."""
+    known = {}
+    for index in range(len(dataset)):
+        path = dataset.path(index)
+        try:
+            facts = memory.get(path, path.stat())
+        except OSError:
+            continue  # reading it says why
+        if facts is not None:
+            known[index] = facts
+    unknown = [index for index in range(len(dataset)) if index not in known]
+    with ThreadPoolExecutor(workers) as threads:
+        try:
+            found = _with_progress(threads.map(lambda index: _examine(dataset, index), unknown), len(unknown), dataset)
+            for index in range(len(dataset)):
+                if index in known:
+                    yield _Result(known[index], True, faults=_faults(dataset, index, known[index]))
+                    continue
+                result = next(found)
+                if result.facts is not None and result.status is not None:
+                    memory.put(dataset.path(index), result.status, result.facts)
+                yield result
+        except BaseException:  # Ctrl-C too: the images that wait must not be decoded first
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _with_progress(results: Iterator[_Result], number: int, dataset: FolderDataset) -> Iterator[_Result]:
+    """`results` with a progress bar on a terminal, and with a line every LINE_EVERY seconds elsewhere."""
+    name, last = f"{dataset.source}, {dataset.split}", time.monotonic()
+    on_terminal = sys.stderr.isatty()
+    bar = tqdm(results, name, number, leave=False, unit=" images", disable=not on_terminal)
+    for done, result in enumerate(bar, 1):
+        if not on_terminal and time.monotonic() - last > LINE_EVERY:
+            last = time.monotonic()
+            print(f"{name}: {done} of {number} images decoded", file=sys.stderr)
+        yield result
+
+
+def _examine(dataset: FolderDataset, index: int) -> _Result:
+    path = dataset.path(index)
+    try:
+        status, data = path.stat(), path.read_bytes()
+    except OSError as error:
+        what = f"{dataset.name(index)} cannot be read: {error.strerror}"
+        fault = Fault("unreadable image", dataset.where(index), what, "repair it or remove it from the list")
+        return _Result(faults=[fault])
+    facts = examine(data)
+    return _Result(facts, False, status, _faults(dataset, index, facts))
+
+
+def _faults(dataset: FolderDataset, index: int, facts: ImageFacts) -> list[Fault]:
+    """The fault of an image that cannot be trained on, or else warnings."""
+    where, name = dataset.where(index), dataset.path(index).name
+    if fault := dataset.fault_of(index, facts.fault, facts.size):
+        return [fault]
+    faults = []
+    named = Image.registered_extensions().get(dataset.path(index).suffix.lower())
+    if named not in (None, facts.format):
+        what = f"{name} holds a {facts.format} image"
+        faults.append(Fault("mislabelled image", where, what, "rename it to match", warning=True))
+    remedy = "replace it with the original file, or remove it from the list"
+    for word in facts.damage:
+        what = f"{name} is damaged: {WARNINGS[word]}"
+        faults.append(Fault("damaged image", where, what, remedy, warning=True))
+    return faults
 
 
 def _duplicates(dataset: FolderDataset, results: Sequence[_Result], first_files: FirstFiles) -> list[Fault]:
@@ -103,10 +210,10 @@ def _duplicates(dataset: FolderDataset, results: Sequence[_Result], first_files:
     faults = []
     shared: dict[str, list[str]] = {}
     for index, result in enumerate(results):
-        if not result.readable:
+        if result.facts is None or not result.readable:
             continue
         path, name = dataset.path(index), dataset.name(index)
-        split, first = first_files.setdefault(result.digest, (dataset.split, path))
+        split, first = first_files.setdefault(result.facts.digest, (dataset.split, path))
         if first == path and split != dataset.split:
             shared.setdefault(split, []).append(name)
         elif first != path:
@@ -117,36 +224,3 @@ def _duplicates(dataset: FolderDataset, results: Sequence[_Result], first_files:
         remedy = "remove them from one of the two, because a detector must not be evaluated on its training images"
         faults.append(Fault("splits share images", dataset.source, what, remedy, warning=True))
     return faults
-
-
-def _decode(dataset: FolderDataset, index: int) -> _Result:
-    where, path = dataset.where(index), dataset.path(index)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        what = f"{dataset.name(index)} cannot be read: {error.strerror}"
-        return _Result(False, "", [Fault("unreadable image", where, what, "repair it or remove it from the list")])
-    decoded = dataset.decode(index, data)
-    if isinstance(decoded, Fault):
-        return _Result(False, "", [decoded])
-    faults = _format_faults(where, path, data) + _damage(where, path, data)
-    return _Result(True, hashlib.sha256(data).hexdigest(), faults)
-
-
-def _damage(where: str, path: Path, data: bytes) -> list[Fault]:
-    """Warnings about an image that can be decoded, although some of its pixels are missing or wrong."""
-    remedy = "replace it with the original file, or remove it from the list"
-    return [
-        Fault("damaged image", where, f"{path.name} is damaged: {WARNINGS[word]}", remedy, warning=True)
-        for word in damage(data)
-    ]
-
-
-def _format_faults(where: str, path: Path, data: bytes) -> list[Fault]:
-    Image.init()
-    named = Image.registered_extensions().get(path.suffix.lower())
-    found = file_types.of(data)
-    if found is None or named in (None, found.format, "MPO" if found.format == "JPEG" else None):
-        return []
-    what = f"{path.name} holds {found.words}"
-    return [Fault("mislabelled image", where, what, "rename it to match", warning=True)]

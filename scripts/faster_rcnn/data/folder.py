@@ -6,6 +6,7 @@ G  objects of an image.  A reader (`coco.py`, `voc.py`) turns files into a `Pars
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from faster_rcnn.data.annotations import AnnotatedImage, ParsedSplit
 from faster_rcnn.data.box_checks import CheckedObject, check_boxes
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.faults import Fault
+from faster_rcnn.data.image_facts import ImageFacts
+from faster_rcnn.data.orientation import turn_all
 from service.images import formats
 from service.images.decode import ImageError, upright
 from service.images.depth import WHITE
@@ -29,6 +32,17 @@ class _Entry:
     path: Path
     size: tuple[int, int]
     where: str
+    size_from_file: bool
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    areas: np.ndarray
+
+
+class ObjectArrays(NamedTuple):
+    """The objects of an image.  The arrays are as in `Sample`."""
+
     boxes: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray
@@ -41,21 +55,30 @@ class FolderDataset:
 
     Objects without area, outside their image, or annotated twice are left out. A box that crosses the border is
     clipped. Near duplicates are left out only with `skip_bad_boxes`. The caller decides whether the faults are
-    serious enough to stop (`faults.refuse`).
+    serious enough to stop (`faults.refuse`). Opening a split empties the annotations of `parsed`.
+
+    exif_boxes: one of `orientation.EXIF_BOXES`, the image that the boxes were drawn on where the sizes do not tell;
+    None takes them as upright, and `check_images` warns if that is not certain.
 
     The service's own code decodes the images, so that training and the service see the same pixels, including those of
     images with EXIF orientation, transparency or 16-bit samples.
     """
 
-    def __init__(self, parsed: ParsedSplit, skip_bad_boxes: bool = False) -> None:
+    def __init__(self, parsed: ParsedSplit, skip_bad_boxes: bool = False, exif_boxes: str | None = None) -> None:
         self.source = parsed.source
         self.split = parsed.split
         self.labels = parsed.labels
         self.skip_bad_boxes = skip_bad_boxes
         self.white = WHITE  # the value that means white in images of 16 bits; set to that of the detector
+        self.exif_boxes = exif_boxes
         self.faults = [*parsed.faults, *class_name_faults(parsed)]
+        self.facts: list[ImageFacts] = []  # of each image in order, once `check_images` has decoded them
         self._entries: list[_Entry] = []
-        self._add(parsed.images)
+        images = parsed.images
+        if exif_boxes == "stored":
+            images, faults = turn_all(parsed.images, parsed.source)
+            self.faults += faults
+        self._add(images)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -68,6 +91,14 @@ class FolderDataset:
         """The image's file name as the annotations give it."""
         return self._entries[index].name
 
+    def has_own_size(self, index: int) -> bool:
+        """Whether the annotations state the image's size, so that decoding confirms it."""
+        return not self._entries[index].size_from_file
+
+    def has_boxes(self, index: int) -> bool:
+        """Whether the image has any object, crowds and difficult ones included."""
+        return len(self._entries[index].boxes) > 0
+
     def path(self, index: int) -> Path:
         """The image's file."""
         return self._entries[index].path
@@ -75,6 +106,16 @@ class FolderDataset:
     def where(self, index: int) -> str:
         """File and line of the image in the annotations."""
         return self._entries[index].where
+
+    def not_trained_on(self) -> tuple[int, int]:
+        """The number of crowds, and of difficult objects, in all images."""
+        crowds = sum(int(entry.crowd.sum()) for entry in self._entries)
+        return crowds, sum(int((entry.difficult & ~entry.crowd).sum()) for entry in self._entries)
+
+    def all_objects(self, index: int) -> ObjectArrays:
+        """All objects of an image, without reading it. The arrays must not be changed."""
+        entry = self._entries[index]
+        return ObjectArrays(entry.boxes, entry.labels, entry.crowd, entry.difficult, entry.areas)
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The objects to train on, without reading the image.  Returns boxes float32 [G, 4] and labels int64 [G]."""
@@ -104,22 +145,34 @@ class FolderDataset:
 
     def decode(self, index: int, data: bytes) -> np.ndarray | Fault:
         """Decodes the bytes of image `index` to uint8 [H, W, 3], or returns the fault if that is not possible."""
-        entry = self._entries[index]
         try:
             pixels = np.asarray(upright(data, white=self.white))
         except ImageError as error:
-            what = f"{entry.name} cannot be read: {error.fault}"
+            fault = self.fault_of(index, error.fault, (0, 0))
+            assert fault is not None
+            return fault
+        return self.fault_of(index, "", pixels.shape[:2]) or pixels
+
+    def fault_of(self, index: int, why: str, size: tuple[int, ...]) -> Fault | None:
+        """The fault of image `index` that prevents training on it, if there is one.
+
+        why: why its file cannot be decoded, or "";  size: height and width of the upright image in the file.
+        """
+        entry = self._entries[index]
+        if why:
+            what = f"{entry.name} cannot be read: {why}"
             return Fault("unreadable image", entry.where, what, "replace it or remove it from the list")
-        if pixels.shape[:2] != entry.size:
-            (height, width), (listed_height, listed_width) = pixels.shape[:2], entry.size
-            what = f"{entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}"
-            remedy = "correct the listed size, and the boxes if they were drawn at that size"
-            if (height, width) == (listed_width, listed_height):
-                remedy = (
-                    "its EXIF orientation rotates it: save it upright, or swap the listed sides and rotate the boxes"
-                )
-            return Fault("image of another size", entry.where, what, remedy)
-        return pixels
+        if size == entry.size:
+            return None
+        (height, width), (listed_height, listed_width) = size, entry.size
+        what = f"{entry.name} is {width}×{height} upright, listed as {listed_width}×{listed_height}"
+        remedy = "correct the listed size, and the boxes if they were drawn at that size"
+        if (height, width) == (listed_width, listed_height):
+            remedy = (
+                "its EXIF orientation rotates it; if its boxes were drawn on the image as it is stored, "
+                "add --exif-boxes stored, or else swap the listed sides"
+            )
+        return Fault("image of another size", entry.where, what, remedy)
 
     def remove(self, indices: Iterable[int]) -> None:
         """Removes images, which changes the indices of the images after them."""
@@ -136,6 +189,7 @@ class FolderDataset:
             kept, faults = check_boxes(image, self.skip_bad_boxes)
             self.faults += faults
             self._entries.append(_entry(image, kept))
+            image.annotations.clear()  # a million of them need much memory
 
 
 def _entry(image: AnnotatedImage, objects: list[CheckedObject]) -> _Entry:
@@ -148,6 +202,7 @@ def _entry(image: AnnotatedImage, objects: list[CheckedObject]) -> _Entry:
         image.path,
         (image.height, image.width),
         image.where,
+        image.size_from_file,
         boxes,
         labels=np.array([one.label for one in annotations], np.int64),
         crowd=np.array([one.crowd for one in annotations], bool),

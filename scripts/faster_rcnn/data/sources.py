@@ -34,7 +34,12 @@ def check_labels(dataset: Dataset, labels: tuple[str, ...], detector: str) -> No
 
 
 def open_dataset(
-    source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False, val_share: float | None = None
+    source: str,
+    split: str,
+    seed: int = 0,
+    skip_bad_boxes: bool = False,
+    val_share: float | None = None,
+    exif_boxes: str | None = None,
 ) -> Dataset:
     """Opens a split of a data set.
 
@@ -44,6 +49,7 @@ def open_dataset(
     `train` and `val`, and `all` is the whole of it.
     val_share: the share of images that is held out for `val`; None: 0.2 of a data set without splits, and nothing of
     one with a split for training.
+    exif_boxes: see `FolderDataset`.
 
     Raises ValueError for an unknown kind of source or split, and for faulty annotations; the message lists the first
     faults. With `skip_bad_boxes`, faulty boxes and images are left out instead. Raises FileNotFoundError if no layout
@@ -53,17 +59,23 @@ def open_dataset(
         if val_share is not None:
             _say(f"--val-share {val_share:g} has no effect on generated images, which have a split for validation")
         return Shapes(split, seed=seed)
-    dataset = open_folder(source, split, skip_bad_boxes, val_share)
+    dataset = open_folder(source, split, skip_bad_boxes, val_share, exif_boxes)
     refuse(dataset.faults, source, skip_bad_boxes)
     if not len(dataset):
         raise ValueError(f"{source}: split {split} has no image that can be used; add images")
     return dataset
 
 
-def open_folder(source: str, split: str, skip_bad_boxes: bool = False, val_share: float | None = None) -> FolderDataset:
+def open_folder(
+    source: str,
+    split: str,
+    skip_bad_boxes: bool = False,
+    val_share: float | None = None,
+    exif_boxes: str | None = None,
+) -> FolderDataset:
     """Opens a split of a folder even if it has faults, which `faults` lists; faulty images and boxes are left out."""
-    parsed = _read(source, _layout(source), split, val_share)
-    return FolderDataset(_with_distinct_names(replace(parsed, source=source, split=split)), skip_bad_boxes)
+    parsed = _with_distinct_names(replace(_read(source, _layout(source), split, val_share), source=source, split=split))
+    return FolderDataset(parsed, skip_bad_boxes, exif_boxes)
 
 
 def splits_of(source: str, val_share: float | None = None) -> list[str]:

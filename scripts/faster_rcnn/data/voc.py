@@ -193,7 +193,7 @@ def _image(files: VOCFiles, entry: Listed, document: _Document, faults: list[Fau
     if len(candidates) > 1:
         what = f"{', '.join(file.name for file in candidates)} all have this name; {path.name} is used"
         faults.append(Fault("several images", str(document.file), what, "remove the others", warning=True))
-    size = document.size
+    size, size_from_file = document.size, document.size is None
     if size is None:
         try:
             size = upright(path.read_bytes()).size
@@ -204,7 +204,7 @@ def _image(files: VOCFiles, entry: Listed, document: _Document, faults: list[Fau
             return None
         what = f"the width and height of {path.name} are missing; the image's own, {size[0]}×{size[1]}, are used"
         faults.append(Fault("missing size", where, what, "add them", warning=True))
-    return AnnotatedImage(path.name, path, size[1], size[0], where)
+    return AnnotatedImage(path.name, path, size[1], size[0], where, size_from_file=size_from_file)
 
 
 def _add_objects(image: AnnotatedImage, document: _Document, labels: tuple[str, ...], faults: list[Fault]) -> None:

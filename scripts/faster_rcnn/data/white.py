@@ -32,12 +32,17 @@ def find_white(dataset: Dataset) -> FoundWhite:
     paths = [dataset.path(index) for index in range(len(dataset))]
     with ThreadPoolExecutor(cpu_count() or 1) as threads:
         found = [one for one in threads.map(_range_of, paths) if one is not None]
+    return found_white(found, len(paths), dataset.source, dataset.split)
+
+
+def found_white(found: Sequence[ValueRange], images: int, source: str, split: str) -> FoundWhite:
+    """White of a split of `images` images.  found: the ranges of those with more than 8 bits."""
     if not found:
         return FoundWhite(WHITE, "")
     white = white_of(found)
     largest = max(one.largest for one in found)
     text = (
-        f"{dataset.source}, {dataset.split}: {len(found)} of {len(paths)} images have more than 8 bits per channel; "
+        f"{source}, {split}: {len(found)} of {images} images have more than 8 bits per channel; "
         f"their largest value is {largest:,}, so {white:,} is taken for white (--white sets another value)"
     )
     dark = sum(one.largest < white / NEARLY_BLACK for one in found)

@@ -119,7 +119,7 @@ def configure(user_options: Mapping[str, Any], backbone: str, labels: tuple[str,
         changes["white"] = named["white"]
     if "roi_pooling" in named:
         changes["roi_pooling"] = named["roi_pooling"]
-    smallest = named.get("min_size", config.resize.min_size)
+    smallest = named.get("min_size", min(config.resize.min_size, named.get("max_size", config.resize.min_size)))
     longest = named.get("max_size", max(config.resize.max_size, smallest))
     changes["resize"] = ResizeRule(smallest, longest)
     if "crossing_anchors" in named:

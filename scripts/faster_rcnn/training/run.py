@@ -58,6 +58,7 @@ class RunRecord:
     val_split: str = "val"
     val_share: float | None = None  # held out for validation where the data has no split for it
     skip_bad_boxes: bool = False
+    exif_boxes: str | None = None  # one of orientation.EXIF_BOXES, if the user chose one
     backbone: str = "compact"
     weights: str = NAME_OF_NO_WEIGHTS
     schedule: str = "joint"  # one of SCHEDULE_NAMES
@@ -151,7 +152,10 @@ def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, devic
     train_split, skip_bad_boxes = user_options.get("train_split", "train"), user_options.get("skip_bad_boxes", False)
     val_split = user_options.get("val_split", "val")
     val_share = share_to_hold_out(data, train_split, val_split, user_options.get("val_share"))
-    training = open_dataset(data, train_split, skip_bad_boxes=skip_bad_boxes, val_share=val_share)
+    exif_boxes = user_options.get("exif_boxes")
+    training = open_dataset(
+        data, train_split, skip_bad_boxes=skip_bad_boxes, val_share=val_share, exif_boxes=exif_boxes
+    )
     options = complete_options(user_options, backbone, weights, data, len(training))
     user_options = {"white": _white_of(training), **user_options}
     _check_batch(options, len(training))
@@ -162,6 +166,7 @@ def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, devic
         val_split=val_split,
         val_share=val_share,
         skip_bad_boxes=skip_bad_boxes,
+        exif_boxes=exif_boxes,
         backbone=backbone,
         weights=weights,
         schedule=schedule,

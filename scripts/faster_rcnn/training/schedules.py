@@ -29,7 +29,7 @@ from faster_rcnn.training.objectives import OBJECTIVES, Objective
 from faster_rcnn.training.options import TrainingOptions, short_warm_up
 from faster_rcnn.training.processes import rank, wait_for_all
 from faster_rcnn.training.run import STEPS, RunRecord, write_record
-from faster_rcnn.training.splits import open_splits
+from faster_rcnn.training.splits import check_same_images, open_splits
 from faster_rcnn.training.validation import validate
 
 
@@ -59,9 +59,12 @@ class Setting:
         return load_detector(self.folder).to(self.device) if self.has_begun else self.fresh()
 
 
-def carry_out(record: RunRecord, folder: Path, device: torch.device) -> dict[str, Any]:
+def carry_out(
+    record: RunRecord, folder: Path, device: torch.device, accept_changed_images: bool = False
+) -> dict[str, Any]:
     """Trains what the record describes, from the beginning or from the checkpoints in `folder`.
 
+    accept_changed_images: go on although images are not those that the run began with.
     Returns the last validation's metrics and the `seconds` of the whole training run.
     """
     training, validation, record = open_splits(record)
@@ -75,6 +78,8 @@ def carry_out(record: RunRecord, folder: Path, device: torch.device) -> dict[str
                 print(line)
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, record)
+    has_begun = any(folder.rglob(NAME))  # in alternating training the steps have checkpoints first
+    check_same_images((training, validation), folder, accept_changed_images or not has_begun)
     wait_for_all()
     metrics = SCHEDULES[record.schedule](setting, record)
     if rank() == 0:

@@ -1,13 +1,17 @@
 """The two splits of a training run, read in full before the first iteration so that nothing fails late."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import check_before_training, summary
 from faster_rcnn.data.folder import FolderDataset
+from faster_rcnn.data.image_record import changes, image_record, read_image_record, write_image_record
+from faster_rcnn.data.orientation import NOT_CONFIRMED, TURNED
 from faster_rcnn.data.sources import check_labels, open_dataset
 from faster_rcnn.data.subset import Subset
 from faster_rcnn.data.white import use_white
@@ -26,7 +30,13 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
     split has no objects, or if the annotations have changed since the run began.
     """
     training, validation = (
-        open_dataset(record.data, split, skip_bad_boxes=record.skip_bad_boxes, val_share=record.val_share)
+        open_dataset(
+            record.data,
+            split,
+            skip_bad_boxes=record.skip_bad_boxes,
+            val_share=record.val_share,
+            exif_boxes=record.exif_boxes,
+        )
         for split in (record.train_split, record.val_split)
     )
     for dataset in (training, validation):
@@ -34,6 +44,10 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
     check_labels(training, record.detector_config.labels, "the run")
     check_labels(validation, training.labels, f"{record.data}/{record.train_split}")
     faults = check_before_training((training, validation), max(1, record.training_options.workers))
+    if rank() == 0:
+        for fault in faults:
+            if fault.kind in (NOT_CONFIRMED, TURNED):  # the detector would learn wrong boxes
+                print(fault)
     if rank() == 0 and faults:
         effect = "faulty data is left out" if record.skip_bad_boxes else "none of them prevents training"
         print(f"the data has {summary(faults)}; {effect}; faster-rcnn check --data {record.data} lists all")
@@ -49,6 +63,25 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
     if record.data == "shapes" and record.schedule != "joint":
         training = Subset(training, SHAPES_WITH_PROPOSALS)
     return training, validation, replace(record, annotations_sha256=digests)
+
+
+def check_same_images(splits: Sequence[Dataset], folder: Path, accept_changes: bool) -> None:
+    """Compares the images with those that the run in `folder` began with, and keeps their record there.
+
+    Raises ValueError, naming the first, if images have changed, unless `accept_changes`.
+    """
+    now, before = image_record(splits), read_image_record(folder)
+    if not now:
+        return
+    if before is not None and (found := changes(before, now)):
+        if not accept_changes:
+            raise ValueError(
+                f"since the run began, {found}; restore them, start a new run, or go on with --accept-changed-images"
+            )
+        if rank() == 0:
+            print(f"warning: since the run began, {found}; the run goes on with the images as they are now")
+    if rank() == 0:
+        write_image_record(folder, now)
 
 
 def _digest(dataset: Dataset) -> str | None:

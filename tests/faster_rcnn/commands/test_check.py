@@ -86,3 +86,33 @@ def test_the_error_names_the_data_that_cannot_be_opened(tmp_path: Path, run: Cal
         done = run("--data", source)
         assert source in done.error
         assert "\n" not in done.error
+
+
+@pytest.mark.contract("6.4")
+def test_the_check_counts_images_with_more_objects_than_detections(tmp_path: Path, run: Callable[..., Done]) -> None:
+    write_image(tmp_path / "a.jpg")
+    boxes = [(x * 6, y * 4, 5, 3) for x in range(10) for y in range(11)]  # 110 objects, and one crowd
+    annotations = [annotation_entry(number, 1, box) for number, box in enumerate(boxes)]
+    annotations.append(annotation_entry(999, 1, (0, 0, 90, 50)) | {"iscrowd": 1})
+    done = run("--data", write_coco_folder(tmp_path, [image_entry(1, "a.jpg")], annotations))
+    assert done.error == ""
+    (warning,) = (line for line in done.lines if "more objects" in line)
+    assert warning.startswith("warning: 1 of 1 images have more objects (up to 110) than the 100 detections")
+    assert "1 crowds: not counted above and not trained on; detections in them count neither as true nor as false" in (
+        done.lines
+    )
+
+
+def test_annotations_alone_can_be_checked(tmp_path: Path, run: Callable[..., Done]) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    source = write_coco_folder(tmp_path, [image_entry(1, "a.jpg")], [annotation_entry(1, 1)])
+    assert "a.jpg cannot be read" in "\n".join(run("--data", source).lines)
+    done = run("--data", source, "--no-decode")
+    assert done.error == ""
+    assert done.lines[-1].startswith("no image was decoded, because of --no-decode")
+
+
+def test_an_unknown_backbone_is_refused_with_the_known_ones(tmp_path: Path, run: Callable[..., Done]) -> None:
+    assert (
+        "unknown backbone 'resnet51'; choose from: compact, " in run("--data", "coco:x", "--backbone", "resnet51").error
+    )

@@ -10,14 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
+from faster_rcnn.commands.check import build_parser
+from faster_rcnn.commands.command_line import check_sizes
 from faster_rcnn.data.annotations import AnnotatedImage, Annotation, ParsedSplit
-from faster_rcnn.data.coverage import anchor_coverage, best_overlaps, inside_somewhere, suggest_scales
+from faster_rcnn.data.coverage import anchor_coverage, best_overlaps, inside_somewhere, suggest_ratios, suggest_scales
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.anchors import cell_anchors, grid_anchors, inside_image
-from faster_rcnn.detector.config import DetectorConfig, default_config
+from faster_rcnn.detector.config import DEFAULTS, DetectorConfig, default_config
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.sampling import AnchorSampling
+from faster_rcnn.training.options import configure
 
 UNCHANGED = ResizeRule(100, 200)  # the images here are 100 × 200, so they are not resized
 
@@ -173,3 +176,45 @@ def test_coverage_is_defined_for_empty_and_generated_data_sets() -> None:
     coverage = anchor_coverage(shapes, default_config("compact", shapes.labels), (16,))
     assert len(coverage.best) == sum(len(shapes[index].labels) for index in range(10))
     assert coverage.share(0.5) > 0.5
+
+
+def test_ratios_follow_the_objects_shapes() -> None:
+    one_class = np.zeros(100, np.int64)
+    assert suggest_ratios(np.full(100, 1 / 3), one_class) == (0.33,)
+    # From 1/4 to 2 there are three octaves, so three ratios, half an octave from the ends: 2^-1.5, 2^-0.5, 2^0.5.
+    assert suggest_ratios(np.repeat([0.25, 2.0], 50), one_class) == (0.35, 0.71, 1.4)
+    # Quantiles belong to a class: one tall object in a hundred matters if it is a class of its own.
+    assert suggest_ratios(np.array([1.0] * 99 + [4.0]), np.array([0] * 99 + [1])) == (1.4, 2.8)
+    assert len(suggest_ratios(np.geomspace(0.001, 1000, 100), one_class)) == 6
+
+
+def test_ratios_are_suggested_where_scales_alone_do_not_suffice() -> None:
+    # Words 48 × 16 have the area of a square of 27.7, which overlaps them by 27.7 × 16 of 768 + 768 - 443: IoU 0.41.
+    # With ratio 1 no scale is better than 0.41; with ratio 0.33 an anchor of scale 28 nearly equals a word.
+    words = folder((24, 32, 72, 48), (80, 32, 128, 48))
+    coverage = anchor_coverage(words, config((28.0,)), (8,))
+    assert coverage.share(0.5) == 0
+    assert coverage.suggestion is not None
+    assert coverage.suggestion.anchor_ratios == (0.33,)
+    assert coverage.suggestion.resize == UNCHANGED
+    assert coverage.suggested == (1.0, 1.0)
+    assert "; --anchor-ratios 0.33 would cover at least 100.0% of each class" in coverage.report()
+
+
+@given(
+    st.lists(box, min_size=1, max_size=5), st.integers(20, 300), st.integers(20, 300), st.sampled_from(sorted(DEFAULTS))
+)
+@settings(max_examples=20, deadline=None)
+def test_the_advice_can_be_given_to_the_command(
+    boxes: list[tuple[float, ...]], smallest: int, longest: int, backbone: str
+) -> None:
+    given_options = {"max_size": longest} | ({"min_size": smallest} if smallest <= longest else {})
+    labelled = folder(*[(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes])
+    strides = {"resnet50_fpn": (4, 8, 16, 32, 64), "mobilenet_v3_large_fpn": (32, 32, 64)}.get(backbone, (16,))
+    found = anchor_coverage(labelled, configure(given_options, backbone, labelled.labels), strides)
+    if found.suggestion is None:
+        return
+    advice = next(line for line in found.report().splitlines() if "would cover" in line)
+    words = advice.partition("; ")[2].partition(" would cover")[0].split()
+    arguments = vars(build_parser().parse_args(words))
+    check_sizes(given_options | {name: value for name, value in arguments.items() if value is not None})

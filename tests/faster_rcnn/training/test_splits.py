@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from faster_rcnn.data.image_record import changes
 from faster_rcnn.data.shapes import Shapes, write_coco
 from faster_rcnn.training.run import RunRecord, begin_run
-from faster_rcnn.training.splits import SHAPES_WITH_PROPOSALS, open_splits
+from faster_rcnn.training.splits import SHAPES_WITH_PROPOSALS, check_same_images, open_splits
 
 
 @pytest.fixture
@@ -36,6 +38,37 @@ def test_the_record_gets_digests_that_are_compared_when_the_run_is_resumed(recor
     change(file, categories=[*document["categories"], {"id": 99, "name": "another"}])
     with pytest.raises(ValueError, match="another"):
         open_splits(opened)
+
+
+def test_a_replaced_image_is_noticed_when_the_run_is_resumed(
+    record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    splits = open_splits(record)[:2]
+    check_same_images(splits, folder, accept_changes=False)
+    check_same_images(open_splits(record)[:2], folder, accept_changes=False)
+    for name in ("000000.png", "000001.png"):
+        file = tmp_path / "train" / name
+        Image.new("RGB", Image.open(file).size).save(file)
+    replaced = open_splits(record)[:2]
+    with pytest.raises(ValueError, match=r"since the run began, 2 images are changed: train/000000.png \(train\), "):
+        check_same_images(replaced, folder, accept_changes=False)
+    check_same_images(replaced, folder, accept_changes=True)
+    assert "2 images are changed" in capsys.readouterr().out
+    check_same_images(replaced, folder, accept_changes=False)  # the record is now that of the new images
+    (folder / "images.jsonl").write_text("[]\n")
+    with pytest.raises(ValueError, match=r"images.jsonl is damaged; delete it"):
+        check_same_images(replaced, folder, accept_changes=False)
+
+
+def test_missing_and_new_images_are_counted_with_the_first_names() -> None:
+    before = {("train", f"{number}.png"): (4, 4, "digest") for number in range(6)}
+    now = {("train", "9.png"): (4, 4, "digest")}
+    assert changes(before, before) == ""
+    assert changes(before, now) == (
+        "6 images are missing: 0.png (train), 1.png (train), 2.png (train) and 3 more; 1 images are new: 9.png (train)"
+    )
 
 
 def test_a_training_split_without_objects_is_refused(record: RunRecord, tmp_path: Path) -> None:
