@@ -4,13 +4,16 @@ torch is imported only where it is needed, so that --help and refused options do
 """
 
 import argparse
+import contextlib
 import difflib
-import errno
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from faster_rcnn.commands.failures import in_one_line
+from faster_rcnn.training.stopping import Stopped, sigterm_raises
 
 if TYPE_CHECKING:
     import torch
@@ -18,18 +21,6 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 DATA = "voc:DIR, coco:DIR, or shapes for generated images"
-
-_REMEDIES = {
-    errno.ENOSPC: "free some space, or write to another disk",
-    errno.EDQUOT: "free some space, or write to another disk",
-    errno.EACCES: "change its permissions, or name another place",
-    errno.EPERM: "change its permissions, or name another place",
-    errno.EROFS: "name a place that can be written",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "check the path",
-    errno.EISDIR: "name a file, not a folder",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,49 +63,39 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(
-    prog: str, command: Callable[[], None], out: Path | None = None, interrupted: str = "interrupted"
+    prog: str,
+    command: Callable[[], None],
+    out: Path | None = None,
+    interrupted: str = "interrupted",
+    afterwards: Callable[[], str] = str,
 ) -> int:
     """Runs a command and returns its exit code. A fault of the input is printed in one line; a bug keeps its traceback.
 
     out: where the command writes, for operating-system errors that do not name a file;  interrupted: what Ctrl-C
-    prints.
+    prints;  afterwards: returns what to add to the line if the machine, and not the input, ended the command.
     """
+    code = 1
     try:
-        command()
-    except OSError as error:
-        message = in_words(error, out)
-    except (ValueError, FloatingPointError) as error:
-        message = _last_line(error)
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        message = "the device ran out of memory; lower --batch-size, or train with --accumulate"
+        with sigterm_raises():
+            command()
+    except Stopped as stop:
+        message, code = f"{stop}{afterwards()}", stop.exit_code
     except KeyboardInterrupt:
         message = interrupted
+    except Exception as error:
+        if (line := in_one_line(error, out)) is None:
+            raise
+        message = line if isinstance(error, ValueError) else f"{line}{afterwards()}"
     else:
         return 0
-    print(f"{prog}: {message}", file=sys.stderr)
-    return 1
+    _print_error(f"{prog}: {message}")
+    return code
 
 
-def in_words(error: OSError, out: Path | None = None) -> str:
-    """An operating-system error as one line: the file, what happened, and what to do."""
-    if error.errno is None or error.strerror is None:
-        return _last_line(error)  # raised by this project, with a remedy of its own
-    place = error.filename if error.filename is not None else out
-    where = "" if place is None else f"{place}: "
-    return f"{where}{error.strerror}; {_REMEDIES.get(error.errno, 'check the path and the disk')}"
-
-
-def _last_line(error: Exception) -> str:
-    """The last line of the message: an error from a worker process begins with the worker's traceback."""
-    last = str(error).strip().splitlines()[-1]
-    return last.removeprefix(f"{type(error).__name__}: ")
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+def _print_error(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may read standard error
+        sys.stderr.write(f"{line}\n")  # at once, because several processes may write lines
+        sys.stderr.flush()
 
 
 # Options that several commands share. Each has the same meaning everywhere.

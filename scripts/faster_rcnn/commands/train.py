@@ -40,7 +40,8 @@ from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.roi_pooling import POOLINGS
 from faster_rcnn.training.optimiser import DECAYS, OPTIMISERS
 from faster_rcnn.training.processes import process_group, rank
-from faster_rcnn.training.run import SCHEDULE_NAMES, begin_run, resume_run
+from faster_rcnn.training.run import SCHEDULE_NAMES, begin_run, has_begun, resume_run
+from faster_rcnn.training.run_folder import check_unused
 from faster_rcnn.training.schedules import carry_out
 
 
@@ -51,7 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The record names the script, because torchrun starts it and the records of older runs name it too.
     command = shlex.join(["scripts/train.py", *words])
     interrupted = "interrupted; if the run has a checkpoint, --resume continues it"
-    return run_command("faster-rcnn train", lambda: train(arguments, command), arguments.out, interrupted)
+    return run_command(
+        "faster-rcnn train",
+        lambda: train(arguments, command),
+        arguments.out,
+        interrupted,
+        lambda: how_to_go_on(arguments.out),
+    )
+
+
+def how_to_go_on(folder: Path | None) -> str:
+    """What to add to the message of a run that has ended early."""
+    return "; the last checkpoint is complete, --resume continues from it" if folder and has_begun(folder) else ""
 
 
 def train(arguments: argparse.Namespace, command: str) -> None:
@@ -64,6 +76,8 @@ def train(arguments: argparse.Namespace, command: str) -> None:
     if not resume:
         data_source(arguments.data)
     check_writable(folder)
+    if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would compete with it
+        check_unused(folder)
     if user_options.get("augmentations") == ["none"]:
         user_options["augmentations"] = []
     with process_group(device) as own_device:
