@@ -146,6 +146,6 @@ def _no_room(place: Path | None, needed: int | None) -> str:
     folder = existing(place.parent)
     free = free_bytes(folder)
     if needed is not None and free > needed and hasattr(os, "statvfs") and os.statvfs(folder).f_favail == 0:
-        return f"the disk has no room for more files, though {size(free)} are free; delete some files, or write to another disk"
+        return f"the disk has no room for another file, though {size(free)} are free; delete some, or use another disk"
     figures = f"{size(free)} free" if needed is None else f"{size(needed)} needed, {size(free)} free"
     return f"no room on the disk ({figures}); {remedy}"

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
+# Errors that the user's options or data cause; others come from the machine, and the same command may succeed later.
+MISTAKES = (ValueError, BlockingIOError, FileExistsError, FileNotFoundError)
+
 DATA = "voc:DIR, coco:DIR, or shapes for generated images"
 
 
@@ -85,7 +88,7 @@ def run_command(
     except Exception as error:
         if (line := in_one_line(error, out)) is None:
             raise
-        message = line if isinstance(error, ValueError) else f"{line}{afterwards()}"
+        message = line if isinstance(error, MISTAKES) else f"{line}{afterwards()}"
     else:
         return 0
     _print_error(f"{prog}: {message}")

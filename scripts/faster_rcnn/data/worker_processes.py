@@ -1,7 +1,7 @@
 """How the processes that prepare images hand over their batches, and what they need from the system.
 
-torch passes tensors between processes through shared memory, which on Linux lies in /dev/shm. Containers have only 64 MB
-of it unless they are told otherwise, and a worker that finds it full is killed (SIGBUS).
+torch passes tensors between processes through shared memory, which on Linux lies in /dev/shm. Containers have only 64
+MB of it unless they are told otherwise, and a worker that finds it full is killed (SIGBUS).
 """
 
 import multiprocessing

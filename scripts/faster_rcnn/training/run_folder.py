@@ -67,11 +67,10 @@ def check_room(folder: Path, record: RunRecord) -> None:
     """Raises OSError if the disk has less room than the run will write at least."""
     needed, free = bytes_to_write(folder, record), free_bytes(folder)
     if needed > free:
-        checkpoint = size(sum(checkpoint_bytes(record)))
         raise OSError(
-            f"{folder}: no room on the disk for this run ({size(needed)} needed, {size(free)} free): a checkpoint takes "
-            f"{checkpoint}, and the previous one stays until the next is complete; free some space, or write to "
-            "another disk"
+            f"{folder}: no room on the disk for this run ({size(needed)} needed, {size(free)} free); a checkpoint "
+            f"takes {size(sum(checkpoint_bytes(record)))}, and the one before it stays until it is complete; free some "
+            "space, or write to another disk"
         )
 
 
