@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from faster_rcnn.commands.argument_types import above_zero, pixels
 from faster_rcnn.commands.command_line import (
     Parser,
-    above_zero,
     add_data,
     add_skip_bad_boxes,
     add_workers,
     check_sizes,
     data_source,
-    positive,
     run_command,
 )
 from faster_rcnn.data.coverage import anchor_coverage
@@ -58,13 +57,13 @@ def build_parser() -> Parser:
     )
     detector.add_argument(
         "--min-size",
-        type=positive,
+        type=pixels,
         metavar="PIXELS",
         help="resize each image's shorter side to this length (default: that of the backbone)",
     )
     detector.add_argument(
         "--max-size",
-        type=positive,
+        type=pixels,
         metavar="PIXELS",
         help="upper limit of the longer side after resizing (default: that of the backbone)",
     )

@@ -10,20 +10,53 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from faster_rcnn.commands.argument_types import positive, seed_number, some_workers, source, usable_device
 from faster_rcnn.commands.failures import in_one_line
+from faster_rcnn.files import existing
 from faster_rcnn.training.stopping import Stopped, sigterm_raises
 
 if TYPE_CHECKING:
     import torch
 
-Number = TypeVar("Number", int, float)
-
 # Errors that the user's options or data cause; others come from the machine, and the same command may succeed later.
 MISTAKES = (ValueError, BlockingIOError, FileExistsError, FileNotFoundError)
 
 DATA = "voc:DIR, coco:DIR, or shapes for generated images"
+
+
+# What other programs call an option, if the names are too different for a suggestion by spelling.
+ELSEWHERE = {
+    "--batch": "--batch-size",
+    "--bs": "--batch-size",
+    "--config": "--backbone",
+    "--dataset": "--data",
+    "--folder": "--out",
+    "--gpu": "--device",
+    "--gpus": "--device",
+    "--img": "--min-size",
+    "--img-size": "--min-size",
+    "--imgsz": "--min-size",
+    "--j": "--workers",
+    "--lr": "--learning-rate",
+    "--max-iter": "--iterations",
+    "--max-steps": "--iterations",
+    "--model": "--backbone",
+    "--num-workers": "--workers",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--pretrained": "--weights",
+    "--project": "--out",
+    "--random-seed": "--seed",
+    "--save-dir": "--out",
+    "--steps": "--iterations",
+    "--subset": "--split",
+    "-b": "--batch-size",
+    "-d": "--data",
+    "-j": "--workers",
+    "-o": "--out",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +76,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # without the overload for another namespace
         self, args: Sequence[str] | None = None, namespace: None = None
     ) -> argparse.Namespace:
-        arguments, unknown = self.parse_known_args(args, namespace)
+        words = [self._in_british_spelling(word) for word in (sys.argv[1:] if args is None else args)]
+        arguments, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self._refuse(unknown[0])
         return arguments
@@ -52,6 +86,8 @@ class Parser(argparse.ArgumentParser):
         if not word.startswith("-"):
             self.error(f"unexpected argument {word!r}; --help shows what the command accepts")
         option = word.partition("=")[0]
+        if (ours := ELSEWHERE.get(option)) in self._option_string_actions:
+            self.error(f"unknown option {option}; did you mean {ours}?")
         shown = [
             name
             for name, action in self._option_string_actions.items()  # argparse has no public list of its options
@@ -60,6 +96,13 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(option, shown, n=1)
         hint = f"did you mean {near[0]}?" if near else "--help lists the options"
         self.error(f"unknown option {option}; {hint}")
+
+    def _in_british_spelling(self, word: str) -> str:
+        """`--optimizer` as `--optimiser`, and so on, if the command has the latter."""
+        option, equals, value = word.partition("=")
+        british = option.replace("iz", "is")
+        is_ours = word.startswith("--") and option not in self._option_string_actions
+        return british + equals + value if is_ours and british in self._option_string_actions else word
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -105,11 +148,11 @@ def _print_error(line: str) -> None:
 
 
 def add_data(group: Any, default: str = "") -> None:
-    group.add_argument("--data", help=f"{DATA}{default}")
+    group.add_argument("--data", type=source, help=f"{DATA}{default}")
 
 
 def add_seed(group: Any) -> None:
-    group.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    group.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers (default: 0)")
 
 
 def add_limit_images(group: Any, default: str = "all") -> None:
@@ -129,9 +172,12 @@ def add_skip_bad_boxes(group: Any, default: str = "") -> None:
 
 def add_workers(group: Any, default: int) -> None:
     group.add_argument(
-        "--workers", type=positive, default=default, metavar="N", help="threads or processes that read images "
-        f"and run Selective Search (default: {default})",
-    )  # fmt: skip
+        "--workers",
+        type=some_workers,
+        default=default,
+        metavar="N",
+        help=f"threads or processes that read images and run Selective Search (default: {default})",
+    )
 
 
 def add_device(group: Any) -> None:
@@ -174,58 +220,13 @@ def check_sizes(given: Mapping[str, Any]) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raises OSError if `folder` cannot be written, or created if it does not exist. Leaves no file behind."""
-    place = folder.absolute()
-    existing = next(one for one in (place, *place.parents) if one.exists())
-    if not existing.is_dir():
-        raise OSError(f"{existing} is a file; name a folder")
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        place = existing(folder)
+        if not place.is_dir():
+            raise OSError(f"{place} is a file; name a folder")
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
+        if error.errno is None:
+            raise
         raise OSError(f"{folder} cannot be written ({error.strerror}); name another folder") from error
-
-
-# Argument types: each converts the text of an option or refuses it.
-
-
-def usable_device(text: str) -> "torch.device":
-    """A device that torch can use on this machine."""
-    import torch
-
-    try:
-        device = torch.device(text)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(
-            f"{text} cannot be used on this machine; use cpu, or cuda with a GPU"
-        ) from error
-    return device
-
-
-def above_zero(text: str) -> float:
-    """A finite number above 0."""
-    if not 0 < (number := _number(text, float)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    if not 0 <= (number := _number(text, float)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return number
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if (number := _number(text, int)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _number(text: str, kind: type[Number]) -> Number:
-    try:
-        return kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None

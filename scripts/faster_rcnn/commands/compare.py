@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from faster_rcnn.commands.argument_types import path, positive, seed_number
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
     check_writable,
     data_source,
-    positive,
     required,
     run_command,
 )
@@ -112,13 +112,13 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=seed_number,
         nargs="+",
         metavar="SEED",
         default=[0, 1, 2],
         help="seeds; each arm of a comparison is trained once per seed (default: 0 1 2)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs and tables")
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder of the runs and tables")
     return parser
 
 

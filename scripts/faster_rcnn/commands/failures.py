@@ -31,6 +31,8 @@ def in_one_line(error: BaseException, out: Path | None = None) -> str | None:
         return f"the memory is used up; {MORE_MEMORY}"
     if isinstance(error, UnicodeDecodeError):
         return f"a file that should hold text is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+    if isinstance(error, UnicodeEncodeError):
+        return f"a name has a character that cannot be written ({error.object[error.start]!a}); rename the file"
     if isinstance(error, ValueError | FloatingPointError):
         return _last_line(error)
     return _of_runtime(error, out) if isinstance(error, RuntimeError) else None
