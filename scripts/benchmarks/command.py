@@ -31,7 +31,8 @@ from benchmarks.siege.measure_worst import Options as WorstOptions
 from benchmarks.siege.measure_worst import measure_worst
 from benchmarks.siege.worst_images import SIDE
 from benchmarks.workers import Failed
-from faster_rcnn.commands.command_line import Parser, above_zero, positive, run_command
+from faster_rcnn.commands.argument_types import above_zero, positive
+from faster_rcnn.commands.command_line import Parser, run_command
 from service.engine.cores import usable_cores
 from service.engine.model import ModelRefusedError
 from service.engine.providers import CPU, CUDA, ProviderUnavailableError, pick_provider

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from faster_rcnn.commands.argument_types import above_zero, pixels
 from faster_rcnn.commands.command_line import (
     Parser,
-    above_zero,
     add_data,
     add_exif_boxes,
     add_skip_bad_boxes,
@@ -25,7 +25,6 @@ from faster_rcnn.commands.command_line import (
     add_workers,
     check_sizes,
     data_source,
-    positive,
     run_command,
 )
 from faster_rcnn.data.coco_writer import CocoWriter
@@ -65,13 +64,13 @@ def build_parser() -> Parser:
     detector.add_argument("--backbone", metavar="NAME", help="backbone of the detector (default: compact)")
     detector.add_argument(
         "--min-size",
-        type=positive,
+        type=pixels,
         metavar="PIXELS",
         help="resize each image's shorter side to this length (default: that of the backbone)",
     )
     detector.add_argument(
         "--max-size",
-        type=positive,
+        type=pixels,
         metavar="PIXELS",
         help="upper limit of the longer side after resizing (default: that of the backbone)",
     )

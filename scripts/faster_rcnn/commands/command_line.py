@@ -4,14 +4,27 @@ torch is imported only where it is needed, so that --help and refused options do
 """
 
 import argparse
+import contextlib
 import difflib
-import errno
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from faster_rcnn.commands.argument_types import (
+    part,
+    positive,
+    seed_number,
+    share,
+    some_workers,
+    source,
+    usable_device,
+    whole,
+)
+from faster_rcnn.commands.failures import in_one_line
+from faster_rcnn.files import existing
+from faster_rcnn.training.stopping import Stopped, sigterm_raises
 from service.images.depth import WHITE
 
 if TYPE_CHECKING:
@@ -19,22 +32,44 @@ if TYPE_CHECKING:
 
     from faster_rcnn.training.run import RunRecord
 
-Number = TypeVar("Number", int, float)
+# Errors that the user's options or data cause; others come from the machine, and the same command may succeed later.
+MISTAKES = (ValueError, BlockingIOError, FileExistsError, FileNotFoundError)
 
 DATA = (
     "a folder, zip file or JSON file with annotated images (coco:, voc: or yolo: before it names the format), or shapes"
 )
 
-_REMEDIES = {
-    errno.ENOSPC: "free some space, or write to another disk",
-    errno.EDQUOT: "free some space, or write to another disk",
-    errno.EACCES: "change its permissions, or name another place",
-    errno.EPERM: "change its permissions, or name another place",
-    errno.EROFS: "name a place that can be written",
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "check the path",
-    errno.EISDIR: "name a file, not a folder",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+
+# What other programs call an option, if the names are too different for a suggestion by spelling.
+ELSEWHERE = {
+    "--batch": "--batch-size",
+    "--bs": "--batch-size",
+    "--config": "--backbone",
+    "--dataset": "--data",
+    "--folder": "--out",
+    "--gpu": "--device",
+    "--gpus": "--device",
+    "--img": "--min-size",
+    "--img-size": "--min-size",
+    "--imgsz": "--min-size",
+    "--j": "--workers",
+    "--lr": "--learning-rate",
+    "--max-iter": "--iterations",
+    "--max-steps": "--iterations",
+    "--model": "--backbone",
+    "--num-workers": "--workers",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--pretrained": "--weights",
+    "--project": "--out",
+    "--random-seed": "--seed",
+    "--save-dir": "--out",
+    "--steps": "--iterations",
+    "--subset": "--split",
+    "-b": "--batch-size",
+    "-d": "--data",
+    "-j": "--workers",
+    "-o": "--out",
 }
 
 
@@ -55,7 +90,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # without the overload for another namespace
         self, args: Sequence[str] | None = None, namespace: None = None
     ) -> argparse.Namespace:
-        arguments, unknown = self.parse_known_args(args, namespace)
+        words = [self._in_british_spelling(word) for word in (sys.argv[1:] if args is None else args)]
+        arguments, unknown = self.parse_known_args(words, namespace)
         if unknown:
             self._refuse(unknown[0])
         return arguments
@@ -64,6 +100,8 @@ class Parser(argparse.ArgumentParser):
         if not word.startswith("-"):
             self.error(f"unexpected argument {word!r}; --help shows what the command accepts")
         option = word.partition("=")[0]
+        if (ours := ELSEWHERE.get(option)) in self._option_string_actions:
+            self.error(f"unknown option {option}; did you mean {ours}?")
         shown = [
             name
             for name, action in self._option_string_actions.items()  # argparse has no public list of its options
@@ -73,61 +111,58 @@ class Parser(argparse.ArgumentParser):
         hint = f"did you mean {near[0]}?" if near else "--help lists the options"
         self.error(f"unknown option {option}; {hint}")
 
+    def _in_british_spelling(self, word: str) -> str:
+        """`--optimizer` as `--optimiser`, and so on, if the command has the latter."""
+        option, equals, value = word.partition("=")
+        british = option.replace("iz", "is")
+        is_ours = word.startswith("--") and option not in self._option_string_actions
+        return british + equals + value if is_ours and british in self._option_string_actions else word
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def run_command(
-    prog: str, command: Callable[[], None], out: Path | None = None, interrupted: str = "interrupted"
+    prog: str,
+    command: Callable[[], None],
+    out: Path | None = None,
+    interrupted: str = "interrupted",
+    afterwards: Callable[[], str] = str,
 ) -> int:
     """Runs a command and returns its exit code. A fault of the input is printed in one line; a bug keeps its traceback.
 
     out: where the command writes, for operating-system errors that do not name a file;  interrupted: what Ctrl-C
-    prints.
+    prints;  afterwards: returns what to add to the line if the machine, and not the input, ended the command.
     """
+    code = 1
     try:
-        command()
-    except OSError as error:
-        message = in_words(error, out)
-    except (ValueError, FloatingPointError) as error:
-        message = _last_line(error)
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        message = "the device ran out of memory; lower --batch-size, or train with --accumulate"
+        with sigterm_raises():
+            command()
+    except Stopped as stop:
+        message, code = f"{stop}{afterwards()}", stop.exit_code
     except KeyboardInterrupt:
         message = interrupted
+    except Exception as error:
+        if (line := in_one_line(error, out)) is None:
+            raise
+        message = line if isinstance(error, MISTAKES) else f"{line}{afterwards()}"
     else:
         return 0
-    print(f"{prog}: {message}", file=sys.stderr)
-    return 1
+    _print_error(f"{prog}: {message}")
+    return code
 
 
-def in_words(error: OSError, out: Path | None = None) -> str:
-    """An operating-system error as one line: the file, what happened, and what to do."""
-    if error.errno is None or error.strerror is None:
-        return _last_line(error)  # raised by this project, with a remedy of its own
-    place = error.filename if error.filename is not None else out
-    where = "" if place is None else f"{place}: "
-    return f"{where}{error.strerror}; {_REMEDIES.get(error.errno, 'check the path and the disk')}"
-
-
-def _last_line(error: Exception) -> str:
-    """The last line of the message: an error from a worker process begins with the worker's traceback."""
-    last = str(error).strip().splitlines()[-1]
-    return last.removeprefix(f"{type(error).__name__}: ")
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+def _print_error(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may read standard error
+        sys.stderr.write(f"{line}\n")  # at once, because several processes may write lines
+        sys.stderr.flush()
 
 
 # Options that several commands share. Each has the same meaning everywhere.
 
 
 def add_data(group: Any, default: str = "") -> None:
-    group.add_argument("--data", help=f"{DATA}{default}")
+    group.add_argument("--data", type=source, help=f"{DATA}{default}")
 
 
 def add_val_share(group: Any, default: str = "0.2 of data without any splits") -> None:
@@ -140,7 +175,7 @@ def add_val_share(group: Any, default: str = "0.2 of data without any splits") -
 
 
 def add_seed(group: Any) -> None:
-    group.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    group.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers (default: 0)")
 
 
 def add_limit_images(group: Any, default: str = "all") -> None:
@@ -171,18 +206,11 @@ def add_score_threshold(group: Any) -> None:
 def add_white(group: Any, default: str) -> None:
     group.add_argument(
         "--white",
-        type=white_value,
+        type=whole(1, WHITE),
         metavar="VALUE",
         help="value that means white in images with 16 bits per channel, such as 4095 for 12 bits "
         f"(default: {default})",
     )
-
-
-def white_value(text: str) -> int:
-    """A value of `--white`.  Raises ArgumentTypeError."""
-    if not text.isdecimal() or not 1 <= int(text) <= WHITE:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {WHITE}")
-    return int(text)
 
 
 def add_exif_boxes(group: Any, default: str = "") -> None:
@@ -196,9 +224,12 @@ def add_exif_boxes(group: Any, default: str = "") -> None:
 
 def add_workers(group: Any, default: int) -> None:
     group.add_argument(
-        "--workers", type=positive, default=default, metavar="N", help="threads or processes that read images "
-        f"and run Selective Search (default: {default})",
-    )  # fmt: skip
+        "--workers",
+        type=some_workers,
+        default=default,
+        metavar="N",
+        help=f"threads or processes that read images and run Selective Search (default: {default})",
+    )
 
 
 def add_device(group: Any) -> None:
@@ -248,65 +279,13 @@ def check_sizes(given: Mapping[str, Any]) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raises OSError if `folder` cannot be written, or created if it does not exist. Leaves no file behind."""
-    place = folder.absolute()
-    existing = next(one for one in (place, *place.parents) if one.exists())
-    if not existing.is_dir():
-        raise OSError(f"{existing} is a file; name a folder")
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        place = existing(folder)
+        if not place.is_dir():
+            raise OSError(f"{place} is a file; name a folder")
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
+        if error.errno is None:
+            raise
         raise OSError(f"{folder} cannot be written ({error.strerror}); name another folder") from error
-
-
-# Argument types: each converts the text of an option or refuses it.
-
-
-def usable_device(text: str) -> "torch.device":
-    """A device that torch can use on this machine."""
-    import torch
-
-    try:
-        device = torch.device(text)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(
-            f"{text} cannot be used on this machine; use cpu, or cuda with a GPU"
-        ) from error
-    return device
-
-
-def above_zero(text: str) -> float:
-    """A finite number above 0."""
-    if not 0 < (number := _number(text, float)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    if not 0 <= (number := _number(text, float)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return number
-
-
-def part(text: str) -> float:
-    """A number between 0 and 1, without these two."""
-    if not 0 < (number := _number(text, float)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return number
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if (number := _number(text, int)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _number(text: str, kind: type[Number]) -> Number:
-    try:
-        return kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None

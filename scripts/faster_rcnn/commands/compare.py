@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from faster_rcnn.commands.argument_types import path, positive, seed_number
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
     add_val_share,
     check_writable,
     data_source,
-    positive,
     required,
     run_command,
 )
@@ -39,8 +39,9 @@ from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.white import use_white
 from faster_rcnn.detector.checkpoint import NAME, load_detector, read_checkpoint
 from faster_rcnn.evaluation import evaluate, fast_rcnn_predictor, proposal_recall, without_pixels
+from faster_rcnn.files import write_text
 from faster_rcnn.proposal_sources.table import ProposalTable, WithProposals
-from faster_rcnn.training.run import read_record
+from faster_rcnn.training.run import has_begun, read_record
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FEW = 300  # proposals per image for the head of Faster R-CNN (section 3.3); Fast R-CNN uses 2000
@@ -115,13 +116,13 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=seed_number,
         nargs="+",
         metavar="SEED",
         default=[0, 1, 2],
         help="seeds; each arm of a comparison is trained once per seed (default: 0 1 2)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs and tables")
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder of the runs and tables")
     return parser
 
 
@@ -164,7 +165,7 @@ def train_arm(arm: Arm, seed: int, arguments: argparse.Namespace, passed_on: lis
     """
     folder = folder_of(arm.name, seed, arguments.out)
     begin = ["--out", str(folder), *options_of_arm(arm, seed, arguments), *passed_on]
-    begun = any(folder.rglob(NAME))
+    begun = has_begun(folder)
     if begun:
         record = read_record(folder)
         if record.command != shlex.join(["scripts/train.py", *begin]):
@@ -215,7 +216,7 @@ def measured(folder: Path, dataset: Dataset) -> dict[str, Any]:
         for number in (FEW, 2000):
             result[f"recall@0.5_{number}"] = by_number[str(number)]["R@0.5"]
             result[f"AR_{number}"] = by_number[str(number)]["AR"]
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(file, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -233,7 +234,7 @@ COLUMNS = {
 
 def write_tables(arguments: argparse.Namespace, passed_on: list[str], results: dict[str, list[dict[str, Any]]]) -> None:
     """`comparison.json` with every run, `comparison.md` with mean ± deviation over the seeds."""
-    (arguments.out / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_text(arguments.out / "comparison.json", json.dumps(results, indent=1) + "\n")
     lines = [
         f"{arguments.data}, measured on {arguments.split}; {arguments.iterations} iterations per run, "
         f"seeds {' '.join(map(str, arguments.seeds))}; mean ± standard deviation. "
@@ -249,7 +250,7 @@ def write_tables(arguments: argparse.Namespace, passed_on: list[str], results: d
         for name in rows:
             cells = [_cell([one[column] for one in results[name]], column) for column in columns]
             lines.append(f"| {name} |" + "|".join(cells) + "|")
-    (arguments.out / "comparison.md").write_text("\n".join(lines) + "\n")
+    write_text(arguments.out / "comparison.md", "\n".join(lines) + "\n")
 
 
 def _cell(values: list[float], column: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from faster_rcnn.commands.argument_types import count, path, source
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
@@ -60,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     parser = Parser("evaluate", "[RUN | MODEL_DIR] [OPTION ...]", __doc__)
     parser.add_argument(
-        "target", type=Path, nargs="?", metavar="RUN | MODEL_DIR", help="run folder, or folder of a published version"
+        "target", type=path, nargs="?", metavar="RUN | MODEL_DIR", help="run folder, or folder of a published version"
     )
     add_data(parser, " (default: the data of RUN)")
     parser.add_argument("--split", help="split to measure on (default: the split that RUN was validated on, or val)")
     add_limit_images(parser)
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write (default: evaluation-SPLIT in RUN, or in this folder)"
+        "--out", type=path, metavar="DIR", help="folder to write (default: evaluation-SPLIT in RUN, or in this folder)"
     )
     parser.add_argument(
         "--score-threshold",
@@ -82,12 +83,13 @@ def build_parser() -> Parser:
     more.add_argument(
         "--proposals",
         action="append",
+        type=source,
         default=[],
         metavar="SOURCE",
         help=f"{SOURCES}. Without RUN: a source to measure; may be repeated. With RUN: the proposals for its head",
     )
     more.add_argument(
-        "--show", type=int, default=50, metavar="N", help="number of images drawn in the report (default: 50)"
+        "--show", type=count, default=50, metavar="N", help="number of images drawn in the report (default: 50)"
     )
     add_val_share(more, "as in RUN, or 0.2 of data without any splits")
     add_skip_bad_boxes(more, " (default: as in RUN)")

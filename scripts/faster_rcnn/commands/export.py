@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from faster_rcnn.commands.argument_types import not_negative, path, positive, version_number
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
@@ -28,7 +29,6 @@ from faster_rcnn.commands.command_line import (
     add_val_share,
     add_white,
     check_writable,
-    positive,
     required,
     run_command,
     val_share_for,
@@ -58,15 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     parser = Parser("export", "RUN --name NAME [OPTION ...]", __doc__)
-    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run folder; or give --torchvision instead")
+    parser.add_argument("run", type=path, nargs="?", metavar="RUN", help="run folder; or give --torchvision instead")
     parser.add_argument("--name", help="name of the model in the store")
     parser.add_argument(
-        "--version", type=int, metavar="N", help="version to publish (default: one more than the highest)"
+        "--version", type=version_number, metavar="N", help="version to publish (default: one more than the highest)"
     )
     parser.add_argument(
         "--store",
         "--model-store",
-        type=Path,
+        type=path,
         metavar="DIR",
         default=Path("model_store"),
         help="the model store (default: %(default)s)",
@@ -116,7 +116,7 @@ def build_parser() -> Parser:
     theirs.add_argument("--torchvision", choices=BUILDERS, help="torchvision function that built the model")
     theirs.add_argument("--weights", choices=WEIGHTS, help="torchvision's pretrained weights; instead of --checkpoint")
     theirs.add_argument(
-        "--labels", type=Path, metavar="FILE", help="one label per line, without background; needed with --checkpoint"
+        "--labels", type=path, metavar="FILE", help="one label per line, without background; needed with --checkpoint"
     )
     theirs.add_argument(
         "--num-classes",
@@ -126,7 +126,7 @@ def build_parser() -> Parser:
     )
     theirs.add_argument(
         "--batch-norm-epsilon",
-        type=float,
+        type=not_negative,
         metavar="ε",
         help="epsilon of frozen batch normalisation (default: 0 for fasterrcnn_resnet50_fpn, as in COCO_V1, else 1e-5)",
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from faster_rcnn.commands.argument_types import path, positive, source
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
@@ -27,7 +28,6 @@ from faster_rcnn.commands.command_line import (
     check_writable,
     data_source,
     device_of,
-    positive,
     required,
     run_command,
 )
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     parser = Parser("propose", "--source SOURCE --data DATA --out FILE.npz [OPTION ...]", __doc__)
-    parser.add_argument("--source", "--proposals", help=SOURCES)
+    parser.add_argument("--source", "--proposals", type=source, help=SOURCES)
     add_data(parser)
     parser.add_argument("--split", default="train", help="split to compute proposals for (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE.npz", help="file to write")
+    parser.add_argument("--out", type=path, metavar="FILE.npz", help="file to write")
     parser.add_argument(
         "--limit",
         type=positive,
@@ -61,7 +61,7 @@ def build_parser() -> Parser:
     more = parser.add_argument_group("less often needed")
     add_workers(more, 1)
     more.add_argument(
-        "--cache", type=Path, metavar="DIR", help="cache folder of Selective Search (default: in ~/.cache)"
+        "--cache", type=path, metavar="DIR", help="cache folder of Selective Search (default: in ~/.cache)"
     )
     add_val_share(more)
     add_skip_bad_boxes(more)

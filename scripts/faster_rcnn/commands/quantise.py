@@ -10,8 +10,8 @@ split, unless it was given.
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
+from faster_rcnn.commands.argument_types import path, version_number
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     parser = Parser("quantise", "MODEL_DIR --data DATA [OPTION ...]", __doc__)
     parser.add_argument(
-        "model", type=Path, metavar="MODEL_DIR", help="the float32 version to copy: <store>/<name>/<version>"
+        "model", type=path, metavar="MODEL_DIR", help="the float32 version to copy: <store>/<name>/<version>"
     )
     add_data(parser, "; use the data that the model was trained on")
     parser.add_argument(
         "--split", help="split to measure both versions on (default: test, or val if there is no test split)"
     )
     parser.add_argument(
-        "--version", type=int, metavar="N", help="version to publish (default: one more than the highest)"
+        "--version", type=version_number, metavar="N", help="version to publish (default: one more than the highest)"
     )
     add_score_threshold(parser)
     add_limit_images(parser)

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from faster_rcnn.commands.argument_types import path
 from faster_rcnn.commands.command_line import (
     Parser,
     add_limit_images,
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     parser = Parser("shapes", "--out DIR [OPTION ...]", __doc__)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--split", choices=list(SPLITS), default="train", help="split to generate (default: %(default)s)"
     )

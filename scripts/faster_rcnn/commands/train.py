@@ -10,6 +10,7 @@ torchrun --nproc-per-node 4 scripts/train.py --data … --out …       (on seve
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -21,9 +22,18 @@ from typing import Any
 # prepare images: 1.4 instead of 1.7 batches per second on two cores. OpenMP reads this when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from faster_rcnn.commands.argument_types import (
+    above_zero,
+    path,
+    pixels,
+    positive,
+    seed_number,
+    share,
+    source,
+    worker_count,
+)
 from faster_rcnn.commands.command_line import (
     Parser,
-    above_zero,
     add_data,
     add_device,
     add_exif_boxes,
@@ -33,17 +43,16 @@ from faster_rcnn.commands.command_line import (
     check_writable,
     data_source,
     device_of,
-    positive,
     required,
     run_command,
-    share,
 )
 from faster_rcnn.data.augmentation import AUGMENTATIONS
 from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.roi_pooling import POOLINGS
 from faster_rcnn.training.optimiser import DECAYS, OPTIMISERS
 from faster_rcnn.training.processes import process_group, rank
-from faster_rcnn.training.run import SCHEDULE_NAMES, begin_run, resume_run
+from faster_rcnn.training.run import SCHEDULE_NAMES, begin_run, has_begun, resume_run
+from faster_rcnn.training.run_folder import check_unused
 from faster_rcnn.training.schedules import carry_out
 
 
@@ -54,7 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The record names the script, because torchrun starts it and the records of older runs name it too.
     command = shlex.join(["scripts/train.py", *words])
     interrupted = "interrupted; if the run has a checkpoint, --resume continues it"
-    return run_command("faster-rcnn train", lambda: train(arguments, command), arguments.out, interrupted)
+    return run_command(
+        "faster-rcnn train",
+        lambda: train(arguments, command),
+        arguments.out,
+        interrupted,
+        lambda: how_to_go_on(arguments.out),
+    )
+
+
+def how_to_go_on(folder: Path | None) -> str:
+    """What to add to the message of a run that has ended early."""
+    with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+        if folder is not None and has_begun(folder):
+            return "; the last checkpoint is complete, --resume continues from it"
+    return ""
 
 
 def train(arguments: argparse.Namespace, command: str) -> None:
@@ -70,6 +93,8 @@ def train(arguments: argparse.Namespace, command: str) -> None:
     if not resume:
         data_source(arguments.data)
     check_writable(folder)
+    if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would compete with it
+        check_unused(folder)
     if user_options.get("augmentations") == ["none"]:
         user_options["augmentations"] = []
     with process_group(device) as own_device:
@@ -100,7 +125,7 @@ def check_together(user_options: dict[str, Any], resume: bool) -> None:
 def build_parser() -> Parser:
     parser = Parser("train", "--data DATA --out RUN [OPTION ...]", __doc__)
     add_data(parser)
-    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder, created if it does not exist")
+    parser.add_argument("--out", type=path, metavar="RUN", help="run folder, created if it does not exist")
     parser.add_argument("--resume", action="store_true", help="continue RUN from its checkpoint, with its own options")
     parser.add_argument(
         "--accept-changed-images",
@@ -110,6 +135,7 @@ def build_parser() -> Parser:
     parser.add_argument("--backbone", choices=sorted(BACKBONES), help="backbone of the detector (default: compact)")
     parser.add_argument(
         "--weights",
+        type=source,
         metavar="imagenet|none|FILE",
         help="pretrained weights to start from (default: imagenet; for compact: none)",
     )
@@ -133,13 +159,13 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--min-size",
-        type=positive,
+        type=pixels,
         metavar="PIXELS",
         help="resize each image's shorter side to this length (default: that of the backbone)",
     )
     parser.add_argument(
         "--max-size",
-        type=positive,
+        type=pixels,
         metavar="PIXELS",
         help="upper limit of the longer side after resizing (default: that of the backbone)",
     )
@@ -183,7 +209,7 @@ def _add_data(group: Any) -> None:
     )
     group.add_argument(
         "--workers",
-        type=int,
+        type=worker_count,
         metavar="N",
         help="processes that prepare images; can be changed with --resume (default: half of the cores)",
     )
@@ -205,7 +231,7 @@ def _add_progress(group: Any) -> None:
         help="validate on the first N images of the split (default: 1000; for shapes: 200)",
     )
     group.add_argument("--validation-pictures", type=positive, help=argparse.SUPPRESS)  # its former name
-    group.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
+    group.add_argument("--seed", type=seed_number, help="seed of all random numbers (default: 0)")
 
 
 def _add_optimisation(group: Any) -> None:
@@ -359,6 +385,7 @@ def _add_schedule(group: Any) -> None:
     )
     group.add_argument(
         "--proposals",
+        type=source,
         nargs="+",
         metavar="SOURCE",
         help="fast-rcnn: sliding-window, selective-search, rpn:RUN or FILE.npz; "

@@ -5,7 +5,8 @@ The order of the images and the augmentation of each depend only on the run's se
 a training run can continue from any batch and several processes can share one.
 """
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from faster_rcnn.data.augmentation import prepare
 from faster_rcnn.data.dataset import Dataset, Sample
+from faster_rcnn.data.worker_processes import choose_way, leave_signals_to_the_parent
 from faster_rcnn.detector.resize import ResizeRule
 
 # Number of batches whose images are sorted by aspect ratio together: enough that the images of a batch have similar
@@ -158,6 +160,11 @@ def _collate_items(items: list[tuple[Sample, int]], stride: int) -> Batch:
     return collate([sample for sample, _ in items], stride, [seed for _, seed in items])
 
 
+def _pickled(collate_items: Callable[[list[tuple[Sample, int]]], Batch], items: list[tuple[Sample, int]]) -> bytes:
+    """The batch as bytes, which pass through a pipe; tensors would pass through shared memory."""
+    return pickle.dumps(collate_items(items), protocol=pickle.HIGHEST_PROTOCOL)
+
+
 @dataclass(frozen=True)
 class Loading:
     """How training batches are formed.
@@ -179,12 +186,19 @@ def training_batches(
     """An endless sequence of batches, starting with number `start`, or only the share of one process."""
     share = share or Share()
     share.check(loading.batch_size)
+    images = loading.batch_size // (share.processes * share.micro_batches)
+    way = choose_way(loading.workers, images * rule.min_size * rule.max_size * 3, share.processes)
+    if way.remark and share.rank == 0:
+        print(way.remark)
+    collate_items = partial(_collate_items, stride=stride)
     loader = DataLoader(
         _Items(dataset, rule, loading.augmentations, loading.with_difficult),
         batch_sampler=share.of(batch_order(dataset, loading.batch_size, loading.seed, start)),
-        num_workers=loading.workers,
-        collate_fn=partial(_collate_items, stride=stride),
-        prefetch_factor=4 if loading.workers else None,
+        num_workers=way.workers,
+        collate_fn=collate_items if way.shared else partial(_pickled, collate_items),
+        prefetch_factor=way.prefetch if way.workers else None,
+        worker_init_fn=leave_signals_to_the_parent,
         generator=torch.Generator(),  # the default would draw a number from the global generator at each start
     )
-    return iter(loader)
+    # pickle.loads reads only what a worker process of this run has written.
+    return iter(loader) if way.shared else map(pickle.loads, loader)

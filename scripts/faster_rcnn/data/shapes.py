@@ -7,6 +7,7 @@ striped, chequered or noisy, with lines and scraps that are not objects. Some im
 depends on seed, split and index alone, so the data set needs no files and a training run never runs out of images.
 """
 
+import io
 import json
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Sample
+from faster_rcnn.files import write_bytes, write_text
 
 LABELS = ("circle", "ring", "triangle", "square", "star", "cross")
 SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -80,7 +82,9 @@ def write_coco(dataset: Shapes, folder: Path) -> None:
     for index in tqdm(range(len(dataset)), desc=f"writing {dataset.split}", unit="image"):
         sample = dataset[index]
         name = f"{index:06d}.png"
-        Image.fromarray(sample.image).save(image_folder / name)
+        png = io.BytesIO()
+        Image.fromarray(sample.image).save(png, "PNG")
+        write_bytes(image_folder / name, png.getvalue())
         height, width = sample.image.shape[:2]
         images.append({"id": index + 1, "file_name": f"{dataset.split}/{name}", "height": height, "width": width})
         for (x1, y1, x2, y2), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
@@ -96,7 +100,7 @@ def write_coco(dataset: Shapes, folder: Path) -> None:
             )
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(dataset.labels)]
     document = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "annotations" / f"{dataset.split}.json").write_text(json.dumps(document))
+    write_text(folder / "annotations" / f"{dataset.split}.json", json.dumps(document))
 
 
 def _draw_size(rng: np.random.Generator) -> tuple[int, int]:

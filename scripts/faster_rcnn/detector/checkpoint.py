@@ -4,6 +4,7 @@ They do not contain the state of a random generator, because the random numbers 
 run's seed and the number of the iteration.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import torch
 
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.files import write_file
 
 NAME = "checkpoint.pt"  # the last state, from which a training run resumes
 BEST = "best.pt"  # the detector with the best validation result
 
 
 def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int, **more: Any) -> None:
-    """Writes a checkpoint, first to a temporary file, so that a crash leaves the previous checkpoint intact.
+    """Writes a checkpoint whole or not at all, so that a crash or a full disk leaves the previous one intact.
 
     objective: the name of the training objective (joint, rpn or fast-rcnn);  iteration: number of finished iterations;
     more: further values that resuming needs.
+    Raises OSError, with the file and the room that it needs, if it cannot be written.
     """
     state = {
         "objective": objective,
@@ -29,9 +32,8 @@ def save_state(path: Path, detector: FasterRCNN, objective: str, iteration: int,
         "detector": detector.state_dict(),
         **more,
     }
-    aside = path.with_name(f"{path.name}.part")
-    torch.save(state, aside)
-    aside.replace(path)
+    # torch.save to an open file: to a path, it reports a full disk as an internal error of its archive.
+    write_file(path, lambda file: torch.save(state, file), sum(map(_bytes, state.values())))
 
 
 def best_or_last(path: Path) -> str:
@@ -71,3 +73,12 @@ def build_detector(state: dict[str, Any]) -> FasterRCNN:
 def load_detector(path: Path, which: str = "last") -> FasterRCNN:
     """Loads the detector of a run folder or checkpoint file, in evaluation mode."""
     return build_detector(read_checkpoint(path, which)).eval()
+
+
+def _bytes(value: Any) -> int:
+    """The bytes of all tensors in nested dictionaries and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0

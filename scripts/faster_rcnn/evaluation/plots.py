@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from faster_rcnn.evaluation.recall import MEASURES
+from faster_rcnn.files import write_figure
 
 COLUMNS = 4
 NAMES = {"R@0.5": "recall at IoU 0.5", "R@0.7": "recall at IoU 0.7", "AR": "average recall"}
@@ -31,7 +32,7 @@ def plot_precision_recall(voc: dict[str, Any], path: Path) -> None:
             panel.legend(loc="lower left", fontsize=8)
         panel.set(title=name if len(curve.recall) else f"{name}: nothing detected", xlabel="recall")
         panel.set(ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    figure.savefig(path, dpi=100)
+    write_figure(path, figure, 100)
 
 
 def plot_recall(sources: dict[str, dict[str, Any]], path: Path) -> None:
@@ -50,7 +51,7 @@ def plot_recall(sources: dict[str, dict[str, Any]], path: Path) -> None:
             panel.plot(result["curve"]["number"], result["curve"][measure], marker=".", label=name)
         panel.set(title=NAMES[measure], xlabel="proposals per image", xscale="log", ylim=(0, 1.02))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sources), frameon=False)
-    figure.savefig(path, dpi=100)
+    write_figure(path, figure, 100)
 
 
 def _grid(number: int) -> tuple[Figure, list[Axes]]:

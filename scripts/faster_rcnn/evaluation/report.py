@@ -1,6 +1,7 @@
 """The report of an evaluation: a folder with metrics, plots, tables, images, mistakes and a page that shows them."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from faster_rcnn.evaluation.plots import plot_precision_recall, plot_recall
 from faster_rcnn.evaluation.recall import MEASURES, proposal_recall, recall_rows, recall_table
 from faster_rcnn.evaluation.sheets import draw_mistake, draw_overview, draw_sources
 from faster_rcnn.evaluation.voc import voc_ap
+from faster_rcnn.files import write_image, write_text
 from faster_rcnn.proposal_sources.table import Regions
 
 WORST_SHOWN = 12  # drawn mistakes of each kind
@@ -51,7 +53,7 @@ def write_report(
     """
     record = {**about, **measure(truths, predictions, dataset.labels)}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_text(out / "metrics.json", json.dumps(record, indent=1) + "\n")
     plot_precision_recall(voc_ap(truths, predictions, dataset.labels), out / "precision_recall.png")
     sections = [_results(record, remarks)]
     if "proposals" in record:
@@ -66,7 +68,7 @@ def write_report(
 
     sections.append(_write_images(out / "pictures", dataset, images, overview))
     note = ", ".join(f"{key} {value}" for key, value in about.items())
-    (out / "index.html").write_text(page.page(f"Evaluation of {about['target']}", note, sections))
+    write_text(out / "index.html", page.page(f"Evaluation of {about['target']}", note, sections))
     return record
 
 
@@ -86,7 +88,7 @@ def compare_sources(
     truths = [without_pixels(dataset[index]) for index in progress]
     regions = {source: [table[dataset.name(index)].boxes for index in indices] for source, table in tables.items()}
     results = {source: proposal_recall(truths, boxes) for source, boxes in regions.items()}
-    (out / "metrics.json").write_text(json.dumps({**about, "sources": rounded(results)}, indent=1) + "\n")
+    write_text(out / "metrics.json", json.dumps({**about, "sources": rounded(results)}, indent=1) + "\n")
     drawn = _write_images(
         out / "pictures",
         dataset,
@@ -94,7 +96,7 @@ def compare_sources(
         lambda index: draw_sources(dataset[index], {source: boxes[index] for source, boxes in regions.items()}),
     )
     note = ", ".join(f"{key} {value}" for key, value in about.items())
-    (out / "index.html").write_text(page.page("Recall of proposals", note, [_write_recall(out, results), drawn]))
+    write_text(out / "index.html", page.page("Recall of proposals", note, [_write_recall(out, results), drawn]))
     return recall_table(results)
 
 
@@ -117,7 +119,7 @@ def _results(record: dict[str, Any], remarks: Sequence[str]) -> str:
 
 def _write_recall(out: Path, sources: dict[str, dict[str, Any]]) -> str:
     plot_recall(sources, out / "proposal_recall.png")
-    (out / "recall.md").write_text(recall_table(sources))
+    write_text(out / "recall.md", recall_table(sources))
     rows = recall_rows(sources)
     _write_csv(out / "recall.csv", RECALL_CSV_HEAD, rows)
     return page.section(
@@ -149,7 +151,7 @@ def _write_mistakes(out: Path, dataset: Dataset, mistakes: Sequence[Mistake], th
         for rank, mistake in of_kind[:WORST_SHOWN]:
             names.append(f"mistake-{rank:04d}-{kind.replace(' ', '-')}.jpg")
             drawn = draw_mistake(dataset[mistake.image], mistake, dataset.name(mistake.image))
-            drawn.save(folder / names[-1], quality=QUALITY)
+            write_image(folder / names[-1], drawn, QUALITY)
         counts.append([kind, str(len(of_kind))])
         heading = f"{kind} at threshold {threshold:g}: {len(of_kind)}"
         galleries.append(page.gallery(heading, [f"{folder.name}/{name}" for name in names]))
@@ -171,7 +173,7 @@ def _write_images(folder: Path, dataset: Dataset, number: int, draw: Callable[[i
     paths = []
     for index in tqdm(chosen.tolist(), desc="drawing images", unit="image", leave=False):
         paths.append(f"{folder.name}/picture-{index:05d}.jpg")
-        draw(index).save(folder.parent / paths[-1], quality=QUALITY)
+        write_image(folder.parent / paths[-1], draw(index), QUALITY)
     return page.section("Images", f"{len(paths)} of {len(dataset)} images.", *map(page.image, paths))
 
 
@@ -184,8 +186,9 @@ def _emptied(folder: Path, pattern: str) -> Path:
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([head, *rows])
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([head, *rows])
+    write_text(path, text.getvalue())
 
 
 def _number(value: float | int | None) -> str:

@@ -20,6 +20,7 @@ This affects only images whose aspect ratio is 12:1 or more.
 P is the number of regions of an image. Boxes are x1, y1, x2, y2 in pixels of the original image.
 """
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -33,6 +34,8 @@ from torch.utils.data import Dataset as Indexed
 from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.worker_processes import leave_signals_to_the_parent
+from faster_rcnn.files import write_file
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, ranked
 
 AREA = 500 * 375  # pixels; R-CNN's width (Girshick et al. 2014, section 4.2) at an aspect ratio of 4:3
@@ -86,7 +89,8 @@ def selective_search_table(
         sampler=indices,
         batch_size=None,
         collate_fn=_unchanged,  # the default would convert arrays to tensors
-        num_workers=workers if workers > 1 else 0,
+        num_workers=workers if workers > 1 else 0,  # arrays pass through pipes, so /dev/shm may be small
+        worker_init_fn=leave_signals_to_the_parent,
         generator=torch.Generator(),  # using the global generator would change later random numbers
     )
     table = {}
@@ -111,11 +115,9 @@ def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:
     if (found := _read(file, image.shape)) is not None:
         return found
     boxes = selective_search(image)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{file.name}.{os.getpid()}.part")
-    with aside.open("wb") as opened:
-        np.save(opened, boxes)
-    aside.replace(file)
+    with contextlib.suppress(FileExistsError):  # another process may create it at the same time
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(file, lambda opened: np.save(opened, boxes), boxes.nbytes)
     return boxes
 
 

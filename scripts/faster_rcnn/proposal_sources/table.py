@@ -11,7 +11,6 @@ original image, best first) and `scores` (arrays [P] in descending order):
 P is the number of proposals of an image.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Sample
+from faster_rcnn.files import write_file
 
 LIMIT = 2000  # proposals per image that Fast R-CNN (section 4.7) and Faster R-CNN (section 3.3) train on
 ARRAYS = ("names", "counts", "boxes", "scores", "made")
@@ -66,7 +66,7 @@ class ProposalTable(Mapping[str, Regions]):
         return len(self.regions)
 
     def save(self, path: Path) -> None:
-        """Writes the table to a temporary file and then renames it, so that a crash leaves a previous table intact."""
+        """Writes the table whole or not at all, so that a crash or a full disk leaves a previous table intact."""
         every = list(self.regions.values())
         arrays = {
             "names": np.array(list(self.regions), np.str_),
@@ -75,10 +75,9 @@ class ProposalTable(Mapping[str, Regions]):
             "scores": np.concatenate([np.zeros(0, np.float32), *(one.scores for one in every)]),
             "made": np.array(self.made),
         }
-        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with aside.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy's type stub mistakes the arrays for the argument allow_pickle
-        aside.replace(path)
+        # NumPy's type stub mistakes the arrays for the argument allow_pickle
+        needed = sum(array.nbytes for array in arrays.values())
+        write_file(path, lambda file: np.savez(file, **arrays), needed)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> "ProposalTable":

@@ -1,5 +1,6 @@
 """The training loop: from batches to a trained detector, with its log, checkpoints and validation."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -31,10 +32,12 @@ from faster_rcnn.training.processes import (
     share_statistics,
     wait_for_all,
 )
+from faster_rcnn.training.stopping import Stopped, stop_after_iteration
 from faster_rcnn.training.validation import validate
 
 SHOWN_METRICS = ("AP", "AP50", "R@0.5", "AR", "loss")  # printed after each validation
 POSTFIX_EVERY = 20  # iterations between updates of the numbers next to the progress bar
+SECONDS_BETWEEN_LINES = 10  # between two states of the progress bar in a file, which keeps all of them
 
 
 def train(
@@ -53,7 +56,8 @@ def train(
     a sheet of images per validation; `losses.png`; `tensorboard/`. Under `torchrun` each process computes its share
     of every batch, and only the first one writes.
     Raises ValueError if no iterations are left to resume or a batch cannot be divided, FloatingPointError if the
-    training has diverged; the last checkpoint is then from before the divergence.
+    training has diverged; the last checkpoint is then from before the divergence. Raises Stopped after SIGTERM or
+    Ctrl-C, once the iteration is finished and saved.
     """
     trainer = _Trainer(detector, objective, options)
     if resume:
@@ -71,29 +75,41 @@ def train(
         unit="batch",
         desc=f"training {objective.name}",
         disable=not writes,
+        mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
     )
     try:
-        for iteration in bar:
-            rate = learning_rate(options, iteration)
-            losses = trainer.step(iteration, rate, batches)
-            last = trainer.done == options.iterations
-            if log is not None:
-                log.step(iteration, rate, losses)
-                if iteration % POSTFIX_EVERY == 0:
-                    bar.set_postfix({"loss": f"{sum(losses.values()):.3f}", "rate": f"{rate:.2g}"})
-            if trainer.done % options.validate_every == 0 or last:
+        with stop_after_iteration() as stop:
+            for iteration in bar:
+                rate = learning_rate(options, iteration)
+                losses = trainer.step(iteration, rate, batches)
+                last = trainer.done == options.iterations
                 if log is not None:
-                    bar.write(trainer.validate(validation, folder, log))
-                wait_for_all()
-            # Save after the validation of the same iteration, so that resuming does not skip that validation.
-            if log is not None and (trainer.done % options.checkpoint_every == 0 or last):
-                log.flush()
-                trainer.save(folder)
-    finally:
+                    log.step(iteration, rate, losses)
+                    _show(bar, iteration, rate, losses)
+                if trainer.done % options.validate_every == 0 or last:
+                    if log is not None:
+                        bar.write(trainer.validate(validation, folder, log))
+                    wait_for_all()
+                # Save after the validation of the same iteration, so that resuming does not skip that validation.
+                stopped = stop.number is not None and not last
+                if log is not None and (trainer.done % options.checkpoint_every == 0 or last or stopped):
+                    log.flush()
+                    trainer.save(folder)
+                if stop.number is not None and stopped:
+                    raise Stopped(stop.number, f"stopped after iteration {trainer.done}, which is saved")
+    except BaseException:
         if log is not None:
-            log.close()
+            log.abandon()
+        raise
+    if log is not None:
+        log.close()
     wait_for_all()
     return {**trainer.metrics, "seconds": round(trainer.seconds)}
+
+
+def _show(bar: tqdm, iteration: int, rate: float, losses: dict[str, float]) -> None:
+    if iteration % POSTFIX_EVERY == 0:
+        bar.set_postfix({"loss": f"{sum(losses.values()):.3f}", "rate": f"{rate:.2g}"}, refresh=False)
 
 
 class _Trainer:

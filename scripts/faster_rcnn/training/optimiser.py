@@ -36,14 +36,15 @@ class _Kind:
     details: dict[str, float]
     weight_decay: float
     bias_rate: float  # multiplies the learning rate of biases and normalisations
+    values_per_weight: int  # that it keeps, and a checkpoint holds
 
 
 OPTIMISERS = {
     # Both papers use SGD. In the reference code biases learn at twice the rate.
-    "sgd": _Kind(torch.optim.SGD, {"momentum": 0.9}, 0.0005, 2.0),
+    "sgd": _Kind(torch.optim.SGD, {"momentum": 0.9}, 0.0005, 2.0, 1),
     # From scratch AdamW needs less than half of SGD's iterations: the loss head_classification falls to 0.61 after
     # 300 of them, and after 700 with SGD at a rate of 0.02.
-    "adamw": _Kind(torch.optim.AdamW, {}, 0.05, 1.0),
+    "adamw": _Kind(torch.optim.AdamW, {}, 0.05, 1.0, 2),
 }
 
 

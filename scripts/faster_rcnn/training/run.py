@@ -23,6 +23,7 @@ from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.freezing import freeze_before
 from faster_rcnn.detector.weights import fetch_weights
+from faster_rcnn.files import write_text
 from faster_rcnn.proposal_sources.sources import check_source
 from faster_rcnn.proposal_sources.table import LIMIT
 from faster_rcnn.training.options import (
@@ -128,10 +129,8 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
-    """Writes `run.json` through a temporary file, so that a crash leaves the previous record intact."""
-    aside = folder / f"{RECORD}.part"
-    aside.write_text(json.dumps(record.to_json(), indent=1) + "\n")
-    aside.replace(folder / RECORD)
+    """Writes `run.json` whole or not at all, so that a crash leaves the previous record intact."""
+    write_text(folder / RECORD, json.dumps(record.to_json(), indent=1) + "\n")
 
 
 def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, device: str) -> RunRecord:
@@ -141,7 +140,7 @@ def begin_run(folder: Path, user_options: Mapping[str, Any], command: str, devic
     Raises ValueError for options that are wrong or do not go together, FileExistsError if a run has begun in the
     folder, ConnectionError if the weights cannot be downloaded.
     """
-    if any(folder.rglob(NAME)):  # a run without a checkpoint has nothing to lose
+    if has_begun(folder):
         raise FileExistsError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
     _check_together(user_options)
     backbone, data = user_options.get("backbone", "compact"), user_options.get("data", "shapes")
@@ -213,6 +212,11 @@ def resume_run(folder: Path, user_options: Mapping[str, Any], command: str) -> R
     if not user_options:
         return record
     return replace(record, options=replace(options, **user_options), resumed=(*(record.resumed or ()), command))
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the folder holds a run with a checkpoint; one without has nothing to lose."""
+    return any((place / NAME).is_file() for place in (folder, *(folder / step for step in STEPS)))
 
 
 def step_iterations(iterations: int) -> tuple[int, ...]:

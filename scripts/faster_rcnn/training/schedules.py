@@ -1,7 +1,7 @@
 """Training schedules: joint, alternating or Fast R-CNN alone, from a run's record to the trained detector."""
 
-import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.roi_head import TargetNormalisation
 from faster_rcnn.detector.sampling import ProposalSampling
 from faster_rcnn.detector.weights import fetch_weights, load_backbone_weights
+from faster_rcnn.files import write_image
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.sources import propose_for
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
@@ -29,6 +30,7 @@ from faster_rcnn.training.objectives import OBJECTIVES, Objective
 from faster_rcnn.training.options import TrainingOptions, short_warm_up
 from faster_rcnn.training.processes import rank, wait_for_all
 from faster_rcnn.training.run import STEPS, RunRecord, write_record
+from faster_rcnn.training.run_folder import check_room, remove_leftovers, used_alone
 from faster_rcnn.training.splits import check_same_images, open_splits
 from faster_rcnn.training.validation import validate
 
@@ -67,23 +69,28 @@ def carry_out(
     accept_changed_images: go on although images are not those that the run began with.
     Returns the last validation's metrics and the `seconds` of the whole training run.
     """
+    if rank() == 0:
+        check_room(folder, record)
     training, validation, record = open_splits(record)
     setting = Setting(
         folder, record.training_options, training, validation, device, build=lambda: fresh_detector(record)
     )
-    if rank() == 0:
-        if not setting.has_begun:
-            print(_coverage_of_anchors(training, record.detector_config))
-            for line in limits_exceeded(training, validation, record.detector_config, record.training_options):
-                print(line)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_record(folder, record)
-    has_begun = any(folder.rglob(NAME))  # in alternating training the steps have checkpoints first
-    check_same_images((training, validation), folder, accept_changed_images or not has_begun)
-    wait_for_all()
-    metrics = SCHEDULES[record.schedule](setting, record)
-    if rank() == 0:
-        write_record(folder, replace(record, seconds=metrics["seconds"]))
+    with ExitStack() as held:
+        if rank() == 0:
+            if not setting.has_begun:
+                print(_coverage_of_anchors(training, record.detector_config))
+                for line in limits_exceeded(training, validation, record.detector_config, record.training_options):
+                    print(line)
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(used_alone(folder))
+            remove_leftovers(folder)
+            write_record(folder, record)
+        has_begun = any(folder.rglob(NAME))  # in alternating training the steps have checkpoints first
+        check_same_images((training, validation), folder, accept_changed_images or not has_begun)
+        wait_for_all()
+        metrics = SCHEDULES[record.schedule](setting, record)
+        if rank() == 0:
+            write_record(folder, replace(record, seconds=metrics["seconds"]))
     return metrics
 
 
@@ -192,9 +199,9 @@ def _conclude(setting: Setting, detector: FasterRCNN, iterations: int) -> dict[s
     metrics: dict[str, Any] = {}
     if rank() == 0:
         metrics, sheet = validate(detector, OBJECTIVES["joint"], setting.validation, setting.options)
-        sheet.save(folder / "predictions.jpg", quality=88)
-        save_state(folder / NAME, detector, "joint", iterations, metrics=metrics)
-        shutil.copyfile(folder / NAME, folder / BEST)
+        write_image(folder / "predictions.jpg", sheet, 88)
+        for name in (BEST, NAME):  # the second one says that the run is finished
+            save_state(folder / name, detector, "joint", iterations, metrics=metrics)
     wait_for_all()
     seconds = sum(read_checkpoint(folder / step)["seconds"] for step in STEPS)
     return {**metrics, "seconds": round(seconds)}
