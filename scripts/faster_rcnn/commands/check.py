@@ -27,6 +27,7 @@ from faster_rcnn.commands.command_line import (
     positive,
     run_command,
 )
+from faster_rcnn.data.class_numbers import unused_classes
 from faster_rcnn.data.coverage import anchor_coverage
 from faster_rcnn.data.decode_check import FirstFiles, check_images, summary
 from faster_rcnn.data.faults import Fault, stopping
@@ -139,7 +140,7 @@ def check_split(
     except (ValueError, OSError) as error:
         what, _, remedy = str(error).rpartition("; ")
         return None, [Fault("unusable annotations", source, what or remedy, remedy, skippable=False)]
-    return dataset, dataset.faults + check_images(dataset, workers, seen)
+    return dataset, dataset.faults + unused_classes(dataset) + check_images(dataset, workers, seen)
 
 
 def describe(dataset: FolderDataset) -> str:

@@ -31,7 +31,7 @@ from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.label_names import read_labels
-from faster_rcnn.data.sources import check_labels, splits_of
+from faster_rcnn.data.sources import splits_of
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.graph.publish import GraphOptions, Measurement, next_version, publish
 from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
@@ -144,7 +144,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
     record = read_record(arguments.run)
     skip = arguments.skip_bad_boxes or record.skip_bad_boxes
     test, measured_on = open_test(arguments, arguments.data or record.data, record.val_split, skip)
-    check_labels(test, detector.config.labels, str(arguments.run))
+    test = renumber(test, detector.config.labels, str(arguments.run))
     return publish(
         detector,
         arguments.store,

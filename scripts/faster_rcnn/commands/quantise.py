@@ -21,8 +21,9 @@ from faster_rcnn.commands.command_line import (
     data_source,
     run_command,
 )
+from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.decode_check import open_checked
-from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
+from faster_rcnn.data.sources import open_dataset, splits_of
 from faster_rcnn.graph.publish import next_version
 from faster_rcnn.graph.publish_int8 import publish_int8
 
@@ -60,7 +61,8 @@ def quantise(arguments: argparse.Namespace) -> None:
     check_writable(source.parent)
     split = arguments.split or ("test" if "test" in splits_of(data) else "val")
     test = open_checked(data, split, arguments.seed, arguments.skip_bad_boxes)
-    check_labels(test, tuple(json.loads((source / "model.json").read_text())["labels"]), str(arguments.model))
+    labels = tuple(json.loads((source / "model.json").read_text())["labels"])
+    test = renumber(test, labels, str(arguments.model))
     folder = publish_int8(
         source,
         next_version(source.parent.parent, source.parent.name) if arguments.version is None else arguments.version,

@@ -5,21 +5,14 @@ from pathlib import Path
 from reprlib import repr as short
 
 from faster_rcnn.data.annotations import AnnotatedImage, leads_outside
-from faster_rcnn.data.coco_records import NO_SIZE, Identity, ListedImage
+from faster_rcnn.data.coco_records import Identity, ListedImage
 from faster_rcnn.data.faults import Fault
-from faster_rcnn.data.file_names import FileNames
-from faster_rcnn.data.image_sizes import upright_sizes
-from faster_rcnn.data.repairs import Repair, Repairs
+from faster_rcnn.data.file_names import LOOKS_ALIKE, FileNames
+from faster_rcnn.data.image_sizes import NO_SIZE, upright_sizes
+from faster_rcnn.data.repairs import Repairs
 
 FindElsewhere = Callable[[str], Path | None]  # an image by the name that the annotations give
 SHOWN = 3  # look-alikes that a message names
-
-LOOKS_ALIKE = Repair(
-    "image under another name",
-    "images",
-    "have a file whose name differs in letter case, Unicode form or percent-coding; it is used",
-    "rename the files, or correct the names, so that every system finds them",
-)
 
 
 class ImageFiles:

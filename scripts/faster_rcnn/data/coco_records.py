@@ -33,12 +33,6 @@ CROWD_IN_WORDS = Repair(
     "have an iscrowd that is true, false or text; it is read as 1 or 0",
     "write 0 or 1",
 )
-NO_SIZE = Repair(
-    "missing size",
-    "images",
-    "have no width and height that can be used; the sizes of their files are used",
-    "add them, so that an image that was replaced can be noticed",
-)
 TEXT_FOR_SIZES = Repair(
     "number as text", "images", "hold numbers as text, which are read as numbers", "write them without quotes"
 )

@@ -12,18 +12,6 @@ from faster_rcnn.data.voc import read_voc, voc_splits
 READERS = {"coco": (read_coco, coco_splits), "voc": (read_voc, voc_splits)}
 
 
-def check_labels(dataset: Dataset, labels: tuple[str, ...], detector: str) -> None:
-    """Raises ValueError unless a data set has the detector's classes in the same order.
-
-    detector: the detector's name in the message.
-    """
-    if dataset.labels != labels:
-        raise ValueError(
-            f"{detector} has the classes {', '.join(labels)}, but the data has {', '.join(dataset.labels)}; "
-            "use data with the same classes in the same order"
-        )
-
-
 def open_dataset(source: str, split: str, seed: int = 0, skip_bad_boxes: bool = False) -> Dataset:
     """Opens a split of a data set.
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from faster_rcnn.data.class_numbers import renumber, unused_classes
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import check_before_training, summary
 from faster_rcnn.data.folder import FolderDataset
-from faster_rcnn.data.sources import check_labels, open_dataset
+from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.data.subset import Subset
 from faster_rcnn.training.processes import rank
 from faster_rcnn.training.run import RunRecord
@@ -28,8 +29,8 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
         open_dataset(record.data, split, skip_bad_boxes=record.skip_bad_boxes)
         for split in (record.train_split, record.val_split)
     )
-    check_labels(training, record.detector_config.labels, "the run")
-    check_labels(validation, training.labels, f"{record.data}/{record.train_split}")
+    training = renumber(training, record.detector_config.labels, "the run")
+    validation = renumber(validation, training.labels, f"{record.data}/{record.train_split}")
     faults = check_before_training((training, validation), max(1, record.training_options.workers))
     if rank() == 0 and faults:
         effect = "faulty data is left out" if record.skip_bad_boxes else "none of them prevents training"
@@ -41,6 +42,9 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
         )
     if not _has_objects(training):
         raise ValueError(f"{record.data}/{record.train_split} has no objects to learn from; add annotations")
+    if rank() == 0 and isinstance(training, FolderDataset):
+        for fault in unused_classes(training):
+            print(fault)
     if rank() == 0 and not _has_objects(validation):
         print(f"warning: {record.data}/{record.val_split} has no objects, so no best checkpoint can be chosen")
     if record.data == "shapes" and record.schedule != "joint":
