@@ -210,9 +210,9 @@ def test_areas_that_are_missing_or_impossible_come_from_the_outline_or_the_box(
         (None, False, 0),
         (0, False, 0),
         (1, True, 0),
-        (True, True, 1),
+        (True, True, 0),
         ("1", True, 1),
-        (False, False, 1),
+        ("False", False, 1),
     ],
 )
 def test_iscrowd_may_be_missing_or_a_word(tmp_path: Path, written: Any, crowd: bool, counted: int) -> None:
