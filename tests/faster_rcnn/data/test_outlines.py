@@ -79,6 +79,8 @@ def test_lists_without_numbers_are_no_outline(written: Any) -> None:
         ([[1, 2, 3, None]], "is None, not a number"),
         ([[1, 2, 3, 4], 5], "a list of numbers and lists"),
         ([{"x": 1, "y": 2}], "not a number"),
+        ([[[[[1, 2, 3, 4]]]]], "nested too deeply"),
+        ({"counts": "04", "size": [10**6, 10**6]}, "is a mask of 1000000×1000000 pixels, which is too large"),
         ({"counts": "04"}, "has the size None"),
         ({"counts": "04", "size": [0, 4]}, r"has the size \[0, 4\]"),
         ({"counts": [1, 2], "size": [2, 2]}, "run lengths that do not add up to 2×2 pixels"),
