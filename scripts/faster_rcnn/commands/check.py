@@ -27,6 +27,7 @@ from faster_rcnn.commands.command_line import (
     data_source,
     run_command,
 )
+from faster_rcnn.data.class_numbers import unused_classes
 from faster_rcnn.data.coco_writer import CocoWriter
 from faster_rcnn.data.decode_check import FirstFiles, check_images, summary
 from faster_rcnn.data.description import describe, objects_per_image
@@ -166,7 +167,7 @@ def check_split(
         what, _, remedy = str(error).rpartition("; ")
         return None, [Fault("unusable annotations", source, what or remedy, remedy, skippable=False)]
     found = [] if arguments.no_decode else check_images(dataset, arguments.workers, seen)
-    return dataset, dataset.faults + found
+    return dataset, dataset.faults + unused_classes(dataset) + found
 
 
 def _detector_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from faster_rcnn.commands.command_line import (
 from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset, Prediction, Sample
 from faster_rcnn.data.decode_check import open_checked
-from faster_rcnn.data.sources import check_labels
 from faster_rcnn.data.subset import Subset
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.detector.config import DetectorConfig
@@ -208,7 +207,7 @@ def open_target(
     which = arguments.checkpoint or best_or_last(target)
     state = read_checkpoint(target, which)
     detector = build_detector(state).to(device_of(arguments)).eval()
-    check_labels(dataset, detector.config.labels, str(target))
+    dataset = renumber(dataset, detector.config.labels, str(target))
     objective = state.get("objective", "joint")  # older checkpoints lack the key; all of them are joint
     if objective == "rpn":
         raise ValueError(f"{target} has trained only an RPN; measure it by --proposals rpn:{target} without RUN")

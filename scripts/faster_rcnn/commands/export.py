@@ -37,7 +37,7 @@ from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.label_names import read_labels
-from faster_rcnn.data.sources import check_labels, splits_of
+from faster_rcnn.data.sources import splits_of
 from faster_rcnn.data.white import white_in
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.detector.limits import with_detections
@@ -171,11 +171,12 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         val_share=val_share_for(arguments, record, data),
         exif_boxes=arguments.exif_boxes or record.exif_boxes,
     )
+    labels = detector.config.labels
     test, measured_on = open_test(arguments, data, record.val_split, reading, detector.white)
-    check_labels(test, detector.config.labels, str(arguments.run))
+    test = renumber(test, labels, str(arguments.run))
     validation = open_validation(arguments, data, record.val_split, reading, measured_on, detector.white)
     if validation is not None:
-        check_labels(validation.data, detector.config.labels, str(arguments.run))
+        validation = replace(validation, data=renumber(validation.data, labels, str(arguments.run)))
     return publish(
         detector,
         arguments.store,

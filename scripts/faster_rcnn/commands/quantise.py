@@ -25,8 +25,9 @@ from faster_rcnn.commands.command_line import (
     data_source,
     run_command,
 )
+from faster_rcnn.data.class_numbers import renumber
 from faster_rcnn.data.decode_check import open_checked
-from faster_rcnn.data.sources import check_labels, open_dataset, splits_of
+from faster_rcnn.data.sources import open_dataset, splits_of
 from faster_rcnn.data.white import use_white
 from faster_rcnn.graph.publish import next_version
 from faster_rcnn.graph.publish_int8 import publish_int8
@@ -78,12 +79,10 @@ def quantise(arguments: argparse.Namespace) -> None:
     split = arguments.split or ("test" if "test" in splits else "val")
     card = json.loads((source / "model.json").read_text())
     white, labels = card.get("white", WHITE), tuple(card["labels"])
-    test = open_checked(data, split, white=white, **how)
-    check_labels(test, labels, str(arguments.model))
+    test = renumber(open_checked(data, split, white=white, **how), labels, str(arguments.model))
     validation = None
     if split != "val" and "val" in splits:
-        chosen_on = open_checked(data, "val", white=white, **how)
-        check_labels(chosen_on, labels, str(arguments.model))
+        chosen_on = renumber(open_checked(data, "val", white=white, **how), labels, str(arguments.model))
         validation = Validation(chosen_on, f"{data}/val", arguments.limit_images)
     training = open_dataset(data, "train", **how)
     use_white(training, white)

@@ -34,7 +34,8 @@ class Written:
 
     def fits_as_size(self) -> np.ndarray:
         """Bool [G], True where x, y, width, height is a box inside the image."""
-        far = self.boxes[:, :2] + self.boxes[:, 2:]
+        with np.errstate(over="ignore"):  # the sum of two absurd numbers is infinite, and outside like them
+            far = self.boxes[:, :2] + self.boxes[:, 2:]
         inside = (far <= self.sizes + TOLERANCE).all(axis=1) & (self.boxes[:, :2] >= -TOLERANCE).all(axis=1)
         return np.asarray(inside & (self.boxes[:, 2:] > 0).all(axis=1))
 

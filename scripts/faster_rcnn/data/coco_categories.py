@@ -4,6 +4,7 @@ A category is not a class if no object of any split belongs to it, and either it
 their `supercategory`, as Roboflow writes it), or its name says that it is the background.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +50,7 @@ def without_roots(
 
     documents: those of all splits, in which a category may have objects.
     """
-    kinds = {category.name: kind for category in categories if (kind := _kind(category, categories))}
+    kinds = _kinds(categories)
     unused = set(kinds)
     for document in documents if unused else ():
         unused -= _used_names(document, _changed(document))
@@ -64,13 +65,17 @@ def without_roots(
     return [category for category in categories if category.name not in unused]
 
 
-def _kind(category: Category, categories: Sequence[Category]) -> str:
-    """Why a category may not be a class, or ""."""
-    if category.name.strip().lower() in BACKGROUND:
-        return "the background"
-    children = [other.name for other in categories if other.supercategory == category.name and other is not category]
-    is_root = category.supercategory in (None, "", "none", "None", category.name)
-    return f"the root of {len(children)} others" if children and is_root else ""
+def _kinds(categories: Sequence[Category]) -> dict[str, str]:
+    """The names of the categories that may not be classes, and why."""
+    parents = [one.supercategory for one in categories if one.supercategory != one.name]
+    children = Counter(parent for parent in parents if isinstance(parent, str))
+    kinds = {}
+    for category in categories:
+        if category.name.strip().lower() in BACKGROUND:
+            kinds[category.name] = "the background"
+        elif category.supercategory in (None, "", "none", "None", category.name) and children[category.name]:
+            kinds[category.name] = f"the root of {children[category.name]} others"
+    return kinds
 
 
 def _changed(file: Path) -> int:

@@ -5,21 +5,14 @@ from pathlib import Path
 from reprlib import repr as short
 
 from faster_rcnn.data.annotations import AnnotatedImage, leads_outside
-from faster_rcnn.data.coco_records import NO_SIZE, Identity, ListedImage
+from faster_rcnn.data.coco_records import Identity, ListedImage
 from faster_rcnn.data.faults import Fault
-from faster_rcnn.data.file_names import FileNames
-from faster_rcnn.data.image_sizes import upright_sizes
-from faster_rcnn.data.repairs import Repair, Repairs
+from faster_rcnn.data.file_names import LOOKS_ALIKE, FileNames
+from faster_rcnn.data.image_sizes import NO_SIZE, upright_sizes
+from faster_rcnn.data.repairs import Repairs
 
 FindElsewhere = Callable[[str], Path | None]  # an image by the name that the annotations give
 SHOWN = 3  # look-alikes that a message names
-
-LOOKS_ALIKE = Repair(
-    "image under another name",
-    "images",
-    "have a file whose name differs in letter case, Unicode form or percent-coding; it is used",
-    "rename the files, or correct the names, so that every system finds them",
-)
 
 
 class ImageFiles:
@@ -30,8 +23,8 @@ class ImageFiles:
     """
 
     def __init__(self, folder: Path, split: str, elsewhere: FindElsewhere, repairs: Repairs) -> None:
-        self._folder = folder
-        self._split = split
+        images = folder / "images"
+        self._bases = [folder, images, folder / split, images / split]
         self._elsewhere = elsewhere
         self._repairs = repairs
         self._names = FileNames()
@@ -43,27 +36,21 @@ class ImageFiles:
                 return found
             what = f"{title} names {short(name)}, which points outside the folder"
             return Fault("name outside the folder", where, what, "name a file in the folder")
-        places = self._places(name)
-        if exact := next((place for place in places if place in self._names), None):
-            return exact
+        relative = name.replace("\\", "/")  # tools on Windows separate folders with backslashes
+        for base in self._bases:
+            if (exact := base / relative) in self._names:
+                return exact
+        places = [base / relative for base in self._bases]
         alike = self._look_alikes(places)
         if len(alike) == 1:
             self._repairs.count(LOOKS_ALIKE, where, f"{name}, found as {alike[0].name}")
             return alike[0]
         return self._elsewhere(name) or self._missing(name, where, places, alike)
 
-    def _places(self, name: str) -> list[Path]:
-        name = name.replace("\\", "/")  # tools on Windows separate folders with backslashes
-        return [base / name for base in self._bases()]
-
-    def _bases(self) -> list[Path]:
-        images = self._folder / "images"
-        return [self._folder, images, self._folder / self._split, images / self._split]
-
     def _look_alikes(self, places: list[Path]) -> list[Path]:
         """Different files that look like one of `places`; a link and its target count once."""
         found: dict[Path, Path] = {}
-        for base, place in zip(self._bases(), places, strict=True):
+        for base, place in zip(self._bases, places, strict=True):
             for path in self._names.look_alikes(place, base):
                 found.setdefault(path.resolve(), path)
         return list(found.values())

@@ -36,7 +36,7 @@ DISAGREES = Repair(
 UNREADABLE_OUTLINE = Repair(
     "unusable segmentation",
     "annotations",
-    "have a segmentation that cannot be used; the bbox is",
+    "have a segmentation that cannot be used; the bbox is used",
     "correct or remove it",
 )
 TURNED = Repair(

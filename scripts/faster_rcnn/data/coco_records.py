@@ -1,7 +1,7 @@
 """The elements of a COCO document's lists: what each must hold, and which spellings of it are understood.
 
 An element is first checked as COCO defines it. Only if it does not conform, the values that tools are known to write
-instead are replaced (numbers as text, `true` for 1, nothing for no value) and it is checked again, so that a correct
+instead are replaced (numbers as text, an empty list for no value) and it is checked again, so that a correct
 file of a million elements is read fast.
 """
 
@@ -26,18 +26,6 @@ Identity = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True
 
 TEXT_FOR_NUMBERS = Repair(
     "number as text", "annotations", "hold numbers as text, which are read as numbers", "write them without quotes"
-)
-CROWD_IN_WORDS = Repair(
-    "iscrowd in words",
-    "annotations",
-    "have an iscrowd that is true, false or text; it is read as 1 or 0",
-    "write 0 or 1",
-)
-NO_SIZE = Repair(
-    "missing size",
-    "images",
-    "have no width and height that can be used; the sizes of their files are used",
-    "add them, so that an image that was replaced can be noticed",
 )
 TEXT_FOR_SIZES = Repair(
     "number as text", "images", "hold numbers as text, which are read as numbers", "write them without quotes"
@@ -163,20 +151,23 @@ def _with_sizes(value: dict[str, Any], where: str, repairs: Repairs) -> dict[str
 
 def _with_numbers(value: dict[str, Any], where: str, repairs: Repairs) -> dict[str, Any]:
     changed: dict[str, Any] = {}
+    text = ""  # an example of a number that is written as text
     box, area, crowd = value.get("bbox"), value.get("area"), value.get("iscrowd")
     if isinstance(box, list) and not box:
         changed["bbox"] = None
     elif isinstance(box, list) and any(isinstance(one, str) for one in box):
         changed["bbox"] = [number(one) for one in box]
-        repairs.count(TEXT_FOR_NUMBERS, where, f"bbox {short(box)}")
+        text = f"bbox {short(box)}"
     if isinstance(area, str):
         changed["area"] = number(area) if area.strip() else None
-        repairs.count(TEXT_FOR_NUMBERS, where, f"area {short(area)}")
+        text = text or f"area {short(area)}"
     elif isinstance(area, float) and not math.isfinite(area):
         changed["area"] = None
-    if isinstance(crowd, bool | str | float) and (flag := _FLAGS.get(str(crowd).strip().lower())) is not None:
+    if isinstance(crowd, str) and (flag := _FLAGS.get(crowd.strip().lower())) is not None:
         changed["iscrowd"] = flag
-        repairs.count(CROWD_IN_WORDS, where, f"iscrowd {short(crowd)}")
+        text = text or f"iscrowd {short(crowd)}"
+    if text:
+        repairs.count(TEXT_FOR_NUMBERS, where, text)
     return {**value, **changed}
 
 

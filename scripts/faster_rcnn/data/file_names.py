@@ -11,6 +11,14 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from faster_rcnn.data.annotations import is_file
+from faster_rcnn.data.repairs import Repair
+
+LOOKS_ALIKE = Repair(
+    "image under another name",
+    "images",
+    "have a file whose name differs in letter case, Unicode form or percent-coding; it is used",
+    "rename the files, or correct the names, so that every system finds them",
+)
 
 
 class _Listing(NamedTuple):

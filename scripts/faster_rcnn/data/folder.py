@@ -4,7 +4,7 @@ G  objects of an image.  A reader (`coco.py`, `voc.py`) turns files into a `Pars
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,6 +173,17 @@ class FolderDataset:
                 "add --exif-boxes stored, or else swap the listed sides"
             )
         return Fault("image of another size", entry.where, what, remedy)
+
+    def objects_per_class(self) -> list[int]:
+        """The number of boxes of each class, including crowds and difficult objects."""
+        labels = [entry.labels for entry in self._entries] or [np.zeros(0, np.int64)]
+        return np.bincount(np.concatenate(labels), minlength=len(self.labels)).tolist()
+
+    def renumber(self, labels: tuple[str, ...]) -> None:
+        """Changes the classes to `labels`, which hold every class that has a box; names keep their meaning."""
+        numbers = np.array([labels.index(name) if name in labels else -1 for name in self.labels], np.int64)
+        self._entries = [replace(entry, labels=numbers[entry.labels]) for entry in self._entries]
+        self.labels = labels
 
     def remove(self, indices: Iterable[int]) -> None:
         """Removes images, which changes the indices of the images after them."""

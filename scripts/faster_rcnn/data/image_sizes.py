@@ -6,11 +6,19 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from faster_rcnn.data.repairs import Repair
 from service.images import formats
 from service.images.upright import swapped
 
 _ORIENTATION = 0x0112  # EXIF
 _THREADS = 16  # they wait for the disk, or for a network's
+
+NO_SIZE = Repair(
+    "missing size",
+    "images",
+    "have no width and height that can be used; the sizes of their files are used",
+    "add them, so that an image that was replaced can be noticed",
+)
 
 
 def upright_sizes(files: Iterable[Path]) -> list[tuple[int, int] | str]:

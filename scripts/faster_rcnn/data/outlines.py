@@ -14,6 +14,7 @@ from pycocotools import mask
 from faster_rcnn.data.annotations import LONGEST_SIDE
 
 Box = tuple[float, float, float, float]
+DEEPEST = 3  # lists in lists that some tools write: polygons, each of points, each of x and y
 MORE_FOLLOWS = 0x20  # in pycocotools' text, the bit of a character that says that its number continues
 
 
@@ -76,15 +77,18 @@ def read_outline(written: Any) -> Outline | None:
     return Polygons(parts) if parts else None
 
 
-def _parts(written: list[Any]) -> list[list[float]]:
+def _parts(written: list[Any], depth: int = 1) -> list[list[float]]:
     """The polygons in nested lists: `[[x, y, x, y, …], …]`, but also `[x, y, …]` and points that are lists of two."""
-    if not any(isinstance(one, list) for one in written):
+    types = set(map(type, written))  # much faster than asking for each number
+    if list not in types:
         return [_coordinates(written)]
-    if not all(isinstance(one, list) for one in written):
+    if len(types) > 1:
         raise ValueError(f"is {short(written)}, a list of numbers and lists")
     if all(len(one) == 2 and not isinstance(one[0], list) for one in written):
         return [_coordinates([value for point in written for value in point])]
-    return [part for one in written for part in _parts(one)]
+    if depth == DEEPEST:
+        raise ValueError(f"is {short(written)}, lists in lists that are nested too deeply")
+    return [part for one in written for part in _parts(one, depth + 1)]
 
 
 def _coordinates(written: list[Any]) -> list[float]:
@@ -121,11 +125,11 @@ def _mask(written: dict[str, Any]) -> Mask:
     if not (isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))):
         raise ValueError(f"has the size {short(size)}, not a height and a width")
     height, width = size
+    if height * width >= 2**32:  # pycocotools counts in 32 bits
+        raise ValueError(f"is a mask of {height}×{width} pixels, which is too large")
     if isinstance(counts, list):
         if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
             raise ValueError(f"has run lengths that do not add up to {height}×{width} pixels")
-        if height * width >= 2**32:
-            raise ValueError(f"is a mask of {height}×{width} pixels, which is too large")
         encoded = mask.frPyObjects({"size": size, "counts": counts}, height, width)
         return Mask(height, width, encoded["counts"])
     if not isinstance(counts, str):

@@ -21,18 +21,6 @@ from faster_rcnn.data.shapes import SPLITS, Shapes
 _said: set[str] = set()  # the lines that this process has printed
 
 
-def check_labels(dataset: Dataset, labels: tuple[str, ...], detector: str) -> None:
-    """Raises ValueError unless a data set has the detector's classes in the same order.
-
-    detector: the detector's name in the message.
-    """
-    if dataset.labels != labels:
-        raise ValueError(
-            f"{detector} has the classes {', '.join(labels)}, but the data has {', '.join(dataset.labels)}; "
-            "use data with the same classes in the same order"
-        )
-
-
 def open_dataset(
     source: str,
     split: str,

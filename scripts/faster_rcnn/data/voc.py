@@ -4,10 +4,9 @@ Everingham et al., VOC 2007 development kit: pixels are counted from 1, and the 
 box around a whole 640×480 image is 1, 1, 640, 480 in the file and 0, 0, 640, 480 here.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from reprlib import repr as short
 
 from lxml import etree
@@ -21,10 +20,13 @@ from faster_rcnn.data.annotations import (
     leads_outside,
 )
 from faster_rcnn.data.box_checks import no_area_fault
+from faster_rcnn.data.box_notations import Written, refuse_sizes
 from faster_rcnn.data.faults import Fault
-from service.images.decode import ImageError, upright
-
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
+from faster_rcnn.data.file_names import FileNames
+from faster_rcnn.data.image_sizes import NO_SIZE, upright_sizes
+from faster_rcnn.data.repairs import Repairs
+from faster_rcnn.data.voc_images import ImagesByStem, image_of
+from faster_rcnn.data.voc_objects import AT_ZERO, CORNERS, SWAPPED, VOCObject, number, read_objects, text
 
 
 @dataclass(frozen=True)
@@ -62,24 +64,15 @@ def read_voc(files: VOCFiles, split: str) -> ParsedSplit:
 
     Raises ValueError if no object has a class name.
     """
-    stems = {entry.name for entries in files.listed.values() for entry in entries if not leads_outside(entry.name)}
-    documents = {stem: read_document(files.document(stem)) for stem in sorted(stems)}
-    names = {found.name for document in documents.values() for found in document.objects if found.name}
-    labels = tuple(sorted(names))
+    splits = files.listed.values()
+    stems = {entry.name for entries in splits for entry in entries if not leads_outside(entry.name)}
+    names = FileNames()
+    documents = {stem: read_document(files.document(stem), names) for stem in sorted(stems)}
+    objects = [found for document in documents.values() for found in document.objects if not found.deleted]
+    labels = tuple(sorted({found.name for found in objects if found.name}))
     if not labels:
         raise ValueError(f"{files.annotations}: no object of any split has a class name; annotate some images")
     return _parse(files, split, documents, labels)
-
-
-@dataclass(frozen=True)
-class _Object:
-    """An <object>.  name: "" if it has none;  corners: None if they are not four numbers; `fault` then says why."""
-
-    line: int
-    name: str
-    corners: tuple[float, float, float, float] | None
-    difficult: bool
-    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,11 +84,13 @@ class _Document:
     filename: str = ""
     size: tuple[int, int] | None = None
     size_line: int = 1
-    objects: tuple[_Object, ...] = ()
+    objects: tuple[VOCObject, ...] = ()
 
 
-def read_document(file: Path) -> _Document:
+def read_document(file: Path, names: FileNames) -> _Document:
     """Reads one XML file without resolving entities or fetching anything, because the file may be hostile."""
+    if not is_file(file) and len(alike := names.look_alikes(file, file.parent)) == 1:
+        file = alike[0]
     if not is_file(file):
         remedy = "add it (without <object> if the image shows no object) or remove the name from the list"
         return _Document(file, Fault("missing annotation", str(file), "the file does not exist", remedy))
@@ -106,123 +101,131 @@ def read_document(file: Path) -> _Document:
         line = getattr(error, "lineno", None) or 1
         what = f"not XML: {error}"
         return _Document(file, Fault("malformed annotation", f"{file}:{line}", what, "correct or remove it"))
+    for element in root.iter(etree.Element):  # some tools write tags in upper case, or in a namespace
+        element.tag = element.tag.rpartition("}")[2].lower()
     if root.tag != "annotation":
         what = f"its outermost element is <{root.tag}>, not VOC's <annotation>"
         return _Document(file, Fault("malformed annotation", f"{file}:{root.sourceline}", what, "correct or remove it"))
     size = root.find("size")
     return _Document(
         file,
-        filename=_text(root, "filename"),
+        filename=text(root, "filename"),
         size=_size(root),
         size_line=(root if size is None else size).sourceline,
-        objects=tuple(_object(element) for element in root.findall("object")),
+        objects=read_objects(root),
     )
-
-
-def _text(element: etree._Element, path: str) -> str:
-    return (element.findtext(path) or "").strip()
-
-
-def _number(text: str) -> float:
-    """The number in `text`.  Raises ValueError if it is not a finite number."""
-    if not math.isfinite(number := float(text)):
-        raise ValueError(text)
-    return number
 
 
 def _size(root: etree._Element) -> tuple[int, int] | None:
     try:
-        width, height = _number(_text(root, "size/width")), _number(_text(root, "size/height"))
+        width, height = number(text(root, "size/width")), number(text(root, "size/height"))
     except ValueError:
         return None
     plausible = min(width, height) >= 1 and max(width, height) <= LONGEST_SIDE
     return (int(width), int(height)) if plausible else None
 
 
-def _object(element: etree._Element) -> _Object:
-    """Reads an <object>, but not the boxes of its <part>s."""
-    line, name = element.sourceline, _text(element, "name")
-    difficult = _text(element, "difficult") or "0"
-    if difficult not in ("0", "1"):
-        return _Object(line, name, None, False, f"<difficult> is {short(difficult)}, neither 0 nor 1")
-    corners = []
-    for corner in CORNERS:
-        text = _text(element, f"bndbox/{corner}")
-        try:
-            corners.append(_number(text))
-        except ValueError:
-            found = f"is {short(text)}, not a number" if text else "is missing"
-            return _Object(line, name, None, False, f"<{corner}> of its <bndbox> {found}")
-    return _Object(line, name, (corners[0], corners[1], corners[2], corners[3]), difficult == "1")
-
-
 def _parse(files: VOCFiles, split: str, documents: dict[str, _Document], labels: tuple[str, ...]) -> ParsedSplit:
     faults: list[Fault] = []
-    images: list[AnnotatedImage] = []
+    repairs = Repairs(split)
+    by_stem = ImagesByStem(files.images, files.images_are_in)
+    found: list[tuple[_Document, Path]] = []
+    for entry in _distinct(files.listed[split], faults):
+        document = documents[entry.name]
+        if document.fault is not None:
+            faults.append(document.fault)
+        elif path := image_of(entry.name, document.filename, document.file, by_stem, faults, repairs):
+            found.append((document, path))
+    images = []
+    for document, image in _with_sizes(found, faults, repairs):
+        images.append(image)
+        _add_objects(image, document, labels, faults, repairs)
+    _refuse_other_notations(files.annotations, found, images)
+    objects = sum(len(document.objects) for document, _ in found)
+    faults += repairs.faults({"images": len(files.listed[split]), "objects": objects})
+    return ParsedSplit(f"voc:{files.annotations.parent}", split, labels, images, faults)
+
+
+def _distinct(listed: Sequence[Listed], faults: list[Fault]) -> Iterator[Listed]:
+    """The images that a list names, each once."""
     first_where: dict[str, str] = {}
-    for entry in files.listed[split]:
+    for entry in listed:
         if leads_outside(entry.name):
             what = f"{short(entry.name)} points outside the folder"
             faults.append(Fault("name outside the folder", entry.where, what, "list names of files in the folder"))
         elif (first := first_where.setdefault(entry.name, entry.where)) != entry.where:
             what = f"{entry.name} is already listed at {first}"
             faults.append(Fault("image listed twice", entry.where, what, "remove one of the two"))
-        elif (fault := documents[entry.name].fault) is not None:
-            faults.append(fault)
-        elif image := _image(files, entry, documents[entry.name], faults):
-            images.append(image)
-            _add_objects(image, documents[entry.name], labels, faults)
-    return ParsedSplit(f"voc:{files.annotations.parent}", split, labels, images, faults)
+        else:
+            yield entry
 
 
-def _image(files: VOCFiles, entry: Listed, document: _Document, faults: list[Fault]) -> AnnotatedImage | None:
-    """The image of an annotation file: the one with the same name, else the one that its <filename> names.
-
-    If there is no such image, returns None and adds the reason to `faults`.
-    """
-    where = f"{document.file}:{document.size_line}"
-    stated = PurePosixPath(document.filename.replace("\\", "/")).name  # some tools write a whole path
-    candidates = files.images.get(entry.name) or [
-        file for file in files.images.get(PurePosixPath(stated).stem, []) if file.name == stated
-    ]
-    if not candidates:
-        what = f"no image {entry.name}.* in {files.images_are_in}" + (f", nor {short(stated)}" if stated else "")
-        faults.append(Fault("missing image", str(document.file), what, f"add it or remove {entry.name} from the list"))
-        return None
-    path = next((file for file in candidates if file.name == stated), candidates[0])
-    if len(candidates) > 1:
-        what = f"{', '.join(file.name for file in candidates)} all have this name; {path.name} is used"
-        faults.append(Fault("several images", str(document.file), what, "remove the others", warning=True))
-    size, size_from_file = document.size, document.size is None
-    if size is None:
-        try:
-            size = upright(path.read_bytes()).size
-        except (ImageError, OSError) as error:
-            why = error.fault if isinstance(error, ImageError) else error.strerror
-            what = f"{path.name} cannot be read: {why}"
+def _with_sizes(
+    found: Sequence[tuple[_Document, Path]], faults: list[Fault], repairs: Repairs
+) -> Iterator[tuple[_Document, AnnotatedImage]]:
+    """The images with their sizes, which come from the files where the annotations do not state them."""
+    without = [path for document, path in found if document.size is None]
+    sizes = dict(zip(without, upright_sizes(without), strict=True))
+    for document, path in found:
+        where = f"{document.file}:{document.size_line}"
+        size = document.size or sizes[path]
+        if isinstance(size, str):
+            what = f"{path.name} cannot be read: {size}"
             faults.append(Fault("unreadable image", where, what, "replace it or remove it from the list"))
-            return None
-        what = f"the width and height of {path.name} are missing; the image's own, {size[0]}×{size[1]}, are used"
-        faults.append(Fault("missing size", where, what, "add them", warning=True))
-    return AnnotatedImage(path.name, path, size[1], size[0], where, size_from_file=size_from_file)
+            continue
+        if document.size is None:
+            repairs.count(NO_SIZE, where, f"{path.name}, {size[0]}×{size[1]}")
+        yield document, AnnotatedImage(path.name, path, size[1], size[0], where, size_from_file=document.size is None)
 
 
-def _add_objects(image: AnnotatedImage, document: _Document, labels: tuple[str, ...], faults: list[Fault]) -> None:
+def _refuse_other_notations(
+    annotations: Path, found: Sequence[tuple[_Document, Path]], images: Sequence[AnnotatedImage]
+) -> None:
+    sizes = {image.path: (image.width, image.height) for image in images}
+    written = [
+        (one.corners, sizes[path])
+        for document, path in found
+        for one in document.objects
+        if one.corners is not None and path in sizes
+    ]
+    boxes = Written.of([corners for corners, _ in written], [size for _, size in written])
+    refuse_sizes(str(annotations), boxes)
+
+
+def _add_objects(
+    image: AnnotatedImage, document: _Document, labels: tuple[str, ...], faults: list[Fault], repairs: Repairs
+) -> None:
     label_of = {name: label for label, name in enumerate(labels)}
-    for number, found in enumerate(document.objects, 1):
-        where, title = f"{document.file}:{found.line}", f"object {number} ({found.name or 'without name'})"
+    for found in document.objects:
+        where = f"{document.file}:{found.line}"
+        for repair, example in found.repairs:
+            repairs.count(repair, where, example)
+        if found.deleted:
+            continue
+        if found.fault:
+            faults.append(Fault("malformed annotation", where, f"{found.title}: {found.fault}", "correct or remove it"))
+            continue
         if not found.name:
-            faults.append(Fault("unknown class", where, f"{title} has no class name", "give it a class or remove it"))
+            what = f"{found.title} has no class name"
+            faults.append(Fault("unknown class", where, what, "give it a class or remove it"))
             continue
-        if found.corners is None:
-            faults.append(Fault("malformed annotation", where, f"{title}: {found.fault}", "correct or remove it"))
-            continue
-        xmin, ymin, xmax, ymax = found.corners
-        written = ", ".join(f"{corner} {value:g}" for corner, value in zip(CORNERS, found.corners, strict=True))
-        box = (xmin - 1, ymin - 1, xmax, ymax)
-        annotation = Annotation(where, title, written, box, label_of[found.name], difficult=found.difficult)
+        annotation = _annotation(found, where, label_of[found.name], repairs)
+        x1, y1, x2, y2 = found.corners or (0.0, 0.0, 0.0, 0.0)
         # Strictly, equal corners describe one pixel; in practice, tools write them after an accidental click.
-        if xmin >= xmax or ymin >= ymax:
+        if x1 == x2 or y1 == y2:
             faults.append(no_area_fault(annotation, image.name))
         else:
             image.annotations.append(annotation)
+
+
+def _annotation(found: VOCObject, where: str, label: int, repairs: Repairs) -> Annotation:
+    assert found.corners is not None  # its fault has been reported
+    xmin, ymin, xmax, ymax = found.corners
+    if xmin > xmax or ymin > ymax:
+        repairs.count(SWAPPED, where, found.title)
+        xmin, xmax, ymin, ymax = min(xmin, xmax), max(xmin, xmax), min(ymin, ymax), max(ymin, ymax)
+    if 0 <= min(xmin, ymin) < 1:
+        repairs.count(AT_ZERO, where, found.title)
+    written = ", ".join(f"{corner} {value:g}" for corner, value in zip(CORNERS, found.corners, strict=True))
+    box = (xmin - 1, ymin - 1, xmax, ymax)
+    return Annotation(where, found.title, written, box, label, difficult=found.difficult)

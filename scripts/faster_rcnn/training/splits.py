@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from faster_rcnn.data.class_numbers import renumber, unused_classes
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import check_before_training, summary
+from faster_rcnn.data.faults import Fault
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.image_record import changes, image_record, read_image_record, write_image_record
 from faster_rcnn.data.orientation import NOT_CONFIRMED, TURNED
-from faster_rcnn.data.sources import check_labels, open_dataset
+from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.data.subset import Subset
 from faster_rcnn.data.white import use_white
 from faster_rcnn.training.processes import rank
@@ -41,16 +43,11 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
     )
     for dataset in (training, validation):
         use_white(dataset, record.detector_config.white)
-    check_labels(training, record.detector_config.labels, "the run")
-    check_labels(validation, training.labels, f"{record.data}/{record.train_split}")
+    training = renumber(training, record.detector_config.labels, "the run")
+    validation = renumber(validation, training.labels, f"{record.data}/{record.train_split}")
     faults = check_before_training((training, validation), max(1, record.training_options.workers))
     if rank() == 0:
-        for fault in faults:
-            if fault.kind in (NOT_CONFIRMED, TURNED):  # the detector would learn wrong boxes
-                print(fault)
-    if rank() == 0 and faults:
-        effect = "faulty data is left out" if record.skip_bad_boxes else "none of them prevents training"
-        print(f"the data has {summary(faults)}; {effect}; faster-rcnn check --data {record.data} lists all")
+        _report(faults, record)
     digests = (_digest(training), _digest(validation))
     if record.annotations_sha256 not in (None, digests):
         raise ValueError(
@@ -58,11 +55,23 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
         )
     if not _has_objects(training):
         raise ValueError(f"{record.data}/{record.train_split} has no objects to learn from; add annotations")
+    if rank() == 0 and isinstance(training, FolderDataset):
+        for fault in unused_classes(training):
+            print(fault)
     if rank() == 0 and not _has_objects(validation):
         print(f"warning: {record.data}/{record.val_split} has no objects, so no best checkpoint can be chosen")
     if record.data == "shapes" and record.schedule != "joint":
         training = Subset(training, SHAPES_WITH_PROPOSALS)
     return training, validation, replace(record, annotations_sha256=digests)
+
+
+def _report(faults: Sequence[Fault], record: RunRecord) -> None:
+    for fault in faults:
+        if fault.kind in (NOT_CONFIRMED, TURNED):  # the detector would learn wrong boxes
+            print(fault)
+    if faults:
+        effect = "faulty data is left out" if record.skip_bad_boxes else "none of them prevents training"
+        print(f"the data has {summary(faults)}; {effect}; faster-rcnn check --data {record.data} lists all")
 
 
 def check_same_images(splits: Sequence[Dataset], folder: Path, accept_changes: bool) -> None:

@@ -192,6 +192,7 @@ def test_a_run_is_not_resumed_on_other_annotations(tmp_path: Path, run: Run) -> 
     assert resumed.code == 1
     assert "are not those that the run began with" in resumed.err.splitlines()[-1]
     document["categories"].append({"id": 99, "name": "another"})
+    document["annotations"][-1]["category_id"] = 99
     file.write_text(json.dumps(document))
     resumed = run("train", "--out", out, "--resume", "--iterations", 3)
     assert resumed.code == 1

@@ -238,7 +238,21 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-COCO_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "file_name", "width", "height", "name")
+COCO_KEYS = (
+    "id",
+    "segmentation",
+    "ignore",
+    "supercategory",
+    "image_id",
+    "category_id",
+    "bbox",
+    "area",
+    "iscrowd",
+    "file_name",
+    "width",
+    "height",
+    "name",
+)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -69,10 +69,10 @@ def test_members_equal_those_of_pythons_own_parser(document: dict[str, Any], ind
 
 
 def outcome(read: Callable[[str], Any], text: str) -> Any:
-    """What `read` returns, or the message of its error, with line and column."""
+    """What `read` returns, or the message of its error."""
     try:
         return read(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         return str(error)
 
 
@@ -81,9 +81,6 @@ def test_broken_documents_raise_the_error_of_pythons_own_parser(document: dict[s
     text = json.dumps(document)
     cut = data.draw(st.integers(0, len(text) - 1))
     broken = text[:cut] + data.draw(st.sampled_from(["", "]", "}", ",", ":", "x"])) + text[cut + 1 :]
-    try:
-        found = outcome(lambda text: plain(decode_document(text)), broken)
-    except ValueError as error:  # Python's parser takes the last of several values
-        assert "key" in str(error) or "begins another value" in str(error)
-        return
-    assert found == outcome(json.loads, broken)
+    expected, found = outcome(json.loads, broken), outcome(lambda text: plain(decode_document(text)), broken)
+    stricter = isinstance(found, str) and ("repeats the key" in found or "twice" in found or "begins another" in found)
+    assert stricter or found == expected

@@ -98,34 +98,186 @@ def test_an_image_is_found_by_the_annotation_files_name_or_else_by_its_filename_
 def test_a_missing_size_is_read_from_the_image(tmp_path: Path) -> None:
     documents = {
         "a": document(voc_object(), size="<width>0</width><height>0</height>"),
-        "b": document(size="<width>wide</width>"),
+        "b": document(size="<width>wide</width>", filename="b.jpg"),
     }
     dataset = open_folder(write(tmp_path, documents), "train")
     assert [dataset.size(0), dataset.size(1)] == [(60, 100), (60, 100)]
-    assert [fault.kind for fault in dataset.faults] == ["missing size"] * 2
-    assert all(fault.warning for fault in dataset.faults)
+    assert [fault.kind for fault in dataset.faults] == ["missing size"]
+    assert dataset.faults[0].warning
+    assert "split train: 2 of 2 images have no width and height that can be used" in str(dataset.faults[0])
 
 
-def test_parts_of_an_object_are_ignored(tmp_path: Path) -> None:
+def repairs(source: str, split: str = "train") -> dict[str, str]:
+    """The warnings of a split by their kinds."""
+    faults = open_folder(source, split).faults
+    assert all(fault.warning for fault in faults), faults
+    assert len({fault.kind for fault in faults}) == len(faults)
+    return {fault.kind: fault.what for fault in faults}
+
+
+def test_parts_of_an_object_are_left_out_and_counted(tmp_path: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></part>"
     whole = voc_object("dog").replace("<object>", f"<object>{part}")
-    dataset = open_dataset(write(tmp_path, {"a": document(whole)}), "train")
+    source = write(tmp_path, {"a": document(whole, voc_object("cat"))})
+    dataset = open_dataset(source, "train")
+    assert dataset.labels == ("cat", "dog")
+    assert dataset[0].boxes.tolist() == [[10, 20, 40, 40], [10, 20, 40, 40]]
+    assert repairs(source) == {
+        "parts": "split train: 1 of 2 objects have <part>s, whose boxes are left out; the first is object 1 (dog)"
+    }
+
+
+def test_every_box_of_an_object_is_read(tmp_path: Path) -> None:
+    second = "<bndbox><xmin>51</xmin><ymin>1</ymin><xmax>60</xmax><ymax>9</ymax></bndbox>"
+    third = "<bndbox><xmin>x</xmin><ymin>1</ymin><xmax>60</xmax><ymax>9</ymax></bndbox>"
+    source = write(tmp_path, {"a": document(voc_object("dog").replace("</object>", f"{second}</object>"))})
+    sample = open_dataset(source, "train")[0]
+    assert sample.boxes.tolist() == [[10, 20, 40, 40], [50, 0, 60, 9]]
+    assert sample.labels.tolist() == [0, 0]
+    assert "1 of 2 objects are further boxes of one <object>" in repairs(source)["several boxes in one object"]
+    source = write(tmp_path, {"a": document(voc_object("dog").replace("</object>", f"{third}</object>"))})
+    with pytest.raises(ValueError, match=r"object 1, box 2 \(dog\): <xmin> of its <bndbox> is 'x', not a number"):
+        open_dataset(source, "train")
+
+
+def test_objects_are_read_at_any_depth_and_in_any_letter_case(tmp_path: Path) -> None:
+    text = document(f"<objects>{voc_object()}</objects>", voc_object("cat"))
+    shouted = re.sub(r"</?\w+>", lambda tag: tag[0].upper(), document(voc_object(), filename="b.jpg"))
+    dataset = open_dataset(write(tmp_path, {"a": text, "b": shouted}), "train")
+    assert dataset[0].labels.tolist() == [1, 0]
+    assert dataset[1].boxes.tolist() == [[10, 20, 40, 40]]
+
+
+@pytest.mark.parametrize(
+    ("outline", "box"),
+    [
+        # Points are counted from 1 like corners: x 11..40 and y 21..40 are pixels 10 to 40 and 20 to 40.
+        ("<polygon><x1>11</x1><y1>30</y1><x2>40</x2><y2>21</y2><x3>20.5</x3><y3>40</y3></polygon>", [10, 20, 40, 40]),
+        ("<polygon><pt><x>11</x><y>21</y></pt><pt><x>40</x><y>40</y></pt></polygon>", [10, 20, 40, 40]),
+        # A quarter turn of a box 20 wide and 10 high around (30, 30): x 25..35, y 20..40.
+        (f"<robndbox><cx>30</cx><cy>30</cy><w>20</w><h>10</h><angle>{np.pi / 2}</angle></robndbox>", [24, 19, 35, 40]),
+    ],
+)
+def test_an_object_without_a_box_has_the_box_of_its_outline(tmp_path: Path, outline: str, box: list[float]) -> None:
+    source = write(tmp_path, {"a": document(f"<object><name>dog</name>{outline}</object>")})
+    np.testing.assert_allclose(open_dataset(source, "train")[0].boxes, [box], atol=1e-5)
+    assert "1 of 1 objects have no <bndbox>" in repairs(source)["box from the outline"]
+
+
+@pytest.mark.parametrize(
+    ("written", "difficult", "counted"),
+    [
+        ("0", False, False),
+        ("1", True, False),
+        ("Unspecified", False, True),
+        ("False", False, True),
+        ("True", True, True),
+        ("1.0", True, True),
+        ("", False, True),
+    ],
+)
+def test_difficult_may_be_a_word(tmp_path: Path, written: str, difficult: bool, counted: bool) -> None:
+    source = write(tmp_path, {"a": document(voc_object(difficult=written), voc_object("cat"))})
+    sample = open_dataset(source, "train")[0]
+    assert sample.difficult is not None
+    assert sample.difficult.tolist() == [difficult, False]
+    assert list(repairs(source)) == (["difficult in words"] if counted else [])
+
+
+def test_a_missing_difficult_is_the_formats_default(tmp_path: Path) -> None:
+    source = write(tmp_path, {"a": document(voc_object().replace("<difficult>0</difficult>", ""))})
+    assert repairs(source) == {}
+    sample = open_dataset(source, "train")[0]
+    assert sample.difficult is not None
+    assert sample.difficult.tolist() == [False]
+
+
+def test_corners_may_be_fractions_or_swapped(tmp_path: Path) -> None:
+    source = write(tmp_path, {"a": document(voc_object(corners=("12.0", "20.5", 40, 40)), voc_object("cat"))})
+    assert open_dataset(source, "train")[0].boxes.tolist()[0] == [11, 19.5, 40, 40]
+    assert repairs(source) == {}
+    source = write(tmp_path, {"a": document(voc_object(corners=(40, 21, 11, 40)), voc_object("cat"))})
+    assert open_dataset(source, "train")[0].boxes.tolist()[0] == [10, 20, 40, 40]
+    assert "1 of 2 objects have a corner with a max below its min" in repairs(source)["swapped corners"]
+
+
+def test_boxes_that_begin_at_0_are_counted(tmp_path: Path) -> None:
+    source = write(tmp_path, {"a": document(voc_object(corners=(0, 21, 40, 40)), voc_object("cat"))})
+    assert open_dataset(source, "train")[0].boxes.tolist()[0] == [0, 20, 40, 40]
+    assert "1 of 2 objects begin at 0, although VOC counts pixels from 1" in repairs(source)["boxes that begin at 0"]
+
+
+def test_corners_that_are_a_width_and_a_height_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    # x, y, width and height; as corners, their max would be below their min, and all of them fit as sizes.
+    objects = [
+        voc_object(corners=(60, 30, 20, 10)),
+        voc_object(corners=(50, 20, 30, 10)),
+        voc_object(corners=(9, 9, 20, 20)),
+    ]
+    source = write(tmp_path, {"a": document(*objects)})
+    with pytest.raises(ValueError, match=r"2 of 3 boxes do not fit their images as corners.*write xmax as xmin"):
+        open_dataset(source, "train", skip_bad_boxes=True)
+    fractions = [voc_object(corners=(0.1, 0.2, 0.5, 0.6)), voc_object(corners=(0, 0, 1, 0.75))]
+    with pytest.raises(ValueError, match=r"all 2 boxes lie between 0 and 1.*multiply x by the image's width"):
+        open_dataset(write(tmp_path, {"a": document(*fractions)}), "train", skip_bad_boxes=True)
+
+
+def test_deleted_objects_are_left_out_and_counted(tmp_path: Path) -> None:
+    deleted = voc_object("cat").replace("<object>", "<object><deleted>1</deleted>")
+    source = write(tmp_path, {"a": document(voc_object(), deleted)})
+    dataset = open_dataset(source, "train")
     assert dataset.labels == ("dog",)
-    assert dataset[0].boxes.tolist() == [[10, 20, 40, 40]]
+    assert dataset[0].labels.tolist() == [0]
+    assert "1 of 2 objects are marked as <deleted>" in repairs(source)["deleted objects"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "on_disk"),
+    [("caf\u00e9", "cafe\u0301.jpg"), ("cafe\u0301", "caf\u00e9.jpg"), ("my%20dog", "my dog.jpg"), ("Dog", "dog.JPG")],
+)
+def test_an_image_is_found_under_a_name_that_looks_alike(tmp_path: Path, listed: str, on_disk: str) -> None:
+    source = write(tmp_path, {listed: document(voc_object(), filename="")}, images=(on_disk,))
+    assert open_dataset(source, "train").name(0) == on_disk
+    assert "1 of 1 images have a file whose name differs" in repairs(source)["image under another name"]
+
+
+def test_several_look_alikes_are_named_and_none_is_taken(tmp_path: Path) -> None:
+    source = write(tmp_path, {"Dog": document(voc_object(), filename="")}, images=("dog.jpg", "DOG.jpg"))
+    with pytest.raises(ValueError, match=r"no image Dog.\* in .*; DOG.jpg, dog.jpg look alike"):
+        open_dataset(source, "train")
+
+
+def test_a_filename_that_names_another_image_is_reported(tmp_path: Path) -> None:
+    source = write(tmp_path, {"a": document(voc_object(), filename="b.jpg"), "b": document(filename="b")})
+    assert open_dataset(source, "train").name(0) == "a.jpg"
+    assert "1 of 2 images belong to an annotation file whose <filename> names" in repairs(source)["another filename"]
 
 
 @pytest.mark.parametrize(
     ("faulty", "complaint"),
     [
         (voc_object(corners=(12, 21, 12, 40)), r"a.xml:3: object 2 \(dog\): its box xmin 12, .* in a.jpg has no area"),
-        (voc_object(corners=(40, 21, 12, 40)), "has no area"),
+        (voc_object(corners=(12, 40, 40, 40)), "has no area"),
         (voc_object(corners=(101, 21, 120, 40)), "lies outside a.jpg, which is 100×60"),
         (voc_object(corners=(11, 21, 103, 40)), "extends beyond the border of a.jpg"),
         (voc_object(corners=("nan", 21, 103, 40)), "<xmin> of its <bndbox> is 'nan', not a number"),
         (voc_object(corners=(1, "inf", 103, 40)), "<ymin> of its <bndbox> is 'inf', not a number"),
         (voc_object(corners=(1, 1, "ten", 40)), "<xmax> of its <bndbox> is 'ten', not a number"),
         (voc_object(corners=(1, 1, 10, "")), "<ymax> of its <bndbox> is missing"),
-        ("\n<object><name>dog</name></object>", r"a.xml:3: object 2 \(dog\): <xmin> of its <bndbox> is missing"),
+        (
+            "\n<object><name>dog</name></object>",
+            r"a.xml:3: object 2 \(dog\): it has neither a <bndbox> nor a <polygon>",
+        ),
+        ("\n<object><name>dog</name><bndbox/></object>", r"object 2 \(dog\): <xmin> of its <bndbox> is missing"),
+        (
+            "\n<object><name>dog</name><name>cat</name></object>",
+            r"object 2 \(without name\): it has several names: cat, dog",
+        ),
+        ("\n<bndbox><xmin>1</xmin></bndbox>", "a.xml:3: a <bndbox> outside any <object> has no class name"),
+        (
+            "\n<object><name>dog</name><polygon><x1>3</x1><y1>few</y1></polygon></object>",
+            "a point of its <polygon> is not two numbers",
+        ),
         (voc_object(name=" "), r"object 2 \(without name\) has no class name"),
         (voc_object(difficult="maybe"), "<difficult> is 'maybe', neither 0 nor 1"),
         (

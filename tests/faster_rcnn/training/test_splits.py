@@ -35,8 +35,10 @@ def test_the_record_gets_digests_that_are_compared_when_the_run_is_resumed(recor
     change(file, annotations=document["annotations"][:-1])
     with pytest.raises(ValueError, match="are not those that the run began with; restore them, or start a new run"):
         open_splits(opened)
-    change(file, categories=[*document["categories"], {"id": 99, "name": "another"}])
-    with pytest.raises(ValueError, match="another"):
+    document["annotations"][-1]["category_id"] = 99
+    document["categories"].append({"id": 99, "name": "another"})
+    change(file, annotations=document["annotations"], categories=document["categories"])
+    with pytest.raises(ValueError, match="the data has classes that the run does not know: another"):
         open_splits(opened)
 
 
@@ -69,6 +71,23 @@ def test_missing_and_new_images_are_counted_with_the_first_names() -> None:
     assert changes(before, now) == (
         "6 images are missing: 0.png (train), 1.png (train), 2.png (train) and 3 more; 1 images are new: 9.png (train)"
     )
+
+
+def test_validation_may_list_the_classes_in_another_order(record: RunRecord, tmp_path: Path) -> None:
+    _, before, _ = open_splits(record)
+    file = tmp_path / "annotations" / "val.json"
+    document = json.loads(file.read_text())
+    highest = max(category["id"] for category in document["categories"])
+    for category in document["categories"]:
+        category["id"] = highest - category["id"]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = highest - annotation["category_id"]
+    change(file, **document)
+    training, validation, _ = open_splits(record)
+    assert validation.labels == training.labels
+    assert [validation[index].labels.tolist() for index in range(3)] == [
+        before[index].labels.tolist() for index in range(3)
+    ]
 
 
 def test_a_training_split_without_objects_is_refused(record: RunRecord, tmp_path: Path) -> None:
