@@ -28,7 +28,7 @@ def onnx_predictor(folder: Path) -> Predictor:
 
     def predict(sample: Sample) -> Prediction:
         result = engine.run([decoded(sample.image, engine.card.geometry)])[0]
-        return Prediction(result.boxes, result.scores, result.labels, result.proposals)
+        return Prediction(result.boxes, result.scores, result.labels, result.proposals, float(result.left_out))
 
     return predict
 

@@ -112,6 +112,11 @@ def test_the_graph_keeps_the_number_of_detections_and_publication_says_which_obj
     card = json.loads((folder / "model.json").read_text())
     predict = onnx_predictor(folder)
     assert [len(predict(data[index]).scores) for index in range(3)] == [7, 7, 7]
+    # The graph tells what PyTorch tells: what the limit left out.
+    in_pytorch = torch_predictor(small)
+    for index in range(3):
+        assert predict(data[index]).left_out == pytest.approx(in_pytorch(data[index]).left_out, abs=1e-3)
+        assert 0 < predict(data[index]).left_out <= predict(data[index]).scores.min()
     # The seven best of the ten objects of each image are found, and nothing else: precision 1, recall 0.7,
     # F1 = 2 · 21 / (21 + 30) = 0.8235
     choice = card["score_threshold_choice"]
@@ -119,4 +124,5 @@ def test_the_graph_keeps_the_number_of_detections_and_publication_says_which_obj
     assert card["score_threshold"] < min(predict(data[index]).scores.min() for index in range(3))
     out = capsys.readouterr().out
     assert "3 of 3 images of own have more objects (up to 10) than the 7 detections" in out
+    assert "in 3 of 3 images of own the model's limits on detections and candidates may have left out" in out
     assert "at least 9 of 30 objects cannot be found; train or export with --detections 10" in out
