@@ -79,6 +79,7 @@ def scores_that_give(*probabilities: float) -> torch.Tensor:
     return torch.tensor([[[0.0, math.log(one / (1 - one))] for one in probabilities]])
 
 
+@pytest.mark.contract("1.6")
 @pytest.mark.parametrize(
     ("limits", "number", "left_out"),
     [

@@ -28,6 +28,7 @@ def test_boxes_are_in_pixels_of_the_original_image(plain):
     np.testing.assert_allclose(result.objectness, [0.4, 0.2, 0.1], rtol=1e-5)
 
 
+@pytest.mark.contract("1.6")
 def test_a_result_says_what_the_limits_of_the_graph_may_have_left_out(plain, embedded_engine):
     # The simple graph always returns as many boxes as it can: 2 detections, the second with score 0.2, and 3 proposals.
     (full,) = plain().run([grey(102)])
