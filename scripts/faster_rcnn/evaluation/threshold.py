@@ -176,6 +176,9 @@ def explain_choice(threshold: float, record: dict[str, Any], given_by: str = "")
     if "range" in record:
         low, high = record["range"]
         sure = f"; other images of the same kind would give {low:.2f} to {high:.2f} (nine times in ten)"
+    if "best" in record:
+        best = record["best"]
+        sure = f"; the highest F1 there is {best['F1']:.3f}, at {best['score_threshold']:g}"
     return f"score threshold {threshold:g}: {how}; {where}: {figures}{sure}"
 
 

@@ -174,6 +174,9 @@ def test_a_given_threshold_at_which_the_model_returns_nothing_is_doubted() -> No
         "at a score threshold of 0.5 the model returns nothing: 0 of the 2 objects that it finds on d/val at lower "
         "scores; 0.345 would give an F1 of 1.000"
     ]
+    assert explain_choice(value, record).endswith(
+        "F1 0.000, precision 0.000, recall 0.000; the highest F1 there is 1.000, at 0.345"
+    )
     assert doubts(*describe_choice(found, "d/val", 0.4)) == []  # half of what it finds
 
 
