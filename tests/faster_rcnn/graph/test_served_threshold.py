@@ -73,7 +73,10 @@ def test_a_threshold_named_by_a_person_that_returns_nothing_causes_a_warning_wit
 @pytest.mark.contract("4.7")
 def test_without_data_the_threshold_is_the_named_one_or_is_said_to_be_assumed() -> None:
     assert without_data(0.3).card() == {"score_threshold": 0.3, "score_threshold_choice": {"rule": "given"}}
-    assert without_data(None).report() == "score threshold 0.5: assumed, because there is no validation data"
+    assert without_data(None).report() == (
+        "score threshold 0.5: assumed, because there is no validation data; name --data to choose it, or set "
+        "--score-threshold"
+    )
 
 
 class OwnFindings:
