@@ -39,7 +39,7 @@ DETECTIONS = {
     "scores": ("tensor(float)", 2),
     "labels": ("tensor(int64)", 2),
 }
-_PROPOSAL_NAMES, _ALL_NAMES = list(PROPOSALS), list(DETECTIONS | PROPOSALS)
+OPTIONAL = {"left_out": ("tensor(float)", 1)}  # older graphs lack it
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Engine:
                 }
                 for graph in (model.graph, proposals_graph)
             )
-            check_interface(self._full[self.thread_counts[0]])
+            self._names = check_interface(self._full[self.thread_counts[0]])
         except ValueError as error:
             raise ModelRefusedError(f"model.onnx: {error}") from error
 
@@ -122,7 +122,7 @@ class Engine:
         """
         images, sizes = _stack(canvases)
         count = max((count for count in self.thread_counts if count <= threads), default=self.thread_counts[0])
-        sessions, names = (self._proposals, _PROPOSAL_NAMES) if proposals_only else (self._full, _ALL_NAMES)
+        sessions, names = (self._proposals, list(PROPOSALS)) if proposals_only else (self._full, self._names)
         values = sessions[count].run(names, {"images": images, "sizes": sizes})
         outputs = dict(zip(names, values, strict=True))
         for name, value in outputs.items():
@@ -168,13 +168,20 @@ class Engine:
         self.run([_blank(min(self.card.geometry.canvases, key=math.prod))])
 
 
-def check_interface(session: onnxruntime.InferenceSession) -> None:
-    """Raises ValueError, naming the tensor, if the graph's inputs or outputs differ from contract 1."""
+def check_interface(session: onnxruntime.InferenceSession) -> list[str]:
+    """The names of the outputs that the engine reads.
+
+    Raises ValueError, naming the tensor, if the graph's inputs or outputs differ from contract 1.
+    """
+    outputs = session.get_outputs()
+    there = {output.name for output in outputs}
+    wanted = DETECTIONS | PROPOSALS | {name: kind for name, kind in OPTIONAL.items() if name in there}
     _check("input", session.get_inputs(), INPUTS)
-    _check("output", session.get_outputs(), DETECTIONS | PROPOSALS)
+    _check("output", outputs, wanted)
     images = next(tensor.shape for tensor in session.get_inputs() if tensor.name == "images")
     if any(isinstance(side, int) for side in images[:3]) or images[3] != 3:
         raise ValueError(f"input images has shape {images}; N, H and W must be symbolic and the last 3")
+    return list(wanted)
 
 
 def _check(kind: str, tensors: Iterable[onnxruntime.NodeArg], wanted: dict[str, tuple[str, int]]) -> None:
@@ -219,9 +226,21 @@ def _result(outputs: dict[str, Any], row: int, canvas: Canvas, classes: int) -> 
     if d and not (labels.min() >= 0 and labels.max() < classes):
         found = f"{labels.min()} to {labels.max()}"
         raise WrongOutputError(f"output labels has indices from {found}, but the card lists {classes} labels")
-    # they come best first, so none that was left out has a higher score than the last one
-    left_out = scores[-1] if d and d == outputs["boxes"].shape[1] else _NOTHING_LEFT_OUT
-    return Result(boxes, scores, labels, proposals, objectness, left_out, all_proposals)
+    return Result(boxes, scores, labels, proposals, objectness, _left_out(outputs, row, scores), all_proposals)
+
+
+def _left_out(outputs: dict[str, Any], row: int, scores: Floats) -> np.float32:
+    """`Result.left_out`, from the graph's output of this name if it has one.
+
+    Any other graph may have left out something if it returned as many detections as it can. They come best first, so
+    nothing that was left out has a higher score than the last of them.
+    """
+    if "left_out" not in outputs:
+        return scores[-1] if 0 < len(scores) == outputs["boxes"].shape[1] else _NOTHING_LEFT_OUT
+    left_out: np.float32 = outputs["left_out"][row]
+    if not 0 <= left_out <= 1:
+        raise WrongOutputError(f"output left_out is {left_out}, but it must be between 0 and 1")
+    return left_out
 
 
 def _rows(outputs: dict[str, Any], count: str, rows: str, row: int) -> int:

@@ -44,6 +44,22 @@ def test_an_answer_has_the_promised_members(server):
         assert 0 <= y1 < y2 <= 480
 
 
+@pytest.mark.contract("3.3")
+def test_an_answer_that_a_limit_cut_says_so_in_every_form(server):
+    data = encoded(scene(640, 480))
+    everything = server.http.post("/detect", files={"image": data})
+    assert len(everything.json()["boxes"]) > 1
+    assert everything.json()["truncated"] == []
+    assert "answer-truncated" not in everything.headers
+    for form in ("application/json", "application/x-npz", "image/png"):
+        cut = server.http.post("/detect", files={"image": data}, params={"max_detections": 1}, headers={"Accept": form})
+        assert cut.headers["content-type"] == form
+        assert cut.headers["answer-truncated"] == "max_detections"
+    # The embedded model has 100 proposals, and this image fills them all.
+    proposals = server.http.post("/proposals", files={"image": data}, params={"max_proposals": 99}).json()
+    assert proposals["truncated"] == ["model_proposals", "max_proposals"]
+
+
 @pytest.mark.contract("1.2")
 def test_images_in_a_batch_get_the_same_answers_as_alone(server, start, uploads):
     asked = {"proposals": True, "score_threshold": 0.05}

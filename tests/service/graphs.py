@@ -24,12 +24,19 @@ RESIZE = {"min_size": 64, "max_size": 96}
 SHARES = [[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 1], [0, 0, 1, 1]]
 
 
-def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str] | None = None) -> onnx.ModelProto:
+def graph(
+    *,
+    fails_on_white: bool = False,
+    work: int = 0,
+    rename: dict[str, str] | None = None,
+    left_out: float | None = None,
+) -> onnx.ModelProto:
     """A model of this kind.
 
     fails_on_white  the engine raises for an image with a value of 255
     work            number of matrix products in the RoI head, about 10 ms each
     rename          new names of outputs, by their old names
+    left_out        value of the optional output of this name, for every image
     """
     nodes: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []
@@ -93,6 +100,9 @@ def graph(*, fails_on_white: bool = False, work: int = 0, rename: dict[str, str]
         value("proposals", TensorProto.FLOAT, ["N", 3, 4]),
         value("objectness", TensorProto.FLOAT, ["N", 3]),
     ]
+    if left_out is not None:
+        node("Expand", [constant([left_out], np.float32), "n"], "left_out")
+        outputs.append(value("left_out", TensorProto.FLOAT, ["N"]))
     for old, new in (rename or {}).items():
         node("Identity", [old], new)
         next(output for output in outputs if output.name == old).name = new

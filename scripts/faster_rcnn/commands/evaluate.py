@@ -132,7 +132,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             target, arguments.score_threshold, about["data"], truths, predictions, dataset
         )
         about |= details | {"score_threshold": threshold}
-        remarks += limit_warnings(truths, limits)
+        remarks += limit_warnings(truths, predictions, threshold, limits)
         written = write_report(out, dataset, truths, predictions, about, arguments.show, threshold, remarks)
         print(json.dumps(written, indent=1))
         print(*remarks, sep="\n")

@@ -54,12 +54,14 @@ class Prediction:
     """The detections in one image.  boxes: float32 [D, 4];  scores: float32 [D];  labels: int64 [D], from 0.
 
     proposals: float32 [P, 4], the proposals that the RoI head classified, best first; None if they were not requested.
+    left_out: no detection with a higher score was left out because of the detector's limits on their number.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     proposals: np.ndarray | None = None
+    left_out: float = 0.0
 
 
 class Dataset(Protocol):

@@ -35,6 +35,7 @@ class DetectorOutput(NamedTuple):
 
     num_detections int64 [N], boxes [N, D, 4], scores [N, D], labels int64 [N, D];
     num_proposals int64 [N], proposals [N, P, 4], objectness [N, P]. Boxes are in canvas pixels, best score first.
+    left_out [N]: no detection with a higher score was left out because of a limit on their number (`Detections`).
     """
 
     num_detections: Tensor
@@ -44,6 +45,7 @@ class DetectorOutput(NamedTuple):
     num_proposals: Tensor
     proposals: Tensor
     objectness: Tensor
+    left_out: Tensor
 
 
 class RPNOutput(NamedTuple):
@@ -117,7 +119,7 @@ class FasterRCNN(nn.Module):
         features = self.features(images, sizes)
         proposals = self.select(self.regions(features, sizes), sizes, self.config.proposals)
         found = self.detect_in(features, proposals.boxes, proposals.number, sizes)
-        return DetectorOutput(*found, *proposals)
+        return DetectorOutput(*found[:4], *proposals, found.left_out)
 
     def alone(self, image: np.ndarray) -> DetectorOutput:
         """Detections and proposals of one image, uint8 [H, W, 3], as arrays without the batch dimension.

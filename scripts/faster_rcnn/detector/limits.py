@@ -89,8 +89,8 @@ def too_many_to_sample(counts: Sequence[int], config: DetectorConfig) -> str | N
     crowded = sum(count > most for count in counts)
     if not crowded:
         return None
+    enough = math.ceil(max(counts) / sampling.foreground_share)
     return (
         f"{crowded} of {len(counts)} training images have more objects (up to {max(counts)}) than the {most} regions "
-        f"on objects that a step samples for the head; --rois {math.ceil(max(counts) / sampling.foreground_share)} would "
-        "use all of them in every step"
+        f"on objects that a step samples for the head; --rois {enough} would use all of them in every step"
     )

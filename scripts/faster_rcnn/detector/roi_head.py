@@ -79,12 +79,16 @@ class DetectionLimits:
 
 
 class Detections(NamedTuple):
-    """number: int64 [N], detections per image;  boxes [N, D, 4], scores [N, D], labels int64 [N, D], zero-padded."""
+    """number: int64 [N], detections per image;  boxes [N, D, 4], scores [N, D], labels int64 [N, D], zero-padded.
+
+    left_out: [N], the highest score of a candidate or detection that one of the limits on their number left out, or 0.
+    """
 
     number: Tensor
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    left_out: Tensor
 
 
 def detect(
@@ -110,20 +114,26 @@ def detect(
     real = torch.arange(P, device=count.device)[None, :, None] < count[:, None, None]
     eligible = real & (probabilities > limits.score_floor)
     scores = torch.where(eligible, probabilities, torch.full_like(probabilities, EXCLUDED)).reshape(N, P * C)
-    scores, places = top_k(scores, min(limits.candidates, P * C))
+    number = min(limits.candidates, P * C)
+    scores, places = top_k(scores, number + 1)  # one more than are used, to know the best that is left out
+    candidate_left_out = scores[:, number]
+    scores, places = scores[:, :number], places[:, :number]
     region = quotient(places, C)
     labels = places - region * C
     chosen = normalisation.undo(take_rows(deltas.reshape(N, P * C, 4), places))
     boxes = clip_to_sizes(decode(chosen, take_rows(proposals, region)), sizes)
     scores = torch.where(sides_at_least(boxes, 1e-2), scores, torch.full_like(scores, EXCLUDED))
-    survivors = nms(boxes + _class_offsets(labels, C, sizes), scores, limits.nms_threshold, limits.detections)
-    scores, places = top_k(survivors, limits.detections)
+    survivors = nms(boxes + _class_offsets(labels, C, sizes), scores, limits.nms_threshold, limits.detections + 1)
+    scores, places = top_k(survivors, limits.detections + 1)
+    left_out = torch.maximum(candidate_left_out, scores[:, limits.detections]).clamp(min=0)
+    scores, places = scores[:, : limits.detections], places[:, : limits.detections]
     kept = scores > 0
     return Detections(
         kept.to(torch.int64).sum(dim=1),
         torch.where(kept[..., None], take_rows(boxes, places), torch.zeros_like(boxes[:, :1])),
         scores.clamp(min=0),
         torch.where(kept, torch.gather(labels, 1, places), torch.zeros_like(places)),
+        left_out,
     )
 
 

@@ -118,26 +118,33 @@ def _missed_objects(
         for row in np.flatnonzero((truth.labels == label) & truth.counted()).tolist():
             score = found.get((image, row), 0.0)
             if score < threshold:
-                reason, others = _why_missed(truth.boxes[row], predictions[image], labels, score, threshold)
+                seen = truth.boxes[row], label, predictions[image], labels
+                reason, others = _why_missed(*seen, score, threshold)
                 caption = f"{labels[label]} missed at threshold {threshold:g}: {reason}"
                 mistakes.append(Mistake("missed", image, label, 1 - score, truth.boxes[row], caption, others))
     return mistakes
 
 
 def _why_missed(
-    box: np.ndarray, prediction: Prediction, labels: tuple[str, ...], score: float, threshold: float
+    box: np.ndarray,
+    label: int,
+    prediction: Prediction,
+    labels: tuple[str, ...],
+    score: float,
+    threshold: float,
 ) -> tuple[str, np.ndarray]:
     """The reason why no detection above `threshold` found an object, and the detections that the reason mentions.
 
-    score: of the detection that would have found it at a lower threshold, 0 if there is none.
+    box, label: of the object;  score: of the detection that would have found it at a lower threshold, 0 if there is
+    none.
     """
     sure = prediction.scores >= threshold
     boxes = prediction.boxes[sure]
     overlap = overlaps(box[None], boxes)[0]
     best = int(overlap.argmax()) if len(overlap) else 0
     if overlap.max(initial=0.0) >= (MIN_OVERLAP if score > 0 else NEAR):
-        name = labels[prediction.labels[sure][best]]
-        return f"detected as {name} instead (IoU {overlap[best]:.2f})", boxes[[best]]
+        detected = int(prediction.labels[sure][best])
+        return _what_was_detected(label, detected, labels, float(overlap[best])), boxes[[best]]
     if score > 0:
         return f"the best detection there scored {score:.2f}, below {threshold:g}", np.zeros((0, 4), np.float32)
     if (weak := _best_below(box, prediction, threshold)) is not None:
@@ -148,6 +155,15 @@ def _why_missed(
         return "no detection is near", np.zeros((0, 4), np.float32)
     covered = overlaps(box[None], prediction.proposals)[0].max(initial=0.0)
     return f"no detection is near; the best proposal has IoU {covered:.2f}", np.zeros((0, 4), np.float32)
+
+
+def _what_was_detected(label: int, detected: int, labels: tuple[str, ...], iou: float) -> str:
+    """Why a detection of the class `detected`, above the threshold, did not find an object of the class `label`."""
+    if label != detected:
+        return f"detected as {labels[detected]} instead (IoU {iou:.2f})"
+    if iou < MIN_OVERLAP:
+        return f"the {labels[label]} detected there overlaps it too little (IoU {iou:.2f})"
+    return f"the {labels[label]} detected there overlaps another object more (IoU {iou:.2f})"
 
 
 def _best_below(box: np.ndarray, prediction: Prediction, threshold: float) -> int | None:

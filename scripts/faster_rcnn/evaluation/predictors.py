@@ -29,6 +29,7 @@ def torch_predictor(detector: FasterRCNN) -> Predictor:
             output.scores[0, :detections].cpu().numpy(),
             output.labels[0, :detections].cpu().numpy(),
             image.to_original(output.proposals[:, :proposals]),
+            float(output.left_out[0]),
         )
 
     return predict
@@ -57,6 +58,7 @@ def fast_rcnn_predictor(detector: FasterRCNN) -> Predictor:
             found.scores[0, :detections].cpu().numpy(),
             found.labels[0, :detections].cpu().numpy(),
             sample.proposals,
+            float(found.left_out[0]),
         )
 
     return predict

@@ -165,17 +165,21 @@ def describe_choice(found: ScoredDetections, data: str, given: float | None = No
 def explain_choice(threshold: float, record: dict[str, Any], given_by: str = "") -> str:
     """The choice in a sentence, for a person;  given_by: where a given threshold comes from, by default the user."""
     if "data" not in record:
-        why = "given" if record["rule"] == GIVEN else "assumed, because there is no validation data"
-        return f"score threshold {threshold:g}: {why}"
+        no_data = "assumed, because there is no validation data; name --data to choose it, or set --score-threshold"
+        return f"score threshold {threshold:g}: {'given' if record['rule'] == GIVEN else no_data}"
     figures = f"F1 {record['F1']:.3f}, precision {record['precision']:.3f}, recall {record['recall']:.3f}"
     where = f"on {record['data']} ({_number(record['images'], 'image')}, {_number(record['objects'], 'object')})"
     if record["rule"] == DEFAULT:
-        return f"score threshold {threshold:g}: assumed, because the model finds no object {where} at any score"
+        why = f"the model finds no object {where} at any score" if record["objects"] else f"there is no object {where}"
+        return f"score threshold {threshold:g}: assumed, because {why}"
     how = given_by or "given" if record["rule"] == GIVEN else f"the {record['rule']}"
     sure = ""
     if "range" in record:
         low, high = record["range"]
         sure = f"; other images of the same kind would give {low:.2f} to {high:.2f} (nine times in ten)"
+    if "best" in record:
+        best = record["best"]
+        sure = f"; the highest F1 there is {best['F1']:.3f}, at {best['score_threshold']:g}"
     return f"score threshold {threshold:g}: {how}; {where}: {figures}{sure}"
 
 
@@ -185,7 +189,9 @@ def doubts(threshold: float, record: dict[str, Any]) -> list[str]:
     if "data" not in record:
         return warnings
     kept, found, data = record["objects_found"], record["objects_found_at_any_score"], record["data"]
-    if found == 0:
+    if record["objects"] == 0:
+        warnings.append(f"{data} has no objects, so the score threshold cannot be chosen; name other validation data")
+    elif found == 0:
         warnings.append(f"the model finds none of the {record['objects']} objects of {data}; train it longer")
     elif kept < SMALL_SHARE * found:
         remedy = "train the model longer, or name a lower --score-threshold"

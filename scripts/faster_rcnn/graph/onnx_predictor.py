@@ -24,7 +24,7 @@ def onnx_predictor(folder: Path) -> Predictor:
 
     def predict(sample: Sample) -> Prediction:
         result = engine.run([canvas_of(sample, engine.card.geometry)])[0]
-        return Prediction(result.boxes, result.scores, result.labels, result.proposals)
+        return Prediction(result.boxes, result.scores, result.labels, result.proposals, float(result.left_out))
 
     return predict
 

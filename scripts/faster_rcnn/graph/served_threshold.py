@@ -76,4 +76,5 @@ def on_validation(
     truths, predictions = done or collect(validation.data, predict, validation.limit)
     found = ScoredDetections.match(truths, predictions, len(validation.data.labels))
     value, record = describe_choice(found, validation.name, given)
-    return ServedThreshold(value, record, tuple(limit_warnings(truths, limits, f"images of {validation.name}")))
+    exceeded = limit_warnings(truths, predictions, value, limits, f"images of {validation.name}")
+    return ServedThreshold(value, record, tuple(exceeded))

@@ -91,7 +91,7 @@ class TorchvisionDetector(nn.Module):
             scores, deltas, proposals.boxes, proposals.number, sizes, self._limits(),
             TargetNormalisation(stds=(1 / wx, 1 / wy, 1 / ww, 1 / wh)),
         )  # fmt: skip
-        return DetectorOutput(*found, *proposals)
+        return DetectorOutput(*found[:4], *proposals, found.left_out)
 
     def _levels(self, images: Tensor, sizes: Tensor) -> dict[str, Level]:
         """The backbone's feature maps by torchvision's names, finest first, with the RPN's outputs on each."""
@@ -296,6 +296,7 @@ class TorchvisionDetector(nn.Module):
             _rows(found["labels"] - 1, heads.detections_per_img),
             np.int64(len(proposals)),
             *(_rows(values, self.proposals) for values in (proposals, objectness)),
+            np.float32(0),  # torchvision does not tell what its limits left out
         ]
         return DetectorOutput(*arrays)
 

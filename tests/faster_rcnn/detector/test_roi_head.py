@@ -1,5 +1,8 @@
 """The RoI head's detections and its target normalisation."""
 
+import math
+
+import pytest
 import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 
@@ -69,3 +72,35 @@ def test_detections_undo_the_normalisation_of_the_targets() -> None:
     )  # fmt: skip
     # dx = 2 * 0.1 + 0.5 = 0.7 of the width 20: 14 pixels to the right
     torch.testing.assert_close(found.boxes[0, 0], torch.tensor([24.0, 10, 44, 30]))
+
+
+def scores_that_give(*probabilities: float) -> torch.Tensor:
+    """Class scores [1, P, 2] of one class, whose probabilities after the softmax are these."""
+    return torch.tensor([[[0.0, math.log(one / (1 - one))] for one in probabilities]])
+
+
+@pytest.mark.contract("1.6")
+@pytest.mark.parametrize(
+    ("limits", "number", "left_out"),
+    [
+        # Five boxes with scores 0.9, 0.8, 0.7, 0.6 and 0.01. The second overlaps the first, so NMS removes it: IoU is
+        # 49 · 49 / (2 · 2500 - 49 · 49) = 0.92. The last is below the floor of 0.05.
+        (DetectionLimits(), 3, 0.0),  # 0.9, 0.7 and 0.6: no limit was reached
+        (DetectionLimits(detections=3), 3, 0.0),  # as many as there are
+        (DetectionLimits(detections=2), 2, 0.6),
+        (DetectionLimits(detections=1), 1, 0.7),
+        (DetectionLimits(candidates=4), 3, 0.0),
+        (DetectionLimits(candidates=3), 2, 0.6),  # the candidate with 0.6 does not enter NMS
+        (DetectionLimits(candidates=3, detections=1), 1, 0.7),
+        (DetectionLimits(candidates=1), 1, 0.8),  # it would have been removed, which cannot be known
+    ],
+)
+def test_the_best_score_that_a_limit_left_out_is_known(limits: DetectionLimits, number: int, left_out: float) -> None:
+    corners = [(10, 10), (11, 11), (100, 10), (10, 100), (100, 100)]
+    proposals = torch.tensor([[[x, y, x + 50.0, y + 50.0] for x, y in corners]])
+    scores = scores_that_give(0.9, 0.8, 0.7, 0.6, 0.01)
+    deltas, count, sizes = torch.zeros(1, 5, 1, 4), torch.tensor([5]), torch.tensor([[200, 200]])
+    found = detect(scores, deltas, proposals, count, sizes, limits, TargetNormalisation())
+    assert found.number.tolist() == [number]
+    torch.testing.assert_close(found.left_out, torch.tensor([left_out]))
+    assert found.boxes.shape == (1, limits.detections, 4)

@@ -84,6 +84,16 @@ def test_the_caption_of_a_missed_object_says_what_was_detected_instead() -> None
     assert missed.severity == 1.0
 
 
+def test_a_detection_of_the_same_class_that_did_not_find_the_object_is_not_called_another_class() -> None:
+    # 40 × 40, 20 lower: IoU 20 · 40 / (2 · 1600 - 800) = 0.33
+    captions = {one.kind: one.caption for one in mistakes(([10, 30, 50, 70], 0.9, 0), (DOG, 0.9, 1))}
+    assert captions["missed"].endswith("the cat detected there overlaps it too little (IoU 0.33)")
+    # Two cats 8 pixels apart, and one detection on the first: IoU with the second is 32 / 48 = 0.67
+    pair = truth([CAT, [18.0, 10, 58, 50]], [0, 0])
+    [missed] = find_mistakes([pair], [found([CAT], [0.9], [0])], LABELS, 0.5)
+    assert missed.caption.endswith("the cat detected there overlaps another object more (IoU 0.67)")
+
+
 def test_the_worst_mistakes_come_first() -> None:
     ranked = mistakes((NOWHERE, 0.6, 0), (NOWHERE, 0.8, 1), (DOG, 0.1, 1))
     # Both objects are missed. No detection finds the cat (severity 1); one with a score of 0.1 finds the dog (0.9).

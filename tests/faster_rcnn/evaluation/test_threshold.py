@@ -90,6 +90,16 @@ def test_there_is_no_best_threshold_without_hits() -> None:
     assert doubts(value, record) == ["the model finds none of the 3 objects of d/val; train it longer"]
 
 
+def test_data_without_objects_are_not_blamed_on_the_model() -> None:
+    value, record = describe_choice(scored([0.9], [False], [0, 0]), "d/val")
+    assert explain_choice(value, record) == (
+        "score threshold 0.5: assumed, because there is no object on d/val (2 images, 0 objects)"
+    )
+    assert doubts(value, record) == [
+        "d/val has no objects, so the score threshold cannot be chosen; name other validation data"
+    ]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "value"),
     [(0.2, 0.6, 0.4), (0.0, 0.41, 0.2), (0.34, 0.35, 0.345), (0.4096, 0.4099, 0.4098), (0.0, 0.001, 0.0005)],
@@ -174,6 +184,9 @@ def test_a_given_threshold_at_which_the_model_returns_nothing_is_doubted() -> No
         "at a score threshold of 0.5 the model returns nothing: 0 of the 2 objects that it finds on d/val at lower "
         "scores; 0.345 would give an F1 of 1.000"
     ]
+    assert explain_choice(value, record).endswith(
+        "F1 0.000, precision 0.000, recall 0.000; the highest F1 there is 1.000, at 0.345"
+    )
     assert doubts(*describe_choice(found, "d/val", 0.4)) == []  # half of what it finds
 
 

@@ -27,6 +27,7 @@ def test_the_graph_has_the_inputs_and_outputs_of_the_contract(compact: tuple[Fas
         "num_proposals": ("tensor(int64)", ["N"]),
         "proposals": ("tensor(float)", ["N", 100, 4]),
         "objectness": ("tensor(float)", ["N", 100]),
+        "left_out": ("tensor(float)", ["N"]),
     }
 
 
@@ -58,5 +59,5 @@ def test_roi_max_pooling_of_a_large_map_can_only_be_exported_for_the_cpu(tmp_pat
 
 def test_the_fields_of_an_answer_are_named_like_the_outputs() -> None:
     assert DetectorOutput._fields == (
-        "num_detections", "boxes", "scores", "labels", "num_proposals", "proposals", "objectness"
+        "num_detections", "boxes", "scores", "labels", "num_proposals", "proposals", "objectness", "left_out"
     )  # fmt: skip

@@ -42,6 +42,7 @@ def timid(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.contract("4.7")
 def test_a_model_whose_best_score_is_0_41_gets_a_threshold_at_which_it_returns_its_objects(timid: Path) -> None:
     predict = onnx_predictor(timid)
     images = Shapes("val", length=6)
@@ -59,6 +60,7 @@ def test_a_model_whose_best_score_is_0_41_gets_a_threshold_at_which_it_returns_i
     assert load_model(timid).card.score_threshold == threshold.value
 
 
+@pytest.mark.contract("4.7")
 def test_a_threshold_named_by_a_person_that_returns_nothing_causes_a_warning_with_a_better_one(timid: Path) -> None:
     threshold = on_validation(Validation(Shapes("val"), "shapes/val", 6), onnx_predictor(timid), 0.5, None)
     assert (threshold.value, threshold.record["rule"]) == (0.5, "given")
@@ -68,9 +70,13 @@ def test_a_threshold_named_by_a_person_that_returns_nothing_causes_a_warning_wit
     assert f"{threshold.record['best']['score_threshold']:g} would give an F1 of " in warning
 
 
+@pytest.mark.contract("4.7")
 def test_without_data_the_threshold_is_the_named_one_or_is_said_to_be_assumed() -> None:
     assert without_data(0.3).card() == {"score_threshold": 0.3, "score_threshold_choice": {"rule": "given"}}
-    assert without_data(None).report() == "score threshold 0.5: assumed, because there is no validation data"
+    assert without_data(None).report() == (
+        "score threshold 0.5: assumed, because there is no validation data; name --data to choose it, or set "
+        "--score-threshold"
+    )
 
 
 class OwnFindings:
@@ -100,7 +106,7 @@ class OwnFindings:
         return str(index)
 
 
-@pytest.mark.contract("4.1")
+@pytest.mark.contract("1.6", "4.7")
 def test_the_graph_keeps_the_number_of_detections_and_publication_says_which_objects_that_loses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +118,11 @@ def test_the_graph_keeps_the_number_of_detections_and_publication_says_which_obj
     card = json.loads((folder / "model.json").read_text())
     predict = onnx_predictor(folder)
     assert [len(predict(data[index]).scores) for index in range(3)] == [7, 7, 7]
+    # The graph tells what PyTorch tells: what the limit left out.
+    in_pytorch = torch_predictor(small)
+    for index in range(3):
+        assert predict(data[index]).left_out == pytest.approx(in_pytorch(data[index]).left_out, abs=1e-3)
+        assert 0 < predict(data[index]).left_out <= predict(data[index]).scores.min()
     # The seven best of the ten objects of each image are found, and nothing else: precision 1, recall 0.7,
     # F1 = 2 · 21 / (21 + 30) = 0.8235
     choice = card["score_threshold_choice"]
@@ -119,4 +130,5 @@ def test_the_graph_keeps_the_number_of_detections_and_publication_says_which_obj
     assert card["score_threshold"] < min(predict(data[index]).scores.min() for index in range(3))
     out = capsys.readouterr().out
     assert "3 of 3 images of own have more objects (up to 10) than the 7 detections" in out
+    assert "in 3 of 3 images of own the model's limits on detections and candidates may have left out" in out
     assert "at least 9 of 30 objects cannot be found; train or export with --detections 10" in out

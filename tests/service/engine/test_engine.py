@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from service.engine import engine
-from service.engine.engine import Engine
+from service.engine.engine import Engine, WrongOutputError
 from service.engine.model import ModelRefusedError, load_model
 from service.engine.providers import CPU, CUDA, open_session
 from service.images.decode import decode
@@ -28,6 +28,7 @@ def test_boxes_are_in_pixels_of_the_original_image(plain):
     np.testing.assert_allclose(result.objectness, [0.4, 0.2, 0.1], rtol=1e-5)
 
 
+@pytest.mark.contract("1.6")
 def test_a_result_says_what_the_limits_of_the_graph_may_have_left_out(plain, embedded_engine):
     # The simple graph always returns as many boxes as it can: 2 detections, the second with score 0.2, and 3 proposals.
     (full,) = plain().run([grey(102)])
@@ -37,6 +38,12 @@ def test_a_result_says_what_the_limits_of_the_graph_may_have_left_out(plain, emb
     (empty,) = embedded_engine.run([Canvas(np.full((288, 288, 3), 127, np.uint8), (288, 288), 288, 288)])
     assert len(empty.scores) < 100
     assert empty.left_out == 0
+    # A graph that knows better than its number of detections tells so itself.
+    for told in (0.0, 0.25):
+        (result,) = plain(left_out=told).run([grey(102)])
+        assert result.left_out == np.float32(told)
+    with pytest.raises(WrongOutputError, match=r"output left_out is 1\.5, but it must be between 0 and 1"):
+        plain(left_out=1.5).run([grey(102)])
 
 
 @pytest.mark.contract("1.4")
