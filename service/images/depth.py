@@ -31,6 +31,7 @@ Box = tuple[int, int, int, int]
 WHITE = 65_535  # the largest value of 16 bits
 NEARLY_BLACK = 16  # an image whose largest value is less than this part of white is reported
 _GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_BITS_PER_SAMPLE, _PLANAR = 258, 284  # tags of TIFF
 GREY_AND_ALPHA = "LA;16B"  # Pillow decodes it to RGBA
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 _BLOCK_PIXELS = 2**20  # read at a time to find the largest value
@@ -93,6 +94,8 @@ def opened(image: Image.Image, white: int) -> Opened | None:
 
     Raises UnreadableDepthError.
     """
+    if _deep_planes(image) and (white != WHITE or _raw_mode(image) == "R"):  # Pillow then reads half of each plane
+        raise UnreadableDepthError("its 16-bit channels are stored one after the other (planar TIFF)")
     bits = _bits(image)
     if bits <= 8:
         return None
@@ -128,6 +131,14 @@ def _raw_mode(image: Image.Image) -> str:
     return mode if isinstance(mode, str) else ""
 
 
+def _deep_planes(image: Image.Image) -> bool:
+    """Whether a TIFF stores channels of more than 8 bits in planes of their own."""
+    if image.format != "TIFF" or image.mode not in ("RGB", "RGBA"):
+        return False
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(_PLANAR) == 2 and max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8
+
+
 def _low_bytes(image: Image.Image) -> Image.Image:
     """The file of `image`, opened so that decoding it gives the low byte of each sample instead of the high one."""
     assert isinstance(image, ImageFile.ImageFile)
@@ -136,8 +147,7 @@ def _low_bytes(image: Image.Image) -> Image.Image:
     if image.format == "PNG" and mode == GREY_AND_ALPHA:
         return Image.open(io.BytesIO(_as_four_bytes(data)), formats=["PNG"])
     base, _, order = mode.rpartition(";16")
-    in_planes = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(284) == 2
-    if base not in ("RGB", "RGBA", "RGBX") or order not in _OTHER_ORDER or in_planes:
+    if base not in ("RGB", "RGBA", "RGBX") or order not in _OTHER_ORDER:
         raise UnreadableDepthError(f"its 16-bit samples are stored in an unusual way ({image.format}, {mode})")
     again = Image.open(io.BytesIO(data), formats=[image.format or ""])
     assert isinstance(again, ImageFile.ImageFile)

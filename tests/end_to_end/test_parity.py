@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
-import torch
-import torchvision
 from PIL import Image
 
 import faster_rcnn
@@ -23,14 +22,10 @@ from faster_rcnn.graph.verification import Verification
 from faster_rcnn.prediction import prepare_image
 from service.images.decode import ORIENTATION, upright
 from tests.end_to_end.conftest import encoded, scene
-from tests.faster_rcnn.lively import lively, lively_torchvision
+from tests.faster_rcnn.lively import lively
 from tests.service.images.png16 import png16
 
 WHITE = 4095
-LABELS = ["one", "two"]
-# Boxes and scores of PyTorch and ONNX Runtime differ by rounding (contract 1.3); the boxes in canvas pixels, so in the
-# original they may differ by more if it is larger than its canvas.
-ROUNDING = Tolerance(box=0.1, score=1e-3)
 
 
 def turned(orientation: int) -> Image.Exif:
@@ -56,73 +51,76 @@ def uploads() -> dict[str, bytes]:
     }
 
 
-def small_torchvision() -> torchvision.models.detection.FasterRCNN:
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(
-        "fasterrcnn_mobilenet_v3_large_320_fpn", weights=None, weights_backbone=None, num_classes=3,
-        min_size=64, max_size=128, rpn_post_nms_top_n_test=50, box_detections_per_img=20,
-    )  # fmt: skip
-    return lively_torchvision(model)
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The store, and for each model the loaded PyTorch and published forms."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a checkpoint, and `store` with its published form."""
     folder = tmp_path_factory.mktemp("parity")
     own = lively("compact", resize=ResizeRule(64, 128), white=WHITE)
     save_state(folder / NAME, own, "joint", 1)
-    theirs = small_torchvision()
-    with pytest.MonkeyPatch.context() as patch:  # the verification takes a minute, and has tests of its own
+    with pytest.MonkeyPatch.context() as patch:  # the verification takes long, and has tests of its own
         nothing = Verification(0, 0, 0, Difference(), Difference())
         patch.setattr("faster_rcnn.graph.publish.verify", lambda *_: nothing)
         publish(own, folder / "store", "own", 1, training={})
-        publish(theirs, folder / "store", "theirs", 1, training={}, labels=LABELS)
-    in_pytorch = {
-        "own": faster_rcnn.open_model(folder),
-        "theirs": faster_rcnn.open_model(theirs, labels=LABELS),
-    }
-    published = {name: faster_rcnn.open_model(folder / "store" / name / "1") for name in in_pytorch}
-    return {"folder": folder, "in PyTorch": in_pytorch, "published": published}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def in_pytorch(folder: Path) -> faster_rcnn.Model:
+    return faster_rcnn.open_model(folder)
+
+
+@pytest.fixture(scope="module")
+def published(folder: Path) -> faster_rcnn.Model:
+    return faster_rcnn.open_model(folder / "store" / "own" / "1")
+
+
+def check_against_the_service(published: faster_rcnn.Model, http: httpx.Client) -> None:
+    """Both use the same code, so that all numbers are equal; the service rounds boxes to 3 decimals, scores to 6."""
+    for what, data in uploads().items():
+        asked = {"score_threshold": 0, "proposals": True}
+        served = http.post("/detect", params=asked, files={"image": data}).json()
+        found = published.detect(data, score_threshold=0)
+        assert found.boxes.astype(float).round(3).tolist() == served["boxes"], what
+        assert found.scores.astype(float).round(6).tolist() == served["scores"], what
+        assert found.labels == served["labels"]
+        assert found.proposals.astype(float).round(3).tolist() == served["proposals"]["boxes"]
+        assert [found.width, found.height] == [served["image"]["width"], served["image"]["height"]]
+        assert list(found.warnings) == [one["reason"] for one in served["warnings"]]
+
+
+def check_against_pytorch(published: faster_rcnn.Model, in_pytorch: faster_rcnn.Model, longest: int) -> None:
+    """The tolerance is in canvas pixels; `longest` is a canvas's longer side.
+
+    An original that is larger than its canvas has more pixels for each of the canvas's.
+    """
+    found = 0
+    for what, data in uploads().items():
+        by_graph, by_pytorch = (each.detect(data, score_threshold=0) for each in (published, in_pytorch))
+        larger = max(1.0, max(by_graph.width, by_graph.height) / longest)
+        difference = compare(boxes_of(by_pytorch), boxes_of(by_graph), Tolerance(0.1 * larger, 1e-3))  # contract 1.3
+        assert not difference.unmatched, (what, difference)
+        found += len(by_graph.boxes)
+    assert found > 100
 
 
 def boxes_of(found: faster_rcnn.Detections) -> Boxes:
     return Boxes(found.boxes, found.scores, found.label_indices, 0.0)
 
 
-@pytest.mark.contract("6.4")
-def test_python_and_the_service_give_the_same_answer(models: dict[str, Any], start: Any) -> None:
-    server = start(MODEL_STORE=models["folder"] / "store", DEFAULT_MODEL="own").ready()
-    compared = 0
-    for name, published in models["published"].items():
-        for what, data in uploads().items():
-            asked = {"model": name, "score_threshold": 0, "proposals": True}
-            served = server.http.post("/detect", params=asked, files={"image": data}).json()
-            found = published.detect(data, score_threshold=0)
-            # the service rounds boxes to three decimals and scores to six
-            assert found.boxes.astype(float).round(3).tolist() == served["boxes"], (name, what)
-            assert found.scores.astype(float).round(6).tolist() == served["scores"], (name, what)
-            assert found.labels == served["labels"]
-            assert found.proposals.astype(float).round(3).tolist() == served["proposals"]["boxes"]
-            assert [found.width, found.height] == [served["image"]["width"], served["image"]["height"]]
-            assert list(found.warnings) == [one["reason"] for one in served["warnings"]]
-            compared += len(found.boxes)
-    assert compared > 100
+@pytest.mark.contract("6.6")
+def test_python_and_the_service_give_the_same_answer(folder: Path, published: faster_rcnn.Model, start: Any) -> None:
+    server = start(MODEL_STORE=folder / "store", DEFAULT_MODEL="own").ready()
+    check_against_the_service(published, server.http)
 
 
-@pytest.mark.parametrize("name", ["own", "theirs"])
-@pytest.mark.contract("6.4")
-def test_a_checkpoint_and_the_published_model_give_the_same_answer(models: dict[str, Any], name: str) -> None:
-    for what, data in uploads().items():
-        in_pytorch = models["in PyTorch"][name].detect(data, score_threshold=0)
-        published = models["published"][name].detect(data, score_threshold=0)
-        larger = max(1.0, max(published.width, published.height) / 128)  # original pixels per canvas pixel
-        allowed = Tolerance(ROUNDING.box * larger, ROUNDING.score)
-        difference = compare(boxes_of(in_pytorch), boxes_of(published), allowed)
-        assert not difference.unmatched, (name, what, difference)
+@pytest.mark.contract("6.6")
+def test_a_checkpoint_and_the_published_model_give_the_same_answer(
+    published: faster_rcnn.Model, in_pytorch: faster_rcnn.Model
+) -> None:
+    check_against_pytorch(published, in_pytorch, longest=128)
 
 
-def test_a_batch_gives_what_each_image_gives_alone(models: dict[str, Any]) -> None:
-    published = models["published"]["own"]
+def test_a_batch_gives_what_each_image_gives_alone(published: faster_rcnn.Model) -> None:
     images = list(uploads().values())
     for alone, together in zip(
         [published.detect(one, 0) for one in images], published.detect_batch(images, 0, batch_size=3), strict=True
@@ -132,45 +130,46 @@ def test_a_batch_gives_what_each_image_gives_alone(models: dict[str, Any]) -> No
         assert together.labels == alone.labels
 
 
-@pytest.mark.contract("6.4")
-def test_evaluation_and_proposals_see_the_image_that_the_service_sees(models: dict[str, Any]) -> None:
+@pytest.mark.contract("6.6")
+def test_evaluation_and_proposals_see_the_image_that_the_service_sees(
+    folder: Path, published: faster_rcnn.Model, in_pytorch: faster_rcnn.Model
+) -> None:
     """Evaluation decodes the file as the service does, at a part of its size where the service does so."""
-    own = faster_rcnn.load_detector(models["folder"])
+    own = faster_rcnn.load_detector(folder)
     for data in uploads().values():
         whole = np.asarray(upright(data, white=WHITE))
         sample = Sample(whole, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), file=data)
-        for predict, name in (
-            (torch_predictor(own), "in PyTorch"),
-            (onnx_predictor(models["folder"] / "store" / "own" / "1"), "published"),
+        for predict, model in (
+            (torch_predictor(own), in_pytorch),
+            (onnx_predictor(folder / "store" / "own" / "1"), published),
         ):
-            predicted, found = predict(sample), models[name]["own"].detect(data, score_threshold=0)
+            predicted, found = predict(sample), model.detect(data, score_threshold=0)
             np.testing.assert_allclose(predicted.boxes, found.boxes, atol=0.01)
             np.testing.assert_allclose(predicted.proposals, found.proposals, atol=0.01)
         assert prepare_image(own, sample).size.tolist() == [list(whole.shape[:2])]
 
 
-def test_a_path_an_array_and_a_pillow_image_give_the_same_answer(models: dict[str, Any], tmp_path: Path) -> None:
+def test_a_path_an_array_and_a_pillow_image_give_the_same_answer(published: faster_rcnn.Model, tmp_path: Path) -> None:
     image = scene(100, 80)
     file = tmp_path / "image.png"
     image.save(file)
-    model = models["published"]["own"]
-    expected = model.detect(file, 0)
+    expected = published.detect(file, 0)
     for form in (str(file), file.read_bytes(), image, np.asarray(image)):
-        assert model.detect(form, 0).boxes.tolist() == expected.boxes.tolist()
+        assert published.detect(form, 0).boxes.tolist() == expected.boxes.tolist()
 
 
-def test_what_open_model_cannot_use_is_refused_with_the_remedy(models: dict[str, Any], tmp_path: Path) -> None:
-    store = models["folder"] / "store"
+def test_what_open_model_cannot_use_is_refused_with_the_remedy(folder: Path, tmp_path: Path) -> None:
+    store = folder / "store"
     with pytest.raises(ValueError, match=r"holds the versions 1; name one, such as .*own/1"):
         faster_rcnn.open_model(store / "own")
     with pytest.raises(ValueError, match="is a published model; which, labels and white"):
         faster_rcnn.open_model(store / "own" / "1", which="best")
-    with pytest.raises(ValueError, match="2 classes without background, labels are for none"):
-        faster_rcnn.open_model(small_torchvision())
+    with pytest.raises(ValueError, match=r"\d classes without background, labels are for 2"):
+        faster_rcnn.open_model(folder, labels=["one", "two"])
     with pytest.raises(FileNotFoundError, match="does not exist"):
         faster_rcnn.open_model(tmp_path / "nowhere")
     save_state(tmp_path / NAME, lively("compact"), "rpn", 1)
     with pytest.raises(ValueError, match="has trained only the rpn part"):
         faster_rcnn.open_model(tmp_path)
     with pytest.raises(ValueError, match="needs a list of images; use detect"):
-        models["published"]["own"].detect_batch("image.jpg")
+        faster_rcnn.open_model(store / "own" / "1").detect_batch("image.jpg")

@@ -15,8 +15,10 @@ from PIL import Image
 from torch import nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 
+import faster_rcnn
 from faster_rcnn.graph.comparison import Boxes, Tolerance, compare
 from tests.end_to_end.conftest import ROOT, answer, encoded, scene
+from tests.end_to_end.test_parity import check_against_pytorch, check_against_the_service
 
 BUILDER = "fasterrcnn_mobilenet_v3_large_320_fpn"
 LABELS = ["red cell", "white cell", "platelet"]
@@ -107,6 +109,14 @@ def test_the_service_answers_as_torchvision_does(published, start):
         difference = compare(ours, theirs, tolerance)
         assert difference.unmatched == 0, (width, height, difference)
         assert difference.score <= tolerance.score
+
+
+def test_the_call_in_python_gives_the_answer_of_the_service(published, start):
+    model, store = published
+    server = start(MODEL_STORE=store, DEFAULT_MODEL="cells").ready()
+    by_graph = faster_rcnn.open_model(store / "cells" / "1")
+    check_against_the_service(by_graph, server.http)
+    check_against_pytorch(by_graph, faster_rcnn.open_model(model, labels=LABELS), longest=640)
 
 
 def test_the_card_names_the_models_origin_and_its_way_of_resizing(published):

@@ -3,13 +3,14 @@
 import io
 import struct
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.images import integrity
+from service.images import depth, integrity
 from service.images.decode import ORIENTATION, DamagedImageError, ImageError, decode, upright, value_range
 from service.images.depth import WHITE, ValueRange
 from service.images.fit import Geometry
@@ -162,3 +163,40 @@ def test_an_interlaced_file_is_read_too():
     header = bytes(data[16:28]) + b"\x01"
     data[8:33] = chunk(b"IHDR", header)
     assert np.asarray(upright(bytes(data), white=4095)).tolist() == [[[62, 125, 187]]]  # 255 · 1000 / 4095 = 62.3 …
+
+
+@pytest.mark.parametrize("compression", [1, 5, 8])  # none, LZW, Deflate: Pillow's own decoder, and libtiff
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_tiff_of_16_bits_is_read_with_all_bits(channels, compression):
+    values = np.random.default_rng(0).integers(0, 4096, (30, 40, channels), dtype=np.uint16)
+    order = [2, 1, 0, 3][:channels] if channels > 1 else [0]  # OpenCV takes BGR
+    found, data = cv2.imencode(".tiff", values[..., order].copy(), [cv2.IMWRITE_TIFF_COMPRESSION, compression])
+    assert found
+    image = Image.open(io.BytesIO(data.tobytes()))
+    deep = depth.opened(image, 4095)
+    assert deep is not None
+    image.load()
+    pixels = deep.pixels(image, 4095)
+    assert pixels.largest() == values[..., :3].max()
+    expected = np.rint(values.astype(float) * 255 / 4095).squeeze()
+    np.testing.assert_array_equal(np.asarray(pixels.in_8_bits()), expected)
+
+
+def test_a_tiff_of_16_bits_in_planes_is_refused():
+    """Pillow takes the first half of each plane for a plane of 8 bits."""
+    numbers = {256: 4, 257: 2, 259: 1, 262: 2, 277: 3, 278: 2, 284: 2}  # 4 × 2 pixels, RGB, in planes
+    with pytest.raises(depth.UnreadableDepthError, match="one after the other"):
+        depth.opened(Image.open(io.BytesIO(planar_tiff(numbers))), WHITE)
+
+
+def planar_tiff(numbers: dict[int, int]) -> bytes:
+    """Three planes of 16 bytes. Values that do not fit an entry lie behind the directory."""
+    entries = {tag: (3, 1, struct.pack("<HH", value, 0)) for tag, value in numbers.items()}
+    behind = 8 + 2 + 12 * (len(entries) + 3) + 4
+    entries[258] = (3, 3, struct.pack("<I", behind))
+    entries[273] = (4, 3, struct.pack("<I", behind + 6))
+    entries[279] = (4, 3, struct.pack("<I", behind + 18))
+    listed = b"".join(struct.pack("<HHI", tag, *entries[tag][:2]) + entries[tag][2] for tag in sorted(entries))
+    pixels = behind + 30
+    more = struct.pack("<3H6I", 16, 16, 16, pixels, pixels + 16, pixels + 32, 16, 16, 16)
+    return b"II" + struct.pack("<HIH", 42, 8, len(entries)) + listed + bytes(4) + more + bytes(48)
