@@ -74,7 +74,7 @@ def read_model(file: Path, use: str | None = None) -> Checkpoint:
     if not models:
         _refuse_others(tensors, file)
         raise ValueError(
-            f"{file} has no {PREDICTOR}, so it is not a torchvision Faster R-CNN (it has {len(tensors)} tensors: "
+            f"{file} has no {PREDICTOR}, so it is not a torchvision Faster R-CNN (its {len(tensors)} tensors are "
             f"{_first(list(tensors))}); build the model in Python and pass it to faster_rcnn.graph.publish"
         )
     chosen = _choose(models, use, tensors, file)
@@ -84,8 +84,8 @@ def read_model(file: Path, use: str | None = None) -> Checkpoint:
     report = [f"{file.name}: used {len(own)} tensors" + (f" under {chosen.place}" if chosen.place else "")]
     if len(models) > 1:
         others = ", ".join(one.shown for one in models if one is not chosen)
-        kind = "averaged weights" if chosen.averaged else "model"
-        report.append(f"used the {kind} in {chosen.shown}, not {others}; --use ema|model|PREFIX chooses")
+        kind = "the averaged weights (EMA)" if chosen.averaged else "the weights that are not averaged"
+        report.append(f"used {chosen.shown}, {kind}, and not {others}; --use ema|model|PREFIX chooses")
     elif chosen.averaged:
         report.append(f"these are averaged weights (EMA); {file.name} holds no others")
     report += converted
@@ -169,7 +169,7 @@ def _in_float32(state: State, file: Path) -> tuple[State, list[str]]:
         )
     if broken := [name for name, one in floating.items() if not torch.isfinite(one).all()]:
         raise ValueError(
-            f"{file}: {len(broken)} tensors hold NaN or infinity ({_first(broken)}), so its training diverged; "
+            f"{file} has NaN or infinity in {len(broken)} of its tensors ({_first(broken)}), so its training diverged; "
             "choose an earlier checkpoint"
         )
     kinds = Counter(str(one.dtype).removeprefix("torch.") for one in floating.values() if one.dtype != torch.float32)

@@ -85,7 +85,7 @@ SETTINGS = {
     "image_std": Setting(_numbers(3, True), "standard deviation of red, green and blue, of 1", "R,G,B"),
     "anchor_sizes": Setting(
         _lists, "sizes of anchors in pixels, one for each map, or several with commas", "'N N …'", False,
-        ("rpn_anchor_sizes", "anchor_scales"),
+        ("rpn_anchor_sizes",),
     ),
     "aspect_ratios": Setting(
         _ratios, "height / width of anchors, for every map", "'N,N,…'", False, ("rpn_aspect_ratios", "anchor_ratios")
