@@ -57,6 +57,7 @@ def under(prefix: str, state: State = SHORT) -> State:
         ({"backbone": {"fpn": {"x.weight": SHORT["backbone.fpn.x.weight"]}}, PREDICTOR: SHORT[PREDICTOR]}, ""),
     ],
 )
+@pytest.mark.contract("6.4")
 def test_the_model_is_found_under_any_prefix(content: Any, place: str, tmp_path: Path) -> None:
     found = read_model(saved(tmp_path, content))
     assert found.place == place
@@ -148,6 +149,7 @@ class Call:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("function", [os.mkdir, eval, getattr, np.load])
+@pytest.mark.contract("6.4")
 def test_a_file_that_names_a_function_is_refused_and_nothing_runs(function: Any, zipped: bool, tmp_path: Path) -> None:
     target = tmp_path / "made"
     argument = f"__import__('os').mkdir({str(target)!r})" if function is eval else str(target)
@@ -228,6 +230,7 @@ def built(state: State, folder: Path, args: Any = None, **options: Any) -> Train
     return checkpoint_model(BUILDER, saved(folder, {"model": state, "args": args}), **options)
 
 
+@pytest.mark.contract("6.5")
 def test_settings_come_from_options_the_file_and_torchvision_and_are_said(state: State, tmp_path: Path) -> None:
     args = argparse.Namespace(min_size=256, box_nms_thresh=np.float64(0.4), rpn_score_thresh=None, max_size="auto")
     trained = built(state, tmp_path, args, settings={"box_score_thresh": 0.2, "box_detections_per_img": 7})
