@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from faster_rcnn.data.label_names import distinct
 from faster_rcnn.detector.weights import download
 from faster_rcnn.torchvision_adapter.checkpoints import PREDICTOR, read_model
-from faster_rcnn.torchvision_adapter.settings import arguments, choose, recorded, report, set_anchors
+from faster_rcnn.torchvision_adapter.settings import arguments, check_order, choose, recorded, report, set_anchors
 
 BUILDERS = (
     "fasterrcnn_resnet50_fpn_v2",
@@ -67,6 +67,7 @@ def published_model(builder: str, weights: str, settings: Mapping[str, Any] | No
         model = torchvision.models.get_model(builder, weights=entry, progress=False, **arguments(chosen.values)).eval()
     except (RuntimeError, EOFError, UnpicklingError) as error:
         raise ValueError(f"{file} does not hold the weights {weights} of {builder}; remove it and try again") from error
+    check_order(model)
     set_anchors(model, chosen.values)
     origin = {
         "torchvision": builder,
@@ -153,6 +154,7 @@ def _build(builder: str, classes: int, settings: Mapping[str, Any]) -> FasterRCN
     model = torchvision.models.get_model(
         builder, weights=None, weights_backbone=None, num_classes=classes, **arguments(settings)
     )
+    check_order(model)
     set_anchors(model, settings)
     return model
 

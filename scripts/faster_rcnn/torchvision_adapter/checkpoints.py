@@ -25,6 +25,9 @@ PARTS = ("backbone.", "rpn.", "roi_heads.")  # of torchvision's Faster R-CNN
 # Parts of a name that wrappers insert anywhere.
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 AVERAGED = re.compile(r"(^|_)(ema|swa|avg|averaged?|shadow|polyak|teacher)(_|$)", re.IGNORECASE)
+TRAINING = re.compile(
+    r"optim|scheduler|moment|grad|exp_avg", re.IGNORECASE
+)  # tensors under a model's names, but no model
 SHOWN = 3  # names in a message
 
 
@@ -78,7 +81,7 @@ def read_model(file: Path, use: str | None = None) -> Checkpoint:
             f"{_first(list(tensors))}); build the model in Python and pass it to faster_rcnn.graph.publish"
         )
     chosen = _choose(models, use, tensors, file)
-    _refuse_others(chosen.names, file)
+    _refuse_others([name for name in chosen.names if name.startswith((*PARTS, "proposal_generator."))], file)
     own = {name: raw for name, raw in chosen.names.items() if name.startswith(PARTS)}
     state, converted = _in_float32({name: tensors[raw] for name, raw in own.items()}, file)
     report = [f"{file.name}: used {len(own)} tensors" + (f" under {chosen.place}" if chosen.place else "")]
@@ -125,6 +128,8 @@ def _models(tensors: State) -> list[Found]:
             for other, one in sorted(bare.items(), key=lambda pair: -len(pair[0]))
             if one.startswith(start) and other.startswith(place)
         }
+        if any(TRAINING.search(part) for part in place.split(".")):
+            continue
         averaged = any(AVERAGED.search(part) for part in place.split(".")) or f"{start}n_averaged" in bare.values()
         found.append(Found(place, names, averaged))
     return found

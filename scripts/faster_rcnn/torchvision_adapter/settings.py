@@ -189,6 +189,13 @@ def set_anchors(model: FasterRCNN, values: Mapping[str, Any]) -> None:
         rpn.head = RPNHead(model.backbone.out_channels, counts[0], len(rpn.head.conv))
 
 
+def check_order(model: FasterRCNN) -> None:
+    """Raises ValueError if the shorter side of an image would exceed the longer one."""
+    shorter, longer = model.transform.min_size[-1], model.transform.max_size
+    if shorter > longer:
+        raise ValueError(f"--min-size {shorter} exceeds --max-size {longer}; give both, as in training")
+
+
 def settings_of(model: FasterRCNN) -> dict[str, Any]:
     """The settings of a model by torchvision's names."""
     rpn, heads, transform = model.rpn, model.roi_heads, model.transform

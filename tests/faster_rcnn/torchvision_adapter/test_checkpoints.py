@@ -273,3 +273,17 @@ def test_a_warning_names_the_builder_in_the_files_arguments(state: State, tmp_pa
     assert any(
         line.startswith("warning: the arguments in the file name fasterrcnn_mobilenet_v3_large_fpn") for line in report
     )
+
+
+def test_sizes_that_contradict_each_other_are_refused(state: State, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--min-size 800 exceeds --max-size 640; give both"):  # 640: of the builder
+        built(state, tmp_path, {"min_size": 800})
+
+
+def test_neither_an_optimisers_tensors_nor_extra_ones_are_a_model(tmp_path: Path) -> None:
+    extra = {"loss.transformer.encoder.weight": torch.ones(1)}
+    found = read_model(saved(tmp_path, {"momentum_buffers": OTHER, "model": SHORT | extra}))
+    assert found.place == "model"
+    assert found.report[-1] == "ignored: model.loss.transformer.encoder.weight, " + ", ".join(
+        f"momentum_buffers.{name}" for name in sorted(OTHER)
+    )
