@@ -10,10 +10,10 @@ canvases against tight ones. A graph whose answers differ is not published.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from faster_rcnn.commands.command_line import (
     add_skip_bad_boxes,
     add_val_share,
     add_white,
+    check_sizes,
     check_writable,
     required,
     run_command,
@@ -45,6 +46,7 @@ from faster_rcnn.graph.publish import GraphOptions, Measurement, next_version, p
 from faster_rcnn.graph.served_threshold import Validation
 from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
+from faster_rcnn.torchvision_adapter.settings import SETTINGS, Setting
 from faster_rcnn.training.run import check_finished, read_record
 
 VERIFIED_IMAGES = 24
@@ -130,7 +132,33 @@ def build_parser() -> Parser:
         metavar="ε",
         help="epsilon of frozen batch normalisation (default: 0 for fasterrcnn_resnet50_fpn, as in COCO_V1, else 1e-5)",
     )
+    theirs.add_argument(
+        "--use",
+        metavar="model|ema|PREFIX",
+        help="which model of a checkpoint that holds several (default: the one that is not averaged)",
+    )
+    settings = parser.add_argument_group(
+        "what a torchvision checkpoint does not hold",
+        "Defaults: the arguments that the training program saved in the file, else torchvision's. The export prints "
+        "each value with its source.",
+    )
+    for name, setting in SETTINGS.items():
+        settings.add_argument(
+            setting.option(name), dest=name, type=_usable(setting), metavar=setting.metavar, help=setting.help
+        )
     return parser
+
+
+def _usable(setting: Setting) -> Callable[[str], Any]:
+    """The type of a setting's option."""
+
+    def convert(text: str) -> Any:
+        try:
+            return setting.convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -147,9 +175,10 @@ def export(arguments: argparse.Namespace) -> None:
 
 def publish_run(arguments: argparse.Namespace) -> Path:
     """Publishes the detector of a training run."""
-    for option in ("weights", "labels", "num_classes", "batch_norm_epsilon"):
-        if getattr(arguments, option) is not None:
-            raise ValueError(f"--{option.replace('_', '-')} belongs to --torchvision; leave it out for a RUN")
+    for name in ("weights", "labels", "num_classes", "batch_norm_epsilon", "use", *SETTINGS):
+        if getattr(arguments, name) is not None:
+            option = SETTINGS[name].option(name) if name in SETTINGS else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} belongs to --torchvision; leave it out for a RUN")
     if arguments.checkpoint not in (None, "best", "last"):
         raise ValueError(f"--checkpoint of a RUN is best or last, not {arguments.checkpoint}")
     check_finished(arguments.run)
@@ -216,8 +245,7 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
         if validation is not None:
             validation = replace(validation, data=renumber(validation.data, labels, arguments.torchvision))
         measurement = Measurement(test, measured_on, arguments.limit_images, not arguments.no_example, validation)
-    if trained.remark:
-        print(trained.remark)
+    print("\n".join(trained.report))
     return publish(
         detector,
         arguments.store,
@@ -234,18 +262,25 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
 
 def read_torchvision(arguments: argparse.Namespace) -> Trained:
     """The model of --torchvision with --weights or --checkpoint."""
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    check_sizes(settings)
     if (arguments.weights is None) == (arguments.checkpoint is None):
         raise ValueError(f"{arguments.torchvision} needs either --weights COCO_V1 or --checkpoint FILE")
     if arguments.weights:
-        if arguments.num_classes or arguments.batch_norm_epsilon is not None:
-            raise ValueError("--num-classes and --batch-norm-epsilon go with --checkpoint FILE; leave them out")
-        return published_model(arguments.torchvision, arguments.weights)
+        if arguments.num_classes or arguments.use or arguments.batch_norm_epsilon is not None:
+            raise ValueError("--num-classes, --use and --batch-norm-epsilon go with --checkpoint FILE; leave them out")
+        return published_model(arguments.torchvision, arguments.weights, settings)
     if arguments.labels is None:
         raise ValueError(
             "a checkpoint does not name its classes; give --labels FILE, one label per line, without background"
         )
     return checkpoint_model(
-        arguments.torchvision, Path(arguments.checkpoint), arguments.num_classes, arguments.batch_norm_epsilon
+        arguments.torchvision,
+        Path(arguments.checkpoint),
+        arguments.num_classes,
+        arguments.batch_norm_epsilon,
+        arguments.use,
+        settings,
     )
 
 

@@ -9,6 +9,7 @@ Files in the safetensors format cannot name functions.
 import argparse
 import datetime
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -82,7 +83,8 @@ def _read_safetensors(file: Path) -> Any:
 def _read_pickle(file: Path) -> object:
     stand_ins: list[Any] = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a TorchScript archive also causes an error
             loaded: object = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types of error for a file that torch.save did not write
         raise ValueError(f"{file} {_fault(file, str(error))}") from error
@@ -126,11 +128,13 @@ def _plain(value: Any, seen: dict[int, Any]) -> Any:
         return value
     if id(value) not in seen:
         if isinstance(value, Mapping):
-            seen[id(value)] = found = {}
+            found: dict[Any, Any] = {}
+            seen[id(value)] = found
             attributes = {name: one for name, one in _attributes(value).items() if not str(name).startswith("_")}
             found |= {name: _plain(one, seen) for name, one in (attributes | dict(value)).items()}
         else:
-            seen[id(value)] = listed = []
+            listed: list[Any] = []
+            seen[id(value)] = listed
             listed += [_plain(one, seen) for one in value]
     return seen[id(value)]
 

@@ -3,7 +3,6 @@
 Fetching and loading are separate steps, so that missing or unsuitable weights are reported before any data is read.
 """
 
-import argparse
 import re
 import socket
 import sys
@@ -20,6 +19,7 @@ from torch import Tensor
 from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.checkpoint import NAME
 from faster_rcnn.detector.detector import FasterRCNN
+from faster_rcnn.detector.tensor_files import read_content
 
 State = dict[str, Tensor]
 
@@ -34,9 +34,10 @@ CLASSIFIERS = {
 # VGG-16's fully connected layers, which initialise the head (Girshick 2015, section 2.1).
 FC_LAYERS = {"classifier.0": "fc6", "classifier.3": "fc7"}
 # Keys under which checkpoints keep a state dict: this project's, torchvision's, and two other common ones.
-STATE_KEYS = ("detector", "model", "state_dict", "model_state_dict")
+STATE_KEYS = ("detector", "model", "state_dict", "model_state_dict", "model_ema", "ema_state_dict", "ema")
 # Prefixes of names: DistributedDataParallel's, torch.compile's, and another common one.
-PREFIXES = ("module.", "_orig_mod.", "model.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "detector.")
+COUNTER = "n_averaged"  # AveragedModel's, beside the tensors
 TIMEOUT = 10.0  # seconds without data before a download is aborted
 SHOWN = 3  # number of tensor names listed in a message
 
@@ -92,40 +93,22 @@ def download(url: str, remedy: str) -> Path:
 def read_tensors(file: Path) -> State:
     """Reads the tensors of a file that holds a state dict, or a checkpoint that contains one.
 
-    Prefixes that wrappers such as DistributedDataParallel add to the names are removed. Only tensors and plain values
-    are unpickled.
+    Prefixes that wrappers such as DistributedDataParallel add to the names are removed. Nothing is unpickled that
+    could run code.
     Returns the tensors by name. Raises FileNotFoundError if the file does not exist, ValueError if it holds anything
     else.
     """
-    state = _load(file)
-    for key in STATE_KEYS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    state = read_content(file)
+    while isinstance(state, dict) and (
+        key := next((one for one in STATE_KEYS if isinstance(state.get(one), dict)), "")
+    ):
+        state = state[key]
     if not isinstance(state, dict):
         raise ValueError(f"{file} holds a {type(state).__name__}, not tensors by name; save a model's state_dict()")
-    tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    for prefix in PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _load(file: Path) -> object:
-    """Reads a file that `torch.save` wrote; unpickles only tensors and plain values."""
-    try:
-        # torchvision's reference training saves its command line with the tensors.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded: object = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{file} does not exist") from error
-    except Exception as error:  # torch.load raises many types of error for a file that torch.save did not write
-        if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{file} contains a pickled {unsafe[1]}, which could run code when it is loaded; "
-                "save only model.state_dict() with the program that wrote the file"
-            ) from error
-        raise ValueError(f"{file} is broken or was not written by torch.save") from error
-    return loaded
+    tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor) and name != COUNTER}
+    while tensors and (prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in tensors)), "")):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def _imagenet(backbone: str) -> State:

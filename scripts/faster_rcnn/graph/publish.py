@@ -130,6 +130,8 @@ def _verified_graph(
     export_onnx(detector, graph, options.precision, options.provider)
     sizes = canvases(detector.resize, detector.stride)
     verification = verify(graph, detector, sizes, images, options.precision, options.provider)
+    if remark := verification.remark():
+        print(remark)
     resize: dict[str, Any] = {"min_size": detector.resize.min_size, "max_size": detector.resize.max_size}
     if not detector.antialias:
         resize["antialias"] = False

@@ -4,6 +4,10 @@ The last bits of float32 differ between PyTorch and ONNX Runtime. Some models am
 that such a model finds in float32 are not among those that it finds in float64. No graph of such a model can return the
 same boxes as PyTorch. Therefore both float32 answers, the graph's and PyTorch's, are compared with PyTorch's answer in
 float64, and the graph may differ from it at most FACTOR times as often as PyTorch does.
+
+Rounding changes boxes in a few images only, often those of noise. A wrong graph differs in all images. Therefore the
+graph is judged once more on the steady images, those in which all of PyTorch's boxes have partners in float64. There it
+may differ at most STEADY_FACTOR times as often as PyTorch does in all images.
 """
 
 import copy
@@ -21,13 +25,15 @@ from faster_rcnn.graph.exportable import Exportable
 # Measured with calibrated random weights on torchvision's four builders, the graph differed from float64 at most 1.4
 # times as often as PyTorch.
 FACTOR = 2.0
+STEADY_FACTOR = 0.5
 
 
 @dataclass(frozen=True)
 class Rounding:
     """How far float32 answers, the graph's and PyTorch's, differ from PyTorch's answers in float64.
 
-    boxes: compared;  allowed: how many boxes of the graph may have no partner;  to_alone: how far the graph's answers
+    boxes: compared;  allowed: how many boxes of the graph may have no partner;  steady: the graph's boxes without a
+    partner in the steady images;  allowed_steady: how many may have none there;  to_alone: how far the graph's answers
     in batches differ from its own for each image alone.
     """
 
@@ -35,6 +41,8 @@ class Rounding:
     graph: Difference
     pytorch: Difference
     allowed: int
+    steady: int
+    allowed_steady: int
     to_alone: Difference
 
 
@@ -59,8 +67,8 @@ def judge(
 
     references: in float32;  exact: PyTorch's answers for each image alone, in float64.
     Raises Disagreement if the graph's answers differ from `exact` more than FACTOR times as often as PyTorch's float32
-    answers do, beyond the tolerated share; or if they differ from the graph's own for the image alone more often than
-    the tolerated share and PyTorch's rounding explain.
+    answers do, beyond the tolerated share; if they differ too often in the steady images; or if they differ from the
+    graph's own for the image alone more often than the tolerated share and PyTorch's rounding explain.
     """
     return {kind: _judge(kind, answers, references, exact, tolerances) for kind in KINDS}
 
@@ -72,7 +80,7 @@ def _judge(
     exact: Sequence[DetectorOutput],
     tolerances: Tolerances,
 ) -> Rounding:
-    graph, pytorch = (Comparison("PyTorch in float64", tolerances.to_pytorch) for _ in range(2))
+    graph, steady, pytorch = (Comparison("PyTorch in float64", tolerances.to_pytorch) for _ in range(3))
     itself = Comparison("ONNX", tolerances.to_alone)
     for answer in answers:
         found, rounded, right, alone = (
@@ -87,18 +95,29 @@ def _judge(
         what = f"{kind} of {answer.where}"
         if answer.place not in references.blanks:
             graph.add(found, right, what)
+            before = pytorch.total.unmatched
             pytorch.add(rounded, right, what)
+            if pytorch.total.unmatched == before:
+                steady.add(found, right, what)
             itself.add(found, alone, what)
         elif kind == PROPOSALS:
             _check_best(found, rounded, right, tolerances.to_pytorch, what)
     own = pytorch.total.unmatched
-    share = tolerances.to_pytorch.unmatched
     graph.check(
-        FACTOR * own, f"; PyTorch's own float32 has {own}, and {FACTOR:g} times as many and {share:.1%} are allowed"
+        FACTOR * own, f"; {own} of PyTorch's float32 boxes have none, and the graph may have {FACTOR:g} times as many"
     )
+    steady.check(STEADY_FACTOR * own, ", although in these images all of PyTorch's float32 boxes have one")
     # on another canvas the last bits may differ as much as those of float32 and float64
     itself.check(own, f"; rounding alone explains {own}")
-    return Rounding(graph.boxes, graph.total, pytorch.total, int(graph.allowed(FACTOR * own)), itself.total)
+    return Rounding(
+        boxes=graph.boxes,
+        graph=graph.total,
+        pytorch=pytorch.total,
+        allowed=int(graph.allowed(FACTOR * own)),
+        steady=steady.total.unmatched,
+        allowed_steady=int(steady.allowed(STEADY_FACTOR * own)),
+        to_alone=itself.total,
+    )
 
 
 def _check_best(found: Boxes, rounded: Boxes, exact: Boxes, tolerance: Tolerance, what: str) -> None:

@@ -42,7 +42,8 @@ def test_a_comparison_allows_a_share_of_boxes_without_a_partner() -> None:
         comparison.check()
 
 
-def test_a_comparison_refuses_scores_that_differ_at_once() -> None:
+def test_a_comparison_refuses_scores_that_differ() -> None:
     comparison = Comparison("ONNX", Tolerance(0.1, 0.01))
+    comparison.add_blank(boxes([[0, 0, 1, 1]], [0.9], [0]), boxes([[5, 5, 6, 6]], [0.6], [0]), "image 3")
     with pytest.raises(Disagreement, match=r"image 3 against ONNX alone: .* by up to 0\.3, 0\.01 is allowed"):
-        comparison.add_blank(boxes([[0, 0, 1, 1]], [0.9], [0]), boxes([[5, 5, 6, 6]], [0.6], [0]), "image 3")
+        comparison.check()

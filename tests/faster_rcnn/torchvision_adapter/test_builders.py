@@ -59,7 +59,8 @@ def test_every_tensor_of_a_checkpoint_is_in_the_model(builder: str, tmp_path: Pa
     assert trained.origin["torchvision"] == builder
     assert trained.origin["checkpoint"] == "model.pth"
     assert trained.origin["batch_norm_epsilon"] == 1e-5
-    assert trained.remark == ""
+    classes = len(state["roi_heads.box_predictor.cls_score.weight"]) - 1
+    assert trained.report[0] == f"model.pth: used {len(state)} tensors: {builder}, {classes} classes and the background"
 
 
 def in_reference_training(state: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -127,10 +128,10 @@ def test_a_frozen_resnet50_is_assumed_to_be_fine_tuned_from_coco(tmp_path: Path)
     assumed = checkpoint_model("fasterrcnn_resnet50_fpn", file)
     assert epsilons(assumed.model, FrozenBatchNorm2d) == {0.0}  # overwrite_eps(model, 0.0) in torchvision's builder
     assert assumed.origin["batch_norm_epsilon"] == 0.0
-    assert "give --batch-norm-epsilon 1e-5" in assumed.remark
+    assert any("assumed: --batch-norm-epsilon 0, " in line and "give 1e-5" in line for line in assumed.report)
     given = checkpoint_model("fasterrcnn_resnet50_fpn", file, epsilon=1e-5)
     assert epsilons(given.model, FrozenBatchNorm2d) == {1e-5}
-    assert given.remark == ""
+    assert not any("epsilon" in line for line in given.report)
 
 
 def test_v2_has_batch_normalisation_even_if_no_batches_were_counted(tmp_path: Path) -> None:
@@ -169,14 +170,17 @@ def test_the_error_for_another_builders_checkpoint_names_that_builder(
     assert "\n" not in str(caught.value)
 
 
-def test_other_anchors_fit_no_builder(tmp_path: Path) -> None:
+def test_another_number_of_anchors_needs_the_ratios(tmp_path: Path) -> None:
     """Two anchors per location; the builder has three."""
     anchors = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0),) * 5)
     file = saved(tmp_path, built("fasterrcnn_resnet50_fpn", rpn_anchor_generator=anchors).state_dict())
     with pytest.raises(
-        ValueError, match=r"of another shape \(rpn\.head\.cls_logits\.weight.*build the model in Python"
+        ValueError,
+        match=r"of another shape \(rpn\.head\.cls_logits\.weight.*2 anchors at a location; give --anchor-sizes",
     ):
         checkpoint_model("fasterrcnn_resnet50_fpn", file)
+    trained = checkpoint_model("fasterrcnn_resnet50_fpn", file, settings={"aspect_ratios": ((0.5, 1.0),)})
+    assert trained.model.rpn.anchor_generator.aspect_ratios == ((0.5, 1.0),) * 5
 
 
 def test_an_old_name_with_another_shape_is_reported_too(small: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -212,7 +216,10 @@ def test_published_weights_come_from_the_cache_with_their_labels(
     file = cache / "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth"
     torch.save(state, file)
     trained = published_model(SMALL, "COCO_V1")
-    assert trained.origin == {"torchvision": SMALL, "weights": "COCO_V1", "batch_norm_epsilon": 1e-5}
+    assert {name: value for name, value in trained.origin.items() if name != "settings"} == {
+        "torchvision": SMALL, "weights": "COCO_V1", "batch_norm_epsilon": 1e-5,
+    }  # fmt: skip
+    assert trained.origin["settings"]["min_size"] == {"value": 320, "source": "torchvision's default"}
     found = trained.model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
     assert trained.labels is not None
