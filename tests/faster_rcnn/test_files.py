@@ -41,6 +41,7 @@ def test_a_file_that_does_not_fit_leaves_the_previous_one_and_no_part(small_disk
     assert list(small_disk.iterdir()) == [file]
 
 
+@pytest.mark.contract("6.4")
 def test_a_checkpoint_on_a_full_disk_is_reported_in_one_line_and_the_last_one_is_intact(small_disk: Path) -> None:
     detector = torch.nn.Linear(2, 2)
     detector.config = default_config("compact", ("a",))  # type: ignore[assignment]

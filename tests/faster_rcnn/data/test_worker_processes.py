@@ -26,6 +26,7 @@ def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free, 0, free))
 
 
+@pytest.mark.contract("6.4")
 @pytest.mark.parametrize(
     ("free", "prefetch", "shared"),
     [
