@@ -89,6 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = f"pip install '{PACKAGE}[train]'"
         print(f"faster-rcnn {name}: {error.name} is not installed; install it with {remedy}", file=sys.stderr)
         return 1
+    except FileNotFoundError as error:
+        if "temporary directory" not in str(error):
+            raise
+        remedy = "set TMPDIR to a folder that can be written, or mount one at /tmp"
+        print(f"faster-rcnn {name}: no folder for temporary files can be written; {remedy}", file=sys.stderr)
+        return 1
     return code
 
 

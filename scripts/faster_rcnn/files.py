@@ -73,10 +73,19 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], needed: int | N
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno is None:
+    except Exception as error:
+        if (cause := _system_error(error)) is None:
             raise
-        raise OSError(in_words(error, path, needed)) from error
+        raise OSError(in_words(cause, path, needed)) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind another one: torch.save reports a full disk as a fault of its archive."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        error = error.__context__
+    return None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

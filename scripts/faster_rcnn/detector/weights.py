@@ -86,8 +86,15 @@ def download(url: str, remedy: str) -> Path:
             with _network_timeout():
                 torch.hub.download_url_to_file(url, str(file), start_of_hash, progress=sys.stderr.isatty())
         except (OSError, RuntimeError, HTTPException) as error:
-            raise ConnectionError(f"{url} cannot be downloaded ({error}); {remedy}") from error
+            raise ConnectionError(f"{url} cannot be downloaded{_reason(error, file.parent)}; {remedy}") from error
     return file
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """Why a download has failed: the network, or `folder`, into which it is saved."""
+    cause = getattr(error, "reason", error)  # urllib wraps the cause
+    words = getattr(cause, "strerror", None) or str(cause)
+    return f" to {folder} ({words})" if isinstance(error, OSError) and error.filename is not None else f" ({words})"
 
 
 def read_tensors(file: Path) -> State:

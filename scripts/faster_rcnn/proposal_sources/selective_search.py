@@ -23,6 +23,7 @@ P is the number of regions of an image. Boxes are x1, y1, x2, y2 in pixels of th
 import contextlib
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def selective_search_table(
     """
     indices = range(len(dataset))
     work = DataLoader(
-        _Searches(dataset, cache or default_cache()),
+        _Searches(dataset, cache if cache is not None else _usable_default_cache()),
         sampler=indices,
         batch_size=None,
         collate_fn=_unchanged,  # the default would convert arrays to tensors
@@ -97,6 +98,21 @@ def selective_search_table(
     for index, boxes in zip(indices, tqdm(work, desc="selective search", unit="image"), strict=True):
         table[dataset.name(index)] = ranked(boxes[:limit])
     return ProposalTable(table, f"{RECIPE}; limit {limit}")
+
+
+def _usable_default_cache() -> Path | None:
+    """The default cache, or None, with a warning, if it cannot be written: the search works without it."""
+    try:
+        cache = default_cache()
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except (OSError, RuntimeError):  # no home folder is a RuntimeError
+        print(
+            "warning: the cache in the home folder cannot be written, so an interrupted search would begin again; "
+            "set XDG_CACHE_HOME to a folder that can be written"
+        )
+        return None
 
 
 def default_cache() -> Path:
@@ -136,12 +152,13 @@ def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 class _Searches(Indexed[np.ndarray]):
     """The regions of each image, computed by the worker processes of a DataLoader."""
 
-    def __init__(self, dataset: Dataset, cache: Path) -> None:
+    def __init__(self, dataset: Dataset, cache: Path | None) -> None:
         self.dataset = dataset
         self.cache = cache
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return cached_search(self.dataset[index].image, self.cache)
+        image = self.dataset[index].image
+        return selective_search(image) if self.cache is None else cached_search(image, self.cache)
 
 
 def _unchanged(boxes: Any) -> Any:

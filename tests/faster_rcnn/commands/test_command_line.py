@@ -12,6 +12,7 @@ import pytest
 
 from faster_rcnn.commands.argument_types import positive
 from faster_rcnn.commands.command_line import Parser, check_writable, run_command
+from faster_rcnn.commands.train import build_parser as build_train_parser
 from tests.faster_rcnn.commands.conftest import Done
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -130,3 +131,84 @@ def test_the_error_for_an_unknown_option_suggests_the_nearest_one(
         parser.parse_args(words)
     assert end.value.code == 2
     assert capsys.readouterr().err == f"faster-rcnn x: {complaint}\n"
+
+
+REFUSED = ("0,5", "nan", "inf", "1e400", "-1", "99999999999999999999", "many", "", "é")  # for every number
+NUMBERS = {
+    "train": "epochs iterations batch-size min-size max-size workers validate-every checkpoint-every validation-images "
+    "seed learning-rate warm-up accumulate anchor-scales anchor-ratios proposal-nms detection-nms rois rpn-lambda "
+    "rpn-beta head-beta proposal-limit",
+    "check": "workers min-size max-size anchor-scales anchor-ratios",
+    "evaluate": "limit-images show seed workers",
+    "export": "version limit-images seed num-classes batch-norm-epsilon",
+    "quantise": "version limit-images seed",
+    "propose": "limit limit-images workers seed",
+    "compare": "iterations seeds",
+    "shapes": "limit-images seed",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(command, option) for command, options in NUMBERS.items() for option in options.split()]
+)
+@pytest.mark.contract("6.10")
+def test_a_number_that_cannot_be_meant_is_refused_in_one_line(
+    run: Callable[..., Done], command: str, option: str
+) -> None:
+    for value in REFUSED:
+        if value == "99999999999999999999" and option in FRACTIONS:
+            continue
+        done = run(command, f"--{option}={value}")
+        assert done.code == 2, value
+        assert f"--{option}: {value}" in done.refusal or f"--{option}: {value!r} is not" in done.refusal
+
+
+FRACTIONS = {
+    "learning-rate", "anchor-scales", "anchor-ratios", "rpn-lambda", "rpn-beta", "head-beta", "batch-norm-epsilon",
+}  # fmt: skip
+
+
+@pytest.mark.contract("6.10")
+def test_a_decimal_comma_gets_the_right_spelling(run: Callable[..., Done]) -> None:
+    assert run("train", "--learning-rate", "0,5").refusal.endswith("'0,5' is not a number; write 0.5")
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        (("train", "--lr", "1"), "--learning-rate"),
+        (("train", "--imgsz", "640"), "--min-size"),
+        (("train", "--batch_size", "4"), "--batch-size"),
+        (("train", "--num-workers", "4"), "--workers"),
+        (("train", "-b", "4"), "--batch-size"),
+        (("check", "--dataset", "x"), "--data"),
+        (("evaluate", "--output-dir", "x"), "--out"),
+    ],
+)
+@pytest.mark.contract("6.10")
+def test_the_names_that_other_programs_use_lead_to_ours(
+    run: Callable[..., Done], words: tuple[str, ...], ours: str
+) -> None:
+    assert run(*words).refusal == f"faster-rcnn {words[0]}: unknown option {words[1]}; did you mean {ours}?"
+
+
+@pytest.mark.parametrize("word", ["--optimizer=adamw", "--rpn-normalizer=anchors", "--target-normalization=none"])
+@pytest.mark.contract("6.10")
+def test_american_spellings_of_options_are_accepted(word: str) -> None:
+    name, value = word.removeprefix("--").replace("iz", "is").replace("-", "_").split("=")
+    assert getattr(build_train_parser().parse_args([word]), name) == value
+
+
+@pytest.mark.contract("6.10")
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--out=~/run", "--data=coco:~/images", "--weights=~/w.pth", "--proposals", "rpn:~/other"]
+    arguments = build_train_parser().parse_args(words)
+    assert arguments.out == tmp_path / "run"
+    assert arguments.data == f"coco:{tmp_path}/images"
+    assert arguments.weights == f"{tmp_path}/w.pth"
+    assert arguments.proposals == [f"rpn:{tmp_path}/other"]
+
+
+def test_a_path_that_is_too_long_is_refused_in_one_line(run: Callable[..., Done]) -> None:
+    assert "name" in run("train", "--data", "shapes", "--out", "x" * 300, "--device", "cpu").refusal

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -47,3 +49,21 @@ def test_a_run_that_starts_from_the_beginning_drops_all_entries(tmp_path: Path) 
     write(tmp_path, 0, 2)
     assert iterations(tmp_path) == ([0, 1], [2])
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_rows_that_do_not_fit_are_not_written_in_part(tmp_path: Path) -> None:
+    program = f"""
+import resource
+from pathlib import Path
+from faster_rcnn.training.log import append
+file = Path({str(tmp_path / "losses.csv")!r})
+append(file, "a,b\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (6, 6))
+try:
+    append(file, "1,2\\n3,4\\n")
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert "losses.csv: the file is larger than the system allows" in done.stdout
+    assert (tmp_path / "losses.csv").read_text() == "a,b\n"

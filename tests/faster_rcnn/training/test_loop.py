@@ -2,6 +2,10 @@
 
 import csv
 import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from faster_rcnn.commands.failures import in_one_line
 from faster_rcnn.data.loader import Batch
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.checkpoint import load_detector, read_checkpoint
@@ -21,6 +26,7 @@ from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.training.loop import train
 from faster_rcnn.training.objectives import OBJECTIVES, Objective, joint_losses
 from faster_rcnn.training.options import TrainingOptions
+from faster_rcnn.training.stopping import Stopped
 
 JOINT = OBJECTIVES["joint"]
 # The defaults of the command: AdamW, mixed precision if the machine has it, a worker process that prepares images.
@@ -168,3 +174,54 @@ def test_the_micro_batches_of_a_batch_add_up_to_the_gradient_of_the_whole_batch(
         results.append(detector.state_dict())
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def acting_after(iterations: int, act: Callable[[], object]) -> Objective:
+    """The joint objective, which calls `act` once, in the iteration after `iterations`."""
+    done = 0
+
+    def losses(detector: FasterRCNN, batch: Batch, mixed_precision: bool) -> dict[str, Tensor]:
+        nonlocal done
+        if detector.training:
+            if done == iterations:
+                act()
+            done += 1
+        return joint_losses(detector, batch, mixed_precision)
+
+    return replace(JOINT, losses=losses)
+
+
+@pytest.mark.contract("6.9")
+def test_sigterm_saves_the_iteration_and_the_resumed_run_equals_an_unbroken_one(
+    finished: tuple[Path, FasterRCNN], tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    stopped = FasterRCNN(small_config())
+    objective = acting_after(4, lambda: os.kill(os.getpid(), signal.SIGTERM))  # in the fifth iteration
+    with pytest.raises(Stopped, match="stopped after iteration 5, which is saved") as end:
+        train(stopped, objective, Shapes("train", 40), Shapes("val", 6), OPTIONS, tmp_path)
+    assert end.value.exit_code == 143
+    assert read_checkpoint(tmp_path)["iteration"] == 5
+    resumed = train_in(tmp_path, OPTIONS, resume=True)
+    for name, value in finished[1].state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    assert (tmp_path / "losses.csv").read_text() == (finished[0] / "losses.csv").read_text()
+
+
+@pytest.mark.contract("6.9")
+def test_a_killed_worker_process_ends_the_run_at_once_and_the_checkpoint_stays(tmp_path: Path) -> None:
+    others = set(multiprocessing.active_children())  # of tests that failed on purpose
+
+    def kill_worker() -> None:
+        (worker,) = set(multiprocessing.active_children()) - others
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+
+    torch.manual_seed(5)
+    options = replace(OPTIONS, iterations=1000, validate_every=10_000, checkpoint_every=2)
+    objective = acting_after(3, kill_worker)
+    with pytest.raises(RuntimeError) as end:
+        train(FasterRCNN(small_config()), objective, Shapes("train", 40), Shapes("val", 6), options, tmp_path)
+    assert "a process that prepares images was killed" in (in_one_line(end.value) or "")
+    assert read_checkpoint(tmp_path)["iteration"] in range(2, 12, 2)  # batches that were ready are still trained on
+    assert not list(tmp_path.rglob(".*.part"))
