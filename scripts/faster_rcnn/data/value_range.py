@@ -41,13 +41,11 @@ def report(ranges: Iterable[ValueRange | None], images: int) -> str | None:
     largest = [one.largest for one in ranges if one is not None]
     if not largest:
         return None
-    bits = max(1, max(largest).bit_length())
-    text = (
-        f"{len(largest)} of {images} images have 16 bits; the largest value is {max(largest)}, which needs {bits} bits"
+    bits = max(8, max(largest).bit_length())
+    text = f"{len(largest)} of {images} images have 16 bits; their largest value is {max(largest)}"
+    if bits == 16:
+        return text
+    return (
+        f"warning: {text}, which needs {bits} bits; {2**bits - 1} must be taken for white, or the images are too dark; "
+        "training does so unless --white names another value"
     )
-    if bits < 16:
-        text = (
-            f"warning: {text}. A program that takes 65535 for white sees these images nearly black; "
-            "state the range, or multiply the values so that white is 65535"
-        )
-    return text
