@@ -27,13 +27,13 @@ from faster_rcnn.commands.argument_types import path, positive, seed_number
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
+    add_exif_boxes,
     add_val_share,
     check_writable,
     data_source,
     required,
     run_command,
 )
-from faster_rcnn.commands.train import build_parser as train_parser
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.white import use_white
@@ -145,13 +145,21 @@ def compare(arguments: argparse.Namespace, passed_on: list[str]) -> None:
         arguments.split,
         skip_bad_boxes="--skip-bad-boxes" in passed_on,
         val_share=arguments.val_share,
-        exif_boxes=train_parser().parse_args(passed_on).exif_boxes,
+        exif_boxes=_exif_boxes(passed_on),
     )
     for arm, seed in tqdm(runs, desc="runs", unit="run"):
         folder = train_arm(arm, seed, arguments, passed_on)
         results[arm.name].append(measured(folder, dataset))
         write_tables(arguments, passed_on, results)
     print((arguments.out / "comparison.md").read_text())
+
+
+def _exif_boxes(passed_on: list[str]) -> str | None:
+    """--exif-boxes among the options of training; training itself reports mistakes in the others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_exif_boxes(parser)
+    value: str | None = parser.parse_known_args(passed_on)[0].exif_boxes
+    return value
 
 
 def folder_of(name: str, seed: int, out: Path) -> Path:

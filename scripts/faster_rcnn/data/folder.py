@@ -3,8 +3,8 @@
 G  objects of an image.  A reader (`coco.py`, `voc.py`) turns files into a `ParsedSplit`; this module checks it.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,20 +24,15 @@ from service.images.depth import WHITE
 formats.accept_all()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
-    """An image of the data set.  The arrays are as in `Sample`."""
+    """An image of the data set, without its objects."""
 
     name: str
     path: Path
     size: tuple[int, int]
     where: str
     size_from_file: bool
-    boxes: np.ndarray
-    labels: np.ndarray
-    crowd: np.ndarray
-    difficult: np.ndarray
-    areas: np.ndarray
 
 
 class ObjectArrays(NamedTuple):
@@ -48,6 +43,9 @@ class ObjectArrays(NamedTuple):
     crowd: np.ndarray
     difficult: np.ndarray
     areas: np.ndarray
+
+
+_TYPES = (np.float32, np.int64, np.bool_, np.bool_, np.float64)  # of the arrays in `ObjectArrays`
 
 
 class FolderDataset:
@@ -73,12 +71,19 @@ class FolderDataset:
         self.exif_boxes = exif_boxes
         self.faults = [*parsed.faults, *class_name_faults(parsed)]
         self.facts: list[ImageFacts] = []  # of each image in order, once `check_images` has decoded them
-        self._entries: list[_Entry] = []
         images = parsed.images
         if exif_boxes == "stored":
             images, faults = turn_all(parsed.images, parsed.source)
             self.faults += faults
-        self._add(images)
+        # _objects: those of all images;  _ends: their number up to and with each image
+        usable: list[AnnotatedImage] = []
+        counts: list[int] = []
+        self._objects = _concatenated(_counted(self._checked(images, usable), counts))
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        # Entries that were made while annotations are freed would lie between them, and keep their memory occupied.
+        self._entries = [
+            _Entry(one.name, one.path, (one.height, one.width), one.where, one.size_from_file) for one in usable
+        ]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -97,7 +102,7 @@ class FolderDataset:
 
     def has_boxes(self, index: int) -> bool:
         """Whether the image has any object, crowds and difficult ones included."""
-        return len(self._entries[index].boxes) > 0
+        return len(self.all_objects(index).boxes) > 0
 
     def path(self, index: int) -> Path:
         """The image's file."""
@@ -107,21 +112,32 @@ class FolderDataset:
         """File and line of the image in the annotations."""
         return self._entries[index].where
 
+    def objects_per_class(self) -> list[int]:
+        """The number of boxes of each class, including crowds and difficult objects."""
+        counts: list[int] = np.bincount(self._objects.labels, minlength=len(self.labels)).tolist()
+        return counts
+
+    def renumber(self, labels: tuple[str, ...]) -> None:
+        """Changes the classes to `labels`, which hold every class that has a box; names keep their meaning."""
+        numbers = np.array([labels.index(name) if name in labels else -1 for name in self.labels], np.int64)
+        self._objects = self._objects._replace(labels=numbers[self._objects.labels])
+        self.labels = labels
+
     def not_trained_on(self) -> tuple[int, int]:
         """The number of crowds, and of difficult objects, in all images."""
-        crowds = sum(int(entry.crowd.sum()) for entry in self._entries)
-        return crowds, sum(int((entry.difficult & ~entry.crowd).sum()) for entry in self._entries)
+        crowd, difficult = self._objects.crowd, self._objects.difficult
+        return int(crowd.sum()), int((difficult & ~crowd).sum())
 
     def all_objects(self, index: int) -> ObjectArrays:
         """All objects of an image, without reading it. The arrays must not be changed."""
-        entry = self._entries[index]
-        return ObjectArrays(entry.boxes, entry.labels, entry.crowd, entry.difficult, entry.areas)
+        start, end = self._ends[index - 1] if index else 0, self._ends[index]
+        return ObjectArrays(*(array[start:end] for array in self._objects))
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The objects to train on, without reading the image.  Returns boxes float32 [G, 4] and labels int64 [G]."""
-        entry = self._entries[index]
-        wanted = ~entry.crowd & ~entry.difficult
-        return entry.boxes[wanted], entry.labels[wanted]
+        objects = self.all_objects(index)
+        wanted = ~objects.crowd & ~objects.difficult
+        return objects.boxes[wanted], objects.labels[wanted]
 
     def __getitem__(self, index: int) -> Sample:
         """Reads a sample.
@@ -133,13 +149,14 @@ class FolderDataset:
         pixels = self.decode(index, data)
         if isinstance(pixels, Fault):
             raise ValueError(str(pixels))
+        objects = self.all_objects(index)
         return Sample(
             pixels,
-            entry.boxes.copy(),
-            entry.labels.copy(),
-            crowd=entry.crowd.copy(),
-            areas=entry.areas.copy(),
-            difficult=entry.difficult.copy(),
+            objects.boxes.copy(),
+            objects.labels.copy(),
+            crowd=objects.crowd.copy(),
+            areas=objects.areas.copy(),
+            difficult=objects.difficult.copy(),
             file=data,
         )
 
@@ -174,52 +191,60 @@ class FolderDataset:
             )
         return Fault("image of another size", entry.where, what, remedy)
 
-    def objects_per_class(self) -> list[int]:
-        """The number of boxes of each class, including crowds and difficult objects."""
-        labels = [entry.labels for entry in self._entries] or [np.zeros(0, np.int64)]
-        return np.bincount(np.concatenate(labels), minlength=len(self.labels)).tolist()
-
-    def renumber(self, labels: tuple[str, ...]) -> None:
-        """Changes the classes to `labels`, which hold every class that has a box; names keep their meaning."""
-        numbers = np.array([labels.index(name) if name in labels else -1 for name in self.labels], np.int64)
-        self._entries = [replace(entry, labels=numbers[entry.labels]) for entry in self._entries]
-        self.labels = labels
-
     def remove(self, indices: Iterable[int]) -> None:
         """Removes images, which changes the indices of the images after them."""
         removed = set(indices)
-        self._entries = [entry for index, entry in enumerate(self._entries) if index not in removed]
+        if not removed:
+            return
+        kept = [index for index in range(len(self._entries)) if index not in removed]
+        counts = np.diff(self._ends, prepend=0)[kept]
+        self._objects = _concatenated(map(self.all_objects, kept))
+        self._entries, self._ends = [self._entries[index] for index in kept], counts.cumsum()
 
-    def _add(self, images: list[AnnotatedImage]) -> None:
-        first_where: dict[Path, str] = {}
+    def _checked(self, images: list[AnnotatedImage], usable: list[AnnotatedImage]) -> Iterator[ObjectArrays]:
+        """The objects of each image that can be used and is then added to `usable`. Adds the faults of all images."""
+        first_where: dict[str, str] = {}  # by path; a Path keeps the parts that its hash needs
         for image in images:
-            if (first := first_where.setdefault(image.path, image.where)) != image.where:
+            if (first := first_where.setdefault(str(image.path), image.where)) != image.where:
                 what = f"{image.name} is already listed at {first}"
                 self.faults.append(Fault("image listed twice", image.where, what, "remove one of the two"))
                 continue
             kept, faults = check_boxes(image, self.skip_bad_boxes)
             self.faults += faults
-            self._entries.append(_entry(image, kept))
+            usable.append(image)
+            yield _arrays(kept)
             image.annotations.clear()  # a million of them need much memory
 
 
-def _entry(image: AnnotatedImage, objects: list[CheckedObject]) -> _Entry:
+def _arrays(objects: list[CheckedObject]) -> ObjectArrays:
     annotations = [annotation for annotation, _ in objects]
     boxes = np.array([box for _, box in objects], np.float32).reshape(-1, 4)
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     outline_areas = np.array([np.nan if one.area is None else one.area for one in annotations], np.float64)
-    return _Entry(
-        image.name,
-        image.path,
-        (image.height, image.width),
-        image.where,
-        image.size_from_file,
+    return ObjectArrays(
         boxes,
         labels=np.array([one.label for one in annotations], np.int64),
         crowd=np.array([one.crowd for one in annotations], bool),
         difficult=np.array([one.difficult for one in annotations], bool),
         areas=np.where(np.isnan(outline_areas), box_areas, outline_areas),
     )
+
+
+def _counted(parts: Iterable[ObjectArrays], counts: list[int]) -> Iterator[ObjectArrays]:
+    """`parts`, whose lengths are added to `counts`."""
+    for part in parts:
+        counts.append(len(part.boxes))
+        yield part
+
+
+def _concatenated(parts: Iterable[ObjectArrays]) -> ObjectArrays:
+    """All objects in one set of arrays. Arrays of their own for each of 100,000 images would need ten times as much."""
+    buffers = tuple(bytearray() for _ in ObjectArrays._fields)
+    for part in parts:
+        for buffer, array, kind in zip(buffers, part, _TYPES, strict=True):
+            buffer += np.ascontiguousarray(array, kind).tobytes()
+    arrays: list[np.ndarray] = [np.frombuffer(buffer, kind) for buffer, kind in zip(buffers, _TYPES, strict=True)]
+    return ObjectArrays(arrays[0].reshape(-1, 4), *arrays[1:])
 
 
 def class_name_faults(parsed: ParsedSplit) -> list[Fault]:

@@ -84,9 +84,10 @@ def carry_out(
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(used_alone(folder))
             remove_leftovers(folder)
-            write_record(folder, record)
         has_begun = any(folder.rglob(NAME))  # in alternating training the steps have checkpoints first
         check_same_images((training, validation), folder, accept_changed_images or not has_begun)
+        if rank() == 0:
+            write_record(folder, record)
         wait_for_all()
         metrics = SCHEDULES[record.schedule](setting, record)
         if rank() == 0:

@@ -88,7 +88,6 @@ def test_the_error_names_the_data_that_cannot_be_opened(tmp_path: Path, run: Cal
         assert "\n" not in done.error
 
 
-@pytest.mark.contract("6.4")
 def test_the_check_counts_images_with_more_objects_than_detections(tmp_path: Path, run: Callable[..., Done]) -> None:
     write_image(tmp_path / "a.jpg")
     boxes = [(x * 6, y * 4, 5, 3) for x in range(10) for y in range(11)]  # 110 objects, and one crowd

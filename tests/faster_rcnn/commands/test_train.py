@@ -206,3 +206,9 @@ def test_data_without_objects_is_refused(tmp_path: Path, run: Run) -> None:
     done = run("train", "--data", data, "--out", tmp_path / "run", "--iterations", 1, *SMALL)
     assert done.code == 1
     assert "has no objects to learn from" in done.err.splitlines()[-1]
+
+
+@pytest.mark.contract("6.14")
+def test_changed_images_can_be_accepted_only_on_resuming(run: Callable[..., Done], tmp_path: Path) -> None:
+    done = run("train", "--data", "shapes", "--out", tmp_path / "run", "--accept-changed-images")
+    assert "--accept-changed-images belongs to --resume; leave it out" in done.refusal

@@ -38,7 +38,7 @@ def same_objects(one: FolderDataset, other: FolderDataset) -> bool:
     )
 
 
-@pytest.mark.contract("6.6")
+@pytest.mark.contract("6.12")
 @settings(max_examples=60, deadline=None)
 @given(boxes, st.booleans(), st.sampled_from(["a.jpg", "deep/a.png", "a b:c?.JPG", "ä.jpeg", "a.jpg.jpg", "..a.txt"]))
 def test_reading_the_copy_gives_the_same_boxes_and_no_faults(
@@ -56,7 +56,7 @@ def test_reading_the_copy_gives_the_same_boxes_and_no_faults(
         assert after.labels == before.labels
 
 
-@pytest.mark.contract("6.6")
+@pytest.mark.contract("6.12")
 def test_the_command_writes_all_splits_without_their_faults_and_touches_no_original(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +102,7 @@ def test_boxes_of_a_turned_image_are_written_upright(tmp_path: Path) -> None:
     assert (after.size(0), after.objects(0)[0].tolist()) == ((100, 60), [[20, 10, 40, 40]])
 
 
-@pytest.mark.contract("6.6")
+@pytest.mark.contract("6.12")
 def test_nothing_is_written_to_a_folder_that_is_not_empty_or_from_data_with_serious_faults(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

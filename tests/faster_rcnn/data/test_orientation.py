@@ -55,7 +55,7 @@ def test_a_box_turns_with_its_image(orientation: int) -> None:
     assert turned_box(BOX, 100, 60, orientation) == UPRIGHT[orientation]
 
 
-@pytest.mark.contract("6.4")
+@pytest.mark.contract("6.11")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_boxes_drawn_on_the_stored_image_are_turned_onto_the_same_pixels(tmp_path: Path, orientation: int) -> None:
     dataset = open_checked(data_set(tmp_path, orientation), "train", workers=1, exif_boxes="stored")
@@ -64,7 +64,7 @@ def test_boxes_drawn_on_the_stored_image_are_turned_onto_the_same_pixels(tmp_pat
     assert dataset.size(0) == ((100, 60) if orientation >= 5 else (60, 100))
 
 
-@pytest.mark.contract("6.4")
+@pytest.mark.contract("6.11")
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_size_that_is_upright_says_that_the_boxes_are_upright(tmp_path: Path, orientation: int) -> None:
     source = data_set(tmp_path, orientation, width=60, height=100)
@@ -74,7 +74,7 @@ def test_a_size_that_is_upright_says_that_the_boxes_are_upright(tmp_path: Path, 
         assert dataset[0].boxes.tolist() == [list(BOX)]
 
 
-@pytest.mark.contract("6.4")
+@pytest.mark.contract("6.11")
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_a_size_that_is_stored_stops_the_check_unless_the_boxes_are_to_be_turned(
     tmp_path: Path, orientation: int
@@ -84,7 +84,7 @@ def test_a_size_that_is_stored_stops_the_check_unless_the_boxes_are_to_be_turned
     assert "if its boxes were drawn on the image as it is stored, add --exif-boxes stored" in fault.remedy
 
 
-@pytest.mark.contract("6.4")
+@pytest.mark.contract("6.11")
 @pytest.mark.parametrize(
     ("orientation", "size"), [(2, (100, 60)), (3, (100, 60)), (4, (100, 60)), *((one, (60, 60)) for one in range(2, 9))]
 )

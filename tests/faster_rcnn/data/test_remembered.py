@@ -43,7 +43,7 @@ def check(source: str, cache: Path) -> list[str]:
     return [str(fault) for fault in check_images(open_folder(source, "train"), 2, remembered=Remembered(cache, later))]
 
 
-@pytest.mark.contract("6.5")
+@pytest.mark.contract("6.13")
 def test_a_file_that_has_not_changed_is_decoded_once(
     source: str, tmp_path: Path, examined: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,7 +99,7 @@ def test_the_oldest_facts_are_forgotten_when_there_are_too_many(tmp_path: Path) 
     assert [kept.get(file, file.stat()) is not None for file in files] == [False, False, True, True, True]
 
 
-@pytest.mark.contract("6.5")
+@pytest.mark.contract("6.13")
 @pytest.mark.parametrize("fault", ["damaged", "folder", "not a folder"])
 def test_a_cache_that_cannot_be_used_is_reported_and_stops_nothing(
     source: str, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
@@ -128,7 +128,7 @@ def test_the_place_of_the_cache_can_be_named_or_left_out(tmp_path: Path, monkeyp
     assert cache_folder() == tmp_path / "faster-rcnn"
 
 
-@pytest.mark.contract("6.5")
+@pytest.mark.contract("6.13")
 def test_a_check_that_is_interrupted_keeps_what_it_found_and_decodes_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

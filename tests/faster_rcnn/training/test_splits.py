@@ -42,6 +42,7 @@ def test_the_record_gets_digests_that_are_compared_when_the_run_is_resumed(recor
         open_splits(opened)
 
 
+@pytest.mark.contract("6.14")
 def test_a_replaced_image_is_noticed_when_the_run_is_resumed(
     record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
