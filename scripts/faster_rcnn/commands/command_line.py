@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
-DATA = (
-    "a folder, zip file or JSON file with annotated images (coco:, voc: or yolo: before it names the format), or shapes"
-)
+DATA = "a folder, zip file or JSON file of annotated images (docs/data.md), or shapes for generated images"
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",

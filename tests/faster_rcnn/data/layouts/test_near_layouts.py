@@ -203,7 +203,7 @@ def test_the_nearest_layout_is_named(tmp_path: Path, files: dict[str, str], near
 def test_a_prefix_restricts_the_search(tmp_path: Path) -> None:
     writers.roboflow_coco(tmp_path, SPLITS)
     assert boxes(f"coco:{tmp_path}", "val") == [[1, 2, 30, 40]]
-    assert f"it fits Roboflow's COCO (<split>/_annotations.coco.json); use coco:" in message(f"yolo:{tmp_path}")
+    assert "it fits Roboflow's COCO (<split>/_annotations.coco.json); use coco:" in message(f"yolo:{tmp_path}")
 
 
 def test_a_folder_that_fits_two_layouts_says_which_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,17 +124,20 @@ def test_a_damaged_file_is_refused_or_gives_what_it_held(tmp_path: Path, cache: 
             whole[place] = data.draw(st.integers(0, 255))
     file.write_bytes(whole)
     shutil.rmtree(cache, ignore_errors=True)
+    refusal = ""
     try:
         folder = unpacked(file)
     except (ValueError, OSError) as error:
-        assert "a.zip" in str(error)
+        refusal = str(error)
+    if refusal:
+        assert "a.zip" in refusal
         assert not list(cache.glob("*/unpacked"))
         return
     assert {(folder / name).read_bytes() for name in files_in(folder)} <= set(contents.values())
 
 
 def test_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024 - as shutil returns it
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(zip_cache.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 50_000_000))
     with pytest.raises(OSError, match=r"a.zip needs 0 MB here, and only 50 MB are free; .*XDG_CACHE_HOME"):
         unpacked(packed(tmp_path / "a.zip", a=b"x"))
@@ -160,5 +163,5 @@ def test_a_description_in_a_zip_file_cannot_name_files_outside(tmp_path: Path) -
         "data.yaml": b"train: t.txt\nnames: [dog]\n",
         "t.txt": f"{tmp_path}/outside/images/train/secret.jpg".encode(),
     }
-    with pytest.raises(ValueError, match="which is not there|has no images"):
+    with pytest.raises(ValueError, match=r"which is not there|has no images"):
         open_dataset(str(packed(tmp_path / "listed.zip", **listed)), "train")
