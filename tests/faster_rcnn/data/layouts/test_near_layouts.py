@@ -1,6 +1,7 @@
 """Data sets that are nearly in a known layout: what is still read, and what the message says about the others."""
 
 import json
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -245,7 +246,8 @@ def test_a_path_that_does_not_exist_or_an_archive_that_is_not_a_zip(tmp_path: Pa
     for name in ("x" * 5000, "a\0b"):
         assert "not a folder or file that exists" in message(name)
         assert "does not exist" in message(f"coco:{name}")
-    assert "neither a folder nor a file" in message("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    assert "neither a folder nor a file" in message(tmp_path / "pipe")
     text(tmp_path / "set.tar.gz", "")
     assert "only zip files are read" in message(tmp_path / "set.tar.gz")
 
