@@ -60,23 +60,34 @@ _REMEDIES = {
 def write_file(path: Path, write: Callable[[IO[bytes]], object], needed: int | None = None) -> None:
     """Writes a file whole or not at all. `write` receives the open file; it must not read other files.
 
+    A link stays a link: the file that it leads to is replaced. A device or a pipe is written to as it is.
+
     needed: the size of the file in bytes, if it is known beforehand, for the message.
     Raises OSError with a message that names the file, the cause and the remedy.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    target = path.resolve() if path.is_symlink() else path
     try:
-        try:
-            with aside.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        if target.exists() and not (target.is_file() or target.is_dir()):
+            with target.open("wb") as device:
+                write(device)
+        else:
+            _replace(target, write)
     except Exception as error:
         if (cause := _system_error(error)) is None:
             raise
         raise OSError(in_words(cause, path, needed)) from error
+
+
+def _replace(target: Path, write: Callable[[IO[bytes]], object]) -> None:
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and a message names the file, the cause and the remedy."""
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,23 @@ def test_images_and_tables_that_do_not_fit_leave_nothing(small_disk: Path) -> No
         with pytest.raises(OSError, match=r"no room on the disk \([\d.]+ MB needed, 1\.0 MB free\)"):
             write()
     assert not list(small_disk.iterdir())
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("elsewhere/a.bin")
+    write_bytes(link, b"new")
+    assert link.is_symlink()
+    assert (tmp_path / "elsewhere" / "a.bin").read_bytes() == b"new"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_bytes(pipe, b"through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["elsewhere", "link", "pipe"]
 
 
 def test_an_error_in_the_midst_of_writing_leaves_the_previous_file(tmp_path: Path) -> None:

@@ -88,11 +88,18 @@ def share_to_hold_out(source: str, train_split: str, val_split: str, val_share: 
     return SHARE if divided_split(_layout(source), SHARE) is not None else None
 
 
+def _exists(place: str) -> bool:
+    try:
+        return Path(place).exists()
+    except OSError:  # for example a name that is too long
+        return False
+
+
 def _layout(source: str) -> Layout:
     prefix, colon, rest = source.partition(":")
-    named = bool(colon) and prefix in PREFIXES and not Path(source).exists()
+    named = bool(colon) and prefix in PREFIXES and not _exists(source)
     place = rest if named else source
-    if not place or (not named and not Path(place).exists()):
+    if not place or (not named and not _exists(place)):
         kinds = ", ".join(f"{one}:PATH" for one in PREFIXES)
         raise ValueError(
             f"--data {source!r}: unknown kind, and not a folder or file that exists; use a folder, a zip file, "

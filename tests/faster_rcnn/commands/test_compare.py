@@ -21,7 +21,7 @@ def test_options_after_two_dashes_are_passed_on_to_training() -> None:
         (("--out", "x"), "--data is missing; name the images"),
         (("--data", "shapes"), "--out is missing; name the folder"),
         (("pools", "--data", "shapes", "--out", "x"), "unknown comparison pools; choose from schedules, pooling, prop"),
-        (("--data", "imagenet", "--out", "x"), "unknown kind; use shapes, coco:DIR or voc:DIR"),
+        (("--data", "imagenet", "--out", "x"), "unknown kind, and not a folder or file that exists"),
         (("--seed", "3"), "unknown option --seed; did you mean --seeds?"),
         (("--min-size", "3"), "unknown option --min-size"),
     ],

@@ -127,7 +127,7 @@ def test_iterations_are_divided_as_in_the_reference_code() -> None:
         ({"target_normalisation": "measured"}, "needs proposals that do not change during training"),
         ({"trainable_from": "conv9_9"}, "has no stage 'conv9_9'"),
         ({"batch_size": 3, "accumulate": 2}, "choose another --batch-size or --accumulate"),
-        ({"data": "voc2012"}, "unknown kind; use shapes"),
+        ({"data": "voc2012"}, "unknown kind, and not a folder or file that exists"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, object], complaint: str, tmp_path: Path) -> None:

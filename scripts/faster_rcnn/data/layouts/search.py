@@ -1,10 +1,12 @@
 """Finds the layout of a data set, or says which one comes nearest."""
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
 
+from faster_rcnn.data.annotations import is_file
 from faster_rcnn.data.faults import printable
 from faster_rcnn.data.layouts import coco_files, cvat, label_studio, voc_files, yolo
 from faster_rcnn.data.layouts.json_kinds import FOREIGN, kind_of
@@ -23,6 +25,13 @@ FAMILIES: tuple[Family, ...] = (
 )
 PREFIXES = tuple(dict.fromkeys(family.prefix for family in FAMILIES))
 _DEEPEST = 6  # folders that hold nothing but another folder
+_OF_FILES = {  # the families that a single file can belong to, by its extension
+    ".json": ("coco", "label-studio"),
+    ".xml": ("cvat",),
+    ".yaml": ("yolo",),
+    ".yml": ("yolo",),
+    ".data": ("yolo",),
+}
 _ARCHIVES = (".tar", ".tgz", ".tar.gz", ".rar", ".7z", ".tar.bz2", ".tar.xz")
 
 
@@ -36,9 +45,10 @@ def find_layout(place: Path, prefix: str = "", named: str = "") -> Layout:
     """
     families = [family for family in FAMILIES if prefix in ("", family.prefix)]
     named = named or str(place)
-    if not place.exists():
-        raise FileNotFoundError(f"{named} does not exist; check the path")
-    if place.is_dir():
+    is_folder = os.path.isdir(place)  # noqa: PTH112 - False, not an error, for a name that is too long
+    if not is_folder and not is_file(place):
+        raise FileNotFoundError(f"{named} does not exist, or is neither a folder nor a file; check the path")
+    if is_folder:
         return _in_folder(place, families, named)
     if place.name.lower().endswith(_ARCHIVES):
         raise ValueError(f"{named}: only zip files are read, not this kind of archive; unpack it and name the folder")
@@ -74,9 +84,10 @@ def _with_alternative(layout: Layout, tree: Tree, family: Family, others: list[F
 
 
 def _around_file(file: Path, families: list[Family], named: str) -> Layout:
-    """The layout of one file of annotations, with the images in its folder and below."""
-    tree = read_tree(file.parent)
-    others = frozenset((".json", ".xml", ".yaml", ".yml"))
+    """The layout of one file of annotations, with the images in its folder and below, or beside `annotations`."""
+    families = [family for family in families if family.prefix in _OF_FILES.get(file.suffix.lower(), ())]
+    tree = read_tree(file.parent.parent if file.parent.name.lower() == "annotations" else file.parent)
+    others = frozenset(_OF_FILES)
     alone = Tree(
         tree.root,
         {

@@ -3,6 +3,7 @@
 `data.yaml`: Ultralytics, Roboflow and CVAT; `obj.data`: Darknet and CVAT; lists of class names: LabelImg, Label Studio.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from faster_rcnn.data.layouts import split_names
 from faster_rcnn.data.layouts.tree import Tree
 from faster_rcnn.data.layouts.yolo_labels import Classes
 
-LARGEST = 10_000_000  # bytes of a file of settings
+LARGEST = 1_000_000  # bytes of a file of settings
 NAME_FILES = ("classes.txt", "obj.names", "predefined_classes.txt", "class_names.txt", "labels.txt", "names.txt")
 
 
@@ -129,22 +130,33 @@ def _classes(file: Path, document: Mapping[str, Any]) -> tuple[Classes, list[Fau
     names = document.get("names")
     keypoints = "kpt_shape" in document
     if isinstance(names, list):
-        numbered = {number: str(name).strip() for number, name in enumerate(names)}
-    elif isinstance(names, dict) and all(str(number).isdecimal() for number in names):
-        numbered = {int(number): str(name).strip() for number, name in names.items()}
-    elif names in (None, "") and str(document.get("nc", "")).isdecimal() and 0 < int(document["nc"]) <= 100_000:
-        numbered = {number: f"class_{number}" for number in range(int(document["nc"]))}
+        names = {str(number): name for number, name in enumerate(names)}
+    # Every name must be text already: to write out nested lists with aliases could take all memory.
+    if isinstance(names, dict) and all(
+        isinstance(number, str) and number.isdecimal() and len(number) < 10 and isinstance(name, str)
+        for number, name in names.items()
+    ):
+        numbered = {int(number): name.strip() for number, name in names.items()}
+    elif names in (None, "") and (count := _count(document.get("nc"))):
+        numbered = {number: f"class_{number}" for number in range(count)}
         what = f"it has no names, only nc: {document['nc']}; the classes are called class_0, class_1 …"
         warning = Fault("classes without names", str(file), what, "add names", warning=True, skippable=False)
         return _in_order(numbered, keypoints), [warning]
     else:
-        raise ValueError(f"{file}: its names are {short(names)}; write a list of class names, or number: name")
+        raise ValueError(
+            f"{file}: its names are {short(document.get('names'))}; write a list of class names, or number: name"
+        )
     if not numbered or not all(numbered.values()):
         raise ValueError(f"{file}: its names are {short(names)}; give every class a name")
-    twice = sorted({name for name in numbered.values() if list(numbered.values()).count(name) > 1})
+    twice = sorted(name for name, count in Counter(numbered.values()).items() if count > 1)
     what = f"its names have {', '.join(twice)} more than once"
     faults = [Fault("class listed twice", str(file), what, "rename one", skippable=False)] if twice else []
     return _in_order(numbered, keypoints), faults
+
+
+def _count(text: object) -> int:
+    """The whole number in `text`, up to 99,999; 0 if it is none."""
+    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) <= 5 else 0
 
 
 def _in_order(numbered: Mapping[int, str], keypoints: bool) -> Classes:

@@ -1,6 +1,7 @@
 """Data sets that are nearly in a known layout: what is still read, and what the message says about the others."""
 
 import json
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -231,6 +232,8 @@ def test_one_file_can_be_named(tmp_path: Path) -> None:
     text(tmp_path / "other.json", "{}")
     assert boxes(tmp_path / "labels_my-project.json", "all") == [[10, 20, 40, 40], [3, 4, 50, 20], [1, 2, 30, 40]]
     assert "no file of annotations that is known" in message(tmp_path / "other.json")
+    writers.cvat_coco(tmp_path / "cvat coco", SPLITS)  # its images are beside the folder of the file
+    assert boxes(tmp_path / "cvat coco" / "annotations" / "instances_val.json", "val") == [[1, 2, 30, 40]]
     writers.roboflow_yolo(tmp_path / "yolo", SPLITS)
     assert boxes(tmp_path / "yolo" / "data.yaml", "val") == [[1, 2, 30, 40]]
     writers.cvat_images(tmp_path / "cvat", SPLITS)
@@ -238,8 +241,13 @@ def test_one_file_can_be_named(tmp_path: Path) -> None:
 
 
 def test_a_path_that_does_not_exist_or_an_archive_that_is_not_a_zip(tmp_path: Path) -> None:
-    assert f"coco:{tmp_path}/nowhere does not exist" in message(f"coco:{tmp_path}/nowhere")
+    assert f"coco:{tmp_path}/nowhere does not exist, or is neither" in message(f"coco:{tmp_path}/nowhere")
     assert "not a folder or file that exists" in message(tmp_path / "nowhere")
+    for name in ("x" * 5000, "a\0b"):
+        assert "not a folder or file that exists" in message(name)
+        assert "does not exist" in message(f"coco:{name}")
+    os.mkfifo(tmp_path / "pipe")
+    assert "neither a folder nor a file" in message(tmp_path / "pipe")
     text(tmp_path / "set.tar.gz", "")
     assert "only zip files are read" in message(tmp_path / "set.tar.gz")
 

@@ -62,10 +62,10 @@ def test_points_and_missing_images_of_cvat_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"image 'b.jpg' is not in the folder; .*'Save images'"):
         open_dataset(cvat(tmp_path, dog, "b.jpg"), "all")
     text(tmp_path / "annotations.xml", "<annotations><track></track></annotations>")
-    with pytest.raises(ValueError, match="CVAT for video; export the task again as CVAT for images 1.1"):
+    with pytest.raises(ValueError, match=r"CVAT for video; export the task again as CVAT for images 1.1"):
         open_dataset(str(tmp_path), "all")
     text(tmp_path / "annotations.xml", "<annotations><image>")
-    with pytest.raises(ValueError, match="annotations.xml:1: not XML, or incomplete"):
+    with pytest.raises(ValueError, match=r"annotations.xml:1: not XML, or incomplete"):
         open_dataset(str(tmp_path), "all")
 
 

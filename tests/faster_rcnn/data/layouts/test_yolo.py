@@ -73,6 +73,12 @@ def test_classes_without_names_are_numbered_with_a_warning(tmp_path: Path) -> No
         ),
         ("train: {a: b}\nnames: [dog]", "its train is {'a': 'b'}; write the path"),
         ("train:\nnames: [dog]", "names no images; add train: and val:"),
+        (
+            "a: &a [x, x]\nb: &b [*a, *a]\ntrain: images/train\nnames: [*b]",
+            "write a list of class names, or number: name",
+        ),
+        ("train: images/train\nnc: many", "its names are None; write a list of class names"),
+        ("train: images/train\nnc: " + "9" * 5000, "its names are None; write a list of class names"),
         ("train: [images/train\nnames: [dog]", "YOLO, but data.yaml .* is missing"),
         ("train: " + "[" * 2000, "YOLO, but data.yaml .* is missing"),
     ],

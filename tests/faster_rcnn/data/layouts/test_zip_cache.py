@@ -124,10 +124,13 @@ def test_a_damaged_file_is_refused_or_gives_what_it_held(tmp_path: Path, cache: 
             whole[place] = data.draw(st.integers(0, 255))
     file.write_bytes(whole)
     shutil.rmtree(cache, ignore_errors=True)
+    refusal = ""
     try:
         folder = unpacked(file)
     except (ValueError, OSError) as error:
-        assert "a.zip" in str(error)
+        refusal = str(error)
+    if refusal:
+        assert "a.zip" in refusal
         assert not list(cache.glob("*/unpacked"))
         return
     assert {(folder / name).read_bytes() for name in files_in(folder)} <= set(contents.values())
@@ -160,5 +163,5 @@ def test_a_description_in_a_zip_file_cannot_name_files_outside(tmp_path: Path) -
         "data.yaml": b"train: t.txt\nnames: [dog]\n",
         "t.txt": f"{tmp_path}/outside/images/train/secret.jpg".encode(),
     }
-    with pytest.raises(ValueError, match="which is not there|has no images"):
+    with pytest.raises(ValueError, match=r"which is not there|has no images"):
         open_dataset(str(packed(tmp_path / "listed.zip", **listed)), "train")
