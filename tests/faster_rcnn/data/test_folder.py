@@ -8,9 +8,7 @@ from faster_rcnn.data.sources import open_dataset, open_folder
 from tests.faster_rcnn.data.coco_folder import annotation_entry, image_entry, write_coco_folder, write_image
 
 
-@pytest.mark.parametrize(
-    ("data", "why"), [(b"", "it is empty;"), (b"no image", "it is text, not an image;")]
-)
+@pytest.mark.parametrize(("data", "why"), [(b"", "it is empty;"), (b"no image", "it is text, not an image;")])
 def test_the_reason_why_a_file_cannot_be_read_is_worded_for_a_local_file(tmp_path: Path, data: bytes, why: str) -> None:
     write_image(tmp_path / "a.jpg")
     source = write_coco_folder(tmp_path, [image_entry(1, "a.jpg")], [annotation_entry(1, 1)])
