@@ -131,9 +131,7 @@ class _FilePart:
             raise _unreadable()
         field = options[b"name"]
         if field not in FIELDS:
-            name = printable(field.decode(errors="replace"))
-            detail = f"The form's field is named {name}. Send the file in the field image; for example: {CURL}"
-            raise Problem(400, "bad_multipart", detail)
+            raise _not_one_file(f" It has the field {printable(field.decode(errors='replace'))}.")
         # RFC 7578 forbids filename* but browsers and libraries send it, some without filename. A part without either
         # is a file if its media type says so.
         kind_of_part = parse_options_header(self._headers.get(b"content-type"))[0]
@@ -157,9 +155,11 @@ def _unreadable() -> Problem:
     return Problem(400, "bad_multipart", detail)
 
 
-def _not_one_file() -> Problem:
+def _not_one_file(found: str = "") -> Problem:
+    """`found`: a sentence about what the form has instead."""
     return Problem(
         400,
         "bad_multipart",
-        f"The form must have one field, image, with one file; parameters belong in the query. For example: {CURL}",
+        f"The form must have one field, image, with one file; parameters belong in the query.{found} "
+        f"For example: {CURL}",
     )
