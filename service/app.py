@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from service import descriptors
 from service.http import openapi, problems
+from service.http.cors import Cors
 from service.http.middleware import CLIENT_GONE, Edge
 from service.http.request_head import RequestHead
 from service.http.routes import detect, health, models, page, proposals
@@ -73,6 +74,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     app.add_middleware(RequestHead, routes=[route for router in ROUTERS for route in router.routes], answer=_problem)
     app.add_middleware(Edge, runtime=runtime)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins.split(","))
     for error in problems.ANSWERED:
         app.add_exception_handler(error, _problem)
     for gone in (ClientDisconnect, ClientGoneError):  # during its upload, and while it waited

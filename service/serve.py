@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from service import setting_checks
 from service.setting_checks import flag, value_fault
 from service.settings import Settings
-from service.sockets import ListenError, Sockets, open_sockets, public_addresses
+from service.sockets import ListenError, Sockets, open_sockets, public_addresses, remove_path
 from service.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> 
     _warn_if_public(settings, sockets)
     from service.server import serve  # slow to import; by now all settings are known to be right
 
-    return leave(serve(settings, sockets, traces))
+    code = serve(settings, sockets, traces)
+    if settings.uds:
+        for each in sockets.service:
+            each.close()
+        remove_path(settings.uds)
+    return leave(code)
 
 
 def _warn_if_public(settings: Settings, sockets: Sockets) -> None:

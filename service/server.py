@@ -19,7 +19,7 @@ from service.http.connections import Connection
 from service.http.http1 import Http1
 from service.http.refusals import MAX_HEAD
 from service.runtime import Runtime
-from service.settings import Settings
+from service.settings import UNIX, Settings
 from service.sockets import Sockets
 from service.telemetry import logs, tracing
 
@@ -45,7 +45,8 @@ def serve(settings: Settings, sockets: Sockets, traces: TracerProvider | None = 
         h11_max_incomplete_event_size=2 * MAX_HEAD,  # `Connection` passes only complete heads, and limits them itself
         ws="none",
         proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
+        # Only what connects to UDS has no address, and uvicorn has no other word for it.
+        forwarded_allow_ips="*" if settings.uds and UNIX in settings.trusted_proxies else settings.trusted_proxies,
         server_header=False,
         timeout_keep_alive=math.ceil(app.state.traffic.deadlines.idle),
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
@@ -110,7 +111,7 @@ class Lifecycle:
         else:
             self._server.should_exit = True
 
-    def _check(self, address: tuple[str, int]) -> None:
+    def _check(self, address: tuple[str, int] | str) -> None:
         if not self._announced and self._runtime.readiness.not_ready() is None:
             self._announced = True
             self._announce(address)
@@ -120,12 +121,21 @@ class Lifecycle:
         if time.monotonic() >= self._stops_at:
             self._server.should_exit = True
 
-    def _announce(self, address: tuple[str, int]) -> None:
-        host, port = address[:2]
+    def _announce(self, address: tuple[str, int] | str) -> None:
         models = ", ".join(
             f"{name}/{version}" for name, all in self._runtime.readiness.choices.served.items() for version in all
         )
-        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        logs.announce(f"serving {models} on http://{place} ({self._runtime.provider})")
+        settings = self._runtime.settings
+        if isinstance(address, str):  # of a Unix socket
+            host, place = settings.host, f"unix:{settings.uds}"
+        else:
+            host = address[0]
+            place = f"http://{_bracketed(host)}:{address[1]}"
+        logs.announce(f"serving {models} on {place} ({self._runtime.provider})")
         if self._runtime.metrics_port is not None:
-            logs.announce(f"metrics alone on http://{place.rpartition(':')[0]}:{self._runtime.metrics_port}/metrics")
+            logs.announce(f"metrics alone on http://{_bracketed(host)}:{self._runtime.metrics_port}/metrics")
+
+
+def _bracketed(host: str) -> str:
+    """A host as it is written in a URL."""
+    return f"[{host}]" if ":" in host else host

@@ -17,6 +17,8 @@ from service.images import formats
 from service.images.decode import MAX_PIXELS
 
 MIB = 2**20
+UNIX = "unix"  # in TRUSTED_PROXIES: whatever connects to the Unix socket
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE)
 QUOTED = "the quotation marks are part of the value; remove them"
 LARGEST = 2**40  # bytes or pixels, far beyond any machine; arithmetic with longer numbers can overflow
 MOST_REQUESTS = 1_000_000
@@ -52,6 +54,21 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen on; the container image sets 0.0.0.0")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 chooses a free port")
+    uds: Path | None = Field(
+        default=None,
+        description="listen on a Unix socket with this path instead of HOST and PORT. A socket that an earlier process "
+        "has left there is replaced, any other file is not. All its clients count as one, unless TRUSTED_PROXIES has "
+        "the word unix",
+    )
+    uds_mode: str = Field(
+        default="660",
+        description="permissions of the file UDS, as chmod takes them: 660 lets its owner and its group connect",
+    )
+    cors_origins: str = Field(
+        default="",
+        description="origins whose pages may call the service from a browser, such as https://app.example.org, "
+        "separated by commas, or * for all. A page needs a key too, if API_KEYS_FILE is set",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level that is logged"
     )
@@ -174,8 +191,9 @@ class Settings(BaseSettings):
     )
     trusted_proxies: str = Field(
         default="",
-        description="addresses or networks of reverse proxies, separated by commas. A request that comes from one of "
-        "them counts for the client that its X-Forwarded-For names; from others this header is ignored",
+        description="addresses or networks of reverse proxies, separated by commas, or unix for the proxy that "
+        "connects to UDS. A request that comes from one of them counts for the client that its X-Forwarded-For names; "
+        "from others this header is ignored",
     )
     memory_budget: ByteSize | None = Field(
         default=None,
@@ -220,6 +238,24 @@ class Settings(BaseSettings):
         "client that sent them; 0 keeps none",
     )
 
+    @field_validator("uds_mode")
+    @classmethod
+    def _is_a_mode(cls, mode: str) -> str:
+        if not re.fullmatch(r"0?[0-7]{3}", mode):
+            raise ValueError("must be three digits from 0 to 7, such as 660")
+        return mode
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        origins = [origin.strip() for origin in text.split(",") if origin.strip()]
+        if origins != ["*"] and not all(map(_ORIGIN.fullmatch, origins)):
+            raise ValueError(
+                "must be origins such as https://app.example.org or http://localhost:3000, without a path or a slash "
+                "at the end, separated by commas, or * alone"
+            )
+        return ",".join(origin.lower() for origin in origins)
+
     @field_validator("image_formats")
     @classmethod
     def _are_formats(cls, names: str) -> str:
@@ -229,6 +265,8 @@ class Settings(BaseSettings):
     @classmethod
     def _are_networks(cls, proxies: str) -> str:
         for proxy in filter(None, map(str.strip, proxies.split(","))):
+            if proxy == UNIX:
+                continue
             try:
                 ipaddress.ip_network(proxy)
             except ValueError:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
+import stat
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from service.settings import Settings
@@ -14,11 +17,12 @@ from service.settings import Settings
 # Bytes that the system receives for a connection before the service reads them. Otherwise it would take up to 6 MB, and
 # a thousand unread uploads would use up the memory that the system has for TCP, which all connections share.
 RECEIVE_BUFFER = 2**18
+LONGEST_PATH = 103  # bytes of a Unix socket's path; macOS has room for 104 with the final zero, Linux for 108
 REMEDY = "set 127.0.0.1 for this machine only, 0.0.0.0 for every interface, or an address of this machine"
 
 
 class Sockets(NamedTuple):
-    """The listening sockets of PORT and, if it is set, of METRICS_PORT."""
+    """The listening sockets of PORT or UDS and, if it is set, of METRICS_PORT."""
 
     service: list[socket.socket]
     metrics: list[socket.socket]
@@ -29,8 +33,11 @@ class ListenError(Exception):
 
 
 def open_sockets(settings: Settings) -> Sockets:
-    """Listens on HOST. Raises ListenError."""
-    service = listen(settings.host, settings.port)
+    """Listens on UDS, or else on HOST. METRICS_PORT is on HOST in both cases. Raises ListenError."""
+    if settings.uds:
+        service = [listen_on_path(settings.uds, int(settings.uds_mode, 8))]
+    else:
+        service = listen(settings.host, settings.port)
     if settings.metrics_port is None:
         return Sockets(service, [])
     return Sockets(service, listen(settings.host, settings.metrics_port, "METRICS_PORT"))
@@ -60,9 +67,72 @@ def _create(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.so
     return created
 
 
+def listen_on_path(path: Path, mode: int) -> socket.socket:
+    """Opens a listening Unix socket at `path` with the permissions `mode`. Raises ListenError.
+
+    A socket there on which nobody listens is replaced. Nobody can connect before the permissions are set: the socket is
+    made and prepared under another name in the same folder, and then renamed.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise ListenError(f"UDS={str(path)!r}: this system has no Unix sockets; set HOST and PORT instead")
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ListenError(f"UDS={str(path)!r}: the path is too long; at most {LONGEST_PATH} bytes are possible")
+    _refuse_to_replace(path)
+    hidden = path.with_name(f".{os.getpid()}")
+    created = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        hidden.unlink(missing_ok=True)
+        created.bind(os.fspath(hidden))
+        hidden.chmod(mode)
+        created.listen()
+        hidden.rename(path)
+    except OSError as error:
+        created.close()
+        with contextlib.suppress(OSError):
+            hidden.unlink(missing_ok=True)
+        reason = (error.strerror or "unknown error").lower()
+        remedy = "choose a path in a folder that exists and that the service may write to"
+        raise ListenError(f"UDS={str(path)!r}: cannot listen there ({reason}); {remedy}") from error
+    return created
+
+
+def remove_path(path: Path) -> None:
+    """Removes the socket that `listen_on_path` has made, unless another process has replaced it by a live one."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(path.lstat().st_mode) and not _answers(path):
+            path.unlink()
+
+
+def _refuse_to_replace(path: Path) -> None:
+    try:
+        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = (error.strerror or "unknown error").lower()
+        raise ListenError(f"UDS={str(path)!r}: cannot listen there ({reason}); choose another path") from error
+    if not is_socket:
+        raise ListenError(f"UDS={str(path)!r}: this is not a socket, and is not replaced; choose another path")
+    if _answers(path):
+        raise ListenError(f"UDS={str(path)!r}: another program listens on this socket; stop it, or choose another path")
+
+
+def _answers(path: Path) -> bool:
+    """Whether a program listens on the socket, or it cannot be known."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
 def public_addresses(sockets: Iterable[socket.socket]) -> list[str]:
     """The addresses of `sockets` that other machines may reach."""
-    addresses = [each.getsockname()[0] for each in sockets]
+    addresses = [each.getsockname()[0] for each in sockets if each.family != getattr(socket, "AF_UNIX", None)]
     return [each for each in addresses if not ipaddress.ip_address(each.partition("%")[0]).is_loopback]
 
 

@@ -24,6 +24,7 @@ FIELDS = (b"image", b"file")
 CURL = "curl -F image=@image.jpg"
 MAX_HEADERS = 8  # of a part
 MAX_HEADER_BYTES = 4096  # of one header; a file name may have 255 characters
+LONGEST_NAME = 40  # characters of a client's name that an answer repeats
 LONGEST_BOUNDARY = 70  # characters (RFC 2046, section 5.1.1)
 
 # A quotation without an end extends to the end of the value. If it did not match, a value full of escaped quotation
@@ -54,6 +55,12 @@ async def read(content_type: str, chunks: AsyncIterator[bytes]) -> bytes:
 def parameter_names(value: bytes) -> list[bytes]:
     """The names of a header's parameters in lower case, such as [b"name", b"filename*"], with repetitions."""
     return [name.lower() for name in _PARAMETER_NAME.findall(_QUOTED.sub(b"", value))]
+
+
+def printable(name: str) -> str:
+    """The start of a name that a client has sent, in quotation marks, without characters that could mislead."""
+    shown = "".join(letter if letter.isprintable() and letter not in '"<>&' else "?" for letter in name[:LONGEST_NAME])
+    return f'"{shown}…"' if len(name) > LONGEST_NAME else f'"{shown}"'
 
 
 def _boundary(content_type: str) -> bytes:
@@ -124,7 +131,7 @@ class _FilePart:
             raise _unreadable()
         field = options[b"name"]
         if field not in FIELDS:
-            raise _not_one_file()
+            raise _not_one_file(f" It has the field {printable(field.decode(errors='replace'))}.")
         # RFC 7578 forbids filename* but browsers and libraries send it, some without filename. A part without either
         # is a file if its media type says so.
         kind_of_part = parse_options_header(self._headers.get(b"content-type"))[0]
@@ -148,9 +155,11 @@ def _unreadable() -> Problem:
     return Problem(400, "bad_multipart", detail)
 
 
-def _not_one_file() -> Problem:
+def _not_one_file(found: str = "") -> Problem:
+    """`found`: a sentence about what the form has instead."""
     return Problem(
         400,
         "bad_multipart",
-        f"The form must have one field, image, with one file; parameters belong in the query. For example: {CURL}",
+        f"The form must have one field, image, with one file; parameters belong in the query.{found} "
+        f"For example: {CURL}",
     )

@@ -1,6 +1,7 @@
 """What the head of a request must fulfil before a route sees it: HTTP version, expectation, path and method.
 
-A path matches only as it is documented, byte for byte. Starlette's router decodes a path before it matches it, and its
+A path matches only as it is documented, byte for byte, but those of the API also with a slash at the end, as many
+clients write them. Starlette's router decodes a path before it matches it, and its
 patterns ignore a final newline. It would also match /metrics%0a and /%6detrics, which evade a proxy's rule for
 /metrics.
 """
@@ -19,6 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.problems import Problem
 
+# These match with a slash at the end too. The others do not: a proxy's rule for /metrics must not be evaded.
+WITH_SLASH = ("/detect", "/proposals", "/models")
 # A request line with another version than the first two is refused. The names of the other two have no minor number:
 # only a server that really speaks HTTP/2 or HTTP/3 reports them.
 VERSIONS = frozenset(("1.0", "1.1", "2", "3"))
@@ -78,6 +81,8 @@ class RequestHead:
             if name == b"host" and not _HOST.fullmatch(value):
                 detail = "Host must be the name or the address of a server, with a port if there is one."
                 return Problem(400, "bad_host", detail, {"Connection": "close"})
+        if scope["raw_path"].endswith(b"/"):
+            _remove_slash(scope)
         place = self._fixed.get(scope["raw_path"]) or self._with_parameter(scope["raw_path"])
         if not place:
             return HTTPException(404)
@@ -92,6 +97,13 @@ class RequestHead:
             if found and _is_plain(found["segment"]):
                 return place
         return None
+
+
+def _remove_slash(scope: Scope) -> None:
+    """Removes one slash at the end of a path of the API, for the routes and the metrics."""
+    raw, path = scope["raw_path"][:-1], scope["path"].removesuffix("/")
+    if raw.decode("latin-1") in WITH_SLASH or raw.startswith(b"/models/"):
+        scope["raw_path"], scope["path"] = raw, path
 
 
 def _places(routes: Iterable[BaseRoute]) -> dict[str, _Place]:

@@ -6,11 +6,8 @@ The declared size is checked before anything is read, and the received bytes are
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import codecs
 import re
-import string
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 
@@ -18,10 +15,10 @@ import orjson
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from service.http import multipart
+from service.http import image_base64, multipart
 from service.http.connections import body_size
 from service.http.gate import client
-from service.http.multipart import CURL
+from service.http.multipart import CURL, printable
 from service.http.problems import Problem
 from service.http.traffic import Traffic
 from service.http.uploads_in_progress import FREE_BYTES
@@ -31,7 +28,8 @@ from service.settings import Settings
 MAX_COMMAS = 8
 # orjson keeps the last of several members with the same name. One member has four quotation marks, and base64 has none.
 QUOTES = 4
-WHITESPACE = string.whitespace.encode()
+SHAPE = "The body must be an object whose only member is image, a string"
+WANTED_JSON = 'Send {"image": "<base64 of the file>"}.'
 LONGEST_CONTENT_TYPE = 1000  # characters; bounds the time to parse it
 ACCEPTED = "multipart/form-data, image/*, application/octet-stream or application/json"
 
@@ -105,27 +103,34 @@ def from_json(body: bytes) -> bytes:
 
     The body may begin with a byte order mark, which RFC 8259 allows a reader to ignore.
     """
-    wanted = 'Send {"image": "<base64 of the file>"}.'
-    shape = f"The body must be an object whose only member is image, a string. {wanted}"
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:4]:
+        raise Problem(400, "bad_json", f"The body is in UTF-16 or UTF-32. Send JSON in UTF-8. {WANTED_JSON}")
     if body.count(b",") > MAX_COMMAS:
-        raise Problem(400, "bad_json", shape)
+        raise Problem(400, "bad_json", f"{SHAPE}. {WANTED_JSON}")
     try:
         document = orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
-        raise Problem(400, "bad_json", f"The body is not valid JSON. {wanted}") from error
-    if not isinstance(document, dict) or set(document) != {"image"} or not isinstance(document["image"], str):
-        raise Problem(400, "bad_json", shape)
+        raise Problem(400, "bad_json", f"The body is not valid JSON. {WANTED_JSON}") from error
+    if fault := _json_fault(document):
+        raise Problem(400, "bad_json", f"{fault} {WANTED_JSON}")
     if body.count(b'"') != QUOTES:
-        raise Problem(400, "bad_json", shape)
-    text = document["image"]
-    if text.startswith("data:"):
-        head, _, text = text.partition(",")
-        if not head.endswith(";base64"):
-            raise Problem(400, "bad_base64", f"A data: URL must be in base64. {wanted}")
+        raise Problem(400, "bad_json", f"{SHAPE} without quotation marks, given once. {WANTED_JSON}")
     try:
-        return base64.b64decode(text.encode("ascii").translate(None, WHITESPACE), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Problem(400, "bad_base64", f"The member image is not valid base64. {wanted}") from error
+        return image_base64.decode(document["image"])
+    except image_base64.Base64Error as error:
+        raise Problem(400, "bad_base64", f"{error} {WANTED_JSON}") from error
+
+
+def _json_fault(document: object) -> str:
+    """What is wrong with the members of a JSON body, or ""."""
+    if not isinstance(document, dict):
+        return f"{SHAPE}."
+    others = ", ".join(printable(name) for name in document if name != "image")
+    if "image" not in document:
+        return f"{SHAPE}, but it has {others or 'none'}."
+    if others:
+        return f"{SHAPE}, but it also has {others}. Parameters belong in the query."
+    return "" if isinstance(document["image"], str) else f"{SHAPE}."
 
 
 async def _bounded(

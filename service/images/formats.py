@@ -10,6 +10,7 @@ The choice holds for the whole process. It is made once, before the first image 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
@@ -94,6 +95,7 @@ def accept(names: Collection[str]) -> None:
         raise MissingLibraryError(fault)
     if "TIFF" in names:
         tiff.silence_libtiff()
+        logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # it logs faults of the client's file
     if "AVIF" in names:
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the service has a thread per core already
     if "HEIF" in names:

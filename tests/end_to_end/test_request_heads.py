@@ -62,9 +62,23 @@ SUFFIXES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("path", [b"/models/", b"/models/shapes/"])
+@pytest.mark.contract("3.9")
+def test_a_slash_at_the_end_of_a_path_of_the_api_does_not_matter(server, path):
+    assert get(server, path)[2] == get(server, path[:-1])[2]
+    assert get(server, path)[0] == 200
+    assert get(server, path, b"HEAD")[0] == 200
+    assert refused(get(server, path, b"PUT"), 405, "method")["allow"] == "get, head"
+
+
+def test_an_image_may_be_sent_to_a_path_with_a_slash_at_its_end(server):
+    for path in (b"/detect/", b"/proposals/?max_proposals=3"):
+        refused(get(server, path, b"POST"), 400, "empty")
+
+
 @pytest.mark.parametrize("path", [b"/metrics", b"/healthz", b"/docs", b"/models"])
 def test_a_path_with_anything_behind_it_is_unknown(server, path):
-    for suffix in SUFFIXES:
+    for suffix in SUFFIXES if path != b"/models" else [each for each in SUFFIXES if each != b"/"]:
         refused(get(server, path + suffix), 404, "unknown_path")
 
 
@@ -76,8 +90,8 @@ def test_a_path_with_anything_behind_it_is_unknown(server, path):
         b"/;/metrics", b"/metrics%0a?x=1", b"metrics", b"*", b"x:443", b"//x/metrics", b"http:/metrics",
         b"http:///metrics",
         b"ftp://x/metrics", b"http://x/metrics%0a", b"http://x//metrics", b"http://x/metrics/", b"/%ef%bc%8fmetrics",
-        b"/%c0%afmetrics", b"/%e2%84%b3etrics", b"/metrics%E2%80%8B", b"/models/", b"/models//shapes",
-        b"/models/shapes/1",
+        b"/%c0%afmetrics", b"/%e2%84%b3etrics", b"/metrics%E2%80%8B", b"/models//", b"/models//shapes",
+        b"/models/shapes/1", b"/detect//", b"/models/shapes//", b"/detect%2f", b"/healthz/", b"/docs/",
         b"/docs/oauth2-redirect", b"/redoc", b"/favicon.ico", b"/.git/config", b"/openapi.yaml",
     ],
 )  # fmt: skip
@@ -104,7 +118,7 @@ def test_a_well_formed_name_of_no_model_is_an_unknown_model(server, name):
     refused(get(server, b"/models/" + name), 404, "unknown_model")
 
 
-@pytest.mark.parametrize("path", [b"/metrics/", b"/models/shapes/", b"//healthz", b"/nothing"])
+@pytest.mark.parametrize("path", [b"/metrics/", b"/models/shapes//", b"//healthz", b"/nothing"])
 @pytest.mark.parametrize("host", [b"evil.example", b"x:99999", b""])
 def test_no_answer_redirects_or_repeats_the_host(server, path, host):
     status, headers, body = get(server, path, headers=b"Host: %b\r\nX-Forwarded-Host: evil.example\r\n" % host)

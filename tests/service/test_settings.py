@@ -80,3 +80,39 @@ def test_no_duration_is_infinite_or_longer_than_a_day(name):
     for value in (math.inf, math.nan, 86_401, "1e300", "inf", "nan"):
         with pytest.raises(ValidationError):
             Settings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("image_formats", " TIFF, jpg ", "jpeg,tiff"),
+        ("cors_origins", "*", "*"),
+        (
+            "cors_origins",
+            "http://localhost:3000, https://App.example.org",
+            "http://localhost:3000,https://app.example.org",
+        ),
+        ("trusted_proxies", "unix,10.0.0.0/8", "unix,10.0.0.0/8"),
+        ("uds_mode", "0660", "0660"),
+    ],
+)
+def test_lists_and_modes_are_read(name, value, kept):
+    assert getattr(Settings(**{name: value}), name) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("image_formats", "jpeg,jxl", "must be one or more of jpeg, png"),
+        ("cors_origins", "https://app.example.org/", "without a path"),
+        ("cors_origins", "app.example.org", "must be origins"),
+        ("cors_origins", "*,https://app.example.org", "or \\* alone"),
+        ("cors_origins", "null", "must be origins"),
+        ("uds_mode", "rw-rw----", "three digits"),
+        ("uds_mode", "888", "three digits"),
+        ("trusted_proxies", "unix:/run/s", "must be IP addresses"),
+    ],
+)
+def test_a_wrong_list_or_mode_is_refused_with_what_is_allowed(name, value, words):
+    with pytest.raises(ValueError, match=words):
+        Settings(**{name: value})

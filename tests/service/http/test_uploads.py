@@ -2,6 +2,7 @@ import asyncio
 import base64
 import contextlib
 import tracemalloc
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +28,14 @@ TRAFFIC = Traffic(Limits(), Metrics(), MemoryBudget())
         TEXT,
         f"data:image/png;base64,{TEXT}",
         f"data:;base64,{TEXT}",
+        f"data:image/jpeg;charset=utf-8;base64,{TEXT}",
+        f"DATA:image/jpeg ; BASE64,{TEXT}",
+        f"data:image/jpeg;base64,{quote(TEXT, safe='')}",
+        TEXT.rstrip("="),
+        TEXT.replace("+", "-").replace("/", "_"),
+        TEXT.replace("+", "-").replace("/", "_").rstrip("="),
+        TEXT.replace("/", "\\/"),  # as PHP writes it
+        f" {TEXT[:100]} \\t{TEXT[100:]}\\r\\n",
         "\\n".join(TEXT[i : i + 76] for i in range(0, 344, 76)),
     ],
 )
@@ -61,9 +70,23 @@ def test_json_may_begin_with_a_byte_order_mark_and_white_space(head):
         (b'{"image": {"image": "aaaa"}}', "only member"),
         (b'{"image": true}', "only member"),
         (b'{"image": "aa==aaaa"}', "base64"),
-        (b'{"image": "aaa"}', "base64"),
         (b'{"image": "aaa=="}', "base64"),
-        (b'{"image": "_-aa"}', "base64"),
+        (b'{"image": "_-a+"}', "mixes two alphabets, + and / with - and _: the second one begins at position 4"),
+        (b'{"image": "/\\naaa_aa"}', "the second one begins at position 6"),
+        (b'{"image": "aaaaa"}', "cut short"),
+        (b'{"image": "aaaaaa==="}', "it needs 2 or none"),
+        (b'{"image": "aaaa="}', "it needs 0 or none"),
+        (b'{"image": "aa aa\\naa*aa"}', "a wrong character at position 9"),
+        ('{"image": "aaaaä"}'.encode(), "a wrong character at position 5"),
+        (b'{"image": "aa==aa"}', "a wrong character at position 3"),
+        (b'{"image_base64": "aaaa"}', 'but it has "image_base64"'),
+        (b'{"b64": "aaaa", "name": "x"}', 'but it has "b64", "name"'),
+        (b'{"image": "aaaa", "score_threshold": 0.5}', 'it also has "score_threshold". Parameters belong in the query'),
+        (b"{}", "but it has none"),
+        (b'{"<script>\\u0007": 1}', 'it has "?script??"'),
+        ('{"image": "aaaa"}'.encode("utf-16-le"), "UTF-8"),
+        ('{"image": "aaaa"}'.encode("utf-16-be"), "UTF-8"),
+        ('{"image": "aaaa"}'.encode("utf-32"), "UTF-8"),
         (b"{", "JSON"),
         (b"nan", "JSON"),
         (b"[" * 100_000, "JSON"),

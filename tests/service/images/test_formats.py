@@ -128,6 +128,7 @@ def lossless(image: Image.Image, format: str, orientation: int) -> bytes:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["TIFF", "AVIF", "HEIF"])
+@pytest.mark.contract("3.11")
 def test_each_orientation_is_applied_exactly_once(format, orientation):
     """Pillow turns a TIFF when it loads it, and reports the rotation of an AVIF as EXIF; libheif turns a HEIC."""
     original = photo(480, 330)
