@@ -94,7 +94,7 @@ def _read_pickle(file: Path) -> object:
 def _fault(file: Path, complaint: str) -> str:
     """What is wrong with a file that torch.load refuses."""
     if unsafe := _unsafe_names(file) or re.findall(r"(?:Unsupported|unsupported) (?:global: )?GLOBAL (\S+)", complaint):
-        shown = ", ".join(sorted(unsafe)[:SHOWN]) + (", …" if len(unsafe) > SHOWN else "")
+        shown = ", ".join(unsafe[:SHOWN]) + (", …" if len(unsafe) > SHOWN else "")
         makers = [FRAMEWORKS[name.split(".")[0]] for name in unsafe if name.split(".")[0] in FRAMEWORKS]
         origin = f"; it was written by {makers[0]}, and this command reads torchvision's Faster R-CNN" if makers else ""
         return (
@@ -114,7 +114,7 @@ def _unsafe_names(file: Path) -> list[str]:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
     except Exception:  # a broken file, or a TorchScript archive
         return []
-    # the modules of the model itself say more than those of its parts
+    # the class of the model says more than those of its layers
     return sorted(set(named) - _STAND_INS.keys(), key=lambda name: (name.startswith(("torch.nn.", "builtins.")), name))
 
 

@@ -23,7 +23,7 @@ from faster_rcnn.graph.comparison import PROPOSALS, Boxes, Comparison, Differenc
 from faster_rcnn.graph.exportable import Exportable
 
 # With calibrated random weights, the detections of fasterrcnn_mobilenet_v3_large_fpn's graph differed from float64 1.6
-# times as often as PyTorch's; those of fasterrcnn_mobilenet_v3_large_320_fpn and fasterrcnn_resnet50_fpn not more often.
+# times as often as PyTorch's; those of fasterrcnn_mobilenet_v3_large_320_fpn and fasterrcnn_resnet50_fpn no more often.
 FACTOR = 2.0
 STEADY_FACTOR = 0.5  # finds two swapped classes of ninety, which FACTOR alone does not
 
