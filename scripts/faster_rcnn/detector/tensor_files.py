@@ -93,8 +93,10 @@ def _read_pickle(file: Path) -> object:
 
 def _fault(file: Path, complaint: str) -> str:
     """What is wrong with a file that torch.load refuses."""
-    if unsafe := _unsafe_names(file) or re.findall(r"(?:Unsupported|unsupported) (?:global: )?GLOBAL (\S+)", complaint):
-        shown = ", ".join(sorted(unsafe)[:SHOWN]) + (", …" if len(unsafe) > SHOWN else "")
+    # torch.load stops at the first name, which is often that of the outermost class
+    first = re.findall(r"(?:Unsupported global:|unsupported) GLOBAL (\S+)", complaint)
+    if unsafe := first + [name for name in _unsafe_names(file) if name.removeprefix("builtins.") not in first]:
+        shown = ", ".join(unsafe[:SHOWN]) + (", …" if len(unsafe) > SHOWN else "")
         makers = [FRAMEWORKS[name.split(".")[0]] for name in unsafe if name.split(".")[0] in FRAMEWORKS]
         origin = f"; it was written by {makers[0]}, and this command reads torchvision's Faster R-CNN" if makers else ""
         return (
@@ -114,8 +116,7 @@ def _unsafe_names(file: Path) -> list[str]:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
     except Exception:  # a broken file, or a TorchScript archive
         return []
-    # the modules of the model itself say more than those of its parts
-    return sorted(set(named) - _STAND_INS.keys(), key=lambda name: (name.startswith(("torch.nn.", "builtins.")), name))
+    return sorted(set(named) - _STAND_INS.keys())
 
 
 def _plain(value: Any, seen: dict[int, Any]) -> Any:

@@ -16,24 +16,33 @@ OPTION, DEFAULT = "option", "torchvision's default"
 SKIPPED = {"optimizer", "optimizer_states", "lr_scheduler", "lr_schedulers", "scaler"}  # entries without settings
 
 
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (ValueError, TypeError):
+        raise ValueError(f"{str(value)[:40]!r} is not a number") from None
+
+
 def whole(value: Any) -> int:
     """A whole number of at least 1."""
-    number = float(value[-1] if isinstance(value, (list, tuple)) and value else value)  # torchvision uses the last size
-    if isinstance(value, bool) or number < 1 or number != int(number):
+    number = _number(
+        value[-1] if isinstance(value, (list, tuple)) and value else value
+    )  # torchvision uses the last size
+    if isinstance(value, bool) or not 1 <= number < 2**31 or number != int(number):
         raise ValueError(f"{value} is not a whole number of at least 1")
     return int(number)
 
 
 def probability(value: Any) -> float:
     """A number from 0 to 1."""
-    if isinstance(value, bool) or not 0 <= (number := float(value)) <= 1:
+    if isinstance(value, bool) or not 0 <= (number := _number(value)) <= 1:
         raise ValueError(f"{value} is not between 0 and 1")
     return number
 
 
 def _numbers(count: int, positive: bool) -> Callable[[Any], tuple[float, ...]]:
     def convert(value: Any) -> tuple[float, ...]:
-        found = tuple(float(one) for one in (value.replace(",", " ").split() if isinstance(value, str) else value))
+        found = tuple(_number(one) for one in (value.replace(",", " ").split() if isinstance(value, str) else value))
         if len(found) != count or not all(abs(one) < 1e6 and (one > 0 or not positive) for one in found):
             raise ValueError(f"{value} does not have {count} numbers{' above 0' if positive else ''}")
         return found
@@ -45,7 +54,7 @@ def _lists(value: Any) -> tuple[tuple[float, ...], ...]:
     """[32, 64] or "32 64": a number for each map. [[32, 64], [128]] or "32,64 128": several for each map."""
     rows = value.split() if isinstance(value, str) else list(value)
     found = tuple(
-        tuple(float(one) for one in (row.split(",") if isinstance(row, str) else row if _is_list(row) else [row]))
+        tuple(_number(one) for one in (row.split(",") if isinstance(row, str) else row if _is_list(row) else [row]))
         for row in rows
     )
     if not found or not all(row and all(0 < one < 1e6 for one in row) for row in found):
@@ -81,8 +90,8 @@ class Setting:
 SETTINGS = {
     "min_size": Setting(whole, "shorter side of a resized image, in pixels"),
     "max_size": Setting(whole, "longest side of a resized image, in pixels"),
-    "image_mean": Setting(_numbers(3, False), "mean of red, green and blue, of 1", "R,G,B"),
-    "image_std": Setting(_numbers(3, True), "standard deviation of red, green and blue, of 1", "R,G,B"),
+    "image_mean": Setting(_numbers(3, False), "mean of red, green and blue, where white is 1", "R,G,B"),
+    "image_std": Setting(_numbers(3, True), "standard deviation of red, green and blue, where white is 1", "R,G,B"),
     "anchor_sizes": Setting(
         _lists, "sizes of anchors in pixels, one for each map, or several with commas", "'N N …'", False,
         ("rpn_anchor_sizes",),

@@ -129,7 +129,7 @@ def test_an_error_names_the_tensors_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_text("<html>not found</html>")
-    with pytest.raises(ValueError, match=r"weights.pth is broken or was not written by torch.save"):
+    with pytest.raises(ValueError, match=r"weights.pth is a page of HTML or XML, so the download failed"):
         fetch_weights("resnet50", str(tmp_path / "weights.pth"))
     with pytest.raises(
         FileNotFoundError, match=r"nowhere.pth does not exist; --weights accepts imagenet, none, or a file"

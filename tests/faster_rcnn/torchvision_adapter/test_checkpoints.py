@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from faster_rcnn.torchvision_adapter.builders import Trained, checkpoint_model
 from faster_rcnn.torchvision_adapter.checkpoints import PREDICTOR, read_model
+from faster_rcnn.torchvision_adapter.settings import SETTINGS, in_words, settings_of
 
 BUILDER = "fasterrcnn_mobilenet_v3_large_320_fpn"
 State = dict[str, Any]
@@ -287,3 +288,26 @@ def test_neither_an_optimisers_tensors_nor_extra_ones_are_a_model(tmp_path: Path
     assert found.report[-1] == "ignored: model.loss.transformer.encoder.weight, " + ", ".join(
         f"momentum_buffers.{name}" for name in sorted(OTHER)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("min_size", "0"), ("min_size", "inf"), ("max_size", "6.5"), ("box_nms_thresh", "1.1"),
+        ("box_score_thresh", "nan"),
+        ("image_std", "1,0,1"), ("image_mean", "0.5"), ("bbox_reg_weights", "1,1,1,x"), ("anchor_sizes", "-3"),
+        ("aspect_ratios", ""),
+    ],
+)  # fmt: skip
+def test_values_that_no_model_can_have_are_refused(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not|does not have|is not a list"):
+        SETTINGS[name].convert(text)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_printed_value_is_accepted_by_its_option(name: str) -> None:
+    with torch.device("meta"):
+        model = torchvision.models.get_model("fasterrcnn_mobilenet_v3_large_fpn", weights=None, weights_backbone=None)
+    value = settings_of(model)[name]
+    read = SETTINGS[name].convert(in_words(value).strip("'"))
+    assert read == (value if name not in ("anchor_sizes", "aspect_ratios") else value[:1])  # the same for every map
