@@ -20,7 +20,7 @@ HANG_SECONDS = 60
 class Sketch:
     """A drawing that needs `units`, and stops until it is released."""
 
-    data, media_type = b"", "image/png"
+    data, media_type, white = b"", "image/png", 65_535
 
     def __init__(self, units: int) -> None:
         self.units = units
@@ -40,7 +40,7 @@ class Sketch:
 def artists(monkeypatch):
     """Makes artists with a budget of four units, of which work may use three."""
     monkeypatch.setattr(
-        artists_module.cost, "of_drawing", lambda header, data, kind: Cost(header.info["units"] * UNIT, 0.0)
+        artists_module.cost, "of_drawing", lambda header, data, kind, white: Cost(header.info["units"] * UNIT, 0.0)
     )
     made: list[Artists] = []
 
