@@ -140,9 +140,9 @@ def _check_splits(
     for split in splits:
         print(f"== {split}")
         dataset, faults = check_split(data, split, skip, arguments, seen)
-        new = [line for line in dict.fromkeys(map(str, faults)) if line not in printed]
+        new = {str(fault): fault for fault in faults if str(fault) not in printed}
         printed.update(new)
-        stop += stopping([fault for fault in faults if str(fault) in set(new)], skip)
+        stop += stopping(list(new.values()), skip)
         for line in new:
             print(line)
         again = f" ({len(faults) - len(new)} of them printed above)" if len(new) < len(faults) else ""
