@@ -188,7 +188,8 @@ def _of_detector(
         sizes = np.array([canvas.pixels.shape[:2] for canvas in canvases], np.int64)
         with torch.no_grad():
             output = module(torch.from_numpy(images).to(device), torch.from_numpy(sizes).to(device))
-        number, boxes, scores, indices, proposed, proposals, objectness = (values.cpu().numpy() for values in output)
+        values = (each.cpu().numpy() for each in output[:-1])  # without `left_out`
+        number, boxes, scores, indices, proposed, proposals, objectness = values
         return [
             Raw(
                 to_original(boxes[row, : number[row]], canvas),

@@ -61,8 +61,8 @@ def examine(data: bytes) -> ImageFacts:
     try:
         height, width = np.asarray(upright(data)).shape[:2]
         header = stored(data)
-        found = damage(data)
+        found, values = damage(data), value_range(data)
     except ImageError as error:
         return ImageFacts(digest, error.fault)
     kind = "JPEG" if header.format == "MPO" else header.format  # some cameras write several JPEGs into one file
-    return ImageFacts(digest, "", width, height, header.orientation, kind, found, value_range(data))
+    return ImageFacts(digest, "", width, height, header.orientation, kind, found, values)

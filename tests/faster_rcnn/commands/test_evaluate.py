@@ -85,7 +85,7 @@ def test_an_image_that_training_left_out_as_broken_is_left_out_too(tmp_path: Pat
     (tmp_path / "annotations" / "val.json").write_text(json.dumps(lists))
     data = f"coco:{tmp_path}"
     strict = trained(tmp_path / "strict", "joint", data=data)
-    with pytest.raises(ValueError, match=r"broken.png cannot be read: it is not an image.*--skip-bad-boxes"):
+    with pytest.raises(ValueError, match=r"broken.png cannot be read: it is text, not an image.*--skip-bad-boxes"):
         measure(tmp_path / "out", strict)
     assert measure(tmp_path / "out", strict, "--skip-bad-boxes")["pictures"] == 1
     lenient = trained(tmp_path / "lenient", "joint", data=data, skip_bad_boxes=True)

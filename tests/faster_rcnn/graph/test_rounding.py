@@ -31,7 +31,7 @@ def found(moved: int = 0, by: float = 5.0) -> DetectorOutput:
     corners[:moved, 1::2] += by
     scores = np.linspace(0.9, 0.1, 100)
     count = np.int64(100)
-    values: Any = (count, corners, scores, np.zeros(100, np.int64), count, corners, scores)
+    values: Any = (count, corners, scores, np.zeros(100, np.int64), count, corners, scores, np.float32(0))
     return DetectorOutput(*values)
 
 
