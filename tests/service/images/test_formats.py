@@ -232,6 +232,26 @@ def test_old_jpeg_is_read():
     np.testing.assert_allclose(np.asarray(found), np.asarray(photo(96, 64)), atol=12)
 
 
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ("<", "it is a TIFF image of more than 8 bits in which 0 means white"),
+        (">", "stores its pixels in an unusual way"),
+    ],
+)
+@pytest.mark.parametrize("compression", [1, 8])
+def test_a_negative_of_16_bits_is_refused_because_it_would_be_read_as_a_positive(order, words, compression):
+    body = PIXELS * 2 if compression == 1 else zlib.compress(PIXELS * 2)
+    tags = grey(size=len(body)) | {258: (16,), 259: (compression,)}
+    upright(tiff_file(tags, body, order=order))
+    assert words in fault(tiff_file(tags | {262: (0,)}, body, order=order))
+
+
+def test_a_negative_of_8_bits_is_read():
+    found = np.asarray(upright(tiff_file(grey() | {262: (0,)}, PIXELS)))[..., 0]
+    np.testing.assert_array_equal(255 - found, np.frombuffer(PIXELS, np.uint8).reshape(30, 40))
+
+
 def test_tiles_and_separate_channels_are_read():
     # two tiles of 16 x 16 beside each other for each of three channels: the values 1 to 6
     body = b"".join(bytes([value]) * 256 for value in range(1, 7))
