@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.http.answers import image_warnings
 from service.images import formats, iso_media, tiff
-from service.images.decode import ORIENTATION, TRANSPOSE, ImageError, damage, decode, upright
+from service.images.decode import ORIENTATION, TRANSPOSE, DamagedImageError, ImageError, damage, decode, upright
 from service.images.fit import Geometry
 
 GEOMETRY = Geometry(((320, 448), (448, 320), (384, 384)), min_size=320, max_size=448)
@@ -159,6 +160,13 @@ def test_the_first_of_several_pages_is_used_with_a_warning(format):
     assert canvas.warnings == damage(data) == ("further_pages",)
     np.testing.assert_allclose(canvas.pixels, np.asarray(pages[0]), atol=0 if format == "TIFF" else 60)
     assert decode(saved(pages[0], format), GEOMETRY).warnings == ()
+
+
+def test_an_image_that_is_not_alone_in_its_file_is_not_called_damaged():
+    words = str(DamagedImageError(("further_pages",)))
+    assert words.startswith("it has more than one image: the file has several pages or images")
+    assert image_warnings(("further_pages",))[0]["detail"].startswith("The image is one of several: the file has")
+    assert str(DamagedImageError(("further_pages", "missing_end"))).startswith("it is damaged or incomplete: the file")
 
 
 # --- TIFF files made by hand -----------------------------------------------------------------------------------------
