@@ -17,7 +17,7 @@ from service.engine.engine import Result
 from service.http import npz
 from service.http.schemas import DetectQuery, ProposalsQuery
 from service.images.depth import RANGE_WARNINGS
-from service.images.integrity import clause
+from service.images.integrity import FURTHER_PAGES, clause
 from service.runtime import Inference
 from service.telemetry.metrics import Metrics
 
@@ -172,6 +172,8 @@ def image_warnings(words: tuple[str, ...]) -> list[dict[str, str]]:
 def _detail(word: str) -> str:
     if word in RANGE_WARNINGS:
         return f"The image does not fit the model: {clause(word)}. {RANGE_REMEDY}"
+    if word == FURTHER_PAGES:
+        return f"The image is one of several: {clause(word)}. Send each page as a file of its own."
     return f"The image is damaged: {clause(word)}. {REMEDY}"
 
 

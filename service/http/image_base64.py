@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 WHITESPACE = string.whitespace.encode()
 LONGEST_HEAD = 1000  # characters of a data: URL before its comma
 
-_WRONG = re.compile(r"[^A-Za-z0-9+/_=\s-]|=(?=\s*=*\s*[^\s=])", re.ASCII)
+_WRONG = re.compile(r"[^A-Za-z0-9+/_=\s-]", re.ASCII)
 _STANDARD, _FOR_URLS = re.compile(r"[+/]"), re.compile(r"[-_]")
 
 
@@ -58,10 +58,13 @@ def _after_head(url: str) -> str:
 
 
 def _fault(text: str) -> Base64Error:
-    found = _WRONG.search(text)
-    if found is None:
+    places = [found.start()] if (found := _WRONG.search(text)) else []
+    padding = text.find("=")
+    if 0 <= padding < len(text.rstrip("=" + string.whitespace)):  # more text follows it
+        places.append(padding)
+    if not places:
         return Base64Error("The base64 text of the image is cut short: at least one character is missing at its end.")
-    return Base64Error(f"The base64 text of the image has a wrong character at position {found.start() + 1:,}.")
+    return Base64Error(f"The base64 text of the image has a wrong character at position {min(places) + 1:,}.")
 
 
 def _mixture(text: str) -> Base64Error:

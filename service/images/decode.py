@@ -35,6 +35,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 # Pillow's modes of TIFF images whose numbers mean a colour or a shade. In others (F, I, LAB) 0 to 1, 0 to 4,000,000 or
 # -50 to 50 may be the range.
 TIFF_MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"))
+_ORDINARY_TIFF = "Save it in RGB or shades of grey, with 8 or 16 bits without a sign for each channel."
 HeaderCheck = Callable[[Image.Image], None]
 
 # `decode` checks a lower limit of its own; Pillow's warning would only fill the log.
@@ -64,8 +65,12 @@ class DamagedImageError(ImageError):
 
     def __init__(self, warnings: tuple[str, ...]) -> None:
         faults = "; ".join(map(integrity.clause, warnings))
-        in_range = any(word not in depth.RANGE_WARNINGS for word in warnings)
-        what = "is damaged or incomplete" if in_range else "has values that do not fit the model"
+        if any(word not in (*depth.RANGE_WARNINGS, integrity.FURTHER_PAGES) for word in warnings):
+            what = "is damaged or incomplete"
+        elif any(word in depth.RANGE_WARNINGS for word in warnings):
+            what = "has values that do not fit the model"
+        else:
+            what = "has more than one image"
         remedy = "Send the original file. Without strict=true this one is answered, with a warning."
         super().__init__(f"it {what}: {faults}", remedy)
         self.warnings = warnings
@@ -226,15 +231,21 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
     except MemoryError:
         raise
     except (Image.UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
-        raise _unreadable(data) from error
+        raise (_unusual_tiff() if tiff.is_tiff(data) else _unreadable(data)) from error
     except Exception as error:
         raise NotAnImageError("its header is corrupt", "Re-save the file and send it again.") from error
     if image.format == "TIFF" and image.mode not in TIFF_MODES:
-        remedy = "Save it in RGB or shades of grey, with 8 or 16 bits without a sign for each channel."
-        raise NotAnImageError("it is a TIFF image with colours or numbers that have no fixed meaning as RGB", remedy)
+        raise NotAnImageError(
+            "it is a TIFF image with colours or numbers that have no fixed meaning as RGB", _ORDINARY_TIFF
+        )
     if further_pages:
         image.info[integrity.FURTHER_PAGES] = True
     return image
+
+
+def _unusual_tiff() -> NotAnImageError:
+    """The error for a TIFF that is whole, as far as `tiff` has checked it, but that Pillow cannot open."""
+    return NotAnImageError("it is a TIFF image that stores its pixels in an unusual way, or is broken", _ORDINARY_TIFF)
 
 
 def _first_page(data: bytes) -> tuple[bytes, bool]:

@@ -31,7 +31,7 @@ Box = tuple[int, int, int, int]
 WHITE = 65_535  # the largest value of 16 bits
 NEARLY_BLACK = 16  # an image whose largest value is less than this part of white is reported
 _GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_BITS_PER_SAMPLE, _PLANAR = 258, 284  # tags of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
 GREY_AND_ALPHA = "LA;16B"  # Pillow decodes it to RGBA
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 _BLOCK_PIXELS = 2**20  # read at a time to find the largest value
@@ -94,8 +94,10 @@ def opened(image: Image.Image, white: int) -> Opened | None:
 
     Raises UnreadableDepthError.
     """
+    if _zero_is_white(image):  # Pillow ignores it, and returns the negative
+        raise UnreadableDepthError("it is a TIFF image of more than 8 bits in which 0 means white")
     if _deep_planes(image) and (white != WHITE or _raw_mode(image) == "R"):  # Pillow then reads half of each plane
-        raise UnreadableDepthError("its 16-bit channels are stored one after the other (planar TIFF)")
+        raise UnreadableDepthError("it is a planar TIFF: its 16-bit channels are stored one after the other")
     bits = _bits(image)
     if bits <= 8:
         return None
@@ -131,6 +133,11 @@ def _raw_mode(image: Image.Image) -> str:
     return mode if isinstance(mode, str) else ""
 
 
+def _zero_is_white(image: Image.Image) -> bool:
+    """Whether a TIFF of more than 8 bits is stored as a negative, as films are scanned."""
+    return image.format == "TIFF" and image.mode in _GREY and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+
+
 def _deep_planes(image: Image.Image) -> bool:
     """Whether a TIFF stores channels of more than 8 bits in planes of their own."""
     if image.format != "TIFF" or image.mode not in ("RGB", "RGBA"):
@@ -148,7 +155,7 @@ def _low_bytes(image: Image.Image) -> Image.Image:
         return Image.open(io.BytesIO(_as_four_bytes(data)), formats=["PNG"])
     base, _, order = mode.rpartition(";16")
     if base not in ("RGB", "RGBA", "RGBX") or order not in _OTHER_ORDER:
-        raise UnreadableDepthError(f"its 16-bit samples are stored in an unusual way ({image.format}, {mode})")
+        raise UnreadableDepthError(f"it stores its 16-bit samples in an unusual way ({image.format}, {mode})")
     again = Image.open(io.BytesIO(data), formats=[image.format or ""])
     assert isinstance(again, ImageFile.ImageFile)
     swapped = f"{base};16{_OTHER_ORDER[order]}"

@@ -15,7 +15,8 @@ from typing import NamedTuple
 MAX_BOXES = 1000  # of one level; files of cameras have a dozen
 MAX_ITEMS = 1000  # as libheif allows; a photograph of 48 megapixels has 200 tiles
 MAX_REUSE = 2  # how often all items together may cover the file
-MAX_UNITS = 1000  # of one item
+MAX_EXTENTS = 10_000  # of all items together; libheif allows 32 for each
+MAX_UNITS = 10_000  # of all items together; an image has about three, one with many tiles some hundreds
 SPARE_PIXELS = 2**19  # of thumbnails, and of tiles beyond the edge of the image
 PARTS = 3  # colours, transparency, and a second layer or a gain map, each of the size of the image
 
@@ -43,19 +44,24 @@ class _Bits:
     """Reads numbers of any number of bits from bytes; beyond the end it reads zeros."""
 
     def __init__(self, data: bytes) -> None:
-        self._value = int.from_bytes(data, "big")
-        self._left = 8 * len(data)
+        self._data = data
+        self._at = 0
 
     def read(self, number: int) -> int:
-        self._left -= number
-        if self._left < 0:
+        start, self._at = self._at, self._at + number
+        if self._at > 8 * len(self._data):
             return 0
-        return self._value >> self._left & (1 << number) - 1
+        end = -(-self._at // 8)
+        return int.from_bytes(self._data[start // 8 : end], "big") >> 8 * end - self._at & (1 << number) - 1
 
 
 def is_animation(data: bytes) -> bool:
-    """Whether libavif would decode the frames of a video track instead of an image."""
-    return data[4:12] == b"ftypavis"
+    """Whether libavif would decode the frames of a video track instead of an image.
+
+    With the main brand avif it never does, with avis it always does, and with any other it does if there is a track.
+    """
+    brand = data[8:12]
+    return brand == b"avis" or (brand != b"avif" and _child(data, _whole(data), b"moov") is not None)
 
 
 def check_items(data: bytes) -> None:
@@ -67,10 +73,15 @@ def check_items(data: bytes) -> None:
 
 def check_av1_frames(data: bytes, width: int, height: int) -> None:
     """Raises IsoMediaError if the AV1 frames of an AVIF image of this size are much larger than it."""
-    total = 0
+    total = units = 0
     for extents in _items(data).values():
-        frame = b"".join(data[start:end] for start, end in extents)
-        total += max(_frame_pixels(frame), default=0)
+        largest = 0
+        for pixels in _unit_pixels(b"".join(data[start:end] for start, end in extents)):
+            units += 1
+            if units > MAX_UNITS:  # a unit that is not read could announce a larger frame
+                raise IsoMediaError("its AV1 frames have more parts than any ordinary file")
+            largest = max(largest, pixels)
+        total += largest
     if not total:
         raise IsoMediaError("it has no AV1 frame in a place where one is expected")
     if total > PARTS * width * height + SPARE_PIXELS:
@@ -92,13 +103,17 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
     raise IsoMediaError("it has more boxes than any ordinary file")
 
 
+def _whole(data: bytes) -> _Box:
+    return _Box(b"", 0, len(data))
+
+
 def _child(data: bytes, box: _Box, kind: bytes, skipped: int = 0) -> _Box | None:
     return next((each for each in _boxes(data, box.start + skipped, box.end) if each.type == kind), None)
 
 
 def _items(data: bytes) -> dict[int, list[tuple[int, int]]]:
     """The extents of every item, as positions in the file. An item within the box idat is not in a place of its own."""
-    meta = _child(data, _Box(b"", 0, len(data)), b"meta")
+    meta = _child(data, _whole(data), b"meta")
     location = meta and _child(data, meta, b"iloc", 4)
     if not meta or not location:
         return {}
@@ -110,6 +125,7 @@ def _items(data: bytes) -> dict[int, list[tuple[int, int]]]:
     if count > MAX_ITEMS or location.end - location.start > 64 * MAX_ITEMS:
         raise IsoMediaError(f"it has more than {MAX_ITEMS:,} items")
     items: dict[int, list[tuple[int, int]]] = {}
+    left = MAX_EXTENTS
     for _ in range(count):
         item = reader.read(32 if version == 2 else 16)
         method = reader.read(16) & 15 if version else 0
@@ -117,7 +133,11 @@ def _items(data: bytes) -> dict[int, list[tuple[int, int]]]:
         base = reader.read(8 * base_bytes)
         if method == 1 and store:
             base += store.start
-        for _ in range(min(reader.read(16), MAX_ITEMS)):
+        extents = reader.read(16)
+        left -= extents
+        if left < 0:
+            raise IsoMediaError("its items are in more pieces than those of any ordinary file")
+        for _ in range(extents):
             if version and index_bytes:
                 reader.read(8 * index_bytes)
             start = base + reader.read(8 * offset_bytes)
@@ -126,12 +146,13 @@ def _items(data: bytes) -> dict[int, list[tuple[int, int]]]:
     return items
 
 
-def _frame_pixels(frame: bytes) -> Iterator[int]:
-    """The pixels of the largest frame that each sequence header of an item announces; none if it is not AV1."""
+def _unit_pixels(frame: bytes) -> Iterator[int]:
+    """For each unit of an item in AV1 the pixels of the largest frame that it announces, 0 if it announces none.
+
+    Two bits of a unit's head must be zero. They are not looked at, because decoders do not look at them either.
+    """
     at = 0
-    for _ in range(MAX_UNITS):
-        if at >= len(frame):
-            return
+    while at < len(frame):
         head = frame[at]
         at += 2 if head & 4 else 1  # bit 2: an extension follows
         if head & 2:  # a size follows, seven bits a byte, the lowest first
@@ -144,8 +165,8 @@ def _frame_pixels(frame: bytes) -> Iterator[int]:
                     break
         else:
             size = len(frame) - at
-        if head >> 3 & 15 == _SEQUENCE_HEADER and not head & 0x81:
-            yield _announced_pixels(_Bits(frame[at : at + min(size, 64)]))
+        is_sequence_header = head >> 3 & 15 == _SEQUENCE_HEADER
+        yield _announced_pixels(_Bits(frame[at : at + min(size, 64)])) if is_sequence_header else 0
         at += size
 
 

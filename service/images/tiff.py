@@ -29,13 +29,14 @@ TILE_PIXELS = 2**20  # a tile may be larger than the image, but not by more than
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _LONG, _UNSIGNED_32 = {16, 18}, 4
-_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_INTEGERS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _PLANAR = 256, 257, 258, 259, 277, 284
 _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
 _JPEG_TABLES, _OLD_JPEG_START, _OLD_JPEG_BYTES = 347, 513, 514
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE = 254, 255
 _SHARED = {_JPEG_TABLES, 532}  # 532: ReferenceBlackWhite, rationals
+_OTHER_THAN_INTEGERS = {_JPEG_TABLES, 529, 532}  # 529: YCbCrCoefficients, rationals
 _KEPT = {
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, 262, 266, _STRIP_OFFSETS, 274, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES,
     _PLANAR, 292, 293, 317, 320, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, 332, 338, 339, _JPEG_TABLES,
@@ -130,6 +131,9 @@ def _check(data: bytes, entries: dict[int, _Entry], layout: _Layout) -> None:
         size = entry.values * _SIZES.get(entry.type, 1)
         if entry.values > (MAX_TABLE_BYTES if tag in _SHARED else MAX_VALUES) or entry.type not in _SIZES:
             raise TiffError("its TIFF directory has more strips, tiles or values than any ordinary file")
+        # Libraries would read bytes, text, fractions and negative numbers, which the following checks would not see.
+        if not entry.values or (entry.type not in _INTEGERS and tag not in _OTHER_THAN_INTEGERS):
+            raise TiffError("its TIFF directory has values of a wrong type")
         if entry.at + size > len(data):
             raise TiffError("the TIFF data is broken or cut short", "Send the whole file, or save it again.")
 

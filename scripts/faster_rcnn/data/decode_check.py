@@ -20,7 +20,7 @@ from faster_rcnn.data.orientation import NOT_CONFIRMED, TURNED, not_confirmed
 from faster_rcnn.data.remembered import Remembered, open_remembered
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.data.white import use_white
-from service.images.integrity import WARNINGS
+from service.images.integrity import FURTHER_PAGES, WARNINGS
 
 LINE_EVERY = 60.0  # seconds between two lines about the progress
 FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the first split and file with these bytes
@@ -200,7 +200,7 @@ def _faults(dataset: FolderDataset, index: int, facts: ImageFacts) -> list[Fault
         faults.append(Fault("mislabelled image", where, what, "rename it to match", warning=True))
     remedy = "replace it with the original file, or remove it from the list"
     for word in facts.damage:
-        what = f"{name} is damaged: {WARNINGS[word]}"
+        what = f"{name} {'has more than one image' if word == FURTHER_PAGES else 'is damaged'}: {WARNINGS[word]}"
         faults.append(Fault("damaged image", where, what, remedy, warning=True))
     return faults
 

@@ -140,6 +140,24 @@ def test_base64_with_a_lot_of_white_space_needs_little_memory():
     assert max(memory) < 16 * len(body)  # orjson allocates 13 times the body's size but uses little of it
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("A" + "=" * 5_000_000, "cut short"),
+        ("A=" + " " * 5_000_000, "cut short"),
+        ("A" + "= " * 2_500_000, "cut short"),
+        ("A" + "=" * 5_000_000 + "A", "position 2."),
+        ("A" + "=" * 5_000_000 + "*", "position 2."),
+        ("A" * 5_000_001 + "*=", "position 5,000,002."),
+    ],
+)
+def test_the_fault_of_a_long_base64_text_is_found_in_one_pass(text, word):
+    """A search that begins again at each = would take hours, during which the service could do nothing else."""
+    with pytest.raises(Problem) as caught:
+        from_json(f'{{"image": "{text}"}}'.encode())
+    assert word in caught.value.detail
+
+
 # --- any request is read or refused with a problem -------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from service.images.cost import FIXED_BYTES, LIGHT_BYTES, MIB
 from service.images.decode import MAX_PIXELS, ORIENTATION, decode
 from service.images.fit import Geometry
 from tests.service.images.png16 import png16
+from tests.service.images.test_formats import tiff_file
 
 GEOMETRY = Geometry(((384, 384), (288, 384), (384, 288)), 288, 384)
 SIDE = 2500
@@ -111,6 +112,13 @@ def files() -> dict[str, bytes]:
         "heic of 10 bits with alpha, 4:4:4, turned": deep_heic(),
     }
     rng = np.random.default_rng(0)
+    deep = rng.integers(0, 2**12, (SIDE, SIDE, 4), np.uint16)
+    for channels, compression in ((3, 8), (4, 1)):
+        pixels = deep[..., :channels].tobytes()
+        body = zlib.compress(pixels, 1) if compression == 8 else pixels
+        tags = {256: (SIDE,), 257: (SIDE,), 258: (16,) * channels, 259: (compression,), 262: (2,), 273: (8,), 274: (6,)}
+        tags |= {277: (channels,), 278: (SIDE,), 279: (len(body),)} | ({338: (2,)} if channels == 4 else {})
+        made[f"tiff of 16 bits, {channels} channels, one strip, turned"] = tiff_file(tags, body)
     made |= {
         f"png of 16 bits, {channels} channels": png16(rng.integers(0, 2**12, (SIDE, SIDE, channels), np.uint16))
         for channels in (2, 3, 4)
@@ -127,6 +135,7 @@ from service.images.decode import MAX_PIXELS, decode
 from service.images.drawing import Drawing
 from service.images.fit import Geometry
 from tests.service.images.png16 import png16
+from tests.service.images.test_formats import tiff_file
 
 formats.accept_all()
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.images import formats, tiff
-from service.images.decode import ORIENTATION, TRANSPOSE, ImageError, damage, decode, upright
+from service.http.answers import image_warnings
+from service.images import formats, iso_media, tiff
+from service.images.decode import ORIENTATION, TRANSPOSE, DamagedImageError, ImageError, damage, decode, upright
 from service.images.fit import Geometry
 
 GEOMETRY = Geometry(((320, 448), (448, 320), (384, 384)), min_size=320, max_size=448)
@@ -161,6 +162,13 @@ def test_the_first_of_several_pages_is_used_with_a_warning(format):
     assert decode(saved(pages[0], format), GEOMETRY).warnings == ()
 
 
+def test_an_image_that_is_not_alone_in_its_file_is_not_called_damaged():
+    words = str(DamagedImageError(("further_pages",)))
+    assert words.startswith("it has more than one image: the file has several pages or images")
+    assert image_warnings(("further_pages",))[0]["detail"].startswith("The image is one of several: the file has")
+    assert str(DamagedImageError(("further_pages", "missing_end"))).startswith("it is damaged or incomplete: the file")
+
+
 # --- TIFF files made by hand -----------------------------------------------------------------------------------------
 
 
@@ -232,6 +240,26 @@ def test_old_jpeg_is_read():
     np.testing.assert_allclose(np.asarray(found), np.asarray(photo(96, 64)), atol=12)
 
 
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ("<", "it is a TIFF image of more than 8 bits in which 0 means white"),
+        (">", "stores its pixels in an unusual way"),
+    ],
+)
+@pytest.mark.parametrize("compression", [1, 8])
+def test_a_negative_of_16_bits_is_refused_because_it_would_be_read_as_a_positive(order, words, compression):
+    body = PIXELS * 2 if compression == 1 else zlib.compress(PIXELS * 2)
+    tags = grey(size=len(body)) | {258: (16,), 259: (compression,)}
+    upright(tiff_file(tags, body, order=order))
+    assert words in fault(tiff_file(tags | {262: (0,)}, body, order=order))
+
+
+def test_a_negative_of_8_bits_is_read():
+    found = np.asarray(upright(tiff_file(grey() | {262: (0,)}, PIXELS)))[..., 0]
+    np.testing.assert_array_equal(255 - found, np.frombuffer(PIXELS, np.uint8).reshape(30, 40))
+
+
 def test_tiles_and_separate_channels_are_read():
     # two tiles of 16 x 16 beside each other for each of three channels: the values 1 to 6
     body = b"".join(bytes([value]) * 256 for value in range(1, 7))
@@ -287,6 +315,20 @@ def test_a_loop_of_directories_ends():
 )
 def test_a_crafted_tiff_is_refused_before_a_pixel_is_decoded(tags, words):
     assert words in fault(tiff_file(tags, PIXELS))
+
+
+# BYTE, ASCII, SBYTE, UNDEFINED, SSHORT, SLONG, FLOAT, DOUBLE: none of them is allowed for a size or a position
+@pytest.mark.parametrize("kind", [1, 2, 6, 7, 8, 9, 11, 12])
+@pytest.mark.parametrize("tag", sorted(grey()))
+def test_a_tiff_whose_numbers_have_a_wrong_type_is_refused_before_its_cost_is_estimated(tag, kind):
+    """The estimate would fail for text, and be negative for a negative number of rows in a strip."""
+    data = bytearray(tiff_file(grey(), PIXELS))
+    entry = 8 + len(PIXELS) + 2 + 12 * sorted(grey()).index(tag)
+    for value in (data[entry + 8 : entry + 12], b"abc\0", b"\0\0\0\x80", b"\xff" * 4):
+        data[entry + 2 : entry + 12] = struct.pack("<HI", kind, 1) + value
+        assert "values of a wrong type" in fault(bytes(data))
+    data[entry + 2 : entry + 12] = struct.pack("<HII", 4, 0, 0)  # no value
+    assert "values of a wrong type" in fault(bytes(data))
 
 
 def test_a_directory_with_too_many_entries_is_refused():
@@ -372,11 +414,57 @@ def test_overlapping_items_are_refused():
     assert "items overlap" in fault(moved) or "cut short" in fault(moved)
 
 
-def test_an_avif_animation_is_refused_by_name():
+@pytest.mark.parametrize("brand", [b"avis", b"msf1", b"mif1"])
+def test_an_avif_animation_is_refused_by_name(brand):
+    """If the main brand is neither avif nor avis, libavif decodes the track, too."""
     frames = [photo(), photo()]
-    assert fault(saved(frames[0], "AVIF", save_all=True, append_images=frames[1:])).startswith(
-        "it is an AVIF animation"
-    )
+    data = saved(frames[0], "AVIF", save_all=True, append_images=frames[1:])
+    changed = data[:8] + brand + data[12:]
+    with Image.open(io.BytesIO(changed)) as image:
+        assert image.n_frames == 2
+    assert fault(changed).startswith("it is an AVIF animation")
+
+
+def box(kind: bytes, contents: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(contents)) + kind + contents
+
+
+def one_item(frame: bytes) -> bytes:
+    """The boxes of an AVIF file whose only item is `frame`, without what says its size."""
+    location = bytes(4) + b"\x44\0" + struct.pack(">HHHHII", 1, 1, 0, 1, 8, len(frame))
+    return box(b"mdat", frame) + box(b"meta", bytes(4) + box(b"iloc", location))
+
+
+def sequence_header(width: int, height: int, head: int = 0x0A) -> bytes:
+    """A unit (AV1 specification 5.5.1) with a reduced header: profile, two flags, level, and sides in 16 bits each."""
+    bits = f"{0:03b}11{0:05b}{15:04b}{15:04b}{width - 1:016b}{height - 1:016b}"
+    contents = int(bits.ljust(56, "0"), 2).to_bytes(7, "big")
+    return bytes((head, len(contents))) + contents
+
+
+EMPTY_UNIT = bytes((15 << 3 | 2, 0))  # padding
+
+
+@pytest.mark.parametrize("head", [0x0A, 0x0B, 0x8A])  # the lowest and the highest bit must be zero; dav1d ignores them
+def test_a_second_av1_frame_that_is_far_larger_is_found(head):
+    frame = sequence_header(64, 64) + EMPTY_UNIT * 5000
+    iso_media.check_av1_frames(one_item(frame), 64, 64)
+    with pytest.raises(iso_media.IsoMediaError, match="far larger"):
+        iso_media.check_av1_frames(one_item(frame + sequence_header(16_384, 16_384, head)), 64, 64)
+
+
+def test_an_av1_frame_of_more_parts_than_are_read_is_refused():
+    frame = sequence_header(64, 64) + EMPTY_UNIT * iso_media.MAX_UNITS + sequence_header(16_384, 16_384)
+    with pytest.raises(iso_media.IsoMediaError, match="more parts"):
+        iso_media.check_av1_frames(one_item(frame), 64, 64)
+
+
+def test_items_of_very_many_pieces_are_refused():
+    """1,000 items of 1,000 pieces each, whose positions and lengths take no byte."""
+    items = b"".join(struct.pack(">HHH", number, 0, 1000) for number in range(1000))
+    location = box(b"iloc", bytes(4) + b"\0\0" + struct.pack(">H", 1000) + items)
+    with pytest.raises(iso_media.IsoMediaError, match="more pieces"):
+        iso_media.check_items(box(b"meta", bytes(4) + location))
 
 
 @pytest.mark.parametrize("format", ["TIFF", "AVIF", "HEIF"])
