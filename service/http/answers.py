@@ -17,7 +17,7 @@ from service.engine.engine import Result
 from service.http import npz
 from service.http.schemas import DetectQuery, ProposalsQuery
 from service.images.depth import RANGE_WARNINGS
-from service.images.integrity import clause
+from service.images.integrity import FURTHER_PAGES, clause
 from service.runtime import Inference
 from service.telemetry.metrics import Metrics
 
@@ -30,6 +30,7 @@ _WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 PIXEL_DECIMALS = 3
 SCORE_DECIMALS = 6
 REMEDY = "Objects may be missed or invented. Send the original file."
+PAGES_REMEDY = "Send each of the others as an image of its own."
 RANGE_REMEDY = (
     "Objects may be missed. Send the image with its values multiplied so that they reach white, or publish the model "
     "with the images' own white: faster-rcnn export --white VALUE."
@@ -172,6 +173,8 @@ def image_warnings(words: tuple[str, ...]) -> list[dict[str, str]]:
 def _detail(word: str) -> str:
     if word in RANGE_WARNINGS:
         return f"The image does not fit the model: {clause(word)}. {RANGE_REMEDY}"
+    if word == FURTHER_PAGES:
+        return f"The image is incomplete: {clause(word)}. {PAGES_REMEDY}"
     return f"The image is damaged: {clause(word)}. {REMEDY}"
 
 

@@ -64,8 +64,8 @@ class DamagedImageError(ImageError):
 
     def __init__(self, warnings: tuple[str, ...]) -> None:
         faults = "; ".join(map(integrity.clause, warnings))
-        in_range = any(word not in depth.RANGE_WARNINGS for word in warnings)
-        what = "is damaged or incomplete" if in_range else "has values that do not fit the model"
+        damaged = any(word not in depth.RANGE_WARNINGS for word in warnings)
+        what = "is damaged or incomplete" if damaged else "has values that do not fit the model"
         remedy = "Send the original file. Without strict=true this one is answered, with a warning."
         super().__init__(f"it {what}: {faults}", remedy)
         self.warnings = warnings
@@ -114,7 +114,7 @@ def upright(
     try:
         image = _on_screen(image)
         image.load()
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         return rgb(_stored(image, deep, white)[0], orientation)
     except MemoryError:
         raise
@@ -189,7 +189,7 @@ def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Stored:
     try:
         if image.format == "PNG":
             image.load()
-        return Stored(image.format or "", *image.size, _orientation(image))
+        return Stored(image.format or "", *image.size, orientation_of(image))
     except MemoryError:
         raise
     except Exception as error:
@@ -302,7 +302,7 @@ def _broken(format: str | None) -> NotAnImageError:
 def _decode(image: Image.Image, data: bytes, geometry: Geometry, deep: depth.Opened | None) -> Canvas:
     if image.format in ("PNG", "TIFF"):
         image.load()  # a PNG's EXIF data may follow the pixels; Pillow turns a TIFF upright when it loads it
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     width, height = swapped(image.size, orientation)
     target = fit(width, height, geometry)
     kept = _draft(image, swapped((target.width, target.height), orientation)) if geometry.antialias else image.size
@@ -327,7 +327,7 @@ def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float]:
     return drafted[1][2:] if drafted else image.size
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. A missing, broken or unknown value counts as 1."""
     try:
         value = image.getexif().get(ORIENTATION, 1)

@@ -23,6 +23,7 @@ from faster_rcnn.commands.argument_types import (
     whole,
 )
 from faster_rcnn.commands.failures import in_one_line
+from faster_rcnn.data.orientation import EXIF_BOXES
 from faster_rcnn.files import existing
 from faster_rcnn.training.stopping import Stopped, sigterm_raises
 from service.images.depth import WHITE
@@ -214,7 +215,7 @@ def add_white(group: Any, default: str) -> None:
 def add_exif_boxes(group: Any, default: str = "") -> None:
     group.add_argument(
         "--exif-boxes",
-        choices=("upright", "stored"),
+        choices=EXIF_BOXES,
         help="where an image's EXIF orientation turns it and no size tells: boxes were drawn on the upright image, or "
         f"on the stored one and are turned with it (default: upright, with a warning{default})",
     )

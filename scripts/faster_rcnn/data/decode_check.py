@@ -20,7 +20,7 @@ from faster_rcnn.data.orientation import NOT_CONFIRMED, TURNED, not_confirmed
 from faster_rcnn.data.remembered import Remembered, open_remembered
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.data.white import use_white
-from service.images.integrity import WARNINGS
+from service.images.integrity import FURTHER_PAGES, WARNINGS
 
 LINE_EVERY = 60.0  # seconds between two lines about the progress
 FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the first split and file with these bytes
@@ -200,6 +200,10 @@ def _faults(dataset: FolderDataset, index: int, facts: ImageFacts) -> list[Fault
         faults.append(Fault("mislabelled image", where, what, "rename it to match", warning=True))
     remedy = "replace it with the original file, or remove it from the list"
     for word in facts.damage:
+        if word == FURTHER_PAGES:
+            what = f"{name}: {WARNINGS[word]}"
+            faults.append(Fault("further pages", where, what, "save each page as a file of its own", warning=True))
+            continue
         what = f"{name} is damaged: {WARNINGS[word]}"
         faults.append(Fault("damaged image", where, what, remedy, warning=True))
     return faults

@@ -130,3 +130,19 @@ def test_difficult_objects_stay_difficult(tmp_path: Path) -> None:
     entry = annotation_entry(1, 1) | {"difficult": 1}
     written(write_coco_folder(tmp_path, [image_entry(1, "a.jpg")], [entry]), tmp_path / "clean")
     assert open_folder(f"coco:{tmp_path / 'clean'}", "train").not_trained_on() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("a.tif", "TIFF", "a.tif"),
+        ("a.avif", "AVIF", "a.avif"),
+        ("a.HEIC", "HEIF", "a.HEIC"),
+        ("a.jpg", "HEIF", "a.heic"),
+        ("a.tif", "PNG", "a.png"),
+    ],
+)
+def test_every_format_that_is_read_keeps_a_right_extension_and_loses_a_wrong_one(
+    name: str, kind: str, expected: str
+) -> None:
+    assert file_name(name, kind, set()) == expected
