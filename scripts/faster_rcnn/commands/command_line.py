@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Errors that the user's options or data cause; others come from the machine, and the same command may succeed later.
 MISTAKES = (ValueError, BlockingIOError, FileExistsError, FileNotFoundError)
 
-DATA = "a folder, zip file or JSON file of annotated images (docs/data.md), or shapes for generated images"
+DATA = "annotated images: a folder, a zip file or a file of annotations (docs/data.md); or shapes for generated images"
 
 
 # What other programs call an option, if the names are too different for a suggestion by spelling.
