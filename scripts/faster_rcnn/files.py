@@ -17,7 +17,6 @@ from PIL import Image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _FAULTS = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than the system allows",

@@ -30,6 +30,7 @@ _WEIGHT = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 PIXEL_DECIMALS = 3
 SCORE_DECIMALS = 6
 REMEDY = "Objects may be missed or invented. Send the original file."
+PAGES_REMEDY = "Send each of the others as an image of its own."
 RANGE_REMEDY = (
     "Objects may be missed. Send the image with its values multiplied so that they reach white, or publish the model "
     "with the images' own white: faster-rcnn export --white VALUE."

@@ -6,7 +6,6 @@ headers as any other answer.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection
 
 import orjson
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from service.http.problems import Problem
+from service.http.request_ids import new_id
 
 METHODS = ("GET", "HEAD", "POST")
 HEADERS = ("Authorization", "X-API-Key", "X-Request-ID")  # Starlette adds Accept and Content-Type
@@ -37,7 +37,7 @@ class Cors(CORSMiddleware):
     def preflight_response(self, request_headers: Headers) -> Response:
         """204 without a body, or 400."""
         checked = super().preflight_response(request_headers)
-        request_id = f"{random.getrandbits(128):032x}"
+        request_id = new_id()
         kept = {name: value for name, value in checked.headers.items() if not name.startswith("content-")}
         headers = kept | {"X-Request-ID": request_id}
         if checked.status_code == 200:

@@ -97,7 +97,7 @@ class _Exchange:
         return message
 
     async def _receive_and_report(self) -> Message:
-        # After bytes that are no HTTP, uvicorn's protocol has ended, but its `receive` would still send "100 Continue".
+        # After bytes that are not HTTP, uvicorn's protocol has ended; its `receive` would still send "100 Continue".
         message = {"type": "http.disconnect"} if self._connection.gone else await self._receive()
         if message["type"] == "http.disconnect":
             self._body_complete = True

@@ -119,7 +119,7 @@ def upright(
     try:
         image = _on_screen(image)
         image.load()
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         return rgb(_stored(image, deep, white)[0], orientation)
     except MemoryError:
         raise
@@ -194,7 +194,7 @@ def stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Stored:
     try:
         if image.format == "PNG":
             image.load()
-        return Stored(image.format or "", *image.size, _orientation(image))
+        return Stored(image.format or "", *image.size, orientation_of(image))
     except MemoryError:
         raise
     except Exception as error:
@@ -313,7 +313,7 @@ def _broken(format: str | None) -> NotAnImageError:
 def _decode(image: Image.Image, data: bytes, geometry: Geometry, deep: depth.Opened | None) -> Canvas:
     if image.format in ("PNG", "TIFF"):
         image.load()  # a PNG's EXIF data may follow the pixels; Pillow turns a TIFF upright when it loads it
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     width, height = swapped(image.size, orientation)
     target = fit(width, height, geometry)
     kept = _draft(image, swapped((target.width, target.height), orientation)) if geometry.antialias else image.size
@@ -338,7 +338,7 @@ def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float]:
     return drafted[1][2:] if drafted else image.size
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. A missing, broken or unknown value counts as 1."""
     try:
         value = image.getexif().get(ORIENTATION, 1)

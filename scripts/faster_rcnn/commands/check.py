@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from faster_rcnn.commands.argument_types import above_zero, pixels
+from faster_rcnn.commands.argument_types import above_zero, path, pixels
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
@@ -101,7 +101,7 @@ def _coco_folder(text: str) -> Path:
     kind, _, folder = text.partition(":")
     if kind != "coco" or not folder:
         raise argparse.ArgumentTypeError(f"{text!r} is not coco:DIR")
-    return Path(folder)
+    return path(folder)
 
 
 def check(arguments: argparse.Namespace) -> None:

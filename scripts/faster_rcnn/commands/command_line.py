@@ -23,6 +23,7 @@ from faster_rcnn.commands.argument_types import (
     whole,
 )
 from faster_rcnn.commands.failures import in_one_line
+from faster_rcnn.data.orientation import EXIF_BOXES
 from faster_rcnn.files import existing
 from faster_rcnn.training.stopping import Stopped, sigterm_raises
 from service.images.depth import WHITE
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 # Errors that the user's options or data cause; others come from the machine, and the same command may succeed later.
 MISTAKES = (ValueError, BlockingIOError, FileExistsError, FileNotFoundError)
 
-DATA = "a folder, zip file or JSON file of annotated images (docs/data.md), or shapes for generated images"
+DATA = "annotated images: a folder, a zip file or a file of annotations (docs/data.md); or shapes for generated images"
 
 
 # What other programs call an option, if the names are too different for a suggestion by spelling.
@@ -214,7 +215,7 @@ def add_white(group: Any, default: str) -> None:
 def add_exif_boxes(group: Any, default: str = "") -> None:
     group.add_argument(
         "--exif-boxes",
-        choices=("upright", "stored"),
+        choices=EXIF_BOXES,
         help="where an image's EXIF orientation turns it and no size tells: boxes were drawn on the upright image, or "
         f"on the stored one and are turned with it (default: upright, with a warning{default})",
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from faster_rcnn.commands.argument_types import count, path, source
+from faster_rcnn.commands.argument_types import count, path, share, source
 from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
@@ -30,7 +30,6 @@ from faster_rcnn.commands.command_line import (
     data_source,
     device_of,
     run_command,
-    share,
     val_share_for,
 )
 from faster_rcnn.data.class_numbers import renumber

@@ -12,8 +12,8 @@ import numpy as np
 
 from faster_rcnn.data.box_checks import TOLERANCE
 
-MOST = 0.95  # of the boxes that must make sense in the other notation
-MANY = 0.1  # of the boxes that must make none in the format's own, and at least two of them
+MOST = 0.95  # of the boxes that must fit in the other notation
+MANY = 0.1  # of the boxes that must not fit in the format's own notation; at least two
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def _order(category: Category) -> tuple[bool, float, str]:
         value = float(text)
     except (ValueError, OverflowError):
         return True, 0, text
-    return (False, value, text) if value == value else (True, 0, text)  # a name such as "nan" is no number
+    return (False, value, text) if value == value else (True, 0, text)  # "nan" is a name, not a number
 
 
 def without_roots(

@@ -18,7 +18,16 @@ import numpy as np
 
 from faster_rcnn.data.folder import FolderDataset
 
-EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",), "GIF": (".gif",)}
+EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
 LONGEST_NAME = 150  # characters; file systems take 255 bytes
 UNUSUAL = re.compile(r'[<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')  # not allowed on some file systems
 

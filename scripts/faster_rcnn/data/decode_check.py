@@ -200,7 +200,11 @@ def _faults(dataset: FolderDataset, index: int, facts: ImageFacts) -> list[Fault
         faults.append(Fault("mislabelled image", where, what, "rename it to match", warning=True))
     remedy = "replace it with the original file, or remove it from the list"
     for word in facts.damage:
-        what = f"{name} {'has more than one image' if word == FURTHER_PAGES else 'is damaged'}: {WARNINGS[word]}"
+        if word == FURTHER_PAGES:
+            what = f"{name}: {WARNINGS[word]}"
+            faults.append(Fault("further pages", where, what, "save each page as a file of its own", warning=True))
+            continue
+        what = f"{name} is damaged: {WARNINGS[word]}"
         faults.append(Fault("damaged image", where, what, remedy, warning=True))
     return faults
 

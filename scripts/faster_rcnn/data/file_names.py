@@ -65,7 +65,12 @@ class FileNames:
 
 def spelling(name: str) -> str:
     """What names that look alike have in common."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", unquote(name)).casefold())
+    return same_name(unquote(name))
+
+
+def same_name(path: str) -> str:
+    """What equal names have in common: letter case and Unicode's composed and decomposed forms are removed."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
 def _listing(folder: str) -> _Listing:

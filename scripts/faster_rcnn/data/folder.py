@@ -221,6 +221,10 @@ def _arrays(objects: list[CheckedObject]) -> ObjectArrays:
     boxes = np.array([box for _, box in objects], np.float32).reshape(-1, 4)
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     outline_areas = np.array([np.nan if one.area is None else one.area for one in annotations], np.float64)
+    # The outline of a box that was clipped leaves the image as well, and its area counts at most as much as the box's.
+    written = np.array([one.box for one in annotations], np.float32).reshape(-1, 4)
+    is_clipped = (boxes != written).any(axis=1)
+    outline_areas[is_clipped] = np.fmin(outline_areas, box_areas)[is_clipped]
     return ObjectArrays(
         boxes,
         labels=np.array([one.label for one in annotations], np.int64),

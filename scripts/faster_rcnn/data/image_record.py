@@ -9,6 +9,7 @@ from pathlib import Path
 
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.folder import FolderDataset
+from faster_rcnn.files import write_text
 
 FILE = "images.jsonl"
 SHOWN = 3  # names in a message
@@ -27,10 +28,8 @@ def image_record(datasets: Sequence[Dataset]) -> ImageRecord:
 
 
 def write_image_record(folder: Path, record: ImageRecord) -> None:
-    """Writes the file through a temporary one, so that a crash leaves the previous record intact."""
-    aside = folder / f"{FILE}.part"
-    aside.write_text("".join(f"{json.dumps([*key, *values])}\n" for key, values in record.items()), "utf-8")
-    aside.replace(folder / FILE)
+    """Writes the file whole or not at all, so that a crash leaves the previous record intact."""
+    write_text(folder / FILE, "".join(f"{json.dumps([*key, *values])}\n" for key, values in record.items()))
 
 
 def read_image_record(folder: Path) -> ImageRecord | None:

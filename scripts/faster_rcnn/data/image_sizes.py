@@ -8,9 +8,9 @@ from PIL import Image, UnidentifiedImageError
 
 from faster_rcnn.data.repairs import Repair
 from service.images import formats
+from service.images.decode import orientation_of
 from service.images.upright import swapped
 
-_ORIENTATION = 0x0112  # EXIF
 _THREADS = 16  # they wait for the disk, or for a network's
 
 NO_SIZE = Repair(
@@ -47,7 +47,7 @@ def upright_size(file: Path) -> tuple[int, int]:
                 return image.size
             # A PNG that has no EXIF data before its pixels would be decoded to look for some after them.
             known = image.format != "PNG" or any("exif" in str(name) for name in image.info)
-            return swapped(image.size, _orientation(image) if known or _ends_with_exif(file) else 1)
+            return swapped(image.size, orientation_of(image) if known or _ends_with_exif(file) else 1)
     except UnidentifiedImageError as error:
         raise ValueError("it is not an image that can be read") from error
     except (Image.DecompressionBombError, SyntaxError, ValueError, TypeError, IndexError) as error:
@@ -63,12 +63,3 @@ def _ends_with_exif(png: Path) -> bool:
                 return True
             file.seek(int.from_bytes(head[:4]) + 4, 1)
     return False
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. A missing, broken or unknown value counts as 1."""
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # the image can be decoded even if its EXIF block is broken
-        return 1
-    return value if isinstance(value, int) and value in range(1, 9) else 1

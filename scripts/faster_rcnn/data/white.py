@@ -10,9 +10,10 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.folder import FolderDataset
 from service.images.decode import ImageError, value_range
 from service.images.depth import NEARLY_BLACK, WHITE, ValueRange
+from service.images.tiff import is_tiff
 
 HEAD = 32  # bytes of a file that tell whether it may have more than 8 bits
-_PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class FoundWhite(NamedTuple):
@@ -85,4 +86,4 @@ def _range_of(path: Path) -> ValueRange | None:
 
 def _may_be_deep(head: bytes) -> bool:
     """Whether the samples may have more than 8 bits: in a PNG of 16 bits, or any TIFF, which says so elsewhere."""
-    return (head.startswith(_PNG) and head[24:25] == b"\x10") or head.startswith(_TIFF)
+    return (head.startswith(_PNG) and head[24:25] == b"\x10") or is_tiff(head)

@@ -1,6 +1,7 @@
 """What the limits of a training run leave out of its data: said once, before the first iteration."""
 
 from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.data.description import objects_per_image
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.limits import too_many_objects, too_many_to_sample
@@ -14,7 +15,7 @@ def limits_exceeded(
     lines = []
     for dataset, images in ((training, "training images"), (validation, "validation images")):
         if isinstance(dataset, FolderDataset):
-            counts = [len(dataset.objects(index)[1]) for index in range(len(dataset))]
+            counts = objects_per_image(dataset)
             lines.append(too_many_objects(counts, config.detections.detections, images))
             lines.append(too_many_to_sample(counts, config) if dataset is training else None)
     used, there = options.validation_pictures, len(validation)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -49,8 +49,13 @@ def test_reading_the_copy_gives_the_same_boxes_and_no_faults(
         write_image(folder / name)
         objects = [annotation_entry(number, 1, box) | {"iscrowd": int(crowd)} for number, box in enumerate(found)]
         source = write_coco_folder(folder, [image_entry(1, name), image_entry(2, "missing.jpg")], objects)
-        before = written(source, folder / "clean")
-        after = open_folder(f"coco:{folder / 'clean'}", "train")
+        try:
+            before = written(source, folder / "clean")
+            after = open_folder(f"coco:{folder / 'clean'}", "train")
+        except ValueError as refusal:  # reading refuses all boxes if they look like another notation
+            if "fractions of their images" in str(refusal) or "fit as corners" in str(refusal):
+                reject()
+            raise
         assert [*after.faults, *check_images(after, 1)] == []
         assert same_objects(before, after)
         assert after.labels == before.labels
@@ -130,3 +135,19 @@ def test_difficult_objects_stay_difficult(tmp_path: Path) -> None:
     entry = annotation_entry(1, 1) | {"difficult": 1}
     written(write_coco_folder(tmp_path, [image_entry(1, "a.jpg")], [entry]), tmp_path / "clean")
     assert open_folder(f"coco:{tmp_path / 'clean'}", "train").not_trained_on() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("a.tif", "TIFF", "a.tif"),
+        ("a.avif", "AVIF", "a.avif"),
+        ("a.HEIC", "HEIF", "a.HEIC"),
+        ("a.jpg", "HEIF", "a.heic"),
+        ("a.tif", "PNG", "a.png"),
+    ],
+)
+def test_every_format_that_is_read_keeps_a_right_extension_and_loses_a_wrong_one(
+    name: str, kind: str, expected: str
+) -> None:
+    assert file_name(name, kind, set()) == expected

@@ -76,3 +76,13 @@ def test_class_names_that_a_person_would_confuse_are_reported(
     if not warning:  # leaving the class out would renumber the others
         with pytest.raises(ValueError, match=r"train.json:5:1: .*lists all$"):
             open_dataset(source, "train", skip_bad_boxes=True)
+
+
+def test_an_outline_that_leaves_the_image_has_at_most_the_area_of_its_clipped_box(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg")  # 100×60
+    whole, crossing = annotation_entry(1, 1, (0, 0, 10, 20)), annotation_entry(2, 1, (98, 0, 4, 30))
+    source = write_coco_folder(
+        tmp_path, [image_entry(1, "a.jpg")], [whole | {"area": 201.0}, crossing | {"area": 110.0}]
+    )
+    areas = open_folder(source, "train").all_objects(0).areas.tolist()
+    assert areas == [201.0, 60.0]  # the second box is clipped to 2×30

@@ -231,3 +231,11 @@ def test_a_header_that_no_client_needs_means_json():
 def test_a_media_type_that_the_route_does_not_offer_is_ignored():
     assert preferred("image/png, application/x-npz;q=0.1", (JSON, "application/x-npz")) == "application/x-npz"
     assert preferred("image/png", (JSON,)) == JSON
+
+
+def test_a_file_with_further_pages_is_not_called_damaged():
+    (warning,) = answers.image_warnings(("further_pages",))
+    assert warning["detail"] == (
+        "The image is incomplete: the file has several pages or images, and only the first one is used. "
+        "Send each of the others as an image of its own."
+    )

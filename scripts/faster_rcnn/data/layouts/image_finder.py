@@ -6,12 +6,12 @@ or the folders of a labelling tool. What remains the same is the end of the path
 
 import contextlib
 import re
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from faster_rcnn.data.faults import Fault
+from faster_rcnn.data.file_names import same_name
 from faster_rcnn.data.layouts.split_names import meaning, of_path
 from faster_rcnn.data.layouts.tree import Tree
 
@@ -82,11 +82,6 @@ def spellings(name: str) -> Iterator[str]:
         parts = [part for part in path.split("/") if part not in ("", ".", "..")]
         if parts and "\0" not in path:
             yield "/".join(parts)
-
-
-def same_name(path: str) -> str:
-    """What equal names have in common: letter case and Unicode's composed and decomposed forms are removed."""
-    return unicodedata.normalize("NFC", path).casefold()
 
 
 def _equal_at_end(one: list[str], other: list[str]) -> int:

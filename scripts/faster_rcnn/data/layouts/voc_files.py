@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from faster_rcnn.data.annotations import ParsedSplit, is_file, leads_outside
 from faster_rcnn.data.faults import Fault
+from faster_rcnn.data.file_names import same_name
 from faster_rcnn.data.layouts import split_names
-from faster_rcnn.data.layouts.image_finder import same_name
 from faster_rcnn.data.layouts.layout import Family, Layout
 from faster_rcnn.data.layouts.tree import Tree, read_tree
 from faster_rcnn.data.voc import Listed, VOCFiles, read_voc
