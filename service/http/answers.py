@@ -174,7 +174,7 @@ def _detail(word: str) -> str:
     if word in RANGE_WARNINGS:
         return f"The image does not fit the model: {clause(word)}. {RANGE_REMEDY}"
     if word == FURTHER_PAGES:
-        return f"The image is one of several: {clause(word)}. Send each page as a file of its own."
+        return f"The image is one of several: {clause(word)}. {PAGES_REMEDY}"
     return f"The image is damaged: {clause(word)}. {REMEDY}"
 
 

@@ -230,7 +230,7 @@ def _arrays(objects: list[CheckedObject]) -> ObjectArrays:
         labels=np.array([one.label for one in annotations], np.int64),
         crowd=np.array([one.crowd for one in annotations], bool),
         difficult=np.array([one.difficult for one in annotations], bool),
-        areas=np.fmin(outline_areas, box_areas),  # the outline of a box that was clipped may be larger than the box
+        areas=np.where(np.isnan(outline_areas), box_areas, outline_areas),
     )
 
 
