@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from faster_rcnn.data.image_facts import ImageFacts, facts_from_json, rules
+from faster_rcnn.user_cache import user_cache
 
 T = TypeVar("T")
 
@@ -32,11 +33,7 @@ def cache_folder() -> Path | None:
     named = os.environ.get(FOLDER_VARIABLE)
     if named is not None:
         return Path(named) if named.strip() else None
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # a user without a home
-        return None
-    return Path(base) / "faster-rcnn"
+    return user_cache()
 
 
 def open_remembered() -> "Remembered":

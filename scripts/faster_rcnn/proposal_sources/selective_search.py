@@ -22,7 +22,6 @@ P is the number of regions of an image. Boxes are x1, y1, x2, y2 in pixels of th
 
 import contextlib
 import hashlib
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.worker_processes import leave_signals_to_the_parent
 from faster_rcnn.files import write_file
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, ranked
+from faster_rcnn.user_cache import user_cache
 
 AREA = 500 * 375  # pixels; R-CNN's width (Girshick et al. 2014, section 4.2) at an aspect ratio of 4:3
 LONGEST = 1500  # pixels
@@ -102,22 +102,25 @@ def selective_search_table(
 
 def _usable_default_cache() -> Path | None:
     """The default cache, or None, with a warning, if it cannot be written: the search works without it."""
+    cache = default_cache()
     try:
-        cache = default_cache()
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            return cache
-    except (OSError, RuntimeError):  # no home folder is a RuntimeError
-        print(
-            "warning: the cache in the home folder cannot be written, so an interrupted search would begin again; "
-            "set XDG_CACHE_HOME to a folder that can be written"
-        )
-        return None
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cache):
+                return cache
+    except OSError:
+        pass
+    print(
+        "warning: the cache in the home folder cannot be written, so an interrupted search would begin again; "
+        "set XDG_CACHE_HOME to a folder that can be written"
+    )
+    return None
 
 
-def default_cache() -> Path:
-    """The user's cache folder (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faster-rcnn" / "selective-search"
+def default_cache() -> Path | None:
+    """Where the results are kept; None for a user without a home folder."""
+    cache = user_cache()
+    return None if cache is None else cache / "selective-search"
 
 
 def cached_search(image: np.ndarray, cache: Path) -> np.ndarray:

@@ -130,7 +130,9 @@ def _place(config: Config, written: str) -> Path | None:
 
 def _may_be_read(base: Path, path: Path) -> bool:
     """What was unpacked from a zip file may come from anybody; it must not name files outside."""
-    return not base.is_relative_to(cache_folder()) or path.resolve().is_relative_to(base.resolve())
+    cache = cache_folder()
+    is_unpacked = cache is not None and base.is_relative_to(cache)
+    return not is_unpacked or path.resolve().is_relative_to(base.resolve())
 
 
 def _listed(file: Path, config: Config, finder: ImageFinder, split: str, missing: list[str]) -> Iterator[Path]:

@@ -6,7 +6,6 @@ Its contents are bounded by its own size and by the room on the disk, and nothin
 import contextlib
 import hashlib
 import lzma
-import os
 import shutil
 import stat
 import tempfile
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from faster_rcnn.data.annotations import leads_outside
 from faster_rcnn.data.layouts.tree import MOST_FILES, is_left_behind
+from faster_rcnn.user_cache import user_cache
 
 MOST_EXPANSION = 200  # times the size of the zip file; text and drawings reach 20 to 50
 ALWAYS_ALLOWED = 100_000_000  # bytes, for a small file whose annotations are very repetitive
@@ -26,9 +26,10 @@ _BLOCK = 1 << 20
 _DONE = "unpacked"  # beside the files: the folder is complete
 
 
-def cache_folder() -> Path:
-    """The user's cache folder (XDG Base Directory Specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faster-rcnn" / "data"
+def cache_folder() -> Path | None:
+    """Where zip files are unpacked; None for a user without a home folder."""
+    cache = user_cache()
+    return None if cache is None else cache / "data"
 
 
 def unpacked(file: Path) -> Path:
@@ -40,7 +41,9 @@ def unpacked(file: Path) -> Path:
     try:
         with zipfile.ZipFile(file) as archive:
             members = _members(file, archive)
-            folder = cache_folder() / _identity(archive)
+            if (cache := cache_folder()) is None:
+                raise OSError(f"{file} cannot be unpacked, because this user has no home folder; set XDG_CACHE_HOME")
+            folder = cache / _identity(archive)
             if not (folder / _DONE).is_file():
                 _unpack(file, archive, members, folder)
             return folder / "files"

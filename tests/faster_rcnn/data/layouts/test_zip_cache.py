@@ -165,3 +165,16 @@ def test_a_description_in_a_zip_file_cannot_name_files_outside(tmp_path: Path) -
     }
     with pytest.raises(ValueError, match=r"which is not there|has no images"):
         open_dataset(str(packed(tmp_path / "listed.zip", **listed)), "train")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    file = packed(tmp_path / "a.zip", **{"a.txt": b"a"})
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(
+        OSError, match=r"a\.zip cannot be unpacked, because this user has no home folder; set XDG"
+    ):
+        unpacked(file)
