@@ -27,12 +27,13 @@ from faster_rcnn.commands.command_line import (
     data_source,
     run_command,
 )
-from faster_rcnn.data.class_numbers import unused_classes
+from faster_rcnn.data.class_numbers import unknown_classes, unused_classes
 from faster_rcnn.data.coco_writer import CocoWriter
 from faster_rcnn.data.decode_check import FirstFiles, check_images, summary
 from faster_rcnn.data.description import describe, objects_per_image
 from faster_rcnn.data.faults import Fault, stopping
 from faster_rcnn.data.folder import FolderDataset
+from faster_rcnn.data.layouts.split_names import TRAIN
 from faster_rcnn.data.sources import open_folder, splits_of
 
 # torch is imported once the annotations are read, so that the memory that reading them takes is free again.
@@ -137,9 +138,14 @@ def _check_splits(
     seen: FirstFiles = {}
     printed: set[str] = set()
     stop: list[Fault] = []
-    for split in splits:
+    labels: tuple[str, ...] | None = None  # of the training split
+    for split in sorted(splits, key=lambda name: name != TRAIN):
         print(f"== {split}")
         dataset, faults = check_split(data, split, skip, arguments, seen)
+        if dataset is not None and labels is not None:
+            faults += unknown_classes(dataset, labels)
+        if dataset is not None and split == TRAIN:
+            labels = dataset.labels
         new = {str(fault): fault for fault in faults if str(fault) not in printed}
         printed.update(new)
         stop += stopping(list(new.values()), skip)

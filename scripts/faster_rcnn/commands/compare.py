@@ -28,6 +28,7 @@ from faster_rcnn.commands.command_line import (
     Parser,
     add_data,
     add_exif_boxes,
+    add_skip_bad_boxes,
     add_val_share,
     check_writable,
     data_source,
@@ -36,6 +37,8 @@ from faster_rcnn.commands.command_line import (
 )
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
+from faster_rcnn.data.layouts.split_names import TRAIN
+from faster_rcnn.data.sources import share_to_hold_out
 from faster_rcnn.data.white import use_white
 from faster_rcnn.detector.checkpoint import NAME, load_detector, read_checkpoint
 from faster_rcnn.evaluation import evaluate, fast_rcnn_predictor, proposal_recall, without_pixels
@@ -140,12 +143,16 @@ def compare(arguments: argparse.Namespace, passed_on: list[str]) -> None:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     print(f"{len(names) * len(arguments.seeds)} runs in {arguments.out}")
     runs = [(ARMS[name], seed) for seed in arguments.seeds for name in names]
+    reading = _reading_options(passed_on)
+    if reading.val_share is not None:
+        raise ValueError("--val-share is an option of compare too; name it before --, so that it counts for both")
+    arguments.val_share = share_to_hold_out(arguments.data, TRAIN, arguments.split, arguments.val_share)
     dataset = open_checked(
         arguments.data,
         arguments.split,
-        skip_bad_boxes="--skip-bad-boxes" in passed_on,
+        skip_bad_boxes=reading.skip_bad_boxes,
         val_share=arguments.val_share,
-        exif_boxes=_exif_boxes(passed_on),
+        exif_boxes=reading.exif_boxes,
     )
     for arm, seed in tqdm(runs, desc="runs", unit="run"):
         folder = train_arm(arm, seed, arguments, passed_on)
@@ -154,12 +161,13 @@ def compare(arguments: argparse.Namespace, passed_on: list[str]) -> None:
     print((arguments.out / "comparison.md").read_text())
 
 
-def _exif_boxes(passed_on: list[str]) -> str | None:
-    """--exif-boxes among the options of training; training itself reports mistakes in the others."""
+def _reading_options(passed_on: list[str]) -> argparse.Namespace:
+    """How the data is read, from the options of training; training itself reports mistakes in the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_exif_boxes(parser)
-    value: str | None = parser.parse_known_args(passed_on)[0].exif_boxes
-    return value
+    add_skip_bad_boxes(parser)
+    add_val_share(parser)
+    return parser.parse_known_args(passed_on)[0]
 
 
 def folder_of(name: str, seed: int, out: Path) -> Path:
@@ -196,7 +204,7 @@ def options_of_arm(arm: Arm, seed: int, arguments: argparse.Namespace) -> list[s
         length = ["--step-iterations", *map(str, steps)]
     source = ["--proposals", f"rpn:{folder_of(arm.after, seed, arguments.out)}"] if arm.after else []
     # Validated once, at the end, on all images, so that no checkpoint is chosen.
-    rest = ["--validate-every", str(10**9), "--validation-pictures", str(10**9), "--seed", str(seed)]
+    rest = ["--validate-every", str(10**9), "--validation-images", str(10**9), "--seed", str(seed)]
     share = [] if arguments.val_share is None else ["--val-share", str(arguments.val_share)]
     return ["--data", arguments.data, "--val-split", arguments.split, *share, *arm.options, *source, *length, *rest]
 

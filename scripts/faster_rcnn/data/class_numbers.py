@@ -71,6 +71,17 @@ def _refuse(unknown: list[str], detector: str) -> None:
         )
 
 
+def unknown_classes(dataset: FolderDataset, labels: tuple[str, ...]) -> list[Fault]:
+    """The error that training on `labels` would raise for a split: it has boxes of classes that are not among them."""
+    counts = zip(dataset.labels, dataset.objects_per_class(), strict=True)
+    unknown = [name for name, count in counts if count and name not in labels]
+    if not unknown:
+        return []
+    what = f"split {dataset.split} has boxes of classes that the training split does not list: {_named(unknown)}"
+    remedy = "rename the classes so that they match, or list them in the training split too"
+    return [Fault("unknown class", dataset.source, what, remedy, skippable=False)]
+
+
 def unused_classes(dataset: FolderDataset) -> list[Fault]:
     """A warning about the classes that no box of a split has, which nothing can be learned or measured about."""
     counts = dataset.objects_per_class()

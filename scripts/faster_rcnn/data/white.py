@@ -44,7 +44,8 @@ def found_white(found: Sequence[ValueRange], images: int, source: str, split: st
     largest = max(one.largest for one in found)
     text = (
         f"{source}, {split}: {len(found)} of {images} images have more than 8 bits per channel; "
-        f"their largest value is {largest:,}, so {white:,} is taken for white (--white sets another value)"
+        f"their largest value is {largest:,}, so {white:,} is taken for white "
+        "(--white of train and export sets another value)"
     )
     dark = sum(one.largest < white / NEARLY_BLACK for one in found)
     if dark:

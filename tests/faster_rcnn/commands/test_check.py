@@ -1,5 +1,6 @@
 """The command that checks annotated images: it names every fault and says whether training could start."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -115,3 +116,22 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones(tmp_path: Path, run:
     assert (
         "unknown backbone 'resnet51'; choose from: compact, " in run("--data", "coco:x", "--backbone", "resnet51").error
     )
+
+
+@pytest.mark.contract("6.4")
+def test_a_class_that_only_validation_has_is_an_error_if_a_box_has_it(tmp_path: Path, run: Callable[..., Done]) -> None:
+    write_image(tmp_path / "a.jpg")
+    write_image(tmp_path / "b.jpg", colour="blue")
+    source = write_coco_folder(tmp_path, [image_entry(1, "a.jpg")], [annotation_entry(1, 1, (10, 20, 30, 20))])
+    file = tmp_path / "annotations" / "train.json"
+    document = json.loads(file.read_text())
+    document["images"], other = [image_entry(2, "b.jpg")], dict(document["categories"][0], name="zebra", id=9)
+    document["annotations"] = [annotation_entry(1, 2, (10, 20, 30, 20))]
+    document["categories"].append(other)
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(document))
+    assert run("--data", source).error == ""  # no box of val is a zebra
+    document["annotations"][0]["category_id"] = 9
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(document))
+    done = run("--data", source)
+    assert any("split val has boxes of classes that the training split does not list: zebra" in x for x in done.lines)
+    assert done.error.endswith("has errors: 1 × unknown class; correct them")

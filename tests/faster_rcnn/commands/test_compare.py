@@ -24,6 +24,7 @@ def test_options_after_two_dashes_are_passed_on_to_training() -> None:
         (("--data", "imagenet", "--out", "x"), "unknown kind, and not a folder or file that exists"),
         (("--seed", "3"), "unknown option --seed; did you mean --seeds?"),
         (("--min-size", "3"), "unknown option --min-size"),
+        (("pooling", "--data", "shapes", "--out", "x", "--", "--val-share", "0.5"), "name it before --"),
     ],
 )
 def test_a_mistake_prints_one_line(

@@ -82,7 +82,7 @@ def test_training_records_white_and_decodes_by_it(tmp_path: Path, capsys: pytest
     options = {"data": source, "iterations": 1, "batch_size": 1, "workers": 0}
     record = begin_run(tmp_path / "run", options, "faster-rcnn train", "cpu")
     assert record.detector_config.white == 4095
-    assert "so 4,095 is taken for white (--white sets another value)" in capsys.readouterr().out
+    assert "so 4,095 is taken for white (--white of train and export sets another value)" in capsys.readouterr().out
     for dataset in open_splits(record)[:2]:
         assert dataset[0].image.max() == 249  # 255 · 4000 / 4095 = 249.08
         assert dataset[1].image.max() == 62  # 255 · 1000 / 4095 = 62.27

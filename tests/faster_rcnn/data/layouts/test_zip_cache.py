@@ -174,7 +174,5 @@ def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, monkeypatch: 
     file = packed(tmp_path / "a.zip", **{"a.txt": b"a"})
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(
-        OSError, match=r"a\.zip cannot be unpacked, because this user has no home folder; set XDG"
-    ):
+    with pytest.raises(OSError, match=r"a\.zip cannot be unpacked, because this user has no home folder; set XDG"):
         unpacked(file)
