@@ -134,8 +134,8 @@ def _address(process: subprocess.Popen[bytes], log: IO[str], announces: str, com
     deadline = time.monotonic() + START_UP
     while time.monotonic() < deadline:
         ended = process.poll() is not None
-        log.seek(0)
-        said = log.read()
+        # The server writes at the same offset of the file, which seek() would move.
+        said = os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
         found = re.search(announces, said, re.MULTILINE)
         if found and len(re.findall(complete, said, re.MULTILINE)) >= times:
             return found[1]

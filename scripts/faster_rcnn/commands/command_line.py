@@ -259,7 +259,7 @@ def required(value: Any, option: str, remedy: str) -> Any:
 def data_source(named: str | None, recorded: str | None = None) -> str:
     """--data, or the data that a run's record names. Raises ValueError if there is neither."""
     source = named if named is not None else recorded
-    return str(required(source, "--data", f"name the images: {DATA}"))
+    return str(required(source, "--data", f"name {DATA}"))
 
 
 def val_share_for(arguments: argparse.Namespace, record: "RunRecord", data: str) -> float | None:

@@ -18,7 +18,7 @@ def test_options_after_two_dashes_are_passed_on_to_training() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--out", "x"), "--data is missing; name the images"),
+        (("--out", "x"), "--data is missing; name annotated images"),
         (("--data", "shapes"), "--out is missing; name the folder"),
         (("pools", "--data", "shapes", "--out", "x"), "unknown comparison pools; choose from schedules, pooling, prop"),
         (("--data", "imagenet", "--out", "x"), "unknown kind, and not a folder or file that exists"),

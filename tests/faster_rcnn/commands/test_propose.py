@@ -30,7 +30,7 @@ def test_the_command_writes_a_file_and_prints_a_summary(tmp_path: Path, run: Run
     ("options", "complaint"),
     [
         (("--source", "sliding-window", "--data", "shapes", "--out", "x"), "--out x must end in .npz"),
-        (("--source", "sliding-window", "--out", "x.npz"), "--data is missing; name the images"),
+        (("--source", "sliding-window", "--out", "x.npz"), "--data is missing; name annotated images"),
         (("--source", "sliding-window", "--data", "shapes"), "--out is missing; name the file to write"),
         (("--data", "shapes", "--out", "x.npz"), "--source is missing; name one: sliding-window"),
         (

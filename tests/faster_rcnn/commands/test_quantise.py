@@ -14,7 +14,7 @@ MODEL = Path(__file__).resolve().parents[3] / "model_store" / "shapes" / "1"
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ((MODEL,), "--data is missing; name the images"),
+        ((MODEL,), "--data is missing; name annotated images"),
         (("nowhere/1", "--data", "shapes"), "nowhere/1 is not a published model; name <store>/<name>/<version>"),
         ((MODEL.parent, "--data", "shapes"), "is not a published model; name <store>/<name>/<version>"),
         ((MODEL, "--data", "coco:nowhere"), "nowhere"),

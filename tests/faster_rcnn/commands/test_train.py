@@ -163,7 +163,7 @@ def test_options_that_cannot_be_used_are_refused_before_anything_is_written(
     [
         (("--out", "nowhere", "--resume"), "there is nothing to resume; leave out --resume"),
         (("--out", "nowhere", "--data", "voc2012"), "unknown kind, and not a folder or file that exists"),
-        (("--out", "nowhere"), "--data is missing; name the images: a folder, zip file or JSON file"),
+        (("--out", "nowhere"), "--data is missing; name annotated images: a folder, a zip file or"),
         (("--data", "shapes"), "--out is missing; name the folder of the run"),
         (("--data", "shapes", "--out", "nowhere", "--epochs", "3"), "has no epochs; give --iterations"),
         (("--out", "nowhere", "--resume", "--epochs", "3"), "to train one further, give --iterations"),
