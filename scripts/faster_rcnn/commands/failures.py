@@ -35,7 +35,12 @@ def in_one_line(error: BaseException, out: Path | None = None) -> str | None:
         return f"a name has a character that cannot be written ({error.object[error.start]!a}); rename the file"
     if isinstance(error, ValueError | FloatingPointError):
         return _last_line(error)
-    return _of_runtime(error, out) if isinstance(error, RuntimeError) else None
+    if not isinstance(error, RuntimeError):
+        return None
+    if (line := _of_runtime(error, out)) is None and isinstance(error.__context__, RuntimeError | OSError):
+        # DataLoader's signal handler may raise while torch.save writes, which then complains about its archive.
+        return in_one_line(error.__context__, out)
+    return line
 
 
 def system_error(error: OSError, out: Path | None = None) -> str:

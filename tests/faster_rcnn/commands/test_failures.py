@@ -98,3 +98,13 @@ def test_a_stop_request_waits_for_the_iteration_and_a_second_one_does_not() -> N
         assert stop.number == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_error_behind_another_one_counts() -> None:
+    error = RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 5637312 vs 5637200")
+    error.__context__ = RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+    line = in_one_line(error)
+    assert line is not None
+    assert line.startswith("a process that prepares images was killed (Killed), probably because the memory is used")
+    error.__context__ = KeyError("a bug")
+    assert in_one_line(error) is None
