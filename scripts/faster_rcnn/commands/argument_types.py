@@ -40,7 +40,7 @@ def usable_device(text: str) -> "torch.device":
     try:
         device = torch.device(text)
         usable = torch.empty(0, device=device).device.type != "meta"  # which computes nothing
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch's errors for a device that is not there
         usable = False
     if not usable:
         raise argparse.ArgumentTypeError(f"{text} cannot be used on this machine; use cpu, or cuda with a GPU")

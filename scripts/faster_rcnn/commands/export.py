@@ -114,6 +114,11 @@ def build_parser() -> Parser:
         action="store_true",
         help="publish no example image with the model (you may not have the right to share it)",
     )
+    _add_torchvision(parser)
+    return parser
+
+
+def _add_torchvision(parser: Parser) -> None:
     theirs = parser.add_argument_group("a torchvision model")
     theirs.add_argument("--torchvision", choices=BUILDERS, help="torchvision function that built the model")
     theirs.add_argument("--weights", choices=WEIGHTS, help="torchvision's pretrained weights; instead of --checkpoint")
@@ -146,7 +151,6 @@ def build_parser() -> Parser:
         settings.add_argument(
             setting.option(name), dest=name, type=_usable(setting), metavar=setting.metavar, help=setting.help
         )
-    return parser
 
 
 def _usable(setting: Setting) -> Callable[[str], Any]:

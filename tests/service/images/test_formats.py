@@ -485,7 +485,8 @@ def test_a_file_with_changed_bytes_is_decoded_or_refused(format):
             for place in rng.integers(0, len(data), rng.integers(1, 6)):
                 changed[place] = rng.integers(0, 256)
             with contextlib.suppress(ImageError):
-                decode(bytes(changed), GEOMETRY)
+                pixels = decode(bytes(changed), GEOMETRY).pixels
+                assert (pixels.ndim, pixels.shape[2], pixels.dtype) == (3, 3, np.uint8)
 
 
 def test_the_page_alone_is_a_valid_tiff():

@@ -51,7 +51,7 @@ def unpacked(file: Path) -> Path:
         raise ValueError(
             f"{file}: not a complete zip file, or damaged; copy or download it again, or unpack it and name the folder"
         ) from error
-    except (NotImplementedError, RuntimeError) as error:  # zipfile's errors for methods that it does not know
+    except (NotImplementedError, RuntimeError) as error:  # zipfile raises them for unknown methods
         raise ValueError(
             f"{file}: compressed by a method that is not supported; unpack it and name the folder"
         ) from error
