@@ -44,13 +44,18 @@ def random_model(builder: str) -> FasterRCNN:
     """
     torch.manual_seed(SEED)
     model = getattr(torchvision.models.detection, builder)(weights=None, weights_backbone=None).eval()
+    take_statistics(model, [torch.rand(3, 240, 320)])
+    return model
+
+
+@torch.no_grad()
+def take_statistics(model: FasterRCNN, images: list[Tensor]) -> None:
+    """Gives the model's batch normalisations the statistics of `images`, float32 [3, h, w] each."""
     normalisations = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d | FrozenBatchNorm2d)]
     hooks = [one.register_forward_pre_hook(_take_statistics) for one in normalisations]
-    with torch.no_grad():
-        model([torch.rand(3, 240, 320)])
+    model(images)
     for hook in hooks:
         hook.remove()
-    return model
 
 
 def without_resizing(model: FasterRCNN) -> FasterRCNN:
