@@ -29,16 +29,16 @@ class Row:
     options: str
     n: int
     canvas: tuple[int, int]
-    seconds: float
+    seconds: float | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
     memory: int | None = None
     unmatched: int | None = None
     equal: float | None = None
 
     @property
-    def rate(self) -> float:
+    def rate(self) -> float | None:
         """Images per second."""
-        return self.n / self.seconds
+        return self.n / self.seconds if self.seconds else None
 
 
 @dataclass

@@ -1,0 +1,72 @@
+"""`faster-rcnn benchmark gpu`: the checks on this machine's GPU, or their rehearsal on the CPU."""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gpu.checks import chosen
+from benchmarks.gpu.device import Device
+from benchmarks.gpu.outcome import Outcome, Status
+from benchmarks.gpu.report import as_json, failed, report
+from benchmarks.gpu.running import run_checks
+from benchmarks.gpu.setup import Setup
+from benchmarks.workers import Failed, call_aside
+from service.engine.providers import CPU
+
+SECONDS = 600.0
+LONGEST_EXPORT = 1200.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command.
+
+    provider: of ONNX Runtime;  only: numbers of checks, None for all;  models: folder with the exported torchvision
+    model, None to export it first;  out: folder for the report.
+    """
+
+    provider: str
+    only: list[str] | None
+    models: Path | None
+    out: Path | None
+
+
+def measure_gpu(options: Options) -> None:
+    """Prints the report. With `out`, also writes benchmark.md and benchmark.json there.
+
+    Raises Failed, with the numbers of the checks, if one fails or was not run.
+    """
+    device = Device(options.provider)
+    with tempfile.TemporaryDirectory() as place:
+        models = options.models or Path(place)
+        prepare_models(models, rehearsal=options.provider == CPU)
+        setup = Setup(options.provider, models)
+        outcomes = []
+        for outcome in run_checks(chosen(options.only), setup, SECONDS):
+            print(f"{outcome.number} {outcome.title}: {outcome.status}, {outcome.seconds:.0f} s", file=sys.stderr)
+            outcomes.append(outcome)
+    note = _note(outcomes, device, rehearsal=setup.rehearsal)
+    text = report(outcomes, device.card, device.driver, note)
+    print(text)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "benchmark.md").write_text(text)
+        (options.out / "benchmark.json").write_text(as_json(outcomes, device.card, device.driver, note))
+    if numbers := failed(outcomes):
+        raise Failed(f"{', '.join(numbers)} failed; the lines below the table say how")
+
+
+def prepare_models(models: Path, rehearsal: bool) -> None:
+    """Exports the torchvision model into `models`, in a process of its own, unless it is there."""
+    from benchmarks.gpu.subjects import LARGE, TINY, prepare
+
+    print("exporting the torchvision model …", file=sys.stderr)
+    call_aside(prepare, models, TINY if rehearsal else LARGE, seconds=LONGEST_EXPORT)
+
+
+def _note(outcomes: list[Outcome], device: Device, rehearsal: bool) -> str:
+    passed = sum(one.status is Status.PASSED for one in outcomes)
+    taken = sum(one.seconds for one in outcomes)
+    what = "A rehearsal on the CPU, which says nothing of a GPU" if rehearsal else f"{device.card}, {device.driver}"
+    return f"{what}: {passed} of {len(outcomes)} checks passed, in {taken:.0f} s."
