@@ -1,8 +1,10 @@
 """Starts the service with a fault, to see how it survives: `python -m benchmarks.gpu.faulty_service FAULT`.
 
-dead    at SIGUSR1 a kernel is launched that stops at once with an error, after which the CUDA context accepts no work;
-        on the CPU, every later run raises an error instead
-memory  on the CPU, runs of more than MOST images raise the error that ONNX Runtime raises when memory runs out
+The fault begins with SIGUSR1.
+
+dead    a kernel is launched that stops at once with an error, after which the CUDA context accepts no work; on the CPU,
+        every later run raises an error instead
+memory  runs of more than MOST images raise the error that ONNX Runtime raises when memory runs out
 """
 
 import ctypes
@@ -38,11 +40,14 @@ def environment() -> dict[str, str]:
 
 
 def main(fault: str) -> int:
-    if fault == MEMORY:
-        _instead_of_run(lambda images: NO_MEMORY if images > MOST else None)
-    else:
-        signal.signal(signal.SIGUSR1, lambda *_: _break())
-    return __main__.main([])
+    begin = _run_out_of_memory if fault == MEMORY else _break
+    signal.signal(signal.SIGUSR1, lambda *_: begin())
+    del sys.argv[1:]  # the service reads its flags from there
+    return __main__.main()
+
+
+def _run_out_of_memory() -> None:
+    _instead_of_run(lambda images: NO_MEMORY if images > MOST else None)
 
 
 def _break() -> None:

@@ -2,10 +2,11 @@
 
 import os
 import re
+import signal
 
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.engines import batch_pixels, full_batch, open_engine
-from benchmarks.gpu.faulty_service import MEMORY, program
+from benchmarks.gpu.faulty_service import MEMORY, environment, program
 from benchmarks.gpu.inputs import of_random_sizes, on_one_canvas
 from benchmarks.gpu.outcome import Finding
 from benchmarks.gpu.setup import EMBEDDED, EXAMPLE, Clock, Setup
@@ -62,13 +63,15 @@ def out_of_memory(setup: Setup, clock: Clock) -> Finding:
     card = setup.load(setup.torchvision).card
     budget = TOO_MUCH * batch_pixels(setup, card.canvases)
     clients = setup.times(256, 16)
-    settings = {"BATCH_PIXELS": str(budget), "MAX_IN_FLIGHT": "512", "REQUEST_TIMEOUT": "120", "FIXED_SHAPES": "false"}
+    settings = {"BATCH_PIXELS": str(budget), "MAX_IN_FLIGHT": "512", "REQUEST_TIMEOUT": "120", **environment()}
     images = of_one_image(EXAMPLE)[:1]
     generator = Generator()
     try:
         with servers.own_service(
             setup.torchvision, settings=settings, program=program(MEMORY if setup.rehearsal else "")
         ) as service:
+            if setup.rehearsal:
+                service.process.send_signal(signal.SIGUSR1)
             load = generator.closed(Target(service.url, images), clients, min(setup.times(15, 1), clock.left()))
             alone = generator.closed(Target(service.url, images), 1, 0.2)
             root = service.url.removesuffix("/detect")

@@ -21,13 +21,11 @@ HEAD = (
 def report(outcomes: Sequence[Outcome], card: str, driver: str, note: str) -> str:
     """Markdown that can be pasted into docs/results.md. card, driver: of the device;  note: a line on the whole run."""
     rows = [row for outcome in outcomes for row in outcome.finding.rows]
-    checks = [
-        [one.number, one.title, one.expected, str(one.status), f"{one.seconds:.0f}", _found(one)] for one in outcomes
-    ]
-    parts = [note + "\n", markdown(("", "check", "expected", "", "s", "found"), checks)]
+    checks = [[one.number, one.title, one.expected, f"{one.seconds:.0f}", str(one.status)] for one in outcomes]
+    parts = [note + "\n", markdown(("", "check", "expected", "s", ""), checks)]
     if rows:
         parts.append(markdown(HEAD, [_cells(row, card, driver) for row in rows]))
-    parts += [f"{one.number} {one.title}: {fault}\n" for one in outcomes for fault in one.finding.faults]
+    parts.append("".join(line for one in outcomes for line in _lines(one)))
     return "\n".join(parts)
 
 
@@ -42,14 +40,16 @@ def failed(outcomes: Sequence[Outcome]) -> list[str]:
     return [one.number for one in outcomes if one.status is not Status.PASSED]
 
 
-def _found(outcome: Outcome) -> str:
-    """The figures in one cell; those of a model are in braces."""
-    return "; ".join(f"{name} {_value(value)}" for name, value in outcome.finding.figures.items()).replace("|", "/")
+def _lines(outcome: Outcome) -> list[str]:
+    """A Markdown list of what a check found: its faults first, then its figures."""
+    faults = [f"  - **{fault}**\n" for fault in outcome.finding.faults]
+    figures = [f"  - {name}: {_value(value)}\n" for name, value in outcome.finding.figures.items()]
+    return [f"- {outcome.number} {outcome.title}: {outcome.status}\n", *faults, *figures]
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name} {_value(one)}" for name, one in value.items()) + "}"
+        return ", ".join(f"{name} {_value(one)}" for name, one in value.items())
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return NOTHING if value is None else str(value)
