@@ -178,7 +178,7 @@ def measure_a_gpu(arguments: argparse.Namespace) -> None:
     if (arguments.pack is None) != (arguments.architecture is None):
         raise Failed("--pack and --architecture belong together: name the folder, and the GPU's architecture")
     if arguments.pack is not None:
-        pack(arguments.pack, arguments.architecture)
+        pack(arguments.pack, arguments.architecture, arguments.models)
         return
     provider = _provider(arguments.provider or "cuda")
     measure_gpu(GpuOptions(provider, arguments.only, arguments.models, arguments.out))

@@ -10,7 +10,7 @@ from benchmarks.gpu.device import Device
 from benchmarks.gpu.outcome import Outcome, Status
 from benchmarks.gpu.report import as_json, failed, report
 from benchmarks.gpu.running import run_checks
-from benchmarks.gpu.setup import Setup
+from benchmarks.gpu.setup import LARGE, TINY, Setup
 from benchmarks.workers import Failed, call_aside
 from service.engine.providers import CPU
 
@@ -59,10 +59,13 @@ def measure_gpu(options: Options) -> None:
 
 def prepare_models(models: Path, rehearsal: bool) -> None:
     """Exports the torchvision model into `models`, in a process of its own, unless it is there."""
-    from benchmarks.gpu.subjects import LARGE, TINY, prepare
+    name = TINY if rehearsal else LARGE
+    if (models / name / "1" / "model.json").exists():
+        return
+    from benchmarks.gpu.subjects import prepare
 
-    print("exporting the torchvision model …", file=sys.stderr)
-    call_aside(prepare, models, TINY if rehearsal else LARGE, seconds=LONGEST_EXPORT)
+    print(f"exporting {name} …", file=sys.stderr)
+    call_aside(prepare, models, name, seconds=LONGEST_EXPORT)
 
 
 def _note(outcomes: list[Outcome], device: Device, rehearsal: bool) -> str:

@@ -13,6 +13,7 @@ from service.engine.providers import CPU
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = ROOT / "model_store/shapes/1/example.jpg"
+LARGE, TINY = "fasterrcnn_resnet50_fpn_v2", "tiny"  # the torchvision model, and its small stand-in
 EMBEDDED = (ROOT / "model_store/shapes/1", ROOT / "model_store/bccd/1")
 
 
@@ -30,7 +31,7 @@ class Setup:
     @property
     def torchvision(self) -> Path:
         """The version of the torchvision model."""
-        return next(self.models.glob("*/1/model.json")).parent
+        return self.models / (TINY if self.rehearsal else LARGE) / "1"
 
     @property
     def small(self) -> Path:

@@ -18,14 +18,10 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
+from benchmarks.gpu.setup import TINY
 from benchmarks.preparation import take_statistics
-from faster_rcnn.detector.config import canvases
-from faster_rcnn.graph.export import export_onnx
-from faster_rcnn.graph.publish import write_card
-from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 
-LARGE, TINY = "fasterrcnn_resnet50_fpn_v2", "tiny"
 SEED = 0
 WEIGHTS = "weights.npz"
 # The standard deviation of each predicting layer's outputs.
@@ -35,12 +31,18 @@ HEAD_SPREAD = {"roi_heads.box_predictor.cls_score": 3.0, "roi_heads.box_predicto
 
 def prepare(models: Path, builder: str) -> Path:
     """Exports the model with its weights into `models`, unless it is there. Returns the version's folder."""
+    # A machine that only runs the checks need not have what exporting needs.
+    from faster_rcnn.detector.config import canvases
+    from faster_rcnn.graph.export import export_onnx
+    from faster_rcnn.graph.publish import write_card
+    from faster_rcnn.graph.translations import OPSET
+
     folder = models / builder / "1"
     if (folder / "model.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     model = calibrated(unweighted(builder))
-    np.savez_compressed(folder / WEIGHTS, **{name: value.numpy() for name, value in model.state_dict().items()})
+    np.savez(folder / WEIGHTS, **{name: value.numpy() for name, value in model.state_dict().items()})
     detector = TorchvisionDetector(model)
     graph = folder / "model.onnx"
     export_onnx(detector, graph)
