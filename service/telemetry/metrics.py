@@ -105,8 +105,14 @@ class Metrics:
         self.padding = self._histogram("batch_padded_ratio", "Share of a batch's pixels that are padding", SHARES)
         self.engine_seconds = self._counter(
             "engine_busy_seconds_total",
-            "Total inference seconds; concurrent runs are summed, so a saturated CPU engine adds one second per core "
-            "per second",
+            "Seconds in which the device ran batches; concurrent runs are summed, so a saturated CPU engine adds one "
+            "second per core per second. The time to prepare batches and to read their outputs is not included",
+            ("device",),
+        )
+        self.shape_changes = self._counter(
+            "shape_changes_total",
+            "Batches for which the device had to prepare itself, because their canvas or number of images was not the "
+            "last one; counted only where this takes time, on GPUs without fixed shapes",
             ("device",),
         )
         self.batch_budget = self._gauge(

@@ -127,16 +127,17 @@ class Moody:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.geometry = engine.card.geometry
-        self.probe = engine.probe
+        self.probe, self.prepare, self.results = engine.probe, engine.prepare, engine.results
+        self.images_to_take, self.prefers_same_shape = engine.images_to_take, engine.prefers_same_shape
         self.random = random.Random(5)
 
     def engine_on(self, device: Device) -> Any:
         return self
 
-    def run(self, canvases: list[Any], **how: Any) -> Any:
-        if len(canvases) > 1 and self.random.random() < 0.3:
+    def execute(self, prepared: Any) -> Any:
+        if self.random.random() < 0.2:
             raise MemoryError
-        return self.engine.run(canvases, **how)
+        return self.engine.execute(prepared)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
