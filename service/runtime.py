@@ -22,6 +22,7 @@ from service.engine.cores import CAN_YIELD, usable_cores
 from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import ModelRefusedError
+from service.engine.options import EngineOptions
 from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
 from service.images.cost import LIGHT_BYTES
 from service.images.decode import DamagedImageError
@@ -148,7 +149,10 @@ class Runtime:
         found = devices.find(
             self.provider, settings.engines, settings.engine_workers, settings.batch_pixels, settings.engine_threads
         )
-        catalogue = Catalogue(settings.model_store, found, settings.allow_tf32, self.metrics, default)
+        if self.provider != CUDA and settings.precision != "strict":
+            log.info("PRECISION=%s has no effect on the CPU", settings.precision)
+        options = EngineOptions(settings.precision, settings.fixed_shapes, settings.gpu_memory)
+        catalogue = Catalogue(settings.model_store, found, options, self.metrics, default)
         self._scan(catalogue)
         cores = usable_cores()
         decoders = (settings.decode_threads or cores) if self.provider == CUDA else 0

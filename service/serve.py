@@ -145,7 +145,7 @@ def build_parser(prog: str = "faster-rcnn serve") -> argparse.ArgumentParser:
 
 def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     help_text = f"{field.description or ''}{_default(field)}".strip().replace("%", "%%")
-    if field.annotation is bool:
+    if bool in (field.annotation, *get_args(field.annotation)):
         group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=None, help=help_text)
     else:
         group.add_argument(flag(name), metavar=_metavar(field), help=help_text)

@@ -22,6 +22,7 @@ from service.models.store import find_place, misplaced
 from service.settings import Settings
 
 LONGEST_SHOWN = 100  # characters of a value
+FORMER = {"ALLOW_TF32": "PRECISION"}  # settings of earlier releases, and what replaces them
 SHORT_NAME = 5  # letters; a name such as PORT resembles so many others that only slips of the hand count as misspelled
 RESEMBLANCE = 0.8  # of difflib; MODEL_STORE_PATH has 0.81, METRICS_SERVICE_PORT (Kubernetes) 0.75
 
@@ -129,6 +130,8 @@ def misspelled(variables: Iterable[str]) -> Iterator[tuple[str, str]]:
             continue
         if name in settings:
             yield variable, name
+        elif name in FORMER:
+            yield variable, FORMER[name]
         elif name in slips:
             yield variable, slips[name]
         elif near := difflib.get_close_matches(name, long, n=1, cutoff=RESEMBLANCE):

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service.engine.model import Precision
 from service.images import formats
 from service.images.decode import MAX_PIXELS
 
@@ -122,9 +123,23 @@ class Settings(BaseSettings):
         description="threads for a run while no other run is active (CPU only); default: all usable cores. "
         "1 saves the memory of a second pair of sessions. Under load every run uses one thread",
     )
-    allow_tf32: bool = Field(
-        default=False,
-        description="let CUDA multiply in TF32; this is faster, but answers then vary with the batch by more than 1e-4",
+    precision: Precision = Field(
+        default="strict",
+        description="arithmetic on CUDA. strict: what the graph says, so that an answer does not depend on the batch "
+        "(within 1e-4). tf32: factors are rounded to ten bits, which is faster. fp16: a model's float16 graph if it "
+        "has one, else as tf32. The CPU always computes as with strict",
+    )
+    fixed_shapes: bool | None = Field(
+        default=None,
+        description="open a session for each of a few canvases and batch sizes, because CUDA prepares every "
+        "convolution again when the shape changes; default: on with CUDA, off on the CPU",
+    )
+    gpu_memory: ByteSize | None = Field(
+        default=None,
+        ge=64 * MIB,
+        le=LARGEST,
+        description="bytes of each GPU that all models may take together; also 800MB or 1.5GiB. A batch that does not "
+        "fit is halved. Default: whatever is free",
     )
     batch_pixels: int | None = Field(
         default=None,

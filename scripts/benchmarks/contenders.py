@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.sessions import session_on
 from benchmarks.workers import peak_memory
 from service.engine import onnx_subgraph
-from service.engine.engine import DETECTIONS, PROPOSALS
+from service.engine.interface import DETECTIONS, PROPOSALS
 from service.engine.providers import CUDA, session_options
 
 

@@ -22,12 +22,12 @@ def one_core(model: Model, image: Image.Image, seconds: float) -> str:
     try:
         engine = Engine(model, threads=1)
         upload = jpeg(image, (640, 480))
-        canvas = decode(upload, engine.card.geometry)
+        canvas = decode(upload, engine.geometry)
         parts: dict[str, Callable[[], object]] = {
-            "decode": lambda: decode(upload, engine.card.geometry),
+            "decode": lambda: decode(upload, engine.geometry),
             "detect": lambda: engine.run([canvas]),
             "proposals only": lambda: engine.run([canvas], proposals_only=True),
-            "decode to boxes": lambda: engine.run([decode(upload, engine.card.geometry)]),
+            "decode to boxes": lambda: engine.run([decode(upload, engine.geometry)]),
         }
         taken = in_turns(parts, seconds)
     finally:

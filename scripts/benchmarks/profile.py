@@ -20,7 +20,7 @@ import onnxruntime
 from benchmarks.sessions import session_on
 from benchmarks.stages import BACKBONE, HEAD, REST, RPN, STAGES, cut_in_stages, spread
 from service.engine import onnx_subgraph
-from service.engine.engine import DETECTIONS, PROPOSALS
+from service.engine.interface import DETECTIONS, PROPOSALS
 from service.engine.providers import CUDA, session_options
 
 BETWEEN = "between the nodes"  # time of a run that belongs to none of its nodes

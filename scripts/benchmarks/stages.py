@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from onnx import GraphProto, NodeProto
 
-from service.engine.engine import DETECTIONS, PROPOSALS
+from service.engine.interface import DETECTIONS, PROPOSALS
 
 BACKBONE, RPN, HEAD, REST = STAGES = ("backbone", "RPN and proposals", "RoI pooling and head", "NMS and the rest")
 WEIGHTED = ("Conv", "Gemm", "MatMul")  # and the names that quantisation and fusion give them: QLinearConv, FusedConv

@@ -167,7 +167,7 @@ def _published(folder: Path) -> Model:
             for one in engine.run(canvases, threads=engine.thread_counts[-1])
         ]
 
-    return Model(run, engine.card.labels, engine.card.score_threshold, engine.card.geometry)
+    return Model(run, engine.card.labels, engine.card.score_threshold, engine.geometry)
 
 
 def _of_detector(

@@ -25,7 +25,7 @@ def rehearse(engine: Engine, batch_pixels: int) -> None:
     """
     threads = max(engine.thread_counts)
     kinds: dict[tuple[int, int], tuple[int, int]] = {}
-    smallest_first = sorted(engine.card.geometry.canvases, key=math.prod)
+    smallest_first = sorted(engine.geometry.canvases, key=math.prod)
     for height, width in smallest_first:
         kinds.setdefault((height % STRIDE, width % STRIDE), (height, width))
     alone = {canvas: engine.run([_busy(canvas)], threads=threads)[0] for canvas in kinds.values()}

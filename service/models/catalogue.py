@@ -15,6 +15,7 @@ from pathlib import Path
 
 from service.engine.devices import Device
 from service.engine.model import ModelRefusedError, ModelUnreadableError
+from service.engine.options import EngineOptions
 from service.models.attempts import Attempts, is_incomplete, place_of
 from service.models.choice import Choices
 from service.models.opening import NotEnoughMemoryError, Opener, may_pass, shortage
@@ -49,7 +50,7 @@ class Catalogue:
         self,
         folder: Path,
         devices: Sequence[Device],
-        tf32: bool,
+        options: EngineOptions,
         metrics: Metrics,
         default: ModelPlace | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -59,7 +60,7 @@ class Catalogue:
         self.choices = Choices(default=default)
         self._folder = folder
         self._setting = default
-        self._opener = opener or Opener(devices, tf32)
+        self._opener = opener or Opener(devices, options)
         self._metrics = metrics
         self._clock = clock
         self._attempts: dict[Path, Attempts] = {}

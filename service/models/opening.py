@@ -12,10 +12,12 @@ from pathlib import Path
 from service.engine import onnx_subgraph
 from service.engine.cost import Inspection
 from service.engine.devices import Device
-from service.engine.engine import PROPOSALS, Engine, WrongOutputError
+from service.engine.engine import Engine, WrongOutputError
+from service.engine.interface import PROPOSALS
 from service.engine.isolation import is_out_of_memory
 from service.engine.memory_left import memory_left
 from service.engine.model import Model, ModelRefusedError, load_model
+from service.engine.options import EngineOptions
 from service.engine.providers import CPU
 from service.engine.rehearsal import rehearse
 from service.models.served_model import ServedModel
@@ -36,9 +38,11 @@ class NotEnoughMemoryError(ModelRefusedError):
 class Opener:
     """Opens versions on `devices`. `left` returns the bytes of memory that may still be used, or None if unknown."""
 
-    def __init__(self, devices: Sequence[Device], tf32: bool, left: Callable[[], int | None] = memory_left) -> None:
+    def __init__(
+        self, devices: Sequence[Device], options: EngineOptions, left: Callable[[], int | None] = memory_left
+    ) -> None:
         self._devices = devices
-        self._tf32 = tf32
+        self._options = options
         self._left = left
 
     def open(self, directory: Path, served: Callable[[str, int], ServedModel | None]) -> ServedModel:
@@ -59,13 +63,16 @@ class Opener:
                 "the request gets an error",
                 *model.id,
             )
-        return ServedModel(model.card, model.card.geometry, engines)
+        # every engine can run the canvases of the one that has the fewest
+        geometry = min((engine.geometry for engine in engines.values()), key=lambda geometry: len(geometry.canvases))
+        return ServedModel(model.card, geometry, engines)
 
     def _engine(self, model: Model, device: Device) -> Engine:
-        engine = Engine(model, device.provider, device.thread_counts, self._tf32, device.index)
+        pixels = device.budget.pixels
+        engine = Engine(model, device.provider, device.thread_counts, self._options, device.index, pixels)
         try:
-            engine.warm_up(device.budget.pixels, device.runs)
-            rehearse(engine, device.budget.pixels)
+            engine.warm_up(pixels, device.runs)
+            rehearse(engine, pixels)
         except WrongOutputError as error:
             raise ModelRefusedError(f"model.onnx: {error}; correct the graph or the card") from error
         except Exception as error:

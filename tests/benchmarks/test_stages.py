@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from benchmarks.profile import BETWEEN, _by_cuts, _sum_up, time_per_stage
 from benchmarks.stages import BACKBONE, HEAD, REST, RPN, STAGES, cut_in_stages, spread
-from service.engine.engine import DETECTIONS, PROPOSALS
+from service.engine.interface import DETECTIONS, PROPOSALS
 from service.engine.providers import CPU
 
 EMBEDDED = Path(__file__).parents[2] / "model_store" / "shapes" / "1" / "model.onnx"

@@ -164,17 +164,17 @@ import sys
 from service import __main__
 from service.engine import engine
 
-run = engine.Engine.run
+execute = engine.Engine.execute
 dead = False
 
-def run_until_dead(self, canvases, *arguments, **options):
+def execute_until_dead(self, prepared):
     global dead
-    dead = dead or any((canvas.pixels == 255).any() for canvas in canvases)
+    dead = dead or any((canvas.pixels == 255).any() for canvas in prepared.canvases)
     if dead:
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
-    return run(self, canvases, *arguments, **options)
+    return execute(self, prepared)
 
-engine.Engine.run = run_until_dead
+engine.Engine.execute = execute_until_dead
 sys.exit(__main__.main())
 """
 

@@ -23,7 +23,7 @@ def onnx_predictor(folder: Path) -> Predictor:
     engine = open_engine(folder)
 
     def predict(sample: Sample) -> Prediction:
-        result = engine.run([canvas_of(sample, engine.card.geometry)])[0]
+        result = engine.run([canvas_of(sample, engine.geometry)])[0]
         return Prediction(result.boxes, result.scores, result.labels, result.proposals, float(result.left_out))
 
     return predict

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.engine import onnx_subgraph
 from service.engine.cost import WEIGHTS_FACTOR, Inspection, shapes
-from service.engine.engine import PROPOSALS
+from service.engine.interface import PROPOSALS
 from service.engine.model import load_model
 from tests.service import graphs
 
@@ -124,7 +124,8 @@ import json, math, sys, threading
 from pathlib import Path
 from service.engine import onnx_subgraph
 from service.engine.cost import Inspection
-from service.engine.engine import PROPOSALS, Engine
+from service.engine.engine import Engine
+from service.engine.interface import PROPOSALS
 from service.engine.model import Model, load_model
 
 def status(word):

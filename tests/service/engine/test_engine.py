@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.engine import engine
+from service.engine import sessions
 from service.engine.engine import Engine, WrongOutputError
 from service.engine.model import ModelRefusedError, load_model
 from service.engine.providers import CPU, CUDA, open_session
@@ -57,7 +57,7 @@ def test_a_run_for_proposals_only_returns_the_proposals_of_the_whole_graph(plain
 
 @pytest.mark.contract("1.2")
 def test_the_embedded_model_gives_the_same_results_in_a_batch_as_alone(embedded_engine):
-    geometry = embedded_engine.card.geometry
+    geometry = embedded_engine.geometry
     rng = np.random.default_rng(5)
     canvases = [decode(_noisy(rng, *size), geometry) for size in ((640, 480), (600, 450), (500, 380), (640, 481))]
     canvases = [canvas for canvas in canvases if canvas.size == canvases[0].size]
@@ -91,7 +91,7 @@ def test_warm_up_runs_the_largest_canvas_on_a_cpu_and_every_canvas_on_cuda(plain
     monkeypatch.setattr(warmed, "run", lambda canvases, only=False, threads=1: ran.append((canvases[0].size, only)))
     monkeypatch.setattr(warmed, "provider", provider)
     warmed.warm_up()
-    every = warmed.card.geometry.canvases
+    every = warmed.geometry.canvases
     assert len(every) > 1
     warm = every if provider == CUDA else [max(every, key=math.prod)]
     expected = [(canvas, only) for canvas in warm for only in (False, True)]
@@ -177,7 +177,7 @@ def test_a_run_uses_the_session_with_the_most_threads_within_its_bound(tmp_path,
             used.append(self.threads)
             return self.session.run(*values)
 
-    monkeypatch.setattr(engine, "open_session", Recorded)
+    monkeypatch.setattr(sessions, "open_session", Recorded)
     made = Engine(load_model(graphs.publish(tmp_path)), threads=(2, 4, 8))
     for threads in (1, 2, 3, 4, 7, 64):
         (result,) = made.run([grey(51)], threads=threads)
@@ -222,8 +222,8 @@ def test_values_that_would_make_an_answer_wrong_are_an_error_of_the_engine(
             found = dict(zip(names, self.session.run(names, feeds), strict=True))
             return [value if name == output else found[name] for name in names]
 
-    monkeypatch.setattr(engine, "open_session", Changed)
+    monkeypatch.setattr(sessions, "open_session", Changed)
     made = Engine(load_model(graphs.publish(tmp_path)))
-    with pytest.raises(engine.WrongOutputError) as raised:
+    with pytest.raises(WrongOutputError) as raised:
         made.run([grey(51)])
     assert message in str(raised.value)

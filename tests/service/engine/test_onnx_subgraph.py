@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.engine import onnx_subgraph
-from service.engine.engine import PROPOSALS
+from service.engine.interface import PROPOSALS
 from tests.service import graphs
 
 value = helper.make_tensor_value_info

@@ -12,6 +12,7 @@ import pytest
 from service.engine.devices import find
 from service.engine.engine import Engine
 from service.engine.model import ModelUnreadableError
+from service.engine.options import EngineOptions
 from service.engine.providers import CPU
 from service.http.routes import models
 from service.models.attempts import FIRST_RETRY_SECONDS, STALLED_SECONDS
@@ -43,7 +44,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def served(tmp_path, clock, metrics):
     graphs.publish(tmp_path / "store", version=1)
-    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), False, metrics, clock=clock)
+    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), EngineOptions(), metrics, clock=clock)
     made.refresh()
     return made
 
@@ -207,7 +208,7 @@ def test_a_model_is_the_only_one_only_if_no_other_has_a_folder(tmp_path, clock, 
         return iterdir(folder)
 
     monkeypatch.setattr(Path, "iterdir", as_another_user)
-    made = Catalogue(store, find(CPU, None, 1, None, 1), False, Metrics(), clock=clock)
+    made = Catalogue(store, find(CPU, None, 1, None, 1), EngineOptions(), Metrics(), clock=clock)
     made.refresh()
     assert [*made.choices.served] == ["plain"]
     assert answering(made) == "no default"
@@ -217,7 +218,7 @@ def test_a_model_is_the_only_one_only_if_no_other_has_a_folder(tmp_path, clock, 
 def test_an_unusable_default_at_the_start_is_an_error_and_not_a_guess(tmp_path, clock):
     graphs.publish(tmp_path / "store", "plain")
     (tmp_path / "store" / "default").write_text("")
-    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), False, Metrics(), clock=clock)
+    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), EngineOptions(), Metrics(), clock=clock)
     made.refresh()
     assert answering(made) == "default_model"
     (tmp_path / "store" / "default").write_text("plain")
@@ -279,7 +280,7 @@ def test_a_pin_that_cannot_be_read_changes_nothing_except_at_the_start(served, t
     (tmp_path / "store" / "plain" / "default").mkdir()
     served.refresh()
     assert answering(served) == ("plain", 2)
-    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), False, Metrics(), clock=clock)
+    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), EngineOptions(), Metrics(), clock=clock)
     made.refresh()
     assert answering(made) == "pinned_version"
     assert made.choices.choose("plain", 1).card.version == 1
@@ -305,7 +306,7 @@ def test_what_is_served_stays_when_every_model_vanishes_at_once(served, tmp_path
 def test_a_version_that_cannot_be_read_now_is_tried_again_ever_less_often(tmp_path, clock, monkeypatch, error):
     tried = []
     graphs.publish(tmp_path / "store", version=2)
-    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), False, Metrics(), clock=clock)
+    made = Catalogue(tmp_path / "store", find(CPU, None, 1, None, 1), EngineOptions(), Metrics(), clock=clock)
 
     def fails(self, directory, served):
         tried.append(clock.now)

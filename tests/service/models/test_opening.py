@@ -8,6 +8,7 @@ import pytest
 from service.engine.devices import find
 from service.engine.engine import Engine
 from service.engine.model import ModelRefusedError
+from service.engine.options import EngineOptions
 from service.engine.providers import CPU
 from service.models.opening import NotEnoughMemoryError, Opener, may_pass, shortage
 from tests.service import graphs
@@ -16,7 +17,7 @@ GB = 10**9
 
 
 def opened(folder, left: int | None = 4 * GB):
-    return Opener(find(CPU, None, 1, None, 1), False, lambda: left).open(folder, lambda *_: None)
+    return Opener(find(CPU, None, 1, None, 1), EngineOptions(), lambda: left).open(folder, lambda *_: None)
 
 
 def changed(embedded, store, **card):
