@@ -10,9 +10,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from service.engine import onnx_subgraph
 from service.engine.card import LARGEST_CARD, Card, CardError, read_card, shortened
+
+# How far CUDA may round, by the setting of this name: not at all; factors to ten bits; features to float16.
+Precision = Literal["strict", "tf32", "fp16"]
 
 
 class ModelRefusedError(Exception):
@@ -42,6 +46,14 @@ class Model:
     @property
     def id(self) -> tuple[str, int]:
         return self.card.name, self.card.version
+
+    def graph_for(self, provider: str, precision: Precision = "strict") -> bytes:
+        """The graph that suits an execution provider and a precision; it refers to no other file."""
+        return self.graph
+
+    def precision_for(self, provider: str, precision: Precision = "strict") -> str:
+        """The precision of the features of that graph: "fp32", "fp16" or "int8"."""
+        return str((self.card.model_extra or {}).get("precision", "fp32"))
 
 
 def load_model(directory: Path | str) -> Model:
