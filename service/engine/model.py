@@ -125,7 +125,8 @@ def _read(file: Path, limit: int = -1) -> bytes:
     """The first `limit` bytes of a regular file. Raises ModelIncompleteError or ModelUnreadableError."""
     try:
         with open(file, "rb", opener=_without_waiting) as opened:
-            return opened.read(limit)
+            # the system may be asked for no more than the file has, as a limit comes from a card, which may be wrong
+            return opened.read(limit if limit < 0 else min(limit, os.fstat(opened.fileno()).st_size + 1))
     except FileNotFoundError as error:
         raise ModelIncompleteError(f"{file.name} is missing; publish the model again") from error
     except OSError as error:

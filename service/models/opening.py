@@ -46,9 +46,9 @@ class Opener:
 
         Raises ModelRefusedError with the reason, and whatever ONNX Runtime raises for a reason that may pass.
         """
-        self._check_file_size(directory)
+        self._check_file_size(directory / "model.onnx")
         model = load_model(directory)
-        graphs = {device: self._graph(model, device) for device in self._devices}
+        graphs = {device: self._graph(model, device, directory) for device in self._devices}
         current = served(*model.id)
         if current and current.card == model.card:
             return current
@@ -79,19 +79,19 @@ class Opener:
             ) from error
         return engine
 
-    def _check_file_size(self, directory: Path) -> None:
-        """Raises NotEnoughMemoryError if merely reading the graph could exhaust the memory."""
+    def _check_file_size(self, file: Path, more: int = 0) -> None:
+        """Raises NotEnoughMemoryError if merely reading a graph, and `more` bytes, could exhaust the memory."""
         try:
-            size = (directory / "model.onnx").stat().st_size
+            size = file.stat().st_size
         except OSError:  # loading gives the reason
             return
-        self._check_memory("model.onnx alone needs", COPIES * size)
+        self._check_memory(f"{file.name} alone needs", COPIES * (size + more))
 
-    def _graph(self, model: Model, device: Device) -> bytes:
+    def _graph(self, model: Model, device: Device, directory: Path) -> bytes:
         """The graph that the device will run. Raises ModelRefusedError."""
         precision: Precision = "tf32" if self._tf32 else "strict"
         if other := model.other_graph(device.provider, precision):
-            self._check_memory(f"{other.file} alone needs", COPIES * (other.bytes + len(model.graph)))
+            self._check_file_size(directory / other.file, more=len(model.graph))
         return model.graph_for(device.provider, precision)
 
     def _inspect(self, model: Model, graph: bytes, graphs: Mapping[Device, bytes]) -> int | None:
