@@ -14,7 +14,8 @@ from typing import NamedTuple
 import onnxruntime
 
 from service.engine import onnx_subgraph
-from service.engine.onnx_subgraph import INT64, UINT8, Node, Skeleton
+from service.engine.onnx_subgraph import Node, Skeleton
+from service.engine.protobuf import INT64, UINT8
 from service.engine.providers import LOG_FATAL_ONLY
 
 SMALL_PIXELS = 160_000  # of the larger of the two canvases for which shapes are inferred

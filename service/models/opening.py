@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from service.engine import onnx_subgraph
@@ -50,14 +50,15 @@ class Opener:
 
         Raises ModelRefusedError with the reason, and whatever ONNX Runtime raises for a reason that may pass.
         """
-        self._check_file_size(directory)
+        self._check_file_size(directory / "model.onnx")
         model = load_model(directory)
+        graphs = {device: self._graph(model, device, directory) for device in self._devices}
         current = served(*model.id)
         if current and current.card == model.card:
             return current
-        classes = self._inspect(model)
+        classes = {self._inspect(model, graph, graphs) for graph in set(graphs.values())}
         engines = {device: self._engine(model, device) for device in self._devices}
-        if classes is None:
+        if None in classes:
             log.warning(
                 "the classes of %s/%d cannot be counted in its graph; if it finds one that model.json does not list, "
                 "the request gets an error",
@@ -85,37 +86,46 @@ class Opener:
             ) from error
         return engine
 
-    def _check_file_size(self, directory: Path) -> None:
-        """Raises NotEnoughMemoryError if merely reading the graph could exhaust the memory."""
+    def _check_file_size(self, file: Path, more: int = 0) -> None:
+        """Raises NotEnoughMemoryError if merely reading a graph, and `more` bytes, could exhaust the memory."""
         try:
-            size = (directory / "model.onnx").stat().st_size
+            size = file.stat().st_size
         except OSError:  # loading gives the reason
             return
-        self._check_memory("model.onnx alone needs", COPIES * size)
+        self._check_memory(f"{file.name} alone needs", COPIES * (size + more))
 
-    def _inspect(self, model: Model) -> int | None:
+    def _graph(self, model: Model, device: Device, directory: Path) -> bytes:
+        """The graph that the device will run. Raises ModelRefusedError."""
+        precision = self._options.precision
+        if other := model.other_graph(device.provider, precision):
+            self._check_file_size(directory / other.file, more=len(model.graph))
+        return model.graph_for(device.provider, precision)
+
+    def _inspect(self, model: Model, graph: bytes, graphs: Mapping[Device, bytes]) -> int | None:
         """The number of classes, or None if the graph does not show it.
+
+        graphs  the graph that each device will run
 
         Raises ModelRefusedError if the card lists another number of labels, or if the version is too costly.
         """
         try:
-            onnx_subgraph.refuse_external_data(model.graph)
-            proposals = onnx_subgraph.extract(model.graph, list(PROPOSALS))
-            seen = Inspection(model.graph, proposals, model.card.geometry.canvases)
+            onnx_subgraph.refuse_external_data(graph)
+            proposals = onnx_subgraph.extract(graph, list(PROPOSALS))
+            seen = Inspection(graph, proposals, model.card.geometry.canvases)
         except (ValueError, KeyError) as error:  # for a graph that is no model at all, the engine gives the reason
             log.warning("the memory that %s/%d needs cannot be estimated: %s", *model.id, error)
             return None
         listed = len(model.card.labels)
         if seen.classes not in (None, listed):
             raise ModelRefusedError(
-                f"model.onnx distinguishes {seen.classes} classes, without the background, but model.json lists "
+                f"the graph distinguishes {seen.classes} classes, without the background, but model.json lists "
                 f"{listed} labels; list one label for each class, in the order of training"
             )
-        self._check_cost(model, seen)
+        self._check_cost(model, seen, [device for device, its in graphs.items() if its is graph])
         return seen.classes
 
-    def _check_cost(self, model: Model, seen: Inspection) -> None:
-        on_cpu = [device for device in self._devices if device.provider == CPU or model.card.provider == "cpu"]
+    def _check_cost(self, model: Model, seen: Inspection, devices: Sequence[Device]) -> None:
+        on_cpu = [device for device in devices if device.provider == CPU or model.card.provider == "cpu"]
         needs = [seen.need(device.budget.pixels, device.thread_counts, device.runs) for device in on_cpu]
         self._check_memory("it needs", sum(need.to_start for need in needs))
         left, under_load = self._left(), sum(need.under_load for need in needs)

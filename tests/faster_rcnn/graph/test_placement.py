@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, version_converter
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from faster_rcnn.graph import placement
 from faster_rcnn.graph.cuda_kernels import known_kernels
@@ -85,9 +86,32 @@ def test_a_list_of_integers_may_be_computed_on_the_cpu_and_a_matrix_may_not(
 def test_a_session_says_which_nodes_it_gives_to_other_providers() -> None:
     """The path that is used with a GPU. A session on the CPU runs every node on the CPU."""
     path = STORE / "shapes" / "1" / "model.onnx"
-    assert placement.assigned(path, CPU, {}) == []
-    light = next(node.name for node in onnx.load(path).graph.node if node.op_type == "ScatterND")
-    everything = placement.assigned(path, "nobody", {light: False})
-    assert {"Conv", "TopK", "NonMaxSuppression", "MatMul"} <= {node.operator for node in everything}
-    # the other nodes were not listed, so they count as heavy
-    assert {node.name: node.heavy for node in everything if not node.heavy} == {light: False}
+    assert placement.assigned(path, CPU) == []
+    everything = placement.assigned(path, "nobody")
+    assert {"Conv", "TopK", "NonMaxSuppression", "MatMul"} <= {node.operator for node in everything if node.heavy}
+    light = {node.operator for node in everything if not node.heavy}
+    assert {"Shape", "Squeeze"} <= light
+    assert light.isdisjoint({"Conv", "TopK", "NonMaxSuppression", "ScatterND", "Softmax"})
+
+
+def test_nodes_that_the_optimiser_made_are_heavy_only_if_they_compute_more_than_shapes(tmp_path: Path) -> None:
+    """A transpose before Shape becomes a Gather of the shape; a product and a sum become one Gemm."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["moved"], "transpose", perm=[0, 2, 3, 1]),
+        helper.make_node("Shape", ["moved"], ["y"], "shape"),
+        helper.make_node("MatMul", ["rows", "weight"], ["product"], "matmul"),
+        helper.make_node("Add", ["product", "bias"], ["z"], "add"),
+    ]
+    inputs = {"x": FEATURES, "rows": (TensorProto.FLOAT, ["M", 4])}
+    path = write(tmp_path, nodes, inputs, "y")
+    model = onnx.load(path)
+    model.graph.output.append(onnx.ValueInfoProto(name="z"))
+    for name, shape in (("weight", (4, 5)), ("bias", (5,))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    onnx.save(model, path)
+    found = {node.operator: node for node in placement.assigned(path, "nobody")}
+    assert found.keys() == {"Shape", "Gather", "Gemm"}
+    assert {node.name for node in found.values()}.isdisjoint({"transpose", "matmul", "add"})
+    assert {operator: node.heavy for operator, node in found.items()} == {
+        "Shape": False, "Gather": False, "Gemm": True
+    }  # fmt: skip
