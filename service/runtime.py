@@ -23,7 +23,8 @@ from service.engine.engine import Result
 from service.engine.isolation import EngineFailedError, NoMemoryLeftError
 from service.engine.model import ModelRefusedError
 from service.engine.options import EngineOptions
-from service.engine.providers import CUDA, ProviderUnavailableError, pick_provider
+from service.engine.probe import ProbeReport
+from service.engine.providers import CUDA, ProviderUnavailableError, choose
 from service.images.cost import LIGHT_BYTES
 from service.images.decode import DamagedImageError
 from service.images.drawing import Drawing
@@ -84,6 +85,8 @@ class Runtime:
         self.settings = settings
         self.metrics = Metrics()
         self.provider = ""
+        self.gpus: tuple[ProbeReport, ...] = ()  # those that were checked at start
+        self.why_cpu = ""  # the reason, if the provider is the CPU
         self.readiness = Readiness()
         self.recent = RecentUploads(settings.recent_bytes)
         self.memory = MemoryBudget()  # without a limit until the models are loaded, and so no request is admitted
@@ -143,11 +146,19 @@ class Runtime:
         settings = self.settings
         memory_limit.return_freed_memory()
         default = self._configured_default()
-        self.provider = pick_provider(settings.require_cuda)
+        choice = choose(settings.require_cuda, settings.engines)
+        self.provider, self.gpus, self.why_cpu = choice
+        for report in self.gpus:
+            self.metrics.gpu.labels(str(report.device)).info(report.facts())
         if self.provider == CUDA:
             gpu_memory.watch(self.metrics.registry)
         found = devices.find(
-            self.provider, settings.engines, settings.engine_workers, settings.batch_pixels, settings.engine_threads
+            self.provider,
+            settings.engines,
+            settings.engine_workers,
+            settings.batch_pixels,
+            settings.engine_threads,
+            choice.usable,
         )
         if self.provider != CUDA and settings.precision != "strict":
             log.info("PRECISION=%s has no effect on the CPU", settings.precision)

@@ -99,7 +99,9 @@ class Settings(BaseSettings):
         "holds, else the only model in the store. While it is not served, such requests get 503",
     )
     require_cuda: bool = Field(
-        default=False, description="refuse to start without CUDA instead of silently running on the CPU"
+        default=False,
+        description="refuse to start unless a GPU passes the check at start, instead of running on the CPU, which the "
+        "log and /readyz explain",
     )
 
     model_poll_seconds: float = Field(
@@ -113,8 +115,8 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=256,
-        description="concurrent runs per engine; default: 1 on CUDA (a session has one stream), one per core on the "
-        "CPU",
+        description="concurrent runs per engine; default: 1 on CUDA (a second one would compete for the same "
+        "GPU), one per core on the CPU",
     )
     engine_threads: int | None = Field(
         default=None,

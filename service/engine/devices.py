@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock, Semaphore
 
@@ -95,16 +95,24 @@ class Device:
 
 
 def find(
-    provider: str, engines: int | None, runs: int | None, batch_pixels: int | None, threads: int | None
+    provider: str,
+    engines: int | None,
+    runs: int | None,
+    batch_pixels: int | None,
+    threads: int | None,
+    gpus: Sequence[int] | None = None,
 ) -> list[Device]:
-    """The devices to use, according to the settings ENGINES, ENGINE_WORKERS, BATCH_PIXELS and ENGINE_THREADS."""
+    """The devices to use, according to the settings ENGINES, ENGINE_WORKERS, BATCH_PIXELS and ENGINE_THREADS.
+
+    gpus  the indices of the GPUs that may be used (Choice.usable); by default all
+    """
     pixels = batch_pixels or BATCH_PIXELS[provider]
     if provider == CUDA:
-        count = min(engines or 256, max(1, cuda_devices()))
+        indices = range(max(1, cuda_devices())) if gpus is None else gpus
         runs_each = runs or 1
         return [
             Device(CUDA, index, runs_each, 1, False, 1, Budget(pixels), LANES_PER_RUN * runs_each)
-            for index in range(count)
+            for index in indices[: engines or 256]
         ]
     count, cores = engines or 1, usable_cores()
     runs_each = runs or max(1, cores // count)

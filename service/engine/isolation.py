@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from service.engine.engine import Result
+from service.engine.out_of_memory import is_failed_plan, is_out_of_memory
 from service.images.fit import Canvas
-
-# The messages of ONNX Runtime, CUDA, cuDNN, cuBLAS and C++ when memory runs out, for which there is no exception type.
-NO_MEMORY = re.compile(
-    r"out of memory|failed to allocate|bad_alloc|BFCArena|ALLOC_FAILED|CUDA failure 2\b", re.IGNORECASE
-)
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +47,12 @@ def isolate(error: Exception, run: Run, probe: Probe, canvases: Sequence[Canvas]
 
     Halving also helps if the batch is too large for the memory. After any other failure, `probe` runs a blank image. If
     that fails too, the engine is dead: a broken CUDA context never recovers. The rest of the batch is then not run.
+    A plan that cuDNN could not make counts as a lack of memory if the blank image succeeds.
     """
     out_of_memory = is_out_of_memory(error)
     if not out_of_memory and (fatal := _dead(probe)):
         return Ran([EngineDeadError()] * len(canvases), False, fatal)
+    out_of_memory = out_of_memory or is_failed_plan(error)
     if len(canvases) == 1:
         size = (canvases[0].width, canvases[0].height)
         log.error("the engine failed on an image of %d x %d", *size, exc_info=error)
@@ -75,10 +72,6 @@ def _run_half(run: Run, probe: Probe, canvases: Sequence[Canvas]) -> Ran:
         return Ran(list(run(canvases)), False, None)
     except Exception as error:
         return isolate(error, run, probe, canvases)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) is not None
 
 
 def _dead(probe: Callable[[], None]) -> str | None:

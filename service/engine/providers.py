@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import onnxruntime
 
-CUDA = "CUDAExecutionProvider"
-CPU = "CPUExecutionProvider"
+from service.engine import gpu, probe
+from service.engine.probe import CPU, CUDA, ProbeReport
 
 LOG_ERRORS_ONLY, LOG_FATAL_ONLY = 3, 4
 SPIN_MICROSECONDS = 100
-
-# y = Identity(x), one float, opset 18: the smallest model that can show whether a provider starts.
-SMALLEST_MODEL = bytes.fromhex(
-    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
-    "0f0a0179120a0a08080112040a02080142040a001012"
-)
 
 _DEFAULT_MEMORY = onnxruntime.OrtMemType.DEFAULT
 
@@ -35,48 +28,72 @@ class ProviderUnavailableError(Exception):
     """CUDA is required but cannot be used; the message gives the reason and the remedy."""
 
 
+class Choice(NamedTuple):
+    """The provider that this machine can use.
+
+    gpus     every GPU that was checked, with its fault if it cannot be used; empty if there is none
+    why_cpu  why the service runs on the CPU; empty on CUDA
+    """
+
+    provider: str
+    gpus: tuple[ProbeReport, ...] = ()
+    why_cpu: str = ""
+
+    @property
+    def usable(self) -> list[int]:
+        """The indices of the GPUs that passed the check."""
+        return [report.device for report in self.gpus if not report.fault]
+
+
 def pick_provider(require_cuda: bool = False) -> str:
-    """CUDA if there is an NVIDIA GPU and its libraries load, else the CPU.
+    """CUDA if there is an NVIDIA GPU that computes, else the CPU. Raises what `choose` raises."""
+    return choose(require_cuda).provider
+
+
+def choose(require_cuda: bool = False, most_gpus: int | None = None) -> Choice:
+    """Checks GPU after GPU until `most_gpus` of them can be used, and chooses CUDA if any can; else the CPU.
 
     Raises ProviderUnavailableError if CUDA is required and cannot be used.
     """
     if CUDA not in onnxruntime.get_available_providers():
-        reason, remedy = "this onnxruntime is built without CUDA", "install onnxruntime-gpu"
-    elif (devices := cuda_devices()) < 1:
-        reason, remedy = "no NVIDIA GPU is visible", "check nvidia-smi, and the container's GPU reservation"
-    elif not _cuda_starts():
-        reason = f"CUDA or cuDNN does not load ({devices} GPU)"
-        remedy = "update the driver, or install the libraries: pip install '.[cuda]'"
+        return _cpu("this onnxruntime is built without CUDA", "install onnxruntime-gpu", require_cuda)
+    try:
+        number = gpu.count()
+    except gpu.NoGpuError as error:
+        return _cpu(error.reason, error.remedy, require_cuda)
+    reports: list[ProbeReport] = []
+    for index in range(number):
+        reports.append(probe.check(CUDA, index))
+        _announce(reports[-1])
+        if most_gpus and sum(not report.fault for report in reports) == most_gpus:
+            break
+    if any(not report.fault for report in reports):
+        return Choice(CUDA, tuple(reports))
+    fault = reports[0].fault
+    assert fault
+    return _cpu(f"{reports[0]} cannot be used: {fault.reason}", fault.remedy, require_cuda, tuple(reports))
+
+
+def _announce(report: ProbeReport) -> None:
+    if fault := report.fault:
+        log.warning("%s cannot be used: %s; %s", report, fault.reason, fault.remedy)
     else:
-        return CUDA
+        log.info("%s, checked in %.1f s", report, report.seconds)
+
+
+def _cpu(reason: str, remedy: str, require_cuda: bool, gpus: tuple[ProbeReport, ...] = ()) -> Choice:
     if require_cuda:
         raise ProviderUnavailableError(f"REQUIRE_CUDA is set, but {reason}; {remedy}")
     log.info("running on the CPU: %s", reason)
-    return CPU
+    return Choice(CPU, gpus, f"{reason}; {remedy}")
 
 
 def cuda_devices() -> int:
-    """The number of GPUs that the driver reports.
-
-    This queries the driver directly, because ONNX Runtime would log errors on a machine without a GPU.
-    """
+    """The number of GPUs that the driver reports."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+        return gpu.count()
+    except gpu.NoGpuError:
         return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-def _cuda_starts() -> bool:
-    """Whether a session on CUDA can be opened. ONNX Runtime falls back to the CPU silently, without an exception."""
-    onnxruntime.preload_dlls()  # uses the wheels of the cuda extra if CUDA is not installed on the system
-    try:
-        return CUDA in open_session(SMALLEST_MODEL, CUDA, session_options(1)).get_providers()
-    except ValueError:
-        return False
 
 
 def session_options(threads: int, runs_alone: bool = False) -> onnxruntime.SessionOptions:

@@ -227,9 +227,27 @@ class ModelsAnswer(BaseModel):
     store: str | None = Field(description="why the store cannot be scanned now; null if it can")
 
 
+class GpuAnswer(BaseModel):
+    """A GPU that was checked at start. Texts are empty if they are unknown."""
+
+    device: int = Field(description="its number, in CUDA's order")
+    gpu: str = Field(description="its name")
+    architecture: str = Field(description="such as sm_90")
+    driver: str = Field(description="version of the driver")
+    driver_cuda: str = Field(description="the highest version of CUDA that the driver supports")
+    cuda: str = Field(description="version of the CUDA libraries")
+    cudnn: str = Field(description="version of cuDNN")
+    fault: str = Field(
+        description="empty, or why the GPU is not used: driver, libraries, architecture, memory, kernels or values"
+    )
+    reason: str | None = Field(description="the fault and the remedy as a sentence; null if the GPU is used")
+
+
 class ReadyAnswer(BaseModel):
     status: str
     provider: str
+    why_cpu: str | None = Field(description="why the service does not run on CUDA; null if it does")
+    gpus: list[GpuAnswer] = Field(description="the GPUs that were checked at start")
     models: list[str] = Field(description="the first versions that are served")
     refused: list[Refusal] = Field(description="the first versions that are not served, with the reasons")
     refused_total: int = Field(description="the number of all versions that are not served")

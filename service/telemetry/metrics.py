@@ -168,6 +168,14 @@ class Metrics:
             ("model", "version"),
             registry=self.registry,
         )
+        self.gpu = Info(
+            "detector_gpu",
+            "GPUs that were checked at start, by CUDA's number: name, architecture, versions of driver, CUDA and "
+            "cuDNN; fault is empty, or if the GPU is not used driver, libraries, architecture, memory, kernels or "
+            "values",
+            ("device",),
+            registry=self.registry,
+        )
         self.model_refused = self._gauge(
             "model_refused",
             "1 for each of the first 20 versions in the store that are refused; GET /models lists the reasons",

@@ -35,6 +35,15 @@ async def readyz(request: Request) -> Response:
     answer = {
         "status": "ready",
         "provider": runtime.provider,
+        "why_cpu": runtime.why_cpu or None,
+        "gpus": [
+            {
+                "device": report.device,
+                **report.facts(),
+                "reason": f"{report.fault.reason}; {report.fault.remedy}" if report.fault else None,
+            }
+            for report in runtime.gpus
+        ],
         "models": served[:MOST_SERVED],
         "refused": [{"model": place, "reason": choices.refused[place]} for place in first(choices.refused)],
         "refused_total": len(choices.refused),

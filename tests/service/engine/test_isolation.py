@@ -8,9 +8,9 @@ from service.engine.isolation import (
     EngineFailedError,
     NoMemoryLeftError,
     Ran,
-    is_out_of_memory,
     isolate,
 )
+from service.engine.out_of_memory import is_failed_plan, is_out_of_memory
 from service.images.fit import Canvas
 
 BAD = 99
@@ -152,12 +152,52 @@ def test_an_engine_is_not_dead_if_its_probe_runs_out_of_memory():
         (MemoryError(), True),
         (RuntimeError("CUDA failure 2: out of memory ; GPU=0"), True),
         (RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory"), True),
+        (RuntimeError("BFCArena: Available memory of 512 is smaller than requested bytes of 4096"), True),
+        (RuntimeError("Available memory of 512 is smaller than requested bytes of 4096"), True),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDNN failure 4002: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0"), True),
+        (RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), True),
+        (RuntimeError("cudaErrorMemoryAllocation"), True),
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("CUDA failure 2"), True),
+        (RuntimeError("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0"), False),  # it does not say why
         (RuntimeError("CUDA failure 209: no kernel image is available"), False),
         (RuntimeError("CUDA failure 700: an illegal memory access was encountered"), False),
     ],
 )
 def test_out_of_memory_is_recognised_by_type_or_message(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; expr=s_.cudnn_fe_graph->build_plans(handle);", True),
+        ("CUDNN_FE failure 8: HEURISTIC_QUERY_FAILED", True),
+        ("CUDNN_FE failure 5: GRAPH_NOT_SUPPORTED", False),
+        ("CUDNN_FE failure 1: ATTRIBUTE_NOT_SET", False),
+        ("CUDA failure 11", False),
+    ],
+)
+def test_a_plan_that_cudnn_could_not_make_is_told_from_one_that_it_does_not_support(message, expected):
+    assert is_failed_plan(RuntimeError(message)) is expected
+
+
+def no_plan(levels: list[int]) -> None:
+    if len(levels) > 2 or BAD in levels:
+        raise RuntimeError("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED")
+
+
+@pytest.mark.contract("5.4")
+def test_a_plan_that_cudnn_cannot_make_counts_as_a_lack_of_memory_while_the_engine_works():
+    assert run_batch(Recorder(no_plan), healthy, batch(1, 2, 3)) == ([1, 2, 3], True, None)
+    (result,), out_of_memory, fatal = run_batch(Recorder(no_plan), healthy, batch(BAD))
+    assert type(result) is NoMemoryLeftError  # 503 with Retry-After, not 500
+    assert (out_of_memory, fatal) == (True, None)
+
+
+def test_an_engine_that_cannot_make_any_plan_is_dead():
+    results, out_of_memory, fatal = run_batch(Recorder(no_plan), dead, batch(BAD))
+    assert type(results[0]) is EngineDeadError
+    assert fatal
+    assert not out_of_memory

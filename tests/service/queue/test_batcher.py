@@ -415,6 +415,7 @@ def test_an_engine_that_fails_on_every_image_is_reported_and_the_queue_continues
 NO_MEMORY = [
     RuntimeError("CUDA failure 2: out of memory ; GPU=0"),
     RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 1048576"),
+    RuntimeError("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED"),  # cuDNN 9 could not prepare a convolution
     RuntimeError("std::bad_alloc"),
     MemoryError(),
 ]
