@@ -40,8 +40,7 @@ def read_coco(
     categories = without_roots(file, listed_categories, [file, *siblings], faults)
     left_out: set[Identity] = set()
     listed = records(ListedImage, "image", file, lists["images"], faults, repairs, left_out)
-    files = ImageFiles(folder, split, elsewhere, repairs)
-    images = read_images(listed, files, faults, repairs, left_out)
+    images = read_images(listed, ImageFiles(folder, split, elsewhere, repairs), faults, repairs, left_out)
     numbers = {category.id: number for number, category in enumerate(categories)}
     reader = ObjectReader(images, numbers, left_out, faults, repairs)
     for found, where in records(Object, "annotation", file, lists["annotations"], faults, repairs):

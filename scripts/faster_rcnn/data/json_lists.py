@@ -8,6 +8,7 @@ ends. This module walks through the outermost object and its lists, and leaves e
 import codecs
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ _STRICT_DECODER = json.JSONDecoder(object_pairs_hook=_members)
 
 @dataclass(frozen=True)
 class JSONList:
-    """A list in a document.  text: the document;  starts: the offset of each element in the text."""
+    """A list in a document.  text: the document;  starts: the offset of each element in the text, as int64."""
 
     text: str
-    starts: list[int]
+    starts: "array[int]"  # a list of a million numbers would need five times the memory
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -144,7 +145,7 @@ def decode_list(text: str) -> JSONList:
 
 def _list(text: str, position: int) -> tuple[JSONList, int]:
     """The list that begins at `position`, and where it ends."""
-    starts: list[int] = []
+    starts = array("q")
     position = _skip_blanks(text, position + 1)
     closed = text.startswith("]", position)
     while not closed:

@@ -15,8 +15,8 @@ from torchvision.models.vgg import VGG, make_layers
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.config import canvases
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.detector.rules import ProposalLimits
 from faster_rcnn.graph.comparison import Difference, Disagreement
 from faster_rcnn.graph.export import Provider, export_onnx
 from faster_rcnn.graph.placement import Misplaced
