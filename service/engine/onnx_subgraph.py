@@ -9,7 +9,7 @@ The field numbers are defined in onnx.proto: https://github.com/onnx/onnx/blob/m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
@@ -20,7 +20,8 @@ NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 4, 5
 ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 6, 11
 VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_TYPE_ELEMENT, TENSOR_TYPE_SHAPE = 1, 2, 1, 1, 2
 SHAPE_DIMENSION, DIMENSION_VALUE = 1, 1
-TENSOR_DIMENSIONS, TENSOR_ELEMENT, TENSOR_NAME, TENSOR_LOCATION = 1, 2, 8, 14
+TENSOR_DIMENSIONS, TENSOR_ELEMENT, TENSOR_NAME, TENSOR_RAW, TENSOR_ENTRY, TENSOR_LOCATION = 1, 2, 8, 9, 13, 14
+ENTRY_KEY, ENTRY_VALUE = 1, 2
 EXTERNAL = 1
 UINT8, INT64 = 2, 7  # TensorProto.DataType
 
@@ -87,6 +88,43 @@ def skeleton(model: bytes, largest: int) -> Skeleton:
         elif field.number not in (GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE_INFO):
             parts.append(field.whole)
     return Skeleton(b"".join(parts), _without_graph(model))
+
+
+class Weight(NamedTuple):
+    """The values of an initializer: its element type (TensorProto.DataType), shape and little-endian bytes."""
+
+    element: int
+    shape: list[int]
+    values: memoryview
+
+
+def without_weights(model: bytes, smallest: int, elements: Collection[int]) -> tuple[bytes, dict[str, Weight]]:
+    """`model` without the values of its large initializers, and these values by name.
+
+    In the model each of them refers to a file that does not exist, so a session can be opened only if it is given the
+    values (`SessionOptions.add_external_initializers`).
+
+    smallest  bytes of the smallest initializer to take out
+    elements  the element types to take out
+    """
+    taken: dict[str, Weight] = {}
+    parts: list[bytes | memoryview] = []
+    for field in _fields(_graph(model)):
+        values = next(_payloads(field.payload, TENSOR_RAW), None) if field.number == GRAPH_INITIALIZER else None
+        if values is None or len(values) < smallest or _tensor_type(field.payload)[0] not in elements:
+            parts.append(field.whole)
+            continue
+        taken[_name(field.payload, TENSOR_NAME)] = Weight(*_tensor_type(field.payload), values)
+        kept = b"".join(part.whole for part in _fields(field.payload) if part.number != TENSOR_RAW)
+        place = {"location": "given to the session", "offset": "0", "length": str(len(values))}
+        entries = b"".join(_message(TENSOR_ENTRY, _entry(key, value)) for key, value in place.items())
+        elsewhere = _varint(TENSOR_LOCATION << 3 | VARINT) + _varint(EXTERNAL)
+        parts.append(_message(GRAPH_INITIALIZER, kept + entries + elsewhere))
+    return _with_graph(model, b"".join(parts)), taken
+
+
+def _entry(key: str, value: str) -> bytes:
+    return _message(ENTRY_KEY, key.encode()) + _message(ENTRY_VALUE, value.encode())
 
 
 def _graph(model: bytes) -> memoryview:
