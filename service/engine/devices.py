@@ -84,6 +84,11 @@ class Device:
         return f"{'cuda' if self.provider == CUDA else 'cpu'}:{self.index}"
 
     @property
+    def prepares_ahead(self) -> bool:
+        """Whether a batch may be prepared while another one runs."""
+        return self.lanes > self.runs
+
+    @property
     def thread_counts(self) -> tuple[int, ...]:
         """The thread counts for which sessions are opened.
 

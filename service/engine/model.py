@@ -11,15 +11,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from service.engine import onnx_subgraph
 from service.engine.card import LARGEST_CARD, Card, CardError, OtherGraph, read_card, shortened
+from service.engine.precision import Precision
 from service.engine.providers import CPU, CUDA
 from service.engine.shared_weights import with_weights
-
-# How far CUDA may round, by the setting of this name: not at all; factors to ten bits; features to float16.
-Precision = Literal["strict", "tf32", "fp16"]
 
 
 class ModelRefusedError(Exception):

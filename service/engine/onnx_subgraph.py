@@ -6,7 +6,7 @@ need a session of their own. This module copies the needed fields unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from service.engine.protobuf import (
@@ -17,6 +17,8 @@ from service.engine.protobuf import (
     ATTRIBUTE_TENSOR,
     ATTRIBUTE_TENSORS,
     DIMENSION_VALUE,
+    ENTRY_KEY,
+    ENTRY_VALUE,
     EXTERNAL,
     FUNCTION_NODE,
     GRAPH_INITIALIZER,
@@ -37,8 +39,10 @@ from service.engine.protobuf import (
     SPARSE_VALUES,
     TENSOR_DIMENSIONS,
     TENSOR_ELEMENT,
+    TENSOR_EXTERNAL,
     TENSOR_LOCATION,
     TENSOR_NAME,
+    TENSOR_RAW,
     TENSOR_TYPE_ELEMENT,
     TENSOR_TYPE_SHAPE,
     TYPE_TENSOR,
@@ -108,6 +112,43 @@ def skeleton(model: bytes, largest: int) -> Skeleton:
         elif field.number not in (GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE_INFO):
             parts.append(field.whole)
     return Skeleton(b"".join(parts), _without_graph(model))
+
+
+class Weight(NamedTuple):
+    """The values of an initializer: its element type (TensorProto.DataType), shape and little-endian bytes."""
+
+    element: int
+    shape: list[int]
+    values: memoryview
+
+
+def without_weights(model: bytes, smallest: int, elements: Collection[int]) -> tuple[bytes, dict[str, Weight]]:
+    """`model` without the values of its large initializers, and these values by name.
+
+    In the model each of them refers to a file that does not exist, so a session can be opened only if it is given the
+    values (`SessionOptions.add_external_initializers`).
+
+    smallest  bytes of the smallest initializer to take out
+    elements  the element types to take out
+    """
+    taken: dict[str, Weight] = {}
+    parts: list[bytes | memoryview] = []
+    for field in fields(graph_of(model)):
+        values = next(payloads(field.payload, TENSOR_RAW), None) if field.number == GRAPH_INITIALIZER else None
+        if values is None or len(values) < smallest or tensor_type(field.payload)[0] not in elements:
+            parts.append(field.whole)
+            continue
+        taken[string(field.payload, TENSOR_NAME)] = Weight(*tensor_type(field.payload), values)
+        kept = b"".join(part.whole for part in fields(field.payload) if part.number != TENSOR_RAW)
+        place = {"location": "given to the session", "offset": "0", "length": str(len(values))}
+        entries = b"".join(encode(TENSOR_EXTERNAL, _entry(key, value)) for key, value in place.items())
+        elsewhere = encode_varint(TENSOR_LOCATION << 3 | VARINT) + encode_varint(EXTERNAL)
+        parts.append(encode(GRAPH_INITIALIZER, kept + entries + elsewhere))
+    return with_graph(model, b"".join(parts)), taken
+
+
+def _entry(key: str, value: str) -> bytes:
+    return encode(ENTRY_KEY, key.encode()) + encode(ENTRY_VALUE, value.encode())
 
 
 def graph_of(model: bytes) -> memoryview:

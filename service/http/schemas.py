@@ -225,6 +225,10 @@ class ModelsAnswer(BaseModel):
         "null if that file cannot be used"
     )
     store: str | None = Field(description="why the store cannot be scanned now; null if it can")
+    without_fixed_shapes: list[Refusal] = Field(
+        description="the first versions that are served, but more slowly, because their sessions cannot have fixed "
+        "shapes (FIXED_SHAPES), with the reasons"
+    )
 
 
 class GpuAnswer(BaseModel):
@@ -252,6 +256,10 @@ class ReadyAnswer(BaseModel):
     refused: list[Refusal] = Field(description="the first versions that are not served, with the reasons")
     refused_total: int = Field(description="the number of all versions that are not served")
     store: str | None = Field(description="why the store cannot be scanned now; null if it can")
+    without_fixed_shapes: list[Refusal] = Field(
+        description="the first versions that are served, but more slowly, because their sessions cannot have fixed "
+        "shapes (FIXED_SHAPES), with the reasons"
+    )
 
 
 class ProblemAnswer(BaseModel):

@@ -7,12 +7,15 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from service.engine import onnx_subgraph
 from service.engine.cost import Inspection
 from service.engine.devices import Device
 from service.engine.engine import Engine, WrongOutputError
+from service.engine.few_canvases import few_canvases
+from service.engine.fixed_sessions import FixedShapesError, pairs
 from service.engine.interface import PROPOSALS
 from service.engine.isolation import is_out_of_memory
 from service.engine.memory_left import memory_left
@@ -56,9 +59,11 @@ class Opener:
         current = served(*model.id)
         if current and current.card == model.card:
             return current
-        classes = {self._inspect(model, graph, graphs) for graph in set(graphs.values())}
-        engines = {device: self._engine(model, device) for device in self._devices}
-        if None in classes:
+        seen = {graph: self._inspect(model, graph, graphs) for graph in set(graphs.values())}
+        made = {device: self._engine(model, device, seen[graph]) for device, graph in graphs.items()}
+        engines = {device: engine for device, (engine, _) in made.items()}
+        faults = [f"{device.name}: {fault}" for device, (_, fault) in made.items() if fault]
+        if any(each is None or each.classes is None for each in seen.values()):
             log.warning(
                 "the classes of %s/%d cannot be counted in its graph; if it finds one that model.json does not list, "
                 "the request gets an error",
@@ -66,11 +71,46 @@ class Opener:
             )
         # every engine can run the canvases of the one that has the fewest
         geometry = min((engine.geometry for engine in engines.values()), key=lambda geometry: len(geometry.canvases))
-        return ServedModel(model.card, geometry, engines)
+        return ServedModel(model.card, geometry, engines, "; ".join(faults) or None)
 
-    def _engine(self, model: Model, device: Device) -> Engine:
+    def _engine(self, model: Model, device: Device, seen: Inspection | None) -> tuple[Engine, str | None]:
+        """An engine, and why its sessions have no fixed shapes although they should, or None."""
+        fault = None
+        if self._options.fixes_shapes(device.provider):
+            fixed = self._lacks_memory(model, device, seen) or self._with_fixed_shapes(model, device)
+            if isinstance(fixed, Engine):
+                return fixed, None
+            fault = fixed
+            log.warning("model %s/%d is served without FIXED_SHAPES on %s: %s", *model.id, device.name, fault)
+        return self._warmed_up(model, device, replace(self._options, fixed_shapes=False)), fault
+
+    def _lacks_memory(self, model: Model, device: Device, seen: Inspection | None) -> str | None:
+        """Why sessions with fixed shapes would take too much of the machine's memory, or None."""
+        left = self._left()
+        if device.provider != CPU or seen is None or left is None:
+            return None
+        pixels, threads = device.budget.pixels, device.thread_counts
+        count = pairs(few_canvases(model.card.geometry).canvases, pixels, threads)
+        needed = seen.need(pixels, threads, device.runs, count).to_start
+        if needed <= left:
+            return None
+        return f"its {2 * count} sessions need about {needed // MB} MB of memory, and {left // MB} MB are left"
+
+    def _with_fixed_shapes(self, model: Model, device: Device) -> Engine | str:
+        """An engine with fixed shapes, or why there is none. The memory that it took is free again after that."""
+        try:
+            return self._warmed_up(model, device, self._options)
+        except FixedShapesError as error:
+            return str(error)
+        except Exception as error:
+            if not any(isinstance(each, MemoryError) or is_out_of_memory(each) for each in _causes(error)):
+                raise
+            log.warning("the sessions of %s/%d do not fit into the memory", *model.id, exc_info=error)
+            return "its sessions do not fit into the memory; lower BATCH_PIXELS or raise GPU_MEMORY"
+
+    def _warmed_up(self, model: Model, device: Device, options: EngineOptions) -> Engine:
         pixels = device.budget.pixels
-        engine = Engine(model, device.provider, device.thread_counts, self._options, device.index, pixels)
+        engine = Engine(model, device.provider, device.thread_counts, options, device.index, pixels)
         try:
             engine.warm_up(pixels, device.runs)
             rehearse(engine, pixels)
@@ -101,8 +141,8 @@ class Opener:
             self._check_file_size(directory / other.file, more=len(model.graph))
         return model.graph_for(device.provider, precision)
 
-    def _inspect(self, model: Model, graph: bytes, graphs: Mapping[Device, bytes]) -> int | None:
-        """The number of classes, or None if the graph does not show it.
+    def _inspect(self, model: Model, graph: bytes, graphs: Mapping[Device, bytes]) -> Inspection | None:
+        """What the graph shows without a run, or None if that cannot be told.
 
         graphs  the graph that each device will run
 
@@ -122,7 +162,7 @@ class Opener:
                 f"{listed} labels; list one label for each class, in the order of training"
             )
         self._check_cost(model, seen, [device for device, its in graphs.items() if its is graph])
-        return seen.classes
+        return seen
 
     def _check_cost(self, model: Model, seen: Inspection, devices: Sequence[Device]) -> None:
         on_cpu = [device for device in devices if device.provider == CPU or model.card.provider == "cpu"]

@@ -44,14 +44,10 @@ class Shape(NamedTuple):
 
 
 class BatchChoice:
-    """The choice for one device, which depends on the batches that were formed there. The batcher's lock guards it.
-
-    looks_ahead  whether batches may be formed while others run
-    """
+    """The choice for one device, which depends on the batches that were formed there. The batcher's lock guards it."""
 
     def __init__(self, device: Device, runs_in_all: int) -> None:
         """runs_in_all: concurrent runs of all devices together"""
-        self.looks_ahead = device.lanes > device.runs
         self._device = device
         self._runs_in_all = runs_in_all
         self._preparing: set[object] = set()
@@ -82,7 +78,7 @@ class BatchChoice:
 
         Returns whether the device must prepare itself for its shape.
         """
-        if self.looks_ahead:
+        if self._device.prepares_ahead:
             self._preparing.add(batch)
         if not key.model.engine_on(self._device).prefers_same_shape:
             return False
@@ -91,17 +87,17 @@ class BatchChoice:
         return before != shapes[key.proposals_only]
 
     def began(self, batch: object) -> None:
-        """Must be called when the batch has got the device's turn, if the device looks ahead."""
+        """Must be called when the batch has got its turn, if the device prepares ahead."""
         self._preparing.discard(batch)
         self._executing.add(batch)
 
     def ended(self, batch: object) -> None:
-        """Must be called when the batch no longer needs the device, if the device looks ahead; also after a failure."""
+        """Must be called when the batch, or its failure, needs the device no more, if the device prepares ahead."""
         self._preparing.discard(batch)
         self._executing.discard(batch)
 
     def _all_runs_are_taken(self) -> bool:
-        return self.looks_ahead and len(self._preparing) + len(self._executing) >= self._device.runs
+        return self._device.prepares_ahead and len(self._preparing) + len(self._executing) >= self._device.runs
 
     def _share(self, queue: TaskQueue) -> int:
         """The number of images that one run may take now.

@@ -309,7 +309,7 @@ class Batcher:
         with self._lock:
             self._to_decode_heavy.notify_all()
 
-    # The methods from here to _wake_engines need the lock.
+    # The methods from here to _condition need the lock.
 
     def _next(self, device: Device | None, decodes: bool) -> Task | Batch | None:
         """The next job of a thread: a batch to run, a task to decode, or None if there is nothing to do."""
@@ -368,11 +368,14 @@ class Batcher:
             self._shape_changes[device].inc()
         return batch
 
-    def _wake_engines(self) -> None:
-        """Wakes a thread of each GPU that has something to run now."""
-        for device, condition in self._to_run.items():
-            if self._choices[device].next(self._queue):
-                condition.notify()
+    def _wake(self, device: Device) -> None:
+        """Wakes a thread of the device if there is something to run on it now."""
+        if self._choices[device].next(self._queue):
+            self._condition(device).notify()
+
+    def _condition(self, device: Device) -> Condition:
+        """Where the device's threads wait for work."""
+        return self._to_run.get(device, self._to_decode)
 
     # The methods from here on take the lock themselves.
 
@@ -401,7 +404,8 @@ class Batcher:
         task.decode_ended = self._clock()
         with self._lock:
             if self._queue.add_ready(task, canvas):
-                self._wake_engines()
+                for device in self._to_run:
+                    self._wake(device)
                 self._to_decode.notify()  # on a CPU, idle threads wait on this condition and may run it
 
     def _check_cost(self, task: Task, header: Image.Image) -> None:
@@ -427,24 +431,18 @@ class Batcher:
     def _run(self, device: Device, batch: Batch) -> None:
         key, tasks = batch.key, batch.tasks
         canvases = [task.canvas for task in tasks if task.canvas is not None]
-        choice = self._choices[device]
-        move = partial(self._move, device) if choice.looks_ahead else _stay
-        run = DeviceRun(
-            device,
-            key.model.engine_on(device),
-            key.proposals_only,
-            batch.threads,
-            self._clock,
-            when_begun=partial(move, choice.began, batch),
-            when_ended=partial(move, choice.ended, batch),
-        )
+        turn_began, turn_ended = _nothing, _nothing
+        if device.prepares_ahead:
+            turn_began, turn_ended = (partial(f, device, batch) for f in (self._turn_began, self._turn_ended))
+        engine = key.model.engine_on(device)
+        run = DeviceRun(device, engine, key.proposals_only, batch.threads, self._clock, turn_began, turn_ended)
         began = self._clock()
         try:
             ran = Ran([*run.run(canvases)], False, None)
         except Exception as error:
             ran = isolate(error, run.run, run.probe, canvases)
         finally:
-            move(choice.ended, batch)
+            turn_ended()
         began += run.waited  # the wait for the turn counts as time in the queue
         ended = self._clock()
         for task in tasks:
@@ -459,16 +457,15 @@ class Batcher:
             _call_soon(tasks[0].loop, self._on_fatal, ran.fatal)
         _call_soon(tasks[0].loop, self._deliver, tasks, ran.results)
 
-    def _move(self, device: Device, moved: Callable[[Batch], None], batch: Batch) -> None:
-        """Notes where a batch is, and wakes a thread of the device if it may form another one now."""
+    def _turn_began(self, device: Device, batch: Batch) -> None:
         with self._lock:
-            moved(batch)
-            if self._choices[device].next(self._queue):
-                self._condition(device).notify()
+            self._choices[device].began(batch)
+            self._wake(device)
 
-    def _condition(self, device: Device) -> Condition:
-        """Where the device's threads wait."""
-        return self._to_run.get(device, self._to_decode)
+    def _turn_ended(self, device: Device, batch: Batch) -> None:
+        with self._lock:
+            self._choices[device].ended(batch)
+            self._wake(device)
 
     def _shrink_budget(self, device: Device, key: BatchKey, images: int) -> None:
         """Reduces the budget to half of the batch for which memory ran out, unless that was a single image."""
@@ -488,8 +485,8 @@ class Batcher:
         self._busy_seconds[device].inc(seconds)
 
 
-def _stay(moved: Callable[[Batch], None], batch: Batch) -> None:
-    """Does nothing, because the device runs every batch as soon as it is formed."""
+def _nothing() -> None:
+    """Does nothing."""
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:

@@ -28,14 +28,14 @@ class DeviceRun:
         proposals_only: bool,
         threads: int,
         clock: Callable[[], float],
-        when_begun: Callable[[], None],
-        when_ended: Callable[[], None],
+        turn_began: Callable[[], None],
+        turn_ended: Callable[[], None],
     ) -> None:
-        """when_begun is called in the turn before each run, and when_ended after each turn whose run succeeded."""
+        """turn_began is called in the turn before each run, and turn_ended after each turn whose run succeeded."""
         self._device, self._engine = device, engine
         self._proposals_only, self._threads = proposals_only, threads
         self._clock = clock
-        self._when_begun, self._when_ended = when_begun, when_ended
+        self._turn_began, self._turn_ended = turn_began, turn_ended
         self.waited = self.running = 0.0
 
     def run(self, canvases: Sequence[Canvas]) -> list[Result]:
@@ -43,7 +43,7 @@ class DeviceRun:
         prepared = self._engine.prepare(canvases, self._proposals_only, self._threads)
         with self._turn():
             executed = self._engine.execute(prepared)
-        self._when_ended()
+        self._turn_ended()
         return self._engine.results(executed)
 
     def probe(self) -> None:
@@ -55,9 +55,9 @@ class DeviceRun:
     def _turn(self) -> Iterator[None]:
         asked = self._clock()
         with self._device.turn:
+            self._turn_began()
             began = self._clock()
             self.waited += began - asked
-            self._when_begun()
             try:
                 yield
             finally:

@@ -164,7 +164,7 @@ class Metrics:
         self.draining_seconds = self._gauge("draining_seconds", "Seconds since the service was asked to stop")
         self.model = Info(
             "detector_model",
-            "Served models and the provider that runs them",
+            "Served models, the provider that runs them, and whether their sessions have fixed or dynamic shapes",
             ("model", "version"),
             registry=self.registry,
         )

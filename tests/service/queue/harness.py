@@ -123,8 +123,7 @@ class CountingTurn(threading.Semaphore):
     def __init__(self, runs: int) -> None:
         super().__init__(runs)
         self._changed = threading.Lock()
-        self._asked = self._free = 0
-        self._free = runs
+        self._asked, self._free = 0, runs
 
     def __enter__(self) -> Any:
         with self._changed:
@@ -139,6 +138,11 @@ class CountingTurn(threading.Semaphore):
         with self._changed:
             self._free += 1
         super().__exit__(*how)
+
+    def free(self) -> int:
+        """The number of threads that could get a turn now."""
+        with self._changed:
+            return self._free
 
     def stopped(self) -> int:
         """The number of threads that wait, none of which can go on."""

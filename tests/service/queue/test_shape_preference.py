@@ -4,6 +4,7 @@ The cost of another shape and the time of a run follow from a detector's 90 conv
 each convolution is prepared in 1.2 ms, each kernel starts in 6 us, and each image adds its arithmetic.
 """
 
+import asyncio
 import dataclasses
 import random
 import statistics
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from service.queue import batch_choice
 from service.queue.batch_choice import SHAPE_PATIENCE
+from tests.service.queue.harness import TALL, WIDE
 from tests.service.queue.simulation import Arrival, SimulatedEngine, best, makespan, simulate, waits
 
 
@@ -138,3 +140,53 @@ def test_the_number_of_images_saves_changes_of_shape(ready, warm, images):
     runs = simulate([*before, *[Arrival(1, 0)] * ready], engine)
     first = next(run for run in runs if run.began >= 1)
     assert len(first.images) == images
+
+
+def one_by_one(canvas: tuple[int, int], ready: int, most: int) -> int:
+    """An engine's answer to how many images it takes."""
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("prefers", "batches", "changes"),
+    [(False, [WIDE, TALL, WIDE, TALL, WIDE], 0), (True, [WIDE, WIDE, WIDE, TALL, TALL], 2)],
+)
+def test_the_batcher_runs_images_of_the_last_shape_first_where_another_one_costs_time(
+    gate, queue, run, standstill, clock, prefers, batches, changes
+):
+    async def test():
+        waiting = queue(gpu=True)
+        gate.prefers_same_shape, gate.images_to_take = prefers, one_by_one
+        sent = []
+        for number, size in enumerate((WIDE, TALL, WIDE, TALL, WIDE)):
+            sent.append(waiting.submit(gate, number, size))
+            await standstill.settle()
+            clock.advance(0.1)
+        gate.open()
+        await asyncio.gather(*sent)
+        assert gate.batches == [(size, 1) for size in batches]
+        assert waiting.value("detector_shape_changes_total", device="cuda:0") == changes
+
+    run(test)
+
+
+@pytest.mark.contract("5.3")
+def test_images_of_the_last_shape_that_keep_arriving_do_not_starve_another_one(gate, queue, run, standstill, clock):
+    async def test():
+        waiting = queue(gpu=True)
+        gate.prefers_same_shape, gate.images_to_take = True, one_by_one
+        sent = [waiting.submit(gate, 0)]
+        await standstill.settle()
+        sent.append(waiting.submit(gate, 100, TALL))
+        for level in range(1, 8):
+            await standstill.settle()
+            clock.advance(SHAPE_PATIENCE * 0.3)
+            sent.append(waiting.submit(gate, level))
+            await standstill.settle()
+            gate.hold.let_one_pass()
+        gate.open()
+        await asyncio.gather(*sent)
+        # those that came 0.3, 0.6 and 0.9 of the patience later pass it, the next one does not
+        assert gate.levels == [0, 1, 2, 3, 100, 4, 5, 6, 7]
+
+    run(test)
