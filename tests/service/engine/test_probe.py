@@ -115,12 +115,25 @@ def test_a_kernel_that_fails_is_a_fault_without_the_librarys_words(gpu_machine, 
     assert "secret" not in caplog.text
 
 
-def test_memory_that_other_programs_use_is_told_from_a_broken_kernel(gpu_machine):
+@pytest.mark.parametrize(
+    ("message", "word"),
+    [
+        ("CUDA failure 2: out of memory ; GPU=0", "memory"),
+        ("CUDA failure 214: uncorrectable ECC error encountered", "memory"),
+        ("CUDA failure 46: CUDA-capable device(s) is/are busy or unavailable", "busy"),
+        ("CUDA failure 209: no kernel image is available", "architecture"),  # of cuDNN or cuBLAS: ours has code for it
+        ("CUDA failure 700: an illegal memory access was encountered", "kernels"),
+        ("no known words", "kernels"),
+    ],
+)
+def test_a_message_of_onnx_runtime_becomes_a_fault_with_a_remedy(gpu_machine, message, word):
     def change(*_):
-        raise RuntimeError("CUDA failure 2: out of memory")
+        raise RuntimeError(message)
 
     spoil(gpu_machine, change)
-    assert probe.check(CUDA).fault.word == "memory"
+    fault = probe.check(CUDA).fault
+    assert fault.word == word
+    assert fault.remedy
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -138,7 +151,8 @@ def test_a_gpu_for_which_the_provider_has_no_code_is_told_so(gpu_machine, wrong)
     assert onnxruntime.__version__ in fault.reason
     # A file that cannot be understood explains nothing.
     gpu_machine.setattr(gpu_code, "read", lambda _: Code(frozenset(), frozenset()))
-    assert probe.check(CUDA).fault.word in ("kernels", "values")
+    unexplained = probe.check(CUDA).fault
+    assert "sm_70" not in unexplained.reason
 
 
 def test_a_gpu_that_computes_is_used_although_the_provider_seems_to_have_no_code_for_it(gpu_machine):
