@@ -242,7 +242,7 @@ class GpuAnswer(BaseModel):
     cuda: str = Field(description="version of the CUDA libraries")
     cudnn: str = Field(description="version of cuDNN")
     fault: str = Field(
-        description="empty, or why the GPU is not used: driver, libraries, architecture, memory, kernels or values"
+        description="empty, or why the GPU is not used: driver, libraries, architecture, busy, memory, kernels, values"
     )
     reason: str | None = Field(description="the fault and the remedy as a sentence; null if the GPU is used")
 

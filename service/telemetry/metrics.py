@@ -171,8 +171,8 @@ class Metrics:
         self.gpu = Info(
             "detector_gpu",
             "GPUs that were checked at start, by CUDA's number: name, architecture, versions of driver, CUDA and "
-            "cuDNN; fault is empty, or if the GPU is not used driver, libraries, architecture, memory, kernels or "
-            "values",
+            "cuDNN; fault is empty, or if the GPU is not used driver, libraries, architecture, busy, memory, "
+            "kernels or values",
             ("device",),
             registry=self.registry,
         )

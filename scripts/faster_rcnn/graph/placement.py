@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import onnx
 
-from faster_rcnn.graph.cuda_kernels import Kernel, known_kernels
+from faster_rcnn.graph.cuda_kernels import Kernel, known_kernels, table_fault
 from service.engine.providers import CUDA, open_session, pick_provider, session_options
 
 SHAPE_TYPES = {"int32", "int64", "bool"}
@@ -46,8 +46,10 @@ def check_placement(path: Path) -> None:
     if heavy := [node for node in cpu_nodes(path) if node.heavy]:
         named = ", ".join(f"{node.operator} {node.name!r}" for node in heavy[:5])
         more = f" and {len(heavy) - 5} more" if len(heavy) > 5 else ""
+        fault = table_fault()
         raise Misplaced(
             f"{path.name}: CUDA has no kernel for {named}{more}; use operators, types or an opset for which it has one"
+            f"{f' ({fault})' if fault else ''}"
         )
 
 

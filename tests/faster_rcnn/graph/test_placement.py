@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
@@ -47,6 +48,15 @@ def test_max_roi_pool_is_refused_by_name(tmp_path: Path) -> None:
     path = write(tmp_path, [pool], {"x": FEATURES, "rois": (TensorProto.FLOAT, ["R", 5])}, "y")
     assert cpu_nodes(path) == [CpuNode("pool", "MaxRoiPool", heavy=True)]
     with pytest.raises(Misplaced, match="MaxRoiPool 'pool'"):
+        check_placement(path)
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_a_refusal_by_a_list_of_another_version_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "99.0.0")
+    pool = helper.make_node("MaxRoiPool", ["x", "rois"], ["y"], "pool", pooled_shape=[7, 7], spatial_scale=1 / 16)
+    path = write(tmp_path, [pool], {"x": FEATURES, "rois": (TensorProto.FLOAT, ["R", 5])}, "y")
+    with pytest.raises(Misplaced, match=r"MaxRoiPool 'pool'.*99\.0\.0 is installed.*write the list again"):
         check_placement(path)
 
 
