@@ -49,8 +49,8 @@ TO_ALONE: dict[Precision, Tolerance] = {"fp32": Tolerance(0.01, 1e-4, 0.002), "f
 class Verification:
     """What was compared and the largest differences, for `model.json`.
 
-    rounding: of detections and proposals, compared with float64, if the model is too sensitive to rounding to be
-    compared with float32 alone; else empty.
+    rounding: of detections and proposals, compared with float64, if float32 alone did not decide; else empty.
+    why_float64: the first difference from float32 that was too large; "" if there was none.
     """
 
     pictures: int  # images; the name is the key in `model.json`
@@ -59,24 +59,35 @@ class Verification:
     to_pytorch: Difference
     to_alone: Difference
     rounding: dict[str, Rounding] = field(default_factory=dict)
+    why_float64: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity: an infinite `missed_by` becomes None."""
         values: dict[str, Any] = _finite(asdict(self))
         if not self.rounding:
-            del values["rounding"]
+            del values["rounding"], values["why_float64"]
         return values
 
     def remark(self) -> str:
-        """One line about a model that is sensitive to rounding; empty for all others."""
+        """One line about a graph that was compared with float64; empty for all others."""
         if not self.rounding:
             return ""
         figures = "; ".join(
-            f"{one.pytorch.unmatched} of {one.boxes} {kind} by PyTorch, {one.graph.unmatched} by the graph "
-            f"({one.allowed} allowed)"
+            f"{kind}: {one.pytorch.unmatched} of {one.pytorch.boxes} for PyTorch in float32, "
+            f"{one.graph.unmatched} of {one.graph.boxes} for the graph ({one.allowed} allowed)"
             for kind, one in self.rounding.items()
         )
-        return f"this model is sensitive to rounding: in float32, boxes found without a partner in float64: {figures}"
+        if any(one.pytorch.unmatched for one in self.rounding.values()):
+            head = "this model is sensitive to rounding, so its graph was compared with PyTorch in float64"
+        else:
+            head = (
+                "this model is not sensitive to rounding, but its graph was compared with PyTorch in float64, because "
+                f"in float32 too many boxes had no partner ({self.why_float64})"
+            )
+        return (
+            f"{head}. Boxes of one of the two answers without a partner in the other, in images of more than one "
+            f"colour: {figures}"
+        )
 
 
 def _finite(value: Any) -> Any:
@@ -127,13 +138,15 @@ class Verifier:
         sensitive = precision == "fp32" and not stable
         agreement = Agreement(answers, references, tolerances, by_kind=sensitive)
         rounding: dict[str, Rounding] = {}
+        why = ""
         try:
             agreement.check()
-        except Disagreement:
+        except Disagreement as error:
             if not sensitive or (exact := self._in_float64) is None:
                 raise
             of_one_colour = {place for place, image in enumerate(self.images) if one_colour(image)}
             rounding = judge(answers, replace(references, blanks=of_one_colour), exact, tolerances)
+            why = str(error)
         return Verification(
             len(self.images),
             len(self.batches),
@@ -141,6 +154,7 @@ class Verifier:
             agreement.to_pytorch,
             agreement.to_alone,
             rounding,
+            why,
         )
 
     @functools.cached_property
