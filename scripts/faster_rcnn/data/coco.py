@@ -16,6 +16,7 @@ from faster_rcnn.data.coco_records import Identity, ListedImage, Object, records
 from faster_rcnn.data.faults import Fault
 from faster_rcnn.data.json_lists import JSONList, decode_document, read_text
 from faster_rcnn.data.repairs import Repairs
+from faster_rcnn.data.syntax_errors import json_fault
 
 
 def _nowhere(name: str) -> Path | None:  # noqa: ARG001
@@ -56,7 +57,7 @@ def _read(file: Path) -> dict[str, JSONList]:
     try:
         document = decode_document(read_text(file))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON: {error}; export it again as COCO") from error
+        raise ValueError(f"{file}: not JSON: {json_fault(error)}; export it again as COCO") from error
     if isinstance(document, JSONList):
         raise ValueError(
             f"{file}: not in COCO's format: it is a list of {len(document)} values, as COCO's results are, not an "

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faster_rcnn.data.syntax_errors import DocumentError
+
 _BLANKS = re.compile(r"[ \t\n\r]*")  # JSON's white space (RFC 8259, section 2)
 _DECODER = json.JSONDecoder()
 
@@ -85,7 +87,7 @@ def decode_document(text: str) -> Any:
     position = _skip_blanks(text, position)
     if position < len(text):
         if text[position - 1] in "\r\n" and text[position] in "{[":
-            raise ValueError(
+            raise DocumentError(
                 f"{_line(text, position)} begins another value, so it is JSON lines, or several documents in one file"
             )
         raise json.JSONDecodeError("Extra data", text, position)
@@ -107,7 +109,7 @@ def _object(text: str, position: int) -> tuple[dict[str, Any], int]:
         start = position
         name, position = _DECODER.raw_decode(text, position)
         if name in members:
-            raise ValueError(f"{_line(text, start)} repeats the key {name!r}")
+            raise DocumentError(f"{_line(text, start)} repeats the key {name!r}")
         position = _skip_blanks(text, position)
         if not text.startswith(":", position):
             raise json.JSONDecodeError("Expecting ':' delimiter", text, position)
@@ -126,7 +128,7 @@ def _decode(text: str, position: int) -> tuple[Any, int]:
     try:
         return _STRICT_DECODER.raw_decode(text, position)
     except RepeatedKeyError as error:
-        raise ValueError(f"the value at {_line(text, position)} has the key {error.args[0]!r} twice") from None
+        raise DocumentError(f"the value at {_line(text, position)} has the key {error.args[0]!r} twice") from None
 
 
 def decode_list(text: str) -> JSONList:
