@@ -3,6 +3,9 @@
 #   docker build -t faster-rcnn-service .                             for an NVIDIA GPU (the cuda extra brings the CUDA libraries)
 #   docker build -t faster-rcnn-service:cpu --build-arg EXTRAS= .     for the CPU; the image is 2 GB smaller
 #
+# Both also build on arm64. The image brings CUDA 13 and cuDNN 9 but not the driver: the host needs driver 580 or later and
+# the NVIDIA Container Toolkit. The base image needs glibc 2.34, as Debian 12 has.
+#
 # A tag can be moved to another image; a digest cannot. To build on exactly one base image, name its digest:
 #
 #   docker buildx imagetools inspect python:3.12-slim                 prints it

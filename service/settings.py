@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from service.engine.model import Precision
+from service.engine.precision import Precision
 from service.images import formats
 from service.images.decode import MAX_PIXELS
 

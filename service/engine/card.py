@@ -14,16 +14,21 @@ from service.images.depth import WHITE
 from service.images.fit import Geometry
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # the pattern of a model's name
+OTHER_FILE = r"^model\.[a-z0-9][a-z0-9.-]*\.onnx$"  # the pattern of the file of another graph than model.onnx
+GRAPH_NAME = r"^[a-z0-9][a-z0-9-]*$"
+SHA256 = r"^[0-9a-f]{64}$"
 LONGEST_NAME = 100  # characters; names are shown in answers, log lines and metrics
 HIGHEST_VERSION = 2**53 - 1  # the largest whole number that every JSON reader keeps exact
 LARGEST_CARD = 2**20  # bytes; the embedded models' cards have 4 kB
 MOST_LABELS = 10_000
 LONGEST_LABEL = 200  # characters
+MOST_GRAPHS = 16
 MOST_CANVASES = 256  # every image compares itself with each canvas, and CUDA runs each of them before it serves
 LONGEST_SIDE = 16_384  # pixels
 LONGEST_REASON = 300  # characters of a reason for a refusal
 
 Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE, strict=True)]
+FeaturePrecision = Literal["fp32", "fp16", "int8"]
 Whole = Annotated[int, Field(strict=True)]  # otherwise `true` would count as 1
 
 
@@ -46,6 +51,17 @@ class Resize(BaseModel):
     antialias: bool = Field(True, description="false: resize as torchvision's detectors do")
 
 
+class OtherGraph(BaseModel):
+    """A graph of the version beside `model.onnx`: the same detector, in a form or a precision that suits a provider."""
+
+    model_config = ConfigDict(extra="allow")
+
+    file: str = Field(pattern=OTHER_FILE, max_length=LONGEST_NAME, description="its name, in the folder of the version")
+    sha256: str = Field(pattern=SHA256)
+    bytes: Whole = Field(ge=1, description="the size of the file")
+    precision: FeaturePrecision = "fp32"
+
+
 class Card(BaseModel):
     """The contents of `model.json`. Members that are not listed here are kept and shown unchanged."""
 
@@ -61,7 +77,11 @@ class Card(BaseModel):
     score_threshold: float = Field(
         strict=True, ge=0, le=1, allow_inf_nan=False, description="the default of the request parameter score_threshold"
     )
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of model.onnx")
+    sha256: str = Field(pattern=SHA256, description="of model.onnx")
+    precision: FeaturePrecision = Field(default="fp32", description="of the features in model.onnx")
+    graphs: dict[Annotated[str, Field(pattern=GRAPH_NAME, max_length=LONGEST_NAME)], OtherGraph] = Field(
+        default={}, max_length=MOST_GRAPHS, description="the other graphs of the version, by name"
+    )
     metrics: dict[str, Any] = {}
     training: Any = None
     opset: Whole | None = None
@@ -97,6 +117,13 @@ class Card(BaseModel):
                 raise ValueError(f"canvas {height} x {width} occurs twice; list it once")
             seen.add((height, width))
         return canvases
+
+    @field_validator("graphs")
+    @classmethod
+    def graphs_have_files_of_their_own(cls, graphs: dict[str, OtherGraph]) -> dict[str, OtherGraph]:
+        if len({graph.file for graph in graphs.values()}) < len(graphs):
+            raise ValueError("two graphs have the same file; name a file for each")
+        return graphs
 
     @property
     def geometry(self) -> Geometry:

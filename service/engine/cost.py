@@ -14,7 +14,8 @@ from typing import NamedTuple
 import onnxruntime
 
 from service.engine import onnx_subgraph
-from service.engine.onnx_subgraph import INT64, UINT8, Node, Skeleton
+from service.engine.onnx_subgraph import Node, Skeleton
+from service.engine.protobuf import INT64, UINT8
 from service.engine.providers import LOG_FATAL_ONLY
 
 SMALL_PIXELS = 160_000  # of the larger of the two canvases for which shapes are inferred
@@ -82,15 +83,18 @@ class Inspection:
         length = lengths.pop() if len(lengths) == 1 else None
         return length - 1 if length else None
 
-    def need(self, batch_pixels: int, threads: Sequence[int], runs: int) -> Need:
+    def need(self, batch_pixels: int, threads: Sequence[int], runs: int, fixed_pairs: int = 0) -> Need:
         """The memory of all sessions.
 
         batch_pixels  the most canvas pixels of a batch with more than one image
         threads       the thread counts for which sessions are opened
         runs          concurrent runs, each with one thread
+        fixed_pairs   pairs of sessions with fixed shapes (`fixed_sessions.pairs`); as ONNX Runtime rearranges most of
+                      the weights on a CPU, they share too little to count
         """
         smallest, largest = min(self._pixels), max(self._pixels)
-        weights = WEIGHTS_FACTOR * self._bytes * len(threads) * (2 if self._is_half else 1)
+        pairs = len(threads) + fixed_pairs
+        weights = WEIGHTS_FACTOR * self._bytes * pairs * (2 if self._is_half else 1)
         images = max(1, min(MOST_IN_A_BATCH, batch_pixels // smallest))
         run = RUN_FACTOR * max(self._alive(largest, 1), self._alive(smallest, images))
         warm = run * (runs + MORE_RUNS)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, Semaphore
 
 from service.engine.cores import usable_cores
 from service.engine.providers import CPU, CUDA, cuda_devices
@@ -17,6 +17,7 @@ BATCH_PIXELS = {CUDA: 8_000_000, CPU: 250_000}
 # On a CPU a batch saves only 1 % of the work, and each of its images waits for all the others. So a batch grows there
 # only if the queue is long compared with that wait.
 DEEP_QUEUE = 8
+LANES_PER_RUN = 2  # on a GPU: while the batch of one thread runs, the other reads the last outputs and prepares a batch
 RECOVERY_SECONDS = 300.0  # the memory may have been used by another process and be free again by then
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ class Device:
     cores    threads for a run while no other run is active (1 on a GPU)
     decodes  whether the threads that run batches also decode, as on a CPU, where both need the same cores
     depth    a batch grows by one image for every `depth` waiting images per run
+    lanes    threads that form batches, run them and read their outputs, at least `runs`. With more of them, one can
+             prepare a batch while the batch of another one runs
+    turn     held by each thread while its batch runs
     """
 
     provider: str
@@ -68,10 +72,21 @@ class Device:
     decodes: bool
     depth: int
     budget: Budget = field(repr=False)
+    lanes: int = 0
+    turn: Semaphore = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.lanes = max(self.lanes, self.runs)
+        self.turn = Semaphore(self.runs)
 
     @property
     def name(self) -> str:
         return f"{'cuda' if self.provider == CUDA else 'cpu'}:{self.index}"
+
+    @property
+    def prepares_ahead(self) -> bool:
+        """Whether a batch may be prepared while another one runs."""
+        return self.lanes > self.runs
 
     @property
     def thread_counts(self) -> tuple[int, ...]:
@@ -99,7 +114,11 @@ def find(
     pixels = batch_pixels or BATCH_PIXELS[provider]
     if provider == CUDA:
         indices = range(max(1, cuda_devices())) if gpus is None else gpus
-        return [Device(CUDA, index, runs or 1, 1, False, 1, Budget(pixels)) for index in indices[: engines or 256]]
+        runs_each = runs or 1
+        return [
+            Device(CUDA, index, runs_each, 1, False, 1, Budget(pixels), LANES_PER_RUN * runs_each)
+            for index in indices[: engines or 256]
+        ]
     count, cores = engines or 1, usable_cores()
     runs_each = runs or max(1, cores // count)
     depth = 1 if batch_pixels else DEEP_QUEUE

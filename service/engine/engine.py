@@ -12,36 +12,47 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine import onnx_subgraph
-from service.engine.interface import PROPOSALS
+from service.engine import ladder
+from service.engine.arenas import share_arena
+from service.engine.buffers import fill, shared_buffers
+from service.engine.few_canvases import few_canvases
+from service.engine.fixed_sessions import FixedSessions
 from service.engine.model import Model, ModelRefusedError
 from service.engine.options import EngineOptions
 from service.engine.providers import CPU, CUDA
 from service.engine.results import Result, WrongOutputError, unpack
-from service.engine.sessions import Chosen, DynamicSessions, Graphs, Sessions, opener
+from service.engine.sample_canvases import blank
+from service.engine.sessions import Chosen, DynamicSessions, SessionFactory
 from service.images.fit import Canvas, Geometry
 
 __all__ = ["Engine", "Executed", "Prepared", "Result", "WrongOutputError"]
 
 OFFLINE = EngineOptions()
+ANYTIME = nullcontext()
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
-    """A batch that is ready to be run once: its canvases, the session for it, and the session's inputs."""
+    """A batch that is ready to be run, once: its canvases, the session for it, and the session's inputs.
+
+    images  uint8 [N, H, W, 3], or None after the run
+    buffer  the memory of `images`, which goes back to the engine's buffers after the run
+    """
 
     canvases: Sequence[Canvas]
     chosen: Chosen
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | None
     sizes: NDArray[np.int64]
+    buffer: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,21 +97,40 @@ class Engine:
         self.geometry: Geometry = model.card.geometry
         graph = model.graph_for(provider, options.precision)
         # Without TF32, cuDNN computes convolutions of float16 without tensor cores too, many times as slowly.
-        is_half = model.precision_for(provider, options.precision) == "fp16"
-        open_graph = opener(provider, options.precision != "strict" or is_half, device)
+        tf32 = options.precision != "strict" or model.precision_for(provider, options.precision) == "fp16"
+        fixes_shapes = options.fixes_shapes(provider)
+        if provider == CUDA:
+            share_arena(device, options.gpu_memory)
+        # On a CPU, a run reads the decoded image itself if it fills the canvas.
+        self._buffers = shared_buffers(pins=provider == CUDA) if provider == CUDA or fixes_shapes else None
+        self._fixed: FixedSessions | None = None
         try:
-            onnx_subgraph.refuse_external_data(graph)
-            graphs = Graphs(graph, onnx_subgraph.extract(graph, list(PROPOSALS)))
-            self._sessions: Sessions = DynamicSessions(graphs, self.thread_counts, open_graph)
+            factory = SessionFactory(graph, provider, tf32, device, provider == CUDA or fixes_shapes)
+            self._dynamic = DynamicSessions(factory, self.thread_counts)
+            if fixes_shapes:
+                self.geometry = few_canvases(self.geometry)
+                self._fixed = FixedSessions(
+                    factory, self._dynamic, self.geometry.canvases, batch_pixels, self.thread_counts
+                )
         except ValueError as error:
             raise ModelRefusedError(f"model.onnx: {error}") from error
+
+    @property
+    def fixes_shapes(self) -> bool:
+        """Whether its sessions have fixed shapes."""
+        return self._fixed is not None
+
+    @property
+    def prefers_same_shape(self) -> bool:
+        """Whether a run takes longer if its shape (canvas and number of images) differs from that of the last run."""
+        return self.provider == CUDA and not self.fixes_shapes
 
     def images_to_take(self, canvas: tuple[int, int], ready: int, most: int) -> int:
         """How many of `ready` waiting images a run should take now, so that the time per image is least.
 
         most  the images on this canvas that the memory for a batch allows
         """
-        return min(ready, most)
+        return self._fixed.images_to_take(canvas, ready, most) if self._fixed else min(ready, most)
 
     def prepare(self, canvases: Sequence[Canvas], proposals_only: bool = False, threads: int = 1) -> Prepared:
         """Copies the images into one array. Any thread may do this, also while another batch runs.
@@ -110,17 +140,40 @@ class Engine:
 
         Raises ValueError for canvases of different sizes.
         """
-        chosen = self._sessions.choose(canvases[0].size, len(canvases), proposals_only, threads)
-        images, sizes = _stack(canvases)
-        return Prepared(canvases, chosen, images, sizes)
+        canvas, images = canvases[0].size, len(canvases)
+        if self._fixed:
+            chosen = self._fixed.choose(canvas, images, proposals_only, threads)
+        else:
+            chosen = self._dynamic.choose(images, proposals_only, threads)
+        sizes = np.ones((chosen.rows, 2), dtype=np.int64)  # a row without an image holds one black pixel
+        sizes[:images] = [each.pixels.shape[:2] for each in canvases]
+        shape = (chosen.rows, *canvas, 3)
+        if self._buffers:
+            buffer = self._buffers.take(math.prod(shape))
+            stacked = buffer[: math.prod(shape)].reshape(shape)
+            fill(stacked, canvases)
+            return Prepared(canvases, chosen, stacked, sizes, buffer)
+        if images == 1 and canvases[0].pixels.shape[:2] == canvas:
+            return Prepared(canvases, chosen, canvases[0].pixels[np.newaxis], sizes)  # saves a copy
+        stacked = np.empty(shape, dtype=np.uint8)
+        fill(stacked, canvases)
+        return Prepared(canvases, chosen, stacked, sizes)
 
     def execute(self, prepared: Prepared) -> Executed:
         """Runs the session. The caller must hold the device's turn. Releases the GIL.
 
-        Raises whatever ONNX Runtime raises.
+        Raises ValueError if the batch was run before, and whatever ONNX Runtime raises.
         """
+        images, prepared.images = prepared.images, None
+        if images is None:
+            raise ValueError("this batch was run before; its memory may hold another one")
         session, names, rows = prepared.chosen
-        values = session.run(names, {"images": prepared.images, "sizes": prepared.sizes})
+        try:
+            values = session.run(names, {"images": images, "sizes": prepared.sizes})
+        finally:
+            if self._buffers and prepared.buffer is not None:
+                self._buffers.give_back(prepared.buffer)
+                prepared.buffer = None
         return Executed(prepared.canvases, dict(zip(names, values, strict=True)), rows)
 
     def results(self, executed: Executed) -> list[Result]:
@@ -128,62 +181,61 @@ class Engine:
         return unpack(executed.outputs, executed.canvases, executed.rows, len(self.card.labels))
 
     def run(self, canvases: Sequence[Canvas], proposals_only: bool = False, threads: int = 1) -> list[Result]:
-        """`prepare`, `execute` and `results` in a row; raises what they raise. On a CPU, safe for threads."""
-        return self.results(self.execute(self.prepare(canvases, proposals_only, threads)))
+        """`prepare`, `execute` and `results` in a row; raises what they raise. On a CPU, safe for threads.
 
-    def warm_up(self, batch_pixels: int = 0, at_once: int = 1) -> None:
+        With fixed shapes, a batch for which there is no session is run in parts, so that it never takes the memory of a
+        larger one.
+        """
+        rungs = self._fixed.rungs(canvases[0].size) if self._fixed else ()
+        parts = [*ladder.split(len(canvases), rungs)] if rungs else [len(canvases)]
+        found: list[Result] = []
+        for part in parts:
+            batch = canvases[len(found) : len(found) + part]
+            found += self.results(self.execute(self.prepare(batch, proposals_only, threads)))
+        return found
+
+    def warm_up(self, batch_pixels: int = 0, at_once: int = 1, turn: AbstractContextManager[object] = ANYTIME) -> None:
         """Runs every session, so that no request has to wait for the slow first run.
 
         at_once  concurrent runs to expect on a CPU
+        turn     held during each run on a device that serves other models meanwhile
 
-        On a CPU, one run on the largest canvas is enough. The first run on any other canvas then takes only 1.01
-        to 1.02 times as long as later runs, whereas running all of them could take minutes (docs/results.md). At last
-        `at_once` runs on the largest batch take place at the same time, so that the memory in use after the warm-up is
-        about what it will be under load.
+        On a CPU with dynamic sessions, one run on the largest canvas is enough. The first run on any other canvas then
+        takes only 1.01 to 1.02 times as long as later runs, whereas running all of them could take minutes
+        (docs/results.md). At last `at_once` runs on the largest batch take place at the same time, so that the memory
+        in use after the warm-up is about what it will be under load.
         CUDA needs a first run on every canvas. The largest batch within `batch_pixels` is run first, so that the
         memory pool allocates its largest blocks before it is fragmented.
         """
+        if self._fixed:
+            self._fixed.warm_up(turn)
+        else:
+            self._warm_up_dynamic(batch_pixels, turn)
+        if self.provider == CPU:
+            self._run_at_once(batch_pixels, at_once)
+
+    def _warm_up_dynamic(self, batch_pixels: int, turn: AbstractContextManager[object]) -> None:
         largest_first = sorted(self.geometry.canvases, key=math.prod, reverse=True)
         for canvas in largest_first if self.provider == CUDA else largest_first[:1]:
             largest = max(1, batch_pixels // math.prod(canvas)) if self.provider == CUDA else 1
             if largest > 1:
                 try:
-                    self.run([_blank(canvas)] * largest)
+                    with turn:
+                        self.run([blank(canvas)] * largest)
                 except Exception:  # probably out of memory; the queue will have to halve such batches
                     log.warning("a batch of %d images on %d x %d fails; lower BATCH_PIXELS", largest, *canvas)
             for count in self.thread_counts:
                 for proposals_only in (False, True):
-                    self.run([_blank(canvas)], proposals_only, count)
-        if self.provider == CPU:
-            self._run_at_once(batch_pixels, at_once)
+                    with turn:
+                        self.run([blank(canvas)], proposals_only, count)
 
     def _run_at_once(self, batch_pixels: int, runs: int) -> None:
         """Runs the largest batch within `batch_pixels` in `runs` threads at the same time."""
-        batches = [[_blank(size)] * max(1, batch_pixels // math.prod(size)) for size in self.geometry.canvases]
+        batches = [[blank(size)] * max(1, batch_pixels // math.prod(size)) for size in self.geometry.canvases]
         largest = max(batches, key=lambda batch: len(batch) * math.prod(batch[0].size))
         with ThreadPoolExecutor(runs) as pool:
             list(pool.map(lambda _: self.run(largest), range(runs)))  # raises what a run raises
 
     def probe(self) -> None:
         """A small run that succeeds on any working engine. Raises whatever ONNX Runtime raises."""
-        self.run([_blank(min(self.geometry.canvases, key=math.prod))])
-
-
-def _stack(canvases: Sequence[Canvas]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The graph's inputs `images` [N, H, W, 3] and `sizes` [N, 2]."""
-    (H, W) = canvases[0].size
-    sizes = np.array([canvas.pixels.shape[:2] for canvas in canvases], dtype=np.int64)
-    if len(canvases) == 1 and canvases[0].pixels.shape[:2] == (H, W):
-        return canvases[0].pixels[np.newaxis], sizes  # saves a copy
-    images = np.zeros((len(canvases), H, W, 3), dtype=np.uint8)
-    for row, canvas in enumerate(canvases):
-        if canvas.size != (H, W):
-            raise ValueError(f"canvases {canvas.size} and {(H, W)} in one batch")
-        h, w = canvas.pixels.shape[:2]
-        images[row, :h, :w] = canvas.pixels
-    return images, sizes
-
-
-def _blank(canvas: tuple[int, int]) -> Canvas:
-    height, width = canvas
-    return Canvas(np.zeros((height, width, 3), dtype=np.uint8), canvas, width, height)
+        self.run([blank(min(self.geometry.canvases, key=math.prod))])

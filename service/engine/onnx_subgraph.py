@@ -1,37 +1,62 @@
 """Reads and edits ONNX models: extracts the part on which given outputs depend, and lists nodes and weights.
 
 ONNX Runtime runs every node of a session, even if only some outputs are requested, so proposals without the RoI head
-need a session of their own. This module reads the protobuf wire format and copies the needed fields unchanged. The
-`onnx` package would add 20 MB and half a second of start-up time, and the service has no other use for it.
-
-The field numbers are defined in onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+need a session of their own. This module copies the needed fields unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
-
-MODEL_GRAPH = 7
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE_INFO = 1, 5, 11, 12, 13
-NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 4, 5
-ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 6, 11
-VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TENSOR_TYPE_ELEMENT, TENSOR_TYPE_SHAPE = 1, 2, 1, 1, 2
-SHAPE_DIMENSION, DIMENSION_VALUE = 1, 1
-TENSOR_DIMENSIONS, TENSOR_ELEMENT, TENSOR_NAME, TENSOR_LOCATION = 1, 2, 8, 14
-EXTERNAL = 1
-UINT8, INT64 = 2, 7  # TensorProto.DataType
-
-
-class Field(NamedTuple):
-    """One field of a message: its number, its payload, its value if it is a varint, and all its bytes with the tag."""
-
-    number: int
-    payload: memoryview
-    varint: int
-    whole: memoryview
+from service.engine.protobuf import (
+    ATTRIBUTE_GRAPH,
+    ATTRIBUTE_GRAPHS,
+    ATTRIBUTE_SPARSE,
+    ATTRIBUTE_SPARSES,
+    ATTRIBUTE_TENSOR,
+    ATTRIBUTE_TENSORS,
+    DIMENSION_VALUE,
+    ENTRY_KEY,
+    ENTRY_VALUE,
+    EXTERNAL,
+    FUNCTION_NODE,
+    GRAPH_INITIALIZER,
+    GRAPH_INPUT,
+    GRAPH_NODE,
+    GRAPH_OUTPUT,
+    GRAPH_SPARSE,
+    GRAPH_VALUE_INFO,
+    LENGTH_DELIMITED,
+    MODEL_FUNCTION,
+    MODEL_GRAPH,
+    NODE_ATTRIBUTE,
+    NODE_INPUT,
+    NODE_OPERATOR,
+    NODE_OUTPUT,
+    SHAPE_DIMENSION,
+    SPARSE_INDICES,
+    SPARSE_VALUES,
+    TENSOR_DIMENSIONS,
+    TENSOR_ELEMENT,
+    TENSOR_EXTERNAL,
+    TENSOR_LOCATION,
+    TENSOR_NAME,
+    TENSOR_RAW,
+    TENSOR_TYPE_ELEMENT,
+    TENSOR_TYPE_SHAPE,
+    TYPE_TENSOR,
+    VALUE_NAME,
+    VALUE_TYPE,
+    VARINT,
+    encode,
+    encode_varint,
+    fields,
+    payloads,
+    read_varint,
+    string,
+    strings,
+)
 
 
 class Node(NamedTuple):
@@ -47,14 +72,14 @@ def extract(model: bytes, outputs: Sequence[str]) -> bytes:
 
     Raises ValueError if an output is missing or the bytes are not an ONNX model.
     """
-    return _with_graph(model, _extract_graph(_graph(model), outputs))
+    return with_graph(model, _extract_graph(graph_of(model), outputs))
 
 
 def nodes(model: bytes) -> list[Node]:
     """The operations of the graph, in the order of the file, in which each tensor is written before it is read."""
     return [
-        Node(_name(node, NODE_OPERATOR), list(_read_by(node)), _strings(node, NODE_OUTPUT))
-        for node in _payloads(_graph(model), GRAPH_NODE)
+        Node(string(node, NODE_OPERATOR), list(_read_by(node)), strings(node, NODE_OUTPUT))
+        for node in payloads(graph_of(model), GRAPH_NODE)
     ]
 
 
@@ -69,51 +94,90 @@ class Skeleton(NamedTuple):
 
     def with_inputs(self, inputs: Mapping[str, tuple[int, Sequence[int]]]) -> bytes:
         """The model with the missing inputs, given by element type and shape."""
-        added = b"".join(_message(GRAPH_INPUT, _value_info(name, *inputs[name])) for name in inputs)
-        return self.rest + _message(MODEL_GRAPH, self.graph + added)
+        added = b"".join(encode(GRAPH_INPUT, _value_info(name, *inputs[name])) for name in inputs)
+        return self.rest + encode(MODEL_GRAPH, self.graph + added)
 
 
 def skeleton(model: bytes, largest: int) -> Skeleton:
     """`model` without its inputs, and without the values of initializers with more bytes than `largest`."""
     parts: list[bytes | memoryview] = []
-    for field in _fields(_graph(model)):
+    for field in fields(graph_of(model)):
         if field.number == GRAPH_NODE:
             parts.append(field.whole)
-            written = _strings(field.payload, NODE_OUTPUT)
-            parts.extend(_message(GRAPH_OUTPUT, _message(VALUE_NAME, name.encode())) for name in written)
+            written = strings(field.payload, NODE_OUTPUT)
+            parts.extend(encode(GRAPH_OUTPUT, encode(VALUE_NAME, name.encode())) for name in written)
         elif field.number == GRAPH_INITIALIZER and len(field.payload) > largest:
-            name = _name(field.payload, TENSOR_NAME)
-            parts.append(_message(GRAPH_INPUT, _value_info(name, *_tensor_type(field.payload))))
+            name = string(field.payload, TENSOR_NAME)
+            parts.append(encode(GRAPH_INPUT, _value_info(name, *tensor_type(field.payload))))
         elif field.number not in (GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_VALUE_INFO):
             parts.append(field.whole)
     return Skeleton(b"".join(parts), _without_graph(model))
 
 
-def _graph(model: bytes) -> memoryview:
-    graphs = list(_payloads(memoryview(model), MODEL_GRAPH))
+class Weight(NamedTuple):
+    """The values of an initializer: its element type (TensorProto.DataType), shape and little-endian bytes."""
+
+    element: int
+    shape: list[int]
+    values: memoryview
+
+
+def without_weights(model: bytes, smallest: int, elements: Collection[int]) -> tuple[bytes, dict[str, Weight]]:
+    """`model` without the values of its large initializers, and these values by name.
+
+    In the model each of them refers to a file that does not exist, so a session can be opened only if it is given the
+    values (`SessionOptions.add_external_initializers`).
+
+    smallest  bytes of the smallest initializer to take out
+    elements  the element types to take out
+    """
+    taken: dict[str, Weight] = {}
+    parts: list[bytes | memoryview] = []
+    for field in fields(graph_of(model)):
+        values = next(payloads(field.payload, TENSOR_RAW), None) if field.number == GRAPH_INITIALIZER else None
+        if values is None or len(values) < smallest or tensor_type(field.payload)[0] not in elements:
+            parts.append(field.whole)
+            continue
+        taken[string(field.payload, TENSOR_NAME)] = Weight(*tensor_type(field.payload), values)
+        kept = b"".join(part.whole for part in fields(field.payload) if part.number != TENSOR_RAW)
+        place = {"location": "given to the session", "offset": "0", "length": str(len(values))}
+        entries = b"".join(encode(TENSOR_EXTERNAL, _entry(key, value)) for key, value in place.items())
+        elsewhere = encode_varint(TENSOR_LOCATION << 3 | VARINT) + encode_varint(EXTERNAL)
+        parts.append(encode(GRAPH_INITIALIZER, kept + entries + elsewhere))
+    return with_graph(model, b"".join(parts)), taken
+
+
+def _entry(key: str, value: str) -> bytes:
+    return encode(ENTRY_KEY, key.encode()) + encode(ENTRY_VALUE, value.encode())
+
+
+def graph_of(model: bytes) -> memoryview:
+    """The graph of a model. Raises ValueError if the bytes are not an ONNX model."""
+    graphs = list(payloads(memoryview(model), MODEL_GRAPH))
     if len(graphs) != 1:
         raise ValueError("not an ONNX model: it has no graph")
     return graphs[0]
 
 
-def _with_graph(model: bytes, graph: bytes) -> bytes:
-    return _without_graph(model) + _message(MODEL_GRAPH, graph)
+def with_graph(model: bytes, graph: bytes) -> bytes:
+    """`model` with another graph."""
+    return _without_graph(model) + encode(MODEL_GRAPH, graph)
 
 
 def _without_graph(model: bytes) -> bytes:
-    return b"".join(field.whole for field in _fields(memoryview(model)) if field.number != MODEL_GRAPH)
+    return b"".join(field.whole for field in fields(memoryview(model)) if field.number != MODEL_GRAPH)
 
 
-def _tensor_type(tensor: memoryview) -> tuple[int, list[int]]:
+def tensor_type(tensor: memoryview) -> tuple[int, list[int]]:
     """The element type and the shape of an initializer."""
     element, shape = 0, []
-    for field in _fields(tensor):
+    for field in fields(tensor):
         if field.number == TENSOR_ELEMENT:
             element = field.varint
         elif field.number == TENSOR_DIMENSIONS and len(field.payload) and field.whole[0] & 7 == LENGTH_DELIMITED:
             position = 0  # packed: all numbers in one field
             while position < len(field.payload):
-                size, position = _read_varint(field.payload, position)
+                size, position = read_varint(field.payload, position)
                 shape.append(size)
         elif field.number == TENSOR_DIMENSIONS:
             shape.append(field.varint)
@@ -122,16 +186,20 @@ def _tensor_type(tensor: memoryview) -> tuple[int, list[int]]:
 
 def _value_info(name: str, element: int, shape: Sequence[int]) -> bytes:
     dimensions = b"".join(
-        _message(SHAPE_DIMENSION, _varint(DIMENSION_VALUE << 3 | VARINT) + _varint(size)) for size in shape
+        encode(SHAPE_DIMENSION, encode_varint(DIMENSION_VALUE << 3 | VARINT) + encode_varint(size)) for size in shape
     )
-    tensor = _varint(TENSOR_TYPE_ELEMENT << 3 | VARINT) + _varint(element) + _message(TENSOR_TYPE_SHAPE, dimensions)
-    return _message(VALUE_NAME, name.encode()) + _message(VALUE_TYPE, _message(TYPE_TENSOR, tensor))
+    tensor = (
+        encode_varint(TENSOR_TYPE_ELEMENT << 3 | VARINT)
+        + encode_varint(element)
+        + encode(TENSOR_TYPE_SHAPE, dimensions)
+    )
+    return encode(VALUE_NAME, name.encode()) + encode(VALUE_TYPE, encode(TYPE_TENSOR, tensor))
 
 
 def is_whole(model: bytes) -> bool:
     """Whether the bytes are those of a complete model, as far as its outer structure shows."""
     try:
-        numbers = [field.number for field in _fields(memoryview(model))]
+        numbers = [field.number for field in fields(memoryview(model))]
     except ValueError:
         return False
     return MODEL_GRAPH in numbers and 0 not in numbers  # 0 is the tag of space that a copy reserved but did not fill
@@ -139,21 +207,55 @@ def is_whole(model: bytes) -> bool:
 
 def refuse_external_data(model: bytes) -> None:
     """Raises ValueError if a tensor's values are in another file, whose path could lead out of the model store."""
-    for field in _fields(memoryview(model)):
-        if field.number == MODEL_GRAPH:
-            for tensor in _payloads(field.payload, GRAPH_INITIALIZER):
-                if any(part.number == TENSOR_LOCATION and part.varint == EXTERNAL for part in _fields(tensor)):
-                    raise ValueError(
-                        f"tensor {_name(tensor, TENSOR_NAME)!r} is stored outside the file; save it inside"
-                    )
+    for tensor in _all_tensors(model):
+        if is_external(tensor):
+            raise ValueError(f"tensor {string(tensor, TENSOR_NAME)!r} is stored outside the file; save it inside")
+
+
+def is_external(tensor: memoryview) -> bool:
+    return any(part.number == TENSOR_LOCATION and part.varint == EXTERNAL for part in fields(tensor))
+
+
+def _all_tensors(model: bytes) -> Iterator[memoryview]:
+    """Every tensor of a model: also those of constants, of the bodies of loops and branches, and of functions.
+
+    A list replaces recursion, so that no depth of nesting can exhaust the stack.
+    """
+    waiting: list[tuple[dict[int, str], memoryview]] = [(_PARTS_OF["model"], memoryview(model))]
+    while waiting:
+        parts, holder = waiting.pop()
+        for field in fields(holder):
+            kind = parts.get(field.number)
+            if kind == "tensor":
+                yield field.payload
+            elif kind:
+                waiting.append((_PARTS_OF[kind], field.payload))
+
+
+# Which fields of a message lead to tensors, and what they hold.
+_PARTS_OF: dict[str, dict[int, str]] = {
+    "model": {MODEL_GRAPH: "graph", MODEL_FUNCTION: "function"},
+    "function": {FUNCTION_NODE: "node"},
+    "graph": {GRAPH_NODE: "node", GRAPH_INITIALIZER: "tensor", GRAPH_SPARSE: "sparse"},
+    "node": {NODE_ATTRIBUTE: "attribute"},
+    "attribute": {
+        ATTRIBUTE_TENSOR: "tensor",
+        ATTRIBUTE_TENSORS: "tensor",
+        ATTRIBUTE_GRAPH: "graph",
+        ATTRIBUTE_GRAPHS: "graph",
+        ATTRIBUTE_SPARSE: "sparse",
+        ATTRIBUTE_SPARSES: "sparse",
+    },
+    "sparse": {SPARSE_VALUES: "tensor", SPARSE_INDICES: "tensor"},
+}
 
 
 def _extract_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
-    fields = list(_fields(graph))
-    nodes = [field.payload for field in fields if field.number == GRAPH_NODE]
-    producer = {name: index for index, node in enumerate(nodes) for name in _strings(node, NODE_OUTPUT)}
+    everything = list(fields(graph))
+    nodes = [field.payload for field in everything if field.number == GRAPH_NODE]
+    producer = {name: index for index, node in enumerate(nodes) for name in strings(node, NODE_OUTPUT)}
 
-    declared = {_name(field.payload, VALUE_NAME) for field in fields if field.number == GRAPH_OUTPUT}
+    declared = {string(field.payload, VALUE_NAME) for field in everything if field.number == GRAPH_OUTPUT}
     if missing := [name for name in outputs if name not in declared]:
         raise ValueError(f"the graph has no output {', '.join(missing)}")
 
@@ -169,20 +271,20 @@ def _extract_graph(graph: memoryview, outputs: Sequence[str]) -> bytes:
         needed |= fresh
         waiting.extend(fresh)
     for index in kept:  # to keep the type information of their other outputs too
-        needed.update(_strings(nodes[index], NODE_OUTPUT))
+        needed.update(strings(nodes[index], NODE_OUTPUT))
 
     parts = []
     position = 0
-    for field in fields:
+    for field in everything:
         if field.number == GRAPH_NODE:
             wanted = position in kept
             position += 1
         elif field.number == GRAPH_INITIALIZER:
-            wanted = _name(field.payload, TENSOR_NAME) in needed
+            wanted = string(field.payload, TENSOR_NAME) in needed
         elif field.number == GRAPH_VALUE_INFO:
-            wanted = _name(field.payload, VALUE_NAME) in needed
+            wanted = string(field.payload, VALUE_NAME) in needed
         elif field.number == GRAPH_OUTPUT:
-            wanted = _name(field.payload, VALUE_NAME) in outputs
+            wanted = string(field.payload, VALUE_NAME) in outputs
         else:
             wanted = True
         if wanted:
@@ -196,73 +298,11 @@ def _read_by(node: memoryview) -> Iterator[str]:
     The body of a loop or branch may read any name of the surrounding graph, so every name in it counts. A superfluous
     node only costs time, but a missing one breaks the model.
     """
-    yield from _strings(node, NODE_INPUT)
-    for attribute in _payloads(node, NODE_ATTRIBUTE):
+    yield from strings(node, NODE_INPUT)
+    for attribute in payloads(node, NODE_ATTRIBUTE):
         for number in (ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS):
-            for body in _payloads(attribute, number):
-                for output in _payloads(body, GRAPH_OUTPUT):
-                    yield _name(output, VALUE_NAME)
-                for inner in _payloads(body, GRAPH_NODE):
+            for body in payloads(attribute, number):
+                for output in payloads(body, GRAPH_OUTPUT):
+                    yield string(output, VALUE_NAME)
+                for inner in payloads(body, GRAPH_NODE):
                     yield from _read_by(inner)
-
-
-def _payloads(message: memoryview, number: int) -> Iterator[memoryview]:
-    return (field.payload for field in _fields(message) if field.number == number)
-
-
-def _strings(message: memoryview, number: int) -> list[str]:
-    return [
-        str(payload, "utf-8") for payload in _payloads(message, number) if len(payload)
-    ]  # "" stands for an omitted optional input
-
-
-def _name(message: memoryview, number: int) -> str:
-    return next((str(payload, "utf-8") for payload in _payloads(message, number)), "")
-
-
-def _fields(message: memoryview) -> Iterator[Field]:
-    position = 0
-    while position < len(message):
-        start = position
-        tag, position = _read_varint(message, position)
-        number, wire_type = tag >> 3, tag & 7
-        value = 0
-        begin = position
-        if wire_type == VARINT:
-            value, position = _read_varint(message, position)
-        elif wire_type == LENGTH_DELIMITED:
-            length, begin = _read_varint(message, position)
-            position = begin + length
-        elif wire_type in (FIXED32, FIXED64):
-            position += 4 if wire_type == FIXED32 else 8
-        else:
-            raise ValueError("not an ONNX model: the bytes are not a protobuf message")
-        if position > len(message):
-            raise ValueError("not an ONNX model: it is cut short")
-        yield Field(number, message[begin:position], value, message[start:position])
-
-
-def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(message) and shift < 70:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise ValueError("not an ONNX model: it is cut short")
-
-
-def _message(number: int, payload: bytes) -> bytes:
-    """A field that holds a message or a string."""
-    return _varint(number << 3 | LENGTH_DELIMITED) + _varint(len(payload)) + payload
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.engine.model import Precision
+from service.engine.precision import Precision
 from service.engine.providers import CUDA
 
 

@@ -11,6 +11,7 @@ All numbers are small integers, so the results are exact in float32 and in TF32.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -46,6 +47,14 @@ class Fault(NamedTuple):
     word: str
     reason: str
     remedy: str
+
+
+# By the numbers of CUDA's runtime (driver_types.h).
+_CUDA_FAILURES = {
+    46: Fault("busy", "another process has it for itself", "end that process, or set nvidia-smi --compute-mode=0"),
+    209: Fault("architecture", "a library has no code for its architecture", f"update the libraries: {INSTALL}"),
+    214: Fault("memory", "its memory has an error that ECC cannot correct", "reset or replace it"),
+}
 
 
 @dataclass(frozen=True)
@@ -151,17 +160,28 @@ def _run(provider: str, device: int) -> Fault | None:
         values = dict(zip(wanted, session.run(list(wanted), given), strict=True))
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         log.warning("the check of %s %d failed: %s", provider, device, str(error).partition("\n")[0])
-        if is_out_of_memory(error):
-            return Fault("memory", "it has no memory left", "stop the programs that use it; nvidia-smi lists them")
-        return Fault("kernels", "a kernel fails on it; the log has the message", f"update the libraries: {INSTALL}")
+        return _cause(error)
     if wrong := [name for name in wanted if not _equal(values[name], wanted[name])]:
         return Fault("values", f"it computes wrong values ({_listed(wrong)})", "test the GPU's memory, or replace it")
     return None
 
 
+def _cause(error: Exception) -> Fault:
+    """The fault that ONNX Runtime's message stands for. The message itself goes to the log alone."""
+    if is_out_of_memory(error):
+        return Fault("memory", "it has no memory left", "stop the programs that use it; nvidia-smi lists them")
+    number = re.search(r"CUDA failure (\d+)\b", str(error))
+    default = Fault(
+        "kernels",
+        "a kernel fails on it; the log has the message",
+        f"update driver and libraries ({INSTALL}), or take another release of cuDNN 9",
+    )
+    return _CUDA_FAILURES.get(int(number[1]), default) if number else default
+
+
 def _explained(fault: Fault, report: ProbeReport, capability: tuple[int, int]) -> Fault:
     """The reason for a failed kernel, if the provider has no code for the GPU's architecture."""
-    if fault.word not in ("kernels", "values"):
+    if fault.word not in ("architecture", "kernels", "values"):
         return fault
     library = next(Path(onnxruntime.__file__).parent.glob("capi/*onnxruntime_providers_cuda.*"), None)
     try:

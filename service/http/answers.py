@@ -94,7 +94,7 @@ def encoded_response(
     metrics.stage["encode"].observe(took)
     stages = {**inference.seconds, "encode": took}
     timing = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())
-    headers = {"Server-Timing": timing}
+    headers = {"Image-Id": inference.image_id, "Server-Timing": timing}
     if inference.warnings:
         headers["Image-Warnings"] = ", ".join(inference.warnings)
     if answer["truncated"]:

@@ -19,7 +19,8 @@ from service.http.request_ids import new_id
 
 METHODS = ("GET", "HEAD", "POST")
 HEADERS = ("Authorization", "X-API-Key", "X-Request-ID")  # Starlette adds Accept and Content-Type
-READABLE = ("X-Request-ID", "Image-Warnings", "Answer-Truncated", "Server-Timing", "Retry-After")  # of an answer
+# of an answer
+READABLE = ("X-Request-ID", "Image-Id", "Image-Warnings", "Answer-Truncated", "Server-Timing", "Retry-After")
 FAULT = Problem(
     400,
     "cors",

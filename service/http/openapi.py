@@ -49,6 +49,12 @@ SERVER_TIMING = {
         "schema": {"type": "string"},
     }
 }
+IMAGE_ID = {
+    "Image-Id": {
+        "description": "the answer's `image.id`, the SHA-256 of the upload, also beside a drawn image",
+        "schema": {"type": "string"},
+    }
+}
 IMAGE_WARNINGS = {
     "Image-Warnings": {
         "description": "only for an image that is damaged, or whose values do not fit the model: the `reason` of each "

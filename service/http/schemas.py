@@ -225,6 +225,10 @@ class ModelsAnswer(BaseModel):
         "null if that file cannot be used"
     )
     store: str | None = Field(description="why the store cannot be scanned now; null if it can")
+    without_fixed_shapes: list[Refusal] = Field(
+        description="the first versions that are served, but more slowly, because their sessions cannot have fixed "
+        "shapes (FIXED_SHAPES), with the reasons"
+    )
 
 
 class GpuAnswer(BaseModel):
@@ -238,7 +242,7 @@ class GpuAnswer(BaseModel):
     cuda: str = Field(description="version of the CUDA libraries")
     cudnn: str = Field(description="version of cuDNN")
     fault: str = Field(
-        description="empty, or why the GPU is not used: driver, libraries, architecture, memory, kernels or values"
+        description="empty, or why the GPU is not used: driver, libraries, architecture, busy, memory, kernels, values"
     )
     reason: str | None = Field(description="the fault and the remedy as a sentence; null if the GPU is used")
 
@@ -252,6 +256,10 @@ class ReadyAnswer(BaseModel):
     refused: list[Refusal] = Field(description="the first versions that are not served, with the reasons")
     refused_total: int = Field(description="the number of all versions that are not served")
     store: str | None = Field(description="why the store cannot be scanned now; null if it can")
+    without_fixed_shapes: list[Refusal] = Field(
+        description="the first versions that are served, but more slowly, because their sessions cannot have fixed "
+        "shapes (FIXED_SHAPES), with the reasons"
+    )
 
 
 class ProblemAnswer(BaseModel):

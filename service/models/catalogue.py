@@ -226,7 +226,7 @@ class Catalogue:
         if old:
             old.retire(self._metrics.model_drain_seconds.observe)
         self._metrics.model.labels(card.name, str(card.version)).info(
-            {"provider": served.provider, "sha256": card.sha256}
+            {"provider": served.provider, "sha256": card.sha256, "shapes": served.shapes}
         )
         self._metrics.model_changes.labels("served").inc()
         self._metrics.model_load_seconds.observe(seconds)

@@ -6,13 +6,16 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from service.engine import onnx_subgraph
 from service.engine.cost import Inspection
 from service.engine.devices import Device
 from service.engine.engine import Engine, WrongOutputError
+from service.engine.few_canvases import few_canvases
+from service.engine.fixed_sessions import FixedShapesError, pairs
 from service.engine.interface import PROPOSALS
 from service.engine.isolation import is_out_of_memory
 from service.engine.memory_left import memory_left
@@ -50,14 +53,17 @@ class Opener:
 
         Raises ModelRefusedError with the reason, and whatever ONNX Runtime raises for a reason that may pass.
         """
-        self._check_file_size(directory)
+        self._check_file_size(directory / "model.onnx")
         model = load_model(directory)
+        graphs = {device: self._graph(model, device, directory) for device in self._devices}
         current = served(*model.id)
         if current and current.card == model.card:
             return current
-        classes = self._inspect(model)
-        engines = {device: self._engine(model, device) for device in self._devices}
-        if classes is None:
+        seen = {graph: self._inspect(model, graph, graphs) for graph in set(graphs.values())}
+        made = {device: self._engine(model, device, seen[graph]) for device, graph in graphs.items()}
+        engines = {device: engine for device, (engine, _) in made.items()}
+        faults = [f"{device.name}: {fault}" for device, (_, fault) in made.items() if fault]
+        if any(each is None or each.classes is None for each in seen.values()):
             log.warning(
                 "the classes of %s/%d cannot be counted in its graph; if it finds one that model.json does not list, "
                 "the request gets an error",
@@ -65,11 +71,46 @@ class Opener:
             )
         # every engine can run the canvases of the one that has the fewest
         geometry = min((engine.geometry for engine in engines.values()), key=lambda geometry: len(geometry.canvases))
-        return ServedModel(model.card, geometry, engines)
+        return ServedModel(model.card, geometry, engines, "; ".join(faults) or None)
 
-    def _engine(self, model: Model, device: Device) -> Engine:
+    def _engine(self, model: Model, device: Device, seen: Inspection | None) -> tuple[Engine, str | None]:
+        """An engine, and why its sessions have no fixed shapes although they should, or None."""
+        fault = None
+        if self._options.fixes_shapes(device.provider):
+            fixed = self._lacks_memory(model, device, seen) or self._with_fixed_shapes(model, device)
+            if isinstance(fixed, Engine):
+                return fixed, None
+            fault = fixed
+            log.warning("model %s/%d is served without FIXED_SHAPES on %s: %s", *model.id, device.name, fault)
+        return self._warmed_up(model, device, replace(self._options, fixed_shapes=False)), fault
+
+    def _lacks_memory(self, model: Model, device: Device, seen: Inspection | None) -> str | None:
+        """Why sessions with fixed shapes would take too much of the machine's memory, or None."""
+        left = self._left()
+        if device.provider != CPU or seen is None or left is None:
+            return None
+        pixels, threads = device.budget.pixels, device.thread_counts
+        count = pairs(few_canvases(model.card.geometry).canvases, pixels, threads)
+        needed = seen.need(pixels, threads, device.runs, count).to_start
+        if needed <= left:
+            return None
+        return f"its {2 * count} sessions need about {needed // MB} MB of memory, and {left // MB} MB are left"
+
+    def _with_fixed_shapes(self, model: Model, device: Device) -> Engine | str:
+        """An engine with fixed shapes, or why there is none. The memory that it took is free again after that."""
+        try:
+            return self._warmed_up(model, device, self._options)
+        except FixedShapesError as error:
+            return str(error)
+        except Exception as error:
+            if not any(isinstance(each, MemoryError) or is_out_of_memory(each) for each in _causes(error)):
+                raise
+            log.warning("the sessions of %s/%d do not fit into the memory", *model.id, exc_info=error)
+            return "its sessions do not fit into the memory; lower BATCH_PIXELS or raise GPU_MEMORY"
+
+    def _warmed_up(self, model: Model, device: Device, options: EngineOptions) -> Engine:
         pixels = device.budget.pixels
-        engine = Engine(model, device.provider, device.thread_counts, self._options, device.index, pixels)
+        engine = Engine(model, device.provider, device.thread_counts, options, device.index, pixels)
         try:
             engine.warm_up(pixels, device.runs)
             rehearse(engine, pixels)
@@ -85,37 +126,46 @@ class Opener:
             ) from error
         return engine
 
-    def _check_file_size(self, directory: Path) -> None:
-        """Raises NotEnoughMemoryError if merely reading the graph could exhaust the memory."""
+    def _check_file_size(self, file: Path, more: int = 0) -> None:
+        """Raises NotEnoughMemoryError if merely reading a graph, and `more` bytes, could exhaust the memory."""
         try:
-            size = (directory / "model.onnx").stat().st_size
+            size = file.stat().st_size
         except OSError:  # loading gives the reason
             return
-        self._check_memory("model.onnx alone needs", COPIES * size)
+        self._check_memory(f"{file.name} alone needs", COPIES * (size + more))
 
-    def _inspect(self, model: Model) -> int | None:
-        """The number of classes, or None if the graph does not show it.
+    def _graph(self, model: Model, device: Device, directory: Path) -> bytes:
+        """The graph that the device will run. Raises ModelRefusedError."""
+        precision = self._options.precision
+        if other := model.other_graph(device.provider, precision):
+            self._check_file_size(directory / other.file, more=len(model.graph))
+        return model.graph_for(device.provider, precision)
+
+    def _inspect(self, model: Model, graph: bytes, graphs: Mapping[Device, bytes]) -> Inspection | None:
+        """What the graph shows without a run, or None if that cannot be told.
+
+        graphs  the graph that each device will run
 
         Raises ModelRefusedError if the card lists another number of labels, or if the version is too costly.
         """
         try:
-            onnx_subgraph.refuse_external_data(model.graph)
-            proposals = onnx_subgraph.extract(model.graph, list(PROPOSALS))
-            seen = Inspection(model.graph, proposals, model.card.geometry.canvases)
+            onnx_subgraph.refuse_external_data(graph)
+            proposals = onnx_subgraph.extract(graph, list(PROPOSALS))
+            seen = Inspection(graph, proposals, model.card.geometry.canvases)
         except (ValueError, KeyError) as error:  # for a graph that is no model at all, the engine gives the reason
             log.warning("the memory that %s/%d needs cannot be estimated: %s", *model.id, error)
             return None
         listed = len(model.card.labels)
         if seen.classes not in (None, listed):
             raise ModelRefusedError(
-                f"model.onnx distinguishes {seen.classes} classes, without the background, but model.json lists "
+                f"the graph distinguishes {seen.classes} classes, without the background, but model.json lists "
                 f"{listed} labels; list one label for each class, in the order of training"
             )
-        self._check_cost(model, seen)
-        return seen.classes
+        self._check_cost(model, seen, [device for device, its in graphs.items() if its is graph])
+        return seen
 
-    def _check_cost(self, model: Model, seen: Inspection) -> None:
-        on_cpu = [device for device in self._devices if device.provider == CPU or model.card.provider == "cpu"]
+    def _check_cost(self, model: Model, seen: Inspection, devices: Sequence[Device]) -> None:
+        on_cpu = [device for device in devices if device.provider == CPU or model.card.provider == "cpu"]
         needs = [seen.need(device.budget.pixels, device.thread_counts, device.runs) for device in on_cpu]
         self._check_memory("it needs", sum(need.to_start for need in needs))
         left, under_load = self._left(), sum(need.under_load for need in needs)

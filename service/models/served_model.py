@@ -25,6 +25,7 @@ class ServedModel:
     card: Card
     geometry: Geometry
     engines: Mapping[Device, Engine]
+    shapes_fault: str | None = None  # why its sessions have no fixed shapes although FIXED_SHAPES is on
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _in_flight: int = 0
     _retired: float = 0.0
@@ -33,6 +34,11 @@ class ServedModel:
     @property
     def provider(self) -> str:
         return next(iter(self.engines.values())).provider
+
+    @property
+    def shapes(self) -> str:
+        """Whether its sessions have fixed shapes on every device: fixed or dynamic."""
+        return "fixed" if all(engine.fixes_shapes for engine in self.engines.values()) else "dynamic"
 
     def engine_on(self, device: Device) -> Engine:
         return self.engines[device]

@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from service.engine.card import LONGEST_NAME, NAME, shortened
+from service.engine.card import LONGEST_NAME, NAME, OTHER_FILE, shortened
 
 LARGEST_FILE = 1024  # bytes of a file `default`; a longer one cannot hold one name
+MOST_WATCHED = 100  # graphs in one folder
 
 Signature = tuple[tuple[str, *tuple[int, ...]], ...]
 
@@ -101,7 +102,7 @@ def signature(directory: Path) -> Signature:
     the inode; or the name and the number of the error if it cannot be looked at. Missing files are left out.
     """
     files: list[tuple[str, *tuple[int, ...]]] = []
-    for name in ("", "model.json", "model.onnx"):
+    for name in ("", "model.json", "model.onnx", *_other_graphs(directory)):
         try:
             found = (directory / name).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -112,6 +113,15 @@ def signature(directory: Path) -> Signature:
         size = found.st_size if name else 0
         files.append((name, found.st_mtime_ns, found.st_ctime_ns, size, found.st_ino))
     return tuple(files)
+
+
+def _other_graphs(directory: Path) -> list[str]:
+    """The files in a version's folder that its card may list as other graphs; the card itself is not read."""
+    try:
+        names = sorted(entry.name for entry in directory.iterdir() if re.fullmatch(OTHER_FILE, entry.name))
+    except OSError:  # whoever may not list the folder may still read its files
+        return []
+    return names[:MOST_WATCHED]
 
 
 # --- the files `default` ---------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ the header first. Heavy images go to threads of their own, which yield to all ot
 budget has room. Light images that take longer than most let shorter ones pass for a limited time.
 
 Batching is work-conserving: an idle engine takes waiting images at once, and a batch forms only while all engines are
-busy, so there is no delay to tune. A batch never mixes models, canvases or graphs. The batch key whose first task has
-waited longest is run first, so that no canvas can starve another.
+busy, so there is no delay to tune. A batch never mixes models, canvases or graphs. `batch_choice` says which images are
+next. On a GPU two threads work on each run, so that one prepares a batch while the batch of the other one runs.
 
 One lock guards all changing state: the queue, the estimates, and the counts in this class. It is never held while an
 image is decoded or run. Futures and timers belong to the event loop and are used only there.
@@ -24,9 +24,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from threading import Condition, Lock, Thread
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -38,6 +38,8 @@ from service.images import cost
 from service.images.cost import Cost
 from service.images.decode import ImageError, decode
 from service.images.fit import Canvas
+from service.queue.batch_choice import BatchChoice
+from service.queue.device_run import DeviceRun
 from service.queue.memory import Claim, MemoryBudget, TooMuchMemoryError
 from service.queue.pace import Pace
 from service.queue.tasks import BatchKey, ClientLoad, RunnableModel, Task, TaskQueue, TimedResult, Waiter
@@ -64,7 +66,8 @@ class _NotNowError(Exception):
         self.cost = cost
 
 
-class Batch(NamedTuple):
+@dataclass(eq=False)
+class Batch:
     """The tasks of one run, and the number of threads that it may use."""
 
     key: BatchKey
@@ -97,7 +100,7 @@ class Batcher:
         """
         self._concurrent_runs = sum(device.runs for device in devices)
         self._decode_ahead = sum(
-            device.runs * device.budget.pixels * (1 if device.decodes else 2) for device in devices
+            device.lanes * device.budget.pixels * (1 if device.decodes else 2) for device in devices
         )
         self._max_pixels = max_pixels
         self._memory = memory
@@ -108,19 +111,22 @@ class Batcher:
         self._lock = Lock()
         self._to_decode = Condition(self._lock)
         self._to_decode_heavy = Condition(self._lock)
-        self._to_run = Condition(self._lock)
+        # A GPU's threads wait for decoded images. Each GPU has a condition of its own, so that none wakes for another.
+        self._to_run = {device: Condition(self._lock) for device in devices if not device.decodes}
+        self._choices = {device: BatchChoice(device, self._concurrent_runs) for device in devices}
         self._queue = TaskQueue()
         self._pace = Pace()
         self._busy = 0  # number of threads that are decoding or running a batch
         self._closing = False
 
         self._busy_seconds = {device: metrics.engine_seconds.labels(device.name) for device in devices}
+        self._shape_changes = {device: metrics.shape_changes.labels(device.name) for device in devices}
         metrics.queue_depth.set_function(self._waiting)
         metrics.waiting_bytes.set_function(self._waiting_bytes)
         for device in devices:
             metrics.batch_budget.labels(device.name).set_function(partial(getattr, device.budget, "pixels"))
-            for number in range(device.runs):
-                condition = self._to_decode if device.decodes else self._to_run
+            for number in range(device.lanes):
+                condition = self._condition(device)
                 job = partial(self._next, device, device.decodes)
                 self._start(f"engine-{device.name}-{number}", condition, job, device)
         for number in range(decoders):
@@ -198,7 +204,8 @@ class Batcher:
             self._closing = True
             self._to_decode.notify_all()
             self._to_decode_heavy.notify_all()
-            self._to_run.notify_all()
+            for condition in self._to_run.values():
+                condition.notify_all()
 
     def _join(self, new: Task, waiter: Waiter) -> Task:
         with self._lock:
@@ -302,12 +309,12 @@ class Batcher:
         with self._lock:
             self._to_decode_heavy.notify_all()
 
-    # The methods from here to _form_batch need the lock.
+    # The methods from here to _condition need the lock.
 
     def _next(self, device: Device | None, decodes: bool) -> Task | Batch | None:
         """The next job of a thread: a batch to run, a task to decode, or None if there is nothing to do."""
         if device is not None:
-            decode_first = decodes and self._may_decode() and not self._has_full_batch(device)
+            decode_first = decodes and self._may_decode() and not self._choices[device].has_full_batch(self._queue)
             if not decode_first and (batch := self._form_batch(device)):
                 return batch
         # checked again, because forming a batch may have dropped decoded images and so made room
@@ -333,28 +340,16 @@ class Batcher:
         """Whether further images may be decoded, or enough decoded ones wait for an engine."""
         return self._queue.ready_pixels < self._decode_ahead
 
-    def _share(self, device: Device) -> int:
-        """The number of images that one run may take now.
-
-        The queue is divided among all engines, not only among the idle ones. The busy engines will soon be free, and
-        would have no work if one engine took everything.
-        """
-        return math.ceil(len(self._queue) / (self._concurrent_runs * device.depth))
-
-    def _has_full_batch(self, device: Device) -> bool:
-        """Whether a batch is already as large as it may be, so that decoding further images would not enlarge it."""
-        share = self._share(device)
-        return any(ready >= min(share, _capacity(device, key)) for key, ready in self._queue.ready_counts())
-
     def _form_batch(self, device: Device) -> Batch | None:
-        """The next batch, within the budget and the engine's share. Drops tasks that would end after their deadline."""
+        """The device's next batch, or None. Drops tasks that would end after their deadline."""
+        choice = self._choices[device]
         device.budget.recover()
         late: list[Task] = []
         tasks: list[Task] = []
-        while not tasks and (key := self._queue.first_key()):
-            limit = min(self._share(device), _capacity(device, key))
+        while not tasks and (chosen := choice.next(self._queue)):
+            key = chosen.key
             earliest_end = self._clock() + self._pace.fastest_run(key.model, key.canvas)
-            while len(tasks) < limit and (task := self._queue.take_ready(key)):
+            while len(tasks) < chosen.images and (task := self._queue.take_ready(key)):
                 (tasks if task.last_deadline > earliest_end else late).append(task)
         if late or tasks:
             self._to_decode.notify_all()  # there is again room for decoded images
@@ -368,7 +363,19 @@ class Batcher:
             return None
         for task in tasks:
             task.stage = "inference"
-        return Batch(tasks[0].batch_key, tasks, max(1, device.cores // (self._busy + 1 + len(self._queue))))
+        batch = Batch(tasks[0].batch_key, tasks, max(1, device.cores // (self._busy + 1 + len(self._queue))))
+        if choice.formed(batch, batch.key, len(tasks)):
+            self._shape_changes[device].inc()
+        return batch
+
+    def _wake(self, device: Device) -> None:
+        """Wakes a thread of the device if there is something to run on it now."""
+        if self._choices[device].next(self._queue):
+            self._condition(device).notify()
+
+    def _condition(self, device: Device) -> Condition:
+        """Where the device's threads wait for work."""
+        return self._to_run.get(device, self._to_decode)
 
     # The methods from here on take the lock themselves.
 
@@ -397,7 +404,8 @@ class Batcher:
         task.decode_ended = self._clock()
         with self._lock:
             if self._queue.add_ready(task, canvas):
-                self._to_run.notify()
+                for device in self._to_run:
+                    self._wake(device)
                 self._to_decode.notify()  # on a CPU, idle threads wait on this condition and may run it
 
     def _check_cost(self, task: Task, header: Image.Image) -> None:
@@ -421,27 +429,43 @@ class Batcher:
                 (self._to_decode if price.light else self._to_decode_heavy).notify()
 
     def _run(self, device: Device, batch: Batch) -> None:
-        key, tasks, threads = batch
+        key, tasks = batch.key, batch.tasks
         canvases = [task.canvas for task in tasks if task.canvas is not None]
+        turn_began, turn_ended = _nothing, _nothing
+        if device.prepares_ahead:
+            turn_began, turn_ended = (partial(f, device, batch) for f in (self._turn_began, self._turn_ended))
         engine = key.model.engine_on(device)
-        run = partial(engine.run, proposals_only=key.proposals_only, threads=threads)
+        run = DeviceRun(device, engine, key.proposals_only, batch.threads, self._clock, turn_began, turn_ended)
         began = self._clock()
         try:
-            ran = Ran([*run(canvases)], False, None)
+            ran = Ran([*run.run(canvases)], False, None)
         except Exception as error:
-            ran = isolate(error, run, engine.probe, canvases)
+            ran = isolate(error, run.run, run.probe, canvases)
+        finally:
+            turn_ended()
+        began += run.waited  # the wait for the turn counts as time in the queue
         ended = self._clock()
         for task in tasks:
             task.run_began, task.run_ended = began, ended
         with self._lock:
             self._pace.learn_run(key.model, key.canvas, ended - began)
         # Count before answering, so that a client that then reads the metrics finds its own request counted.
-        self._observe(device, key, canvases, ended - began)
+        self._observe(device, key, canvases, run.running)
         if ran.out_of_memory:
             self._shrink_budget(device, key, len(tasks))
         if ran.fatal:
             _call_soon(tasks[0].loop, self._on_fatal, ran.fatal)
         _call_soon(tasks[0].loop, self._deliver, tasks, ran.results)
+
+    def _turn_began(self, device: Device, batch: Batch) -> None:
+        with self._lock:
+            self._choices[device].began(batch)
+            self._wake(device)
+
+    def _turn_ended(self, device: Device, batch: Batch) -> None:
+        with self._lock:
+            self._choices[device].ended(batch)
+            self._wake(device)
 
     def _shrink_budget(self, device: Device, key: BatchKey, images: int) -> None:
         """Reduces the budget to half of the batch for which memory ran out, unless that was a single image."""
@@ -461,9 +485,8 @@ class Batcher:
         self._busy_seconds[device].inc(seconds)
 
 
-def _capacity(device: Device, key: BatchKey) -> int:
-    """Images with this key that the device's budget allows in one batch."""
-    return max(1, device.budget.pixels // math.prod(key.canvas))
+def _nothing() -> None:
+    """Does nothing."""
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:

@@ -44,6 +44,14 @@ class BatchKey(NamedTuple):
     proposals_only: bool
 
 
+class Head(NamedTuple):
+    """The ready tasks with one batch key: their number, and the rank of the first one."""
+
+    key: BatchKey
+    ready: int
+    rank: float
+
+
 class TimedResult(NamedTuple):
     """An image's result, its SHA-256, the upright image's size, the warnings, and the seconds that each stage took."""
 
@@ -254,13 +262,9 @@ class TaskQueue:
         self.ready_pixels += math.prod(canvas.size)
         return True
 
-    def ready_counts(self) -> Iterator[tuple[BatchKey, int]]:
-        """The number of waiting decoded tasks for each batch key."""
-        return ((key, len(tasks)) for key, tasks in self._ready.items())
-
-    def first_key(self) -> BatchKey | None:
-        """The batch key of the waiting decoded task with the smallest rank, or None if no decoded task waits."""
-        return min(self._ready, key=lambda key: self._ready[key][0].rank, default=None)
+    def heads(self) -> Iterator[Head]:
+        """The ready tasks by batch key, in no particular order."""
+        return (Head(key, len(tasks), tasks[0].rank) for key, tasks in self._ready.items())
 
     def take_ready(self, key: BatchKey) -> Task | None:
         """Removes and returns the first decoded task with this key, or returns None if there is none."""

@@ -105,8 +105,14 @@ class Metrics:
         self.padding = self._histogram("batch_padded_ratio", "Share of a batch's pixels that are padding", SHARES)
         self.engine_seconds = self._counter(
             "engine_busy_seconds_total",
-            "Total inference seconds; concurrent runs are summed, so a saturated CPU engine adds one second per core "
-            "per second",
+            "Seconds in which the device ran batches; concurrent runs are summed, so a saturated CPU engine adds one "
+            "second per core per second. The time to prepare batches and to read their outputs is not included",
+            ("device",),
+        )
+        self.shape_changes = self._counter(
+            "shape_changes_total",
+            "Batches for which the device had to prepare itself, because their canvas or number of images was not the "
+            "last one; counted only where this takes time, on GPUs without fixed shapes",
             ("device",),
         )
         self.batch_budget = self._gauge(
@@ -158,15 +164,15 @@ class Metrics:
         self.draining_seconds = self._gauge("draining_seconds", "Seconds since the service was asked to stop")
         self.model = Info(
             "detector_model",
-            "Served models and the provider that runs them",
+            "Served models, the provider that runs them, and whether their sessions have fixed or dynamic shapes",
             ("model", "version"),
             registry=self.registry,
         )
         self.gpu = Info(
             "detector_gpu",
             "GPUs that were checked at start, by CUDA's number: name, architecture, versions of driver, CUDA and "
-            "cuDNN; fault is empty, or if the GPU is not used driver, libraries, architecture, memory, kernels or "
-            "values",
+            "cuDNN; fault is empty, or if the GPU is not used driver, libraries, architecture, busy, memory, "
+            "kernels or values",
             ("device",),
             registry=self.registry,
         )

@@ -227,6 +227,11 @@ def test_a_running_service_is_alive_and_ready(server):
     ready = server.http.get("/readyz").json()
     assert (ready["status"], ready["models"]) == ("ready", ["shapes/1"])
     assert ready["provider"].endswith("ExecutionProvider")
+    if ready["provider"].startswith("CPU"):
+        assert "; " in ready["why_cpu"]  # the reason and the remedy
+    else:
+        assert ready["why_cpu"] is None
+        assert [gpu["architecture"][:3] for gpu in ready["gpus"] if not gpu["fault"]]
 
 
 def test_a_request_keeps_its_own_id_if_the_id_is_valid(server):

@@ -135,3 +135,31 @@ def publish(
     }
     (folder / "model.json").write_text(json.dumps(document | (card or {})))
     return folder
+
+
+def add_graph(folder: Path, data: bytes, name: str = "cuda", file: str = "model.cuda.onnx", **entry: Any) -> Path:
+    """Adds another graph to a version: its file, and its entry in the card, which `entry` changes. Returns the file."""
+    (folder / file).write_bytes(data)
+    card = json.loads((folder / "model.json").read_text())
+    described = {"file": file, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} | entry
+    card["graphs"] = card.get("graphs", {}) | {name: described}
+    (folder / "model.json").write_text(json.dumps(card))
+    return folder / file
+
+
+def referring(portable: bytes, model: onnx.ModelProto, weight: str, **changes: str | None) -> bytes:
+    """`model` with the values of the initializer `weight` replaced by a reference to those in `portable`.
+
+    changes  other entries of the reference, by key; None leaves one out
+    """
+    values = next(one.raw_data for one in onnx.load_from_string(portable).graph.initializer if one.name == weight)
+    entries = {"location": "model.onnx", "offset": str(portable.index(values)), "length": str(len(values))} | changes
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    tensor = next(one for one in copy.graph.initializer if one.name == weight)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        if value is not None:
+            tensor.external_data.add(key=key, value=value)
+    return copy.SerializeToString()

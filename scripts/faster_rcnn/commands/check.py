@@ -29,14 +29,17 @@ from faster_rcnn.commands.command_line import (
 )
 from faster_rcnn.data.class_numbers import unknown_classes, unused_classes
 from faster_rcnn.data.coco_writer import CocoWriter
+from faster_rcnn.data.coverage import anchor_coverage
 from faster_rcnn.data.decode_check import FirstFiles, check_images, summary
 from faster_rcnn.data.description import describe, objects_per_image
 from faster_rcnn.data.faults import Fault, stopping
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.layouts.split_names import TRAIN
 from faster_rcnn.data.sources import open_folder, splits_of
-
-# torch is imported once the annotations are read, so that the memory that reading them takes is free again.
+from faster_rcnn.detector.anchor_shapes import STRIDES, scales_of_maps
+from faster_rcnn.detector.config import DetectorConfig
+from faster_rcnn.detector.limits import too_many_objects
+from faster_rcnn.training.options import configure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,8 +117,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.write and arguments.no_decode:
         raise ValueError("--write writes only images that can be decoded; leave out --no-decode")
     detector = _detector_options(arguments)
-    if detector:
-        _strides(detector)  # refuse a detector that cannot be built before reading the data
+    _configured(detector, ("object",))  # refuse a detector that cannot be built before reading the data
     splits = [arguments.split] if arguments.split else splits_of(data, arguments.val_share)
     skip = arguments.skip_bad_boxes or arguments.write is not None
     if arguments.write is None:
@@ -184,28 +186,21 @@ def _detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _strides(given: dict[str, Any]) -> tuple[int, ...]:
-    """The strides of the detector's feature maps.  Raises ValueError if it cannot be built."""
-    import torch
-
-    from faster_rcnn.detector.detector import FasterRCNN
-    from faster_rcnn.training.options import configure
-
-    with torch.device("meta"):
-        return tuple(FasterRCNN(configure(given, given.get("backbone", "compact"), ("object",))).backbone.strides)
+def _configured(given: dict[str, Any], labels: tuple[str, ...]) -> DetectorConfig:
+    """The configuration of the detector that the user named.  Raises ValueError if it cannot be built."""
+    config = configure(given, given.get("backbone", "compact"), labels)
+    scales_of_maps(config, len(STRIDES[config.backbone]))
+    return config
 
 
 def about_detector(dataset: FolderDataset, given: dict[str, Any]) -> str:
     """The anchors of the detector, how well they cover the objects, and which images have too many objects."""
-    from faster_rcnn.data.coverage import anchor_coverage
-    from faster_rcnn.detector.limits import too_many_objects
-    from faster_rcnn.training.options import configure
-
-    config = configure(given, given.get("backbone", "compact"), dataset.labels)
+    config = _configured(given, dataset.labels)
     resize, scales = config.resize, " ".join(f"{scale:g}" for scale in config.anchor_scales)
     ratios = " ".join(f"{ratio:g}" for ratio in config.anchor_ratios)
     head = f"{config.backbone}: anchor scales {scales}, ratios {ratios}, images resized to {resize.min_size} pixels"
-    lines = [f"{head} (longest side {resize.max_size})", anchor_coverage(dataset, config, _strides(given)).report()]
+    coverage = anchor_coverage(dataset, config, STRIDES[config.backbone])
+    lines = [f"{head} (longest side {resize.max_size})", coverage.report()]
     limit = min(config.detections.detections, config.proposals.after_nms)
     if warning := too_many_objects(objects_per_image(dataset), limit):
         lines.append(f"warning: {warning}")

@@ -26,7 +26,7 @@ class Annotation:
     area: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AnnotatedImage:
     """One image as an annotation file describes it.
 

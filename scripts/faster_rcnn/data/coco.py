@@ -16,6 +16,7 @@ from faster_rcnn.data.coco_records import Identity, ListedImage, Object, records
 from faster_rcnn.data.faults import Fault
 from faster_rcnn.data.json_lists import JSONList, decode_document, read_text
 from faster_rcnn.data.repairs import Repairs
+from faster_rcnn.data.syntax_errors import json_fault
 
 
 def _nowhere(name: str) -> Path | None:  # noqa: ARG001
@@ -40,8 +41,7 @@ def read_coco(
     categories = without_roots(file, listed_categories, [file, *siblings], faults)
     left_out: set[Identity] = set()
     listed = records(ListedImage, "image", file, lists["images"], faults, repairs, left_out)
-    files = ImageFiles(folder, split, elsewhere, repairs)
-    images = read_images(listed, files, faults, repairs, left_out)
+    images = read_images(listed, ImageFiles(folder, split, elsewhere, repairs), faults, repairs, left_out)
     numbers = {category.id: number for number, category in enumerate(categories)}
     reader = ObjectReader(images, numbers, left_out, faults, repairs)
     for found, where in records(Object, "annotation", file, lists["annotations"], faults, repairs):
@@ -57,7 +57,7 @@ def _read(file: Path) -> dict[str, JSONList]:
     try:
         document = decode_document(read_text(file))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON: {error}; export it again as COCO") from error
+        raise ValueError(f"{file}: not JSON: {json_fault(error)}; export it again as COCO") from error
     if isinstance(document, JSONList):
         raise ValueError(
             f"{file}: not in COCO's format: it is a list of {len(document)} values, as COCO's results are, not an "

@@ -14,9 +14,8 @@ import numpy as np
 
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.folder import FolderDataset
-from faster_rcnn.detector.anchors import cell_anchors
+from faster_rcnn.detector.anchor_shapes import anchor_sizes, scales_of_maps
 from faster_rcnn.detector.config import DetectorConfig
-from faster_rcnn.detector.detector import scales_of_maps
 from faster_rcnn.detector.resize import ResizeRule
 
 SAMPLES = 200  # images drawn to examine a generated data set, whose objects are not known in advance
@@ -206,19 +205,17 @@ class _Objects(NamedTuple):
 
 
 def _objects(dataset: Dataset) -> _Objects:
-    count = len(dataset) if isinstance(dataset, FolderDataset) else min(len(dataset), SAMPLES)
-    boxes, classes, image = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for index in range(count):
-        if isinstance(dataset, FolderDataset):
-            found, labels = dataset.objects(index)
-        else:
-            sample = dataset[index].objects()
-            found, labels = sample.boxes, sample.labels
-        boxes.append(found)
-        classes.append(labels)
-        image.append(np.full(len(labels), index))
+    if isinstance(dataset, FolderDataset):
+        count = len(dataset)
+        boxes, classes, image = dataset.every_object()
+    else:
+        count = min(len(dataset), SAMPLES)
+        samples = [dataset[index].objects() for index in range(count)]
+        boxes = np.concatenate([np.zeros((0, 4)), *(sample.boxes for sample in samples)])
+        classes = np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in samples)])
+        image = np.repeat(np.arange(count), [len(sample.labels) for sample in samples])
     sizes = np.array([dataset.size(index) for index in range(count)]).reshape(-1, 2)
-    return _Objects(np.concatenate(boxes), np.concatenate(classes), np.concatenate(image), sizes)
+    return _Objects(boxes.astype(np.float64), classes, image, sizes)
 
 
 def _shape_names(config: DetectorConfig) -> list[str]:
@@ -230,10 +227,10 @@ def _shapes(config: DetectorConfig, strides: Sequence[int]) -> tuple[np.ndarray,
 
     Raises ValueError if the scales cannot be divided evenly among the maps.
     """
-    corners = cell_anchors(config.anchor_scales, config.anchor_ratios).numpy().astype(np.float64)
+    sizes = anchor_sizes(config.anchor_scales, config.anchor_ratios).astype(np.float64)
     scales_per_map = [len(scales) for scales in scales_of_maps(config, len(strides))]
     stride_of_scale = np.repeat(np.array(strides, np.float64), scales_per_map)
-    return corners[:, 2:] - corners[:, :2], np.tile(stride_of_scale, len(config.anchor_ratios))
+    return sizes, np.tile(stride_of_scale, len(config.anchor_ratios))
 
 
 def _cells(

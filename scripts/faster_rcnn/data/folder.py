@@ -139,6 +139,12 @@ class FolderDataset:
         wanted = ~objects.crowd & ~objects.difficult
         return objects.boxes[wanted], objects.labels[wanted]
 
+    def every_object(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The objects to train on of all images: boxes float32 [T, 4], labels int64 [T], and their images' indices."""
+        wanted = ~self._objects.crowd & ~self._objects.difficult
+        image = np.repeat(np.arange(len(self)), np.diff(self._ends, prepend=0))
+        return self._objects.boxes[wanted], self._objects.labels[wanted], image[wanted]
+
     def __getitem__(self, index: int) -> Sample:
         """Reads a sample.
 

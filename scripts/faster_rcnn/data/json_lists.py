@@ -8,11 +8,14 @@ ends. This module walks through the outermost object and its lists, and leaves e
 import codecs
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from faster_rcnn.data.syntax_errors import DocumentError
 
 _BLANKS = re.compile(r"[ \t\n\r]*")  # JSON's white space (RFC 8259, section 2)
 _DECODER = json.JSONDecoder()
@@ -35,10 +38,10 @@ _STRICT_DECODER = json.JSONDecoder(object_pairs_hook=_members)
 
 @dataclass(frozen=True)
 class JSONList:
-    """A list in a document.  text: the document;  starts: the offset of each element in the text."""
+    """A list in a document.  text: the document;  starts: the offset of each element in the text, as int64."""
 
     text: str
-    starts: list[int]
+    starts: "array[int]"  # a list of a million numbers would need five times the memory
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -84,7 +87,7 @@ def decode_document(text: str) -> Any:
     position = _skip_blanks(text, position)
     if position < len(text):
         if text[position - 1] in "\r\n" and text[position] in "{[":
-            raise ValueError(
+            raise DocumentError(
                 f"{_line(text, position)} begins another value, so it is JSON lines, or several documents in one file"
             )
         raise json.JSONDecodeError("Extra data", text, position)
@@ -106,7 +109,7 @@ def _object(text: str, position: int) -> tuple[dict[str, Any], int]:
         start = position
         name, position = _DECODER.raw_decode(text, position)
         if name in members:
-            raise ValueError(f"{_line(text, start)} repeats the key {name!r}")
+            raise DocumentError(f"{_line(text, start)} repeats the key {name!r}")
         position = _skip_blanks(text, position)
         if not text.startswith(":", position):
             raise json.JSONDecodeError("Expecting ':' delimiter", text, position)
@@ -125,7 +128,7 @@ def _decode(text: str, position: int) -> tuple[Any, int]:
     try:
         return _STRICT_DECODER.raw_decode(text, position)
     except RepeatedKeyError as error:
-        raise ValueError(f"the value at {_line(text, position)} has the key {error.args[0]!r} twice") from None
+        raise DocumentError(f"the value at {_line(text, position)} has the key {error.args[0]!r} twice") from None
 
 
 def decode_list(text: str) -> JSONList:
@@ -144,7 +147,7 @@ def decode_list(text: str) -> JSONList:
 
 def _list(text: str, position: int) -> tuple[JSONList, int]:
     """The list that begins at `position`, and where it ends."""
-    starts: list[int] = []
+    starts = array("q")
     position = _skip_blanks(text, position + 1)
     closed = text.startswith("]", position)
     while not closed:

@@ -25,6 +25,7 @@ from faster_rcnn.data.faults import Fault
 from faster_rcnn.data.file_names import FileNames
 from faster_rcnn.data.image_sizes import NO_SIZE, upright_sizes
 from faster_rcnn.data.repairs import Repairs
+from faster_rcnn.data.syntax_errors import xml_fault, xml_line
 from faster_rcnn.data.voc_images import ImagesByStem, image_of
 from faster_rcnn.data.voc_objects import AT_ZERO, CORNERS, SWAPPED, VOCObject, number, read_objects, text
 
@@ -95,12 +96,12 @@ def read_document(file: Path, names: FileNames) -> _Document:
         remedy = "add it (without <object> if the image shows no object) or remove the name from the list"
         return _Document(file, Fault("missing annotation", str(file), "the file does not exist", remedy))
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True)
+    data = file.read_bytes()
     try:
-        root = etree.fromstring(file.read_bytes(), parser)
+        root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None) or 1
-        what = f"not XML: {error}"
-        return _Document(file, Fault("malformed annotation", f"{file}:{line}", what, "correct or remove it"))
+        where, what = f"{file}:{xml_line(error)}", f"not XML: {xml_fault(error, data)}"
+        return _Document(file, Fault("malformed annotation", where, what, "correct or remove it"))
     for element in root.iter(etree.Element):  # some tools write tags in upper case, or in a namespace
         element.tag = element.tag.rpartition("}")[2].lower()
     if root.tag != "annotation":

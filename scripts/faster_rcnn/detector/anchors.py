@@ -8,19 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from faster_rcnn.detector.anchor_shapes import anchor_sizes
+
 
 def cell_anchors(scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """The k = len(scales) * len(ratios) anchors of one location, centred on the origin.
-
-    scales: for each anchor, the side of the square that has the same area, in pixels;  ratios: height / width.
-    An anchor of scale s has area s² at every ratio (section 3.1.1: "box areas of 128², 256² and 512²").
-    Returns [k, 4]: all scales of the first ratio, then of the second, and so on, as in the reference code.
-    """
-    scale = torch.tensor(scales, dtype=torch.float32)
-    ratio = torch.tensor(ratios, dtype=torch.float32)
-    heights = (ratio.sqrt()[:, None] * scale).reshape(-1)
-    widths = (scale / ratio.sqrt()[:, None]).reshape(-1)
-    return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+    """The anchors of one location, centred on the origin.  Returns [k, 4], in the order of `anchor_sizes`."""
+    sizes = torch.tensor(anchor_sizes(scales, ratios))
+    return torch.cat([-sizes, sizes], dim=1) / 2
 
 
 def grid_anchors(cell: Tensor, height: int, width: int, stride: int) -> Tensor:

@@ -6,11 +6,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from faster_rcnn.detector.losses import LossRule
-from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
-from faster_rcnn.detector.roi_head import DetectionLimits, TargetNormalisation
-from faster_rcnn.detector.sampling import AnchorSampling, ProposalSampling
+from faster_rcnn.detector.rules import (
+    AnchorSampling,
+    DetectionLimits,
+    LossRule,
+    ProposalLimits,
+    ProposalSampling,
+    TargetNormalisation,
+)
 from service.images.depth import WHITE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -13,16 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faster_rcnn.detector.anchor_shapes import scales_of_maps
 from faster_rcnn.detector.anchors import cell_anchors, grid_anchors
 from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.config import DetectorConfig, canvases
 from faster_rcnn.detector.padded_rows import real_rows
 from faster_rcnn.detector.padding import inside
-from faster_rcnn.detector.proposals import ProposalLimits, Proposals, propose
+from faster_rcnn.detector.proposals import Proposals, propose
 from faster_rcnn.detector.resize import resize_image
 from faster_rcnn.detector.roi_head import Detections, RoIHead, detect
 from faster_rcnn.detector.roi_pooling import LONGEST_BIN, pool_regions
 from faster_rcnn.detector.rpn import RPNHead, foreground_margin
+from faster_rcnn.detector.rules import ProposalLimits
 
 
 def dtype_of(layers: nn.Module) -> torch.dtype:
@@ -61,22 +63,6 @@ class RPNOutput(NamedTuple):
     anchors: Tensor
     valid: Tensor
     levels: tuple[int, ...]
-
-
-def scales_of_maps(config: DetectorConfig, maps: int) -> list[tuple[float, ...]]:
-    """The anchor scales of each feature map, finest map first; every map has the same number of scales.
-
-    A single map has all scales (Ren et al. 2015, section 3.1.1). In a pyramid of five maps each has one of five scales
-    (Lin et al. 2017, section 4.1).
-    Raises ValueError if the scales cannot be divided evenly among the maps.
-    """
-    scales, per_map = config.anchor_scales, len(config.anchor_scales) // maps
-    if per_map * maps != len(scales) or not scales:
-        raise ValueError(
-            f"{config.backbone} has {maps} feature maps, but {len(scales)} anchor scales are given; "
-            f"give {maps} or a multiple of {maps}"
-        )
-    return [scales[number * per_map : (number + 1) * per_map] for number in range(maps)]
 
 
 class FasterRCNN(nn.Module):

@@ -3,30 +3,11 @@
 A  anchors;  R  regions;  C  classes without background.  Each function computes the loss of one image.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class LossRule:
-    """The constants of the losses. The defaults are the papers' values.
-
-    `rpn_normaliser` chooses the number by which the RPN's box term is divided, N_reg in eq. 1 of Ren et al. The paper's
-    N_reg of 2400 is the number of anchor *locations*; the number of *anchors* is nine times as large. The reference
-    code divides by the 256 *sampled* anchors and has no λ, so its weight of 1 / 256 is close to the paper's 10 / 2400.
-    """
-
-    rpn_lambda: float = 10.0  # section 3.1.2: "λ = 10, and thus both terms are roughly equally weighted"
-    rpn_normaliser: Literal["locations", "anchors", "sampled"] = "locations"
-    # Smooth L1 is quadratic up to beta and linear above it. Beta is 1 in both papers, and 1 / 9 in the reference code's
-    # RPN and in both stages of torchvision.
-    rpn_beta: float = 1.0
-    head_beta: float = 1.0
-    head_lambda: float = 1.0  # Girshick 2015, section 2.3: "all experiments use λ = 1"
+from faster_rcnn.detector.rules import LossRule
 
 
 def log_loss(scores: Tensor, labels: Tensor) -> Tensor:

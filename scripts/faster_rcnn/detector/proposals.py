@@ -5,7 +5,6 @@ boxes are x1, y1, x2, y2 in canvas pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,19 +12,7 @@ from torch import Tensor
 
 from faster_rcnn.detector.boxes import clip_to_sizes, decode, sides_at_least
 from faster_rcnn.detector.operators import EXCLUDED, nms, take_rows, top_k
-
-
-@dataclass(frozen=True)
-class ProposalLimits:
-    """Limits on the number and size of proposals."""
-
-    before_nms: int
-    after_nms: int
-    nms_threshold: float = 0.7  # section 3.3
-    # In canvas pixels. The reference code requires 16 pixels of the original image, which only suits VOC's large
-    # objects. A box of less than a pixel is meaningless in any data set.
-    min_side: float = 1.0
-
+from faster_rcnn.detector.rules import ProposalLimits
 
 # Margins are clamped to ±MARGIN_LIMIT, where the probability is within 1e-13 of 0 or 1. MARGIN_OFFSET makes them
 # positive, because the operators exclude candidates with a score <= 0. Both operations are exact in float32.

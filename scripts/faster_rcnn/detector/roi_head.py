@@ -5,7 +5,6 @@ In the head, class 0 is the background; the labels that `detect` returns start a
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,28 +14,7 @@ from torch import Tensor, nn
 from faster_rcnn.detector.boxes import clip_to_sizes, decode, sides_at_least
 from faster_rcnn.detector.operators import EXCLUDED, nms, quotient, take_rows, top_k
 from faster_rcnn.detector.padded_rows import linear_of_channels_last
-
-FourDeltas = tuple[float, float, float, float]  # dx, dy, dw, dh
-
-
-@dataclass(frozen=True)
-class TargetNormalisation:
-    """How the head's regression targets are normalised to "zero mean and unit variance" (Fast R-CNN, section 2.3).
-
-    The defaults are the Faster R-CNN reference code's fixed estimates. Fast R-CNN measures both on the training set
-    (`measure_normalisation`), which requires fixed proposals: those of an RPN change while it is trained.
-    """
-
-    means: FourDeltas = (0.0, 0.0, 0.0, 0.0)
-    stds: FourDeltas = (0.1, 0.1, 0.2, 0.2)
-
-    def apply(self, deltas: Tensor) -> Tensor:
-        """Normalises deltas [..., 4], which gives the targets of the head."""
-        return (deltas - deltas.new_tensor(self.means)) / deltas.new_tensor(self.stds)
-
-    def undo(self, predicted: Tensor) -> Tensor:
-        """Turns the head's predictions [..., 4] back into deltas."""
-        return predicted * predicted.new_tensor(self.stds) + predicted.new_tensor(self.means)
+from faster_rcnn.detector.rules import DetectionLimits, TargetNormalisation
 
 
 class RoIHead(nn.Module):
@@ -66,16 +44,6 @@ class RoIHead(nn.Module):
         hidden = F.dropout(F.relu(hidden), self.dropout, self.training)
         hidden = F.dropout(F.relu(self.fc7(hidden)), self.dropout, self.training).to(self.cls_score.weight.dtype)
         return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(-1, (self.classes, 4))
-
-
-@dataclass(frozen=True)
-class DetectionLimits:
-    """Limits on the number and score of detections."""
-
-    detections: int = 100  # the limit of COCO's evaluation
-    candidates: int = 400  # the best pairs of class and proposal, which enter NMS
-    score_floor: float = 0.05  # lowest score that the graph returns; torchvision's and the reference code's value
-    nms_threshold: float = 0.5  # torchvision's; the papers' VOC results used 0.3
 
 
 class Detections(NamedTuple):

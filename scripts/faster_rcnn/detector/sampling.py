@@ -4,40 +4,15 @@ A  anchors;  G  ground-truth objects;  P  proposals;  R  sampled regions.  Boxes
 Each function handles one image. Random choices use the given generator, or torch's global one.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from faster_rcnn.detector.rules import AnchorSampling, ProposalSampling
+
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
-
-
-@dataclass(frozen=True)
-class AnchorSampling:
-    """How anchors are labelled and sampled (Ren et al. 2015, sections 3.1.2 and 3.1.3)."""
-
-    positive_iou: float = 0.7
-    negative_iou: float = 0.3
-    batch: int = 256  # anchors per image
-    positive_share: float = 0.5  # "a ratio of up to 1:1"
-    # Section 3.3 ignores anchors that cross the image's border; about 6000 of 20000 remain on a 1000 × 600 image. In
-    # a small image nearly every large anchor crosses the border, so large objects would have no positive anchor.
-    keep_crossing: bool = False
-
-
-@dataclass(frozen=True)
-class ProposalSampling:
-    """How proposals are sampled (Girshick 2015, section 2.3).
-
-    The lower bound of the background is that of the Faster R-CNN reference code.
-    """
-
-    foreground_iou: float = 0.5
-    background_iou: tuple[float, float] = (0.0, 0.5)  # Fast R-CNN's lower bound is 0.1, to mine hard examples
-    batch: int = 128  # regions per image; Fast R-CNN samples 64 from each of two images
-    foreground_share: float = 0.25
 
 
 class AnchorTargets(NamedTuple):

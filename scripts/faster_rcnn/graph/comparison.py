@@ -61,7 +61,8 @@ def boxes_of(answer: DetectorOutput, kind: str, floor: float) -> Boxes:
 class Difference:
     """How far the boxes of two answers differ.
 
-    box, score: the largest differences between matched boxes;  unmatched: how many boxes have no partner;
+    box, score: the largest differences between matched boxes;  unmatched: how many boxes of either answer have no
+    partner in the other, so that a box that has moved counts twice;  boxes: of both answers;
     missed_by: the distance from such a box to the nearest one with the same label, in pixels; the largest of them, and
     infinity if there is none with the same label.
     """
@@ -70,6 +71,7 @@ class Difference:
     score: float = 0.0
     unmatched: int = 0
     missed_by: float = 0.0
+    boxes: int = 0
 
     def plus(self, other: "Difference") -> "Difference":
         """The difference over all boxes of both comparisons."""
@@ -78,6 +80,7 @@ class Difference:
             max(self.score, other.score),
             self.unmatched + other.unmatched,
             max(self.missed_by, other.missed_by),
+            self.boxes + other.boxes,
         )
 
 
@@ -106,11 +109,15 @@ def compare(first: Boxes, second: Boxes, tolerance: Tolerance) -> Difference:
     nearest = np.concatenate(
         [distance[lone_first].min(axis=1, initial=np.inf), distance[:, lone_second].min(axis=0, initial=np.inf)]
     )
-    return Difference(box, score, len(nearest), float(nearest.max(initial=0.0)))
+    boxes = len(first.boxes) + len(second.boxes)
+    return Difference(box, score, len(nearest), float(nearest.max(initial=0.0)), boxes)
 
 
 class Comparison:
-    """Collects the differences from one reference, such as PyTorch."""
+    """Collects the differences from one reference, such as PyTorch.
+
+    boxes: of the answers that are compared with the reference; its own are not counted.
+    """
 
     def __init__(self, reference: str, tolerance: Tolerance) -> None:
         self.reference, self.tolerance = reference, tolerance
@@ -129,7 +136,7 @@ class Comparison:
         In its middle all anchors tie, so each runtime keeps and suppresses others.
         """
         best = [float(one.scores[0]) if len(one.scores) else 0.0 for one in (found, expected)]
-        self._add(Difference(score=abs(best[0] - best[1])), 1, what)
+        self._add(Difference(score=abs(best[0] - best[1]), boxes=2), 1, what)
 
     def _add(self, difference: Difference, boxes: int, what: str) -> None:
         if difference.score > self.tolerance.score and not self._apart:
@@ -156,7 +163,8 @@ class Comparison:
             raise Disagreement(self._apart)
         if self.total.unmatched > self.allowed(more):
             raise Disagreement(
-                f"{self._where} against {self.reference} alone: {self._worst.unmatched} boxes have no partner within "
-                f"{self.tolerance.box} pixels and {self.tolerance.score:g} of score, the worst misses by "
-                f"{self._worst.missed_by:.3g} ({self.total.unmatched} of {self.boxes} boxes in all{reason})"
+                f"{self._where} against {self.reference} alone: {self._worst.unmatched} boxes of one or the other have "
+                f"no partner within {self.tolerance.box} pixels and {self.tolerance.score:g} of score, the worst "
+                f"misses by {self._worst.missed_by:.3g} (in all images {self.total.unmatched} of {self.total.boxes}; "
+                f"{int(self.allowed(more))} are allowed{reason})"
             )

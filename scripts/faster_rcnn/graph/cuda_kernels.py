@@ -54,9 +54,14 @@ def known_kernels() -> dict[str, list[Kernel]]:
     Logs a warning, once in a process, if another version of ONNX Runtime is installed than the list was written for.
     """
     document = json.loads(FILE.read_text())
-    if fault := outdated(document["onnxruntime"], onnxruntime.__version__):
+    if fault := table_fault():
         log.warning("%s", fault)
     return {name: [Kernel(*kernel) for kernel in kernels] for name, kernels in document["kernels"].items()}
+
+
+def table_fault() -> str:
+    """What `outdated` says about the file and the installed ONNX Runtime."""
+    return outdated(json.loads(FILE.read_text())["onnxruntime"], onnxruntime.__version__)
 
 
 def outdated(listed: str, installed: str) -> str:

@@ -5,13 +5,14 @@ places each node. Without one, a node falls back if the CUDA provider has no ker
 Arithmetic on shapes may run on the CPU: ONNX Runtime keeps such integers on the host on purpose.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import onnx
 
-from faster_rcnn.graph.cuda_kernels import Kernel, known_kernels
+from faster_rcnn.graph.cuda_kernels import Kernel, known_kernels, table_fault
 from service.engine.providers import CUDA, open_session, pick_provider, session_options
 
 SHAPE_TYPES = {"int32", "int64", "bool"}
@@ -45,35 +46,50 @@ def check_placement(path: Path) -> None:
     if heavy := [node for node in cpu_nodes(path) if node.heavy]:
         named = ", ".join(f"{node.operator} {node.name!r}" for node in heavy[:5])
         more = f" and {len(heavy) - 5} more" if len(heavy) > 5 else ""
+        fault = table_fault()
         raise Misplaced(
             f"{path.name}: CUDA has no kernel for {named}{more}; use operators, types or an opset for which it has one"
+            f"{f' ({fault})' if fault else ''}"
         )
 
 
 def cpu_nodes(path: Path) -> list[CpuNode]:
     """The nodes of a graph's top level that under CUDA would run on the CPU."""
-    model = onnx.shape_inference.infer_shapes(_without_weights(onnx.load(path)))
-    tensors = _tensors(model.graph)
     if pick_provider() == CUDA:
-        return assigned(path, CUDA, {node.name: _is_heavy(node, tensors) for node in model.graph.node})
-    return list(_without_kernel(model, tensors, known_kernels()))
+        return assigned(path, CUDA)
+    return list(_without_kernel(_typed(path), known_kernels()))
 
 
-def assigned(path: Path, provider: str, heavy: Mapping[str, bool]) -> list[CpuNode]:
+def assigned(path: Path, provider: str) -> list[CpuNode]:
     """The nodes that a session opened on `provider` gives to other providers.
 
-    heavy: whether each node of the file is, by name. Nodes that the optimiser made are missing there and count as
-    heavy.
+    ONNX Runtime assigns nodes after its first optimisations, so some are not in the file. These are looked up in the
+    optimised graph, which the session writes. A node that is in neither counts as heavy.
     """
     options = session_options(threads=1)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = open_session(path.read_bytes(), provider, options)
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(optimised)
+        session = open_session(path.read_bytes(), provider, options)
+        heavy = _heavy(_typed(optimised)) | _heavy(_typed(path))
     return [
         CpuNode(node.name, node.op_type, heavy.get(node.name, True))
         for part in session.get_provider_graph_assignment_info()
         if part.ep_name != provider
         for node in part.get_nodes()
     ]
+
+
+def _typed(path: Path) -> onnx.ModelProto:
+    """The model with the types and ranks of its tensors, as far as they can be inferred."""
+    return onnx.shape_inference.infer_shapes(_without_weights(onnx.load(path)))
+
+
+def _heavy(model: onnx.ModelProto) -> dict[str, bool]:
+    """Whether each node is heavy, by its name."""
+    tensors = _tensors(model.graph)
+    return {node.name: _is_heavy(node, tensors) for node in model.graph.node}
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -84,9 +100,8 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _without_kernel(
-    model: onnx.ModelProto, tensors: Mapping[str, Tensor], kernels: Mapping[str, Sequence[Kernel]]
-) -> Iterator[CpuNode]:
+def _without_kernel(model: onnx.ModelProto, kernels: Mapping[str, Sequence[Kernel]]) -> Iterator[CpuNode]:
+    tensors = _tensors(model.graph)
     opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
     for node in model.graph.node:
         if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):

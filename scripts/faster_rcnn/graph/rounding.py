@@ -32,9 +32,10 @@ STEADY_FACTOR = 0.5  # finds two swapped classes of ninety, which FACTOR alone d
 class Rounding:
     """How far float32 answers, the graph's and PyTorch's, differ from PyTorch's answers in float64.
 
-    boxes: compared;  allowed: how many boxes of the graph may have no partner;  steady: the graph's boxes without a
-    partner in the steady images;  allowed_steady: how many may have none there;  to_alone: how far the graph's answers
-    in batches differ from its own for each image alone.
+    All figures leave out images of one colour, in which anchors tie.
+    boxes: of the graph;  graph, pytorch: the differences from float64;  allowed: the limit of `graph.unmatched`;
+    steady: as `graph.unmatched`, in the steady images only;  allowed_steady: its limit;  to_alone: how far the graph's
+    answers in batches differ from its own for each image alone.
     """
 
     boxes: int
@@ -103,12 +104,11 @@ def _judge(
         elif kind == PROPOSALS:
             _check_best(found, rounded, right, tolerances.to_pytorch, what)
     own = pytorch.total.unmatched
-    graph.check(
-        FACTOR * own, f"; {own} of PyTorch's float32 boxes have none, and the graph may have {FACTOR:g} times as many"
-    )
-    steady.check(STEADY_FACTOR * own, ", although in these images all of PyTorch's float32 boxes have one")
+    of_rounding = f"between PyTorch in float32 and in float64 {own} of {pytorch.total.boxes} have none"
+    graph.check(FACTOR * own, f", because {of_rounding}")
+    steady.check(STEADY_FACTOR * own, "; counted only where all boxes of PyTorch in float32 have a partner")
     # on another canvas the last bits may differ as much as those of float32 and float64
-    itself.check(own, f"; rounding alone explains {own}")
+    itself.check(own, f", because {of_rounding}")
     return Rounding(
         boxes=graph.boxes,
         graph=graph.total,

@@ -1,4 +1,4 @@
-"""Verifies an exported `model.onnx` before it can be published: runs it in ONNX Runtime and compares its answers.
+"""Verifies an exported graph before it can be published: runs it in ONNX Runtime and compares its answers.
 
 Each image's answer in a batch must agree with PyTorch's answer for that image alone, and with the graph's own answer
 for that image alone on its smallest canvas. A float32 graph of a model that ranks its boxes by their last bits may
@@ -7,6 +7,7 @@ differ more often, if PyTorch's float32 answers differ from its float64 answers 
 N  images in a batch.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,7 @@ from faster_rcnn.graph.exportable import Exportable
 from faster_rcnn.graph.placement import check_placement
 from faster_rcnn.graph.precision import Precision
 from faster_rcnn.graph.rounding import Rounding, answers_in_float64, judge, one_colour
+from service.engine.providers import CPU, open_session, session_options
 
 Size = tuple[int, int]  # height, width
 
@@ -47,8 +49,8 @@ TO_ALONE: dict[Precision, Tolerance] = {"fp32": Tolerance(0.01, 1e-4, 0.002), "f
 class Verification:
     """What was compared and the largest differences, for `model.json`.
 
-    rounding: of detections and proposals, compared with float64, if the model is too sensitive to rounding to be
-    compared with float32 alone; else empty.
+    rounding: of detections and proposals, compared with float64, if float32 alone did not decide; else empty.
+    why_float64: the first difference from float32 that was too large; "" if there was none.
     """
 
     pictures: int  # images; the name is the key in `model.json`
@@ -57,30 +59,111 @@ class Verification:
     to_pytorch: Difference
     to_alone: Difference
     rounding: dict[str, Rounding] = field(default_factory=dict)
+    why_float64: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity: an infinite `missed_by` becomes None."""
         values: dict[str, Any] = _finite(asdict(self))
         if not self.rounding:
-            del values["rounding"]
+            del values["rounding"], values["why_float64"]
         return values
 
     def remark(self) -> str:
-        """One line about a model that is sensitive to rounding; empty for all others."""
+        """One line about a graph that was compared with float64; empty for all others."""
         if not self.rounding:
             return ""
         figures = "; ".join(
-            f"{one.pytorch.unmatched} of {one.boxes} {kind} by PyTorch, {one.graph.unmatched} by the graph "
-            f"({one.allowed} allowed)"
+            f"{kind}: {one.pytorch.unmatched} of {one.pytorch.boxes} for PyTorch in float32, "
+            f"{one.graph.unmatched} of {one.graph.boxes} for the graph ({one.allowed} allowed)"
             for kind, one in self.rounding.items()
         )
-        return f"this model is sensitive to rounding: in float32, boxes found without a partner in float64: {figures}"
+        if any(one.pytorch.unmatched for one in self.rounding.values()):
+            head = "this model is sensitive to rounding, so its graph was compared with PyTorch in float64"
+        else:
+            head = (
+                "this model is not sensitive to rounding, but its graph was compared with PyTorch in float64, because "
+                f"in float32 too many boxes had no partner ({self.why_float64})"
+            )
+        return (
+            f"{head}. Boxes of one of the two answers without a partner in the other, in images of more than one "
+            f"colour: {figures}"
+        )
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Verifier:
+    """Verifies graphs of one detector. PyTorch's answers are computed once, for all of them."""
+
+    def __init__(self, detector: Exportable, canvases: Sequence[Size], images: Sequence[np.ndarray]) -> None:
+        """Images of extreme shapes and a blank image are added to `images`.
+
+        images: uint8 [H, W, 3], before resizing; for each canvas at least one must fit it.
+        """
+        if max(height * width for height, width in canvases) > LARGE_CANVAS:
+            # the smallest canvas, and the two largest: one is wide, the other tall
+            canvases, images = [canvases[0], *canvases[1:][-2:]], images[:IMAGES_ON_LARGE]
+        self.detector = detector.eval().cpu()
+        self.canvases = canvases
+        self.images = _resized(images, detector.resize)
+        self.batches = list(_batches(self.images, canvases))
+
+    def verify(
+        self, path: Path, precision: Precision = "fp32", provider: Provider = "any", run_on: str = CPU
+    ) -> Verification:
+        """Runs a graph with N = 1, 2, 3 and 8 on every canvas, with noise around the images, and compares the answers.
+
+        precision: of the graph, while the detector computes in float32;  provider: which providers must compute all of
+        the graph;  run_on: the provider of ONNX Runtime that runs it now.
+        Raises Disagreement if an answer differs from the expected one, Misplaced if under CUDA the CPU would compute
+        features.
+        """
+        if provider == "any":
+            check_placement(path)
+        session = _session(path, precision, run_on)
+        alone = [_alone(session, image, self.canvases) for image in tqdm(self.images, "ONNX, each alone", leave=False)]
+        answers = list(_answers(session, self.images, self.batches))
+        stable = self.detector.stable_ranking and precision == "fp32"
+        tolerances = Tolerances(*(_tolerance(one[precision], stable) for one in (TO_PYTORCH, TO_ALONE)))
+        references = References(
+            self._by_pytorch,
+            alone,
+            self.detector.score_floor,
+            blanks=frozenset() if stable else {len(self.images) - 1},
+        )
+        sensitive = precision == "fp32" and not stable
+        agreement = Agreement(answers, references, tolerances, by_kind=sensitive)
+        rounding: dict[str, Rounding] = {}
+        why = ""
+        try:
+            agreement.check()
+        except Disagreement as error:
+            if not sensitive or (exact := self._in_float64) is None:
+                raise
+            of_one_colour = {place for place, image in enumerate(self.images) if one_colour(image)}
+            rounding = judge(answers, replace(references, blanks=of_one_colour), exact, tolerances)
+            why = str(error)
+        return Verification(
+            len(self.images),
+            len(self.batches),
+            agreement.boxes,
+            agreement.to_pytorch,
+            agreement.to_alone,
+            rounding,
+            why,
+        )
+
+    @functools.cached_property
+    def _by_pytorch(self) -> list[DetectorOutput]:
+        return [self.detector.alone_resized(image) for image in tqdm(self.images, "PyTorch, each alone", leave=False)]
+
+    @functools.cached_property
+    def _in_float64(self) -> list[DetectorOutput] | None:
+        return answers_in_float64(self.detector, self.images)
 
 
 def verify(
@@ -91,42 +174,15 @@ def verify(
     precision: Precision = "fp32",
     provider: Provider = "any",
 ) -> Verification:
-    """Runs the graph with N = 1, 2, 3 and 8 on every canvas, with noise around the images, and compares the answers.
+    """Verifies one graph on the CPU. The arguments and errors are those of `Verifier`."""
+    return Verifier(detector, canvases, images).verify(path, precision, provider)
 
-    Images of extreme shapes and a blank image are added to `images`.
-    images: uint8 [H, W, 3], before resizing; for each canvas at least one must fit it;  precision: of the graph, while
-    the detector computes in float32;  provider: which providers must compute all of the graph.
-    Raises Disagreement if an answer differs from the expected one, Misplaced if under CUDA the CPU would compute
-    features.
-    """
-    if provider == "any":
-        check_placement(path)
-    detector = detector.eval().cpu()
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    if max(height * width for height, width in canvases) > LARGE_CANVAS:
-        # the smallest canvas, and the two largest: one is wide, the other tall
-        canvases, images = [canvases[0], *canvases[1:][-2:]], images[:IMAGES_ON_LARGE]
-    resized = _resized(images, detector.resize)
-    by_pytorch = [detector.alone_resized(image) for image in tqdm(resized, "PyTorch, each alone", leave=False)]
-    alone = [_alone(session, image, canvases) for image in tqdm(resized, "ONNX, each alone", leave=False)]
-    batches = list(_batches(resized, canvases))
-    answers = list(_answers(session, resized, batches))
-    stable = detector.stable_ranking and precision == "fp32"
-    tolerances = Tolerances(*(_tolerance(one[precision], stable) for one in (TO_PYTORCH, TO_ALONE)))
-    references = References(
-        by_pytorch, alone, detector.score_floor, blanks=frozenset() if stable else {len(resized) - 1}
-    )
-    sensitive = precision == "fp32" and not stable
-    agreement = Agreement(answers, references, tolerances, by_kind=sensitive)
-    rounding: dict[str, Rounding] = {}
-    try:
-        agreement.check()
-    except Disagreement:
-        if not sensitive or (exact := answers_in_float64(detector, resized)) is None:
-            raise
-        of_one_colour = {place for place, image in enumerate(resized) if one_colour(image)}
-        rounding = judge(answers, replace(references, blanks=of_one_colour), exact, tolerances)
-    return Verification(len(resized), len(batches), agreement.boxes, agreement.to_pytorch, agreement.to_alone, rounding)
+
+def _session(path: Path, precision: Precision, provider: str) -> onnxruntime.InferenceSession:
+    """A session on one provider. On CUDA it has the service's options, so that it computes as the service does."""
+    if provider == CPU:
+        return onnxruntime.InferenceSession(str(path), providers=[CPU])
+    return open_session(path.read_bytes(), provider, session_options(threads=1), tf32=precision == "fp16")
 
 
 def _answers(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from faster_rcnn.data.dataset import Dataset, Sample
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.detector.proposals import ProposalLimits
+from faster_rcnn.detector.rules import ProposalLimits
 from faster_rcnn.prediction import inferring, prepare_image
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, Regions
 

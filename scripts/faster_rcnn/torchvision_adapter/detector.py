@@ -27,7 +27,8 @@ from faster_rcnn.detector.padded_rows import linear_of_channels_last, real_rows
 from faster_rcnn.detector.padding import inside
 from faster_rcnn.detector.proposals import Proposals
 from faster_rcnn.detector.resize import ResizeRule
-from faster_rcnn.detector.roi_head import DetectionLimits, TargetNormalisation, detect
+from faster_rcnn.detector.roi_head import detect
+from faster_rcnn.detector.rules import DetectionLimits, TargetNormalisation
 from faster_rcnn.torchvision_adapter.extents import AsIfAlone, Extent, Unsupported
 from faster_rcnn.torchvision_adapter.internals import concat_box_prediction_layers, fixed_scales
 from faster_rcnn.torchvision_adapter.multi_scale_roi_align import Sampling, align_on_all_maps, align_on_one_map

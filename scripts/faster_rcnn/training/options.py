@@ -9,7 +9,7 @@ from typing import Any
 from faster_rcnn.detector.config import DetectorConfig, default_config
 from faster_rcnn.detector.limits import with_detections
 from faster_rcnn.detector.resize import ResizeRule
-from faster_rcnn.detector.roi_head import TargetNormalisation
+from faster_rcnn.detector.rules import TargetNormalisation
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from tqdm import tqdm
 
 from faster_rcnn.data.coverage import anchor_coverage
 from faster_rcnn.data.dataset import Dataset
+from faster_rcnn.detector.anchor_shapes import STRIDES
 from faster_rcnn.detector.boxes import encode
 from faster_rcnn.detector.checkpoint import BEST, NAME, build_detector, load_detector, read_checkpoint, save_state
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.detector.proposals import ProposalLimits
-from faster_rcnn.detector.roi_head import TargetNormalisation
-from faster_rcnn.detector.sampling import ProposalSampling
+from faster_rcnn.detector.rules import ProposalLimits, ProposalSampling, TargetNormalisation
 from faster_rcnn.detector.weights import fetch_weights, load_backbone_weights
 from faster_rcnn.files import write_image
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
@@ -105,9 +104,7 @@ def fresh_detector(record: RunRecord) -> FasterRCNN:
 
 
 def _coverage_of_anchors(training: Dataset, config: DetectorConfig) -> str:
-    with torch.device("meta"):
-        strides = FasterRCNN(config).backbone.strides
-    return anchor_coverage(training, config, strides).report()
+    return anchor_coverage(training, config, STRIDES[config.backbone]).report()
 
 
 def _joint(setting: Setting, _record: RunRecord) -> dict[str, Any]:

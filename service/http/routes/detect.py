@@ -34,7 +34,7 @@ OFFERED = (answers.JSON, npz.MEDIA_TYPE, *IMAGES)
         200: {
             "model": DetectAnswer,
             "content": dict.fromkeys(IMAGES, openapi.IMAGE) | openapi.NPZ,
-            "headers": openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS | openapi.ANSWER_TRUNCATED,
+            "headers": openapi.IMAGE_ID | openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS | openapi.ANSWER_TRUNCATED,
         },
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },

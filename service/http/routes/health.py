@@ -32,6 +32,12 @@ async def readyz(request: Request) -> Response:
         raise error
     choices = readiness.choices
     served = [f"{name}/{version}" for name, versions in choices.served.items() for version in versions]
+    unfixed = [
+        {"model": f"{name}/{version}", "reason": model.shapes_fault}
+        for name, versions in choices.served.items()
+        for version, model in versions.items()
+        if model.shapes_fault
+    ]
     answer = {
         "status": "ready",
         "provider": runtime.provider,
@@ -48,6 +54,7 @@ async def readyz(request: Request) -> Response:
         "refused": [{"model": place, "reason": choices.refused[place]} for place in first(choices.refused)],
         "refused_total": len(choices.refused),
         "store": readiness.store_fault,
+        "without_fixed_shapes": unfixed[:MOST_SERVED],
     }
     return Response(to_json(answer), media_type=JSON)
 

@@ -29,7 +29,7 @@ OFFERED = (answers.JSON, npz.MEDIA_TYPE)
         200: {
             "model": ProposalsAnswer,
             "content": openapi.NPZ,
-            "headers": openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS | openapi.ANSWER_TRUNCATED,
+            "headers": openapi.IMAGE_ID | openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS | openapi.ANSWER_TRUNCATED,
         },
         **openapi.problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
@@ -46,7 +46,7 @@ async def post_proposals(request: Request, query: Annotated[ProposalsQuery, Quer
         200: {
             "model": ProposalsAnswer,
             "content": openapi.NPZ,
-            "headers": openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS | openapi.ANSWER_TRUNCATED,
+            "headers": openapi.IMAGE_ID | openapi.SERVER_TIMING | openapi.IMAGE_WARNINGS | openapi.ANSWER_TRUNCATED,
         },
         **openapi.problems(400, 404, 422, 429, 500, 503, 504),
     },

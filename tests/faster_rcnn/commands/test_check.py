@@ -1,6 +1,8 @@
 """The command that checks annotated images: it names every fault and says whether training could start."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +76,18 @@ def test_scales_that_do_not_fit_the_maps_are_refused_before_any_image_is_read(
 ) -> None:
     done = run("--data", "coco:nowhere", "--split", "train", "--backbone", "resnet50_fpn", "--anchor-scales", 32, 64)
     assert "resnet50_fpn has 5 feature maps, but 2 anchor scales are given; give 5 or a multiple of 5" in done.error
+
+
+def test_a_check_of_annotations_does_not_import_torch(tmp_path: Path) -> None:
+    """Importing torch takes seconds, and half a gigabyte that a large data set may need."""
+    write_image(tmp_path / "a.jpg")
+    source = write_coco_folder(tmp_path, [image_entry(1, "a.jpg")], [annotation_entry(1, 1, (10, 20, 30, 20))])
+    program = (
+        "import sys; from faster_rcnn.commands.check import main; "
+        f"print(main(['--data', {source!r}, '--split', 'train', '--no-decode']), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
 
 
 def test_shapes_need_no_check(run: Callable[..., Done]) -> None:

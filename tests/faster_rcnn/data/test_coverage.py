@@ -16,10 +16,11 @@ from faster_rcnn.data.annotations import AnnotatedImage, Annotation, ParsedSplit
 from faster_rcnn.data.coverage import anchor_coverage, best_overlaps, inside_somewhere, suggest_ratios, suggest_scales
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.detector.anchor_shapes import STRIDES
 from faster_rcnn.detector.anchors import cell_anchors, grid_anchors, inside_image
 from faster_rcnn.detector.config import DEFAULTS, DetectorConfig, default_config
 from faster_rcnn.detector.resize import ResizeRule
-from faster_rcnn.detector.sampling import AnchorSampling
+from faster_rcnn.detector.rules import AnchorSampling
 from faster_rcnn.training.options import configure
 
 UNCHANGED = ResizeRule(100, 200)  # the images here are 100 × 200, so they are not resized
@@ -210,8 +211,7 @@ def test_the_advice_can_be_given_to_the_command(
 ) -> None:
     given_options = {"max_size": longest} | ({"min_size": smallest} if smallest <= longest else {})
     labelled = folder(*[(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes])
-    strides = {"resnet50_fpn": (4, 8, 16, 32, 64), "mobilenet_v3_large_fpn": (32, 32, 64)}.get(backbone, (16,))
-    found = anchor_coverage(labelled, configure(given_options, backbone, labelled.labels), strides)
+    found = anchor_coverage(labelled, configure(given_options, backbone, labelled.labels), STRIDES[backbone])
     if found.suggestion is None:
         return
     advice = next(line for line in found.report().splitlines() if "would cover" in line)

@@ -6,6 +6,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 
+from faster_rcnn.detector.anchor_shapes import STRIDES
 from faster_rcnn.detector.backbones import BACKBONES, VGG16, Backbone, Compact, MobileNetV3Large, ResNet50
 
 
@@ -19,6 +20,12 @@ def seeded(name: str) -> Backbone:
             module.running_var.uniform_(0.8, 1.2)
             module.bias.data.normal_(std=0.1)  # so that zeros outside the image become non-zero
     return backbone
+
+
+def test_the_table_of_strides_is_that_of_the_backbones() -> None:
+    """`faster-rcnn check` reads the table, because building a backbone needs torch."""
+    with torch.device("meta"):
+        assert {name: build().strides for name, build in BACKBONES.items()} == STRIDES
 
 
 def on_a_tight_canvas(backbone: Backbone, image: Tensor) -> list[Tensor]:

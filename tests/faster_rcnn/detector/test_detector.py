@@ -12,8 +12,9 @@ from torchvision.ops import box_iou
 from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.loader import Batch, collate
 from faster_rcnn.data.shapes import Shapes
+from faster_rcnn.detector.anchor_shapes import scales_of_maps
 from faster_rcnn.detector.config import DEFAULTS, default_config
-from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN, scales_of_maps
+from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN
 from faster_rcnn.detector.losses import total
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 from faster_rcnn.training.objectives import joint_losses

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from faster_rcnn.detector import losses
-from faster_rcnn.detector.losses import LossRule
+from faster_rcnn.detector.rules import LossRule
 
 
 def test_log_loss_is_minus_the_log_of_the_probability_of_the_true_class() -> None:

@@ -6,7 +6,8 @@ from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetw
 
 from faster_rcnn.detector.anchors import cell_anchors, grid_anchors
 from faster_rcnn.detector.boxes import decode
-from faster_rcnn.detector.proposals import ProposalLimits, propose
+from faster_rcnn.detector.proposals import propose
+from faster_rcnn.detector.rules import ProposalLimits
 
 
 def random_rpn_output(n: int, h: int = 20, w: int = 28) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

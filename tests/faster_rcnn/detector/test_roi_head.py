@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from faster_rcnn.detector.roi_head import DetectionLimits, TargetNormalisation, detect
+from faster_rcnn.detector.roi_head import detect
+from faster_rcnn.detector.rules import DetectionLimits, TargetNormalisation
 
 # torchvision multiplies by weights; TargetNormalisation divides by standard deviations: 1 / 0.1 and 1 / 0.2
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from onnx import TensorProto, helper, version_converter
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from faster_rcnn.graph import placement
 from faster_rcnn.graph.cuda_kernels import known_kernels
@@ -50,6 +52,15 @@ def test_max_roi_pool_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_gpu")
+def test_a_refusal_by_a_list_of_another_version_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "99.0.0")
+    pool = helper.make_node("MaxRoiPool", ["x", "rois"], ["y"], "pool", pooled_shape=[7, 7], spatial_scale=1 / 16)
+    path = write(tmp_path, [pool], {"x": FEATURES, "rois": (TensorProto.FLOAT, ["R", 5])}, "y")
+    with pytest.raises(Misplaced, match=r"MaxRoiPool 'pool'.*99\.0\.0 is installed.*write the list again"):
+        check_placement(path)
+
+
+@pytest.mark.usefixtures("without_gpu")
 def test_max_pool_has_a_cuda_kernel_at_opset_21_and_none_at_opset_22(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("MaxPool", ["x"], ["pooled"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
@@ -85,9 +96,32 @@ def test_a_list_of_integers_may_be_computed_on_the_cpu_and_a_matrix_may_not(
 def test_a_session_says_which_nodes_it_gives_to_other_providers() -> None:
     """The path that is used with a GPU. A session on the CPU runs every node on the CPU."""
     path = STORE / "shapes" / "1" / "model.onnx"
-    assert placement.assigned(path, CPU, {}) == []
-    light = next(node.name for node in onnx.load(path).graph.node if node.op_type == "ScatterND")
-    everything = placement.assigned(path, "nobody", {light: False})
-    assert {"Conv", "TopK", "NonMaxSuppression", "MatMul"} <= {node.operator for node in everything}
-    # the other nodes were not listed, so they count as heavy
-    assert {node.name: node.heavy for node in everything if not node.heavy} == {light: False}
+    assert placement.assigned(path, CPU) == []
+    everything = placement.assigned(path, "nobody")
+    assert {"Conv", "TopK", "NonMaxSuppression", "MatMul"} <= {node.operator for node in everything if node.heavy}
+    light = {node.operator for node in everything if not node.heavy}
+    assert {"Shape", "Squeeze"} <= light
+    assert light.isdisjoint({"Conv", "TopK", "NonMaxSuppression", "ScatterND", "Softmax"})
+
+
+def test_nodes_that_the_optimiser_made_are_heavy_only_if_they_compute_more_than_shapes(tmp_path: Path) -> None:
+    """A transpose before Shape becomes a Gather of the shape; a product and a sum become one Gemm."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["moved"], "transpose", perm=[0, 2, 3, 1]),
+        helper.make_node("Shape", ["moved"], ["y"], "shape"),
+        helper.make_node("MatMul", ["rows", "weight"], ["product"], "matmul"),
+        helper.make_node("Add", ["product", "bias"], ["z"], "add"),
+    ]
+    inputs = {"x": FEATURES, "rows": (TensorProto.FLOAT, ["M", 4])}
+    path = write(tmp_path, nodes, inputs, "y")
+    model = onnx.load(path)
+    model.graph.output.append(onnx.ValueInfoProto(name="z"))
+    for name, shape in (("weight", (4, 5)), ("bias", (5,))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    onnx.save(model, path)
+    found = {node.operator: node for node in placement.assigned(path, "nobody")}
+    assert found.keys() == {"Shape", "Gather", "Gemm"}
+    assert {node.name for node in found.values()}.isdisjoint({"transpose", "matmul", "add"})
+    assert {operator: node.heavy for operator, node in found.items()} == {
+        "Shape": False, "Gather": False, "Gemm": True
+    }  # fmt: skip

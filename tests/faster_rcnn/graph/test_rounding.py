@@ -1,6 +1,7 @@
 """A graph may be as inexact as the model that it was exported from, and not much more."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import torchvision
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.detector import DetectorOutput
 from faster_rcnn.graph.agreement import Answer, References, Tolerances
-from faster_rcnn.graph.comparison import Disagreement
+from faster_rcnn.graph.comparison import Difference, Disagreement
 from faster_rcnn.graph.export import export_onnx
 from faster_rcnn.graph.rounding import judge, one_colour
-from faster_rcnn.graph.verification import TO_ALONE, TO_PYTORCH, verify
+from faster_rcnn.graph.verification import TO_ALONE, TO_PYTORCH, Verification, verify
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 from tests.faster_rcnn.lively import lively_torchvision
 
@@ -53,20 +54,36 @@ def test_a_graph_as_inexact_as_pytorch_is_accepted_with_the_figures() -> None:
 
 
 def test_a_graph_that_is_worse_than_pytorch_by_more_than_the_factor_is_refused() -> None:
-    # 2 * 9 boxes have no partner, 17 may have none
-    with pytest.raises(Disagreement, match=r"18 of 200 boxes in all; 8 of PyTorch's float32 boxes have none"):
+    # 2 * 9 boxes of the graph's 200 and PyTorch's 200 have no partner, 2 * 8 + 0.5 % of 200 may have none
+    with pytest.raises(Disagreement, match=r"18 of 400; 17 are allowed, because between .* 8 of 400 have none\)"):
         judged([found(9), found()], [found(4), found()])
 
 
 def test_a_graph_that_differs_where_pytorch_does_not_is_refused() -> None:
     # the same 2 * 6 boxes in all as above, but half of them in the image that rounding does not change: 6 of 4
-    with pytest.raises(Disagreement, match=r"6 of 100 boxes in all, although in these images all of PyTorch's"):
+    with pytest.raises(Disagreement, match=r"6 of 200; 4 are allowed; counted only where all boxes of PyTorch"):
         judged([found(3), found(3)], [found(4), found()])
 
 
 def test_a_graph_that_differs_from_itself_more_than_rounding_explains_is_refused() -> None:
-    with pytest.raises(Disagreement, match=r"against ONNX alone: 10 boxes .* rounding alone explains 8"):
+    with pytest.raises(Disagreement, match=r"against ONNX alone: 10 boxes .* 8 of 400 have none"):
         judged([found(4), found()], [found(4), found()], alone=[found(4), found(5)])
+
+
+@pytest.mark.parametrize(
+    ("pytorch", "words"),
+    [
+        (4, "this model is sensitive to rounding, so"),
+        (0, r"this model is not sensitive to rounding, but .* \(image 3 differs\)"),
+    ],
+)
+def test_the_remark_calls_only_a_model_sensitive_that_rounding_changes(pytorch: int, words: str) -> None:
+    # 2 images of 100 boxes; each moved box counts in either answer
+    rounding = {"detections": judged([found(), found()], [found(pytorch), found()])}
+    verification = Verification(2, 2, 200, Difference(), Difference(), rounding, "image 3 differs")
+    figures = f"detections: {2 * pytorch} of 400 for PyTorch in float32, 0 of 400 for the graph"
+    assert re.match(f"{words}.*{figures}", verification.remark())
+    assert verification.to_dict()["why_float64"] == "image 3 differs"
 
 
 def test_an_image_of_one_colour_is_recognised() -> None:

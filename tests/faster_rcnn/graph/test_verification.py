@@ -15,8 +15,8 @@ from torchvision.models.vgg import VGG, make_layers
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.config import canvases
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.detector.rules import ProposalLimits
 from faster_rcnn.graph.comparison import Difference, Disagreement
 from faster_rcnn.graph.export import Provider, export_onnx
 from faster_rcnn.graph.placement import Misplaced
@@ -167,8 +167,8 @@ def test_a_graph_that_does_not_agree_is_refused(
 
 
 def test_an_infinite_distance_is_none_in_the_card() -> None:
-    apart = Difference(box=0.1, score=0.2, unmatched=1, missed_by=float("inf"))
+    apart = Difference(box=0.1, score=0.2, unmatched=1, missed_by=float("inf"), boxes=100)
     written = Verification(1, 4, 100, to_pytorch=apart, to_alone=Difference()).to_dict()
-    assert written["to_pytorch"] == {"box": 0.1, "score": 0.2, "unmatched": 1, "missed_by": None}
+    assert written["to_pytorch"] == {"box": 0.1, "score": 0.2, "unmatched": 1, "missed_by": None, "boxes": 100}
     assert written["to_alone"]["missed_by"] == 0.0
     assert written["pictures"] == 1

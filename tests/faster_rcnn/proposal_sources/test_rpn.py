@@ -11,8 +11,8 @@ from faster_rcnn.data.dataset import Sample
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.detector.rules import ProposalLimits
 from faster_rcnn.evaluation.predictors import torch_predictor
 from faster_rcnn.proposal_sources.rpn import EVERY, rpn_regions, uncut_limits
 from tests.faster_rcnn.lively import lively

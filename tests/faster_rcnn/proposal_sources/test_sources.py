@@ -10,8 +10,8 @@ import torch
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.subset import Subset
 from faster_rcnn.detector.checkpoint import BEST, NAME, save_state
-from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.detector.rules import ProposalLimits
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.sliding_window import sliding_windows
 from faster_rcnn.proposal_sources.sources import check_source, propose_for

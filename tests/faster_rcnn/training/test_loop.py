@@ -21,8 +21,8 @@ from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.checkpoint import load_detector, read_checkpoint
 from faster_rcnn.detector.config import DetectorConfig, default_config
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.detector.rules import ProposalLimits
 from faster_rcnn.training.loop import train
 from faster_rcnn.training.objectives import OBJECTIVES, Objective, joint_losses
 from faster_rcnn.training.options import TrainingOptions

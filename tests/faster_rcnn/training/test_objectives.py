@@ -10,9 +10,9 @@ from faster_rcnn.data.loader import Batch, GroundTruth, Loading, training_batche
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.detector.losses import LossRule, total
-from faster_rcnn.detector.proposals import ProposalLimits
+from faster_rcnn.detector.losses import total
 from faster_rcnn.detector.resize import ResizeRule
+from faster_rcnn.detector.rules import LossRule, ProposalLimits
 from faster_rcnn.training import objectives
 from faster_rcnn.training.objectives import fast_rcnn_losses, joint_losses, rpn_losses
 

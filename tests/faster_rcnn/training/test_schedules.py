@@ -18,10 +18,8 @@ from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.checkpoint import NAME, load_detector, read_checkpoint
 from faster_rcnn.detector.config import default_config
 from faster_rcnn.detector.detector import FasterRCNN
-from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
-from faster_rcnn.detector.roi_head import TargetNormalisation
-from faster_rcnn.detector.sampling import ProposalSampling
+from faster_rcnn.detector.rules import ProposalLimits, ProposalSampling, TargetNormalisation
 from faster_rcnn.proposal_sources.table import ProposalTable
 from faster_rcnn.training import schedules
 from faster_rcnn.training.objectives import OBJECTIVES, fast_rcnn_losses

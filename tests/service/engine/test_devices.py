@@ -33,6 +33,11 @@ def test_every_gpu_has_an_engine_unless_the_settings_ask_for_fewer(monkeypatch, 
     }
 
 
+@pytest.mark.parametrize(("engines", "names"), [(None, ["cuda:1", "cuda:3"]), (1, ["cuda:1"])])
+def test_only_gpus_that_passed_the_check_have_an_engine(engines, names):
+    assert [device.name for device in devices.find(CUDA, engines, None, None, None, [1, 3])] == names
+
+
 @pytest.mark.parametrize(("pixels", "depth"), [(None, devices.DEEP_QUEUE), (1_000_000, 1)])
 def test_a_cpu_forms_batches_only_from_a_deep_queue_unless_the_settings_ask_for_batches(pixels, depth):
     (device,) = devices.find(CPU, None, None, pixels, None)

@@ -2,19 +2,23 @@ import json
 import os
 import shutil
 
+import onnx
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine import onnx_subgraph
 from service.engine.card import Card, CardError, read_card
 from service.engine.model import (
+    Model,
     ModelIncompleteError,
     ModelMismatchError,
     ModelRefusedError,
     ModelUnreadableError,
     load_model,
 )
+from service.engine.providers import CPU, CUDA
 from tests.service import graphs
 
 
@@ -217,3 +221,151 @@ def test_images_are_resized_with_antialiasing_by_default(tmp_path):
     assert load_model(graphs.publish(tmp_path, version=1)).card.geometry.antialias
     without = {"resize": {"min_size": 64, "max_size": 96, "antialias": False}}
     assert not load_model(graphs.publish(tmp_path, version=2, card=without)).card.geometry.antialias
+
+
+# --- versions with several graphs ------------------------------------------------------------------------------------
+
+ENTRY = {"file": "model.cuda.onnx", "sha256": "0" * 64, "bytes": 10}
+
+
+def several(tmp_path, **entry):
+    """A version with a second graph for CUDA, which returns 0.5 in the optional output and refers to the first."""
+    folder = graphs.publish(tmp_path)
+    portable = (folder / "model.onnx").read_bytes()
+    second = graphs.graph(left_out=0.5)
+    weight = next(one.name for one in second.graph.initializer if list(one.dims) == [3, 4])
+    graphs.add_graph(folder, graphs.referring(portable, second, weight), **entry)
+    return folder
+
+
+@pytest.mark.contract("4.8")
+def test_cuda_gets_the_graph_for_it_and_every_other_provider_the_portable_one(tmp_path):
+    model = load_model(several(tmp_path))
+    assert model.graph_for(CPU) == model.graph == (tmp_path / "plain" / "1" / "model.onnx").read_bytes()
+    found = onnx.load_from_string(model.graph_for(CUDA))
+    assert {output.name for output in found.graph.output} >= {"boxes", "left_out"}
+    onnx_subgraph.refuse_external_data(model.graph_for(CUDA))
+    assert model.graph_for(CUDA) is model.graph_for(CUDA, "tf32")  # read once
+
+
+@pytest.mark.parametrize(
+    ("names", "precision", "expected"),
+    [
+        ((), "strict", None),
+        (("cuda",), "strict", "cuda"),
+        (("cuda",), "tf32", "cuda"),
+        (("cuda",), "fp16", "cuda"),
+        (("cuda", "cuda-fp16"), "strict", "cuda"),
+        (("cuda", "cuda-fp16"), "tf32", "cuda"),
+        (("cuda", "cuda-fp16"), "fp16", "cuda-fp16"),
+        (("cuda-fp16",), "strict", None),
+        (("later",), "fp16", None),
+    ],
+)
+@pytest.mark.contract("4.8")
+def test_the_graph_of_the_wanted_precision_is_chosen(names, precision, expected):
+    described = {
+        name: {
+            "file": f"model.{name}.onnx",
+            "sha256": "0" * 64,
+            "bytes": 1,
+            "precision": "fp16" if "fp16" in name else "fp32",
+        }
+        for name in names
+    }
+    model = Model(Card(**CARD, graphs=described), b"")
+    chosen = model.other_graph(CUDA, precision)
+    assert (chosen and chosen.file) == (expected and f"model.{expected}.onnx")
+    assert model.precision_for(CUDA, precision) == ("fp16" if expected == "cuda-fp16" else "fp32")
+    assert model.other_graph(CPU, precision) is None
+    for_the_cpu_alone = Model(Card(**CARD, graphs=described, provider="cpu", precision="int8"), b"")
+    assert for_the_cpu_alone.other_graph(CUDA, precision) is None
+    assert for_the_cpu_alone.precision_for(CUDA, precision) == "int8"
+
+
+def remove(file):
+    file.unlink()
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def lengthen(file):
+    file.write_bytes(file.read_bytes() + b"\0")
+
+
+def alter(file):
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def replace_by_a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "reason"),
+    [
+        (remove, ModelIncompleteError, r"model\.cuda\.onnx is missing"),
+        (cut, ModelIncompleteError, r"model\.cuda\.onnx has \d+ bytes, model\.json says \d+"),
+        (lengthen, ModelMismatchError, r"model\.cuda\.onnx has SHA-256"),
+        (alter, ModelMismatchError, r"model\.cuda\.onnx has SHA-256"),
+        (replace_by_a_folder, ModelRefusedError, r"model\.cuda\.onnx is not a file"),
+    ],
+)
+@pytest.mark.contract("4.8")
+def test_a_wrong_file_is_refused_where_it_would_run_and_nowhere_else(tmp_path, change, kind, reason):
+    folder = several(tmp_path)
+    change(folder / "model.cuda.onnx")
+    model = load_model(folder)
+    assert model.graph_for(CPU) == model.graph
+    with pytest.raises(kind, match=reason) as refused:
+        model.graph_for(CUDA)
+    assert str(tmp_path) not in str(refused.value)
+
+
+@pytest.mark.contract("4.8")
+def test_a_wrong_reference_is_refused_with_the_name_of_the_file(tmp_path):
+    folder = graphs.publish(tmp_path)
+    portable = (folder / "model.onnx").read_bytes()
+    second = graphs.graph()
+    weight = next(one.name for one in second.graph.initializer if list(one.dims) == [3, 4])
+    graphs.add_graph(folder, graphs.referring(portable, second, weight, location="/etc/passwd"))
+    with pytest.raises(ModelRefusedError, match=r"^model\.cuda\.onnx: tensor 'constant\d+' is stored in another file"):
+        load_model(folder).graph_for(CUDA)
+
+
+@pytest.mark.parametrize(
+    ("listed", "where"),
+    [
+        ({"cuda": ENTRY | {"file": "../2/model.onnx"}}, r"graphs\.cuda\.file"),
+        ({"cuda": ENTRY | {"file": "/etc/passwd"}}, r"graphs\.cuda\.file"),
+        ({"cuda": ENTRY | {"file": "model.cuda.onnx/../../x.onnx"}}, r"graphs\.cuda\.file"),
+        ({"cuda": ENTRY | {"file": "model.onnx"}}, r"graphs\.cuda\.file"),
+        ({"cuda": ENTRY | {"file": "model.cuda.onnx\n"}}, r"graphs\.cuda\.file"),
+        ({"cuda": ENTRY | {"file": "model." + "x" * 200 + ".onnx"}}, r"graphs\.cuda\.file"),
+        ({"cuda": ENTRY | {"sha256": "short"}}, r"graphs\.cuda\.sha256"),
+        ({"cuda": ENTRY | {"bytes": 0}}, r"graphs\.cuda\.bytes"),
+        ({"cuda": ENTRY | {"bytes": True}}, r"graphs\.cuda\.bytes"),
+        ({"cuda": ENTRY | {"bytes": 2**70}}, r"graphs\.cuda\.bytes"),
+        ({"cuda": ENTRY | {"precision": "fp64"}}, r"graphs\.cuda\.precision"),
+        ({"cuda": {"file": "model.cuda.onnx", "bytes": 10}}, r"graphs\.cuda\.sha256"),
+        ({"cu da": ENTRY}, r"graphs\.cu da"),
+        ({"cuda": ENTRY, "cuda-fp16": ENTRY}, "graphs: two graphs have the same file"),
+        ({f"g{n}": ENTRY | {"file": f"model.g{n}.onnx"} for n in range(17)}, "graphs"),
+        ("cuda", "graphs"),
+    ],
+)
+@pytest.mark.contract("4.8")
+def test_a_card_with_a_wrong_list_of_graphs_is_refused(tmp_path, listed, where):
+    with pytest.raises(ModelRefusedError, match=f"model.json: {where}"):
+        load_model(graphs.publish(tmp_path, card={"graphs": listed}))
+
+
+def test_other_members_of_a_graphs_entry_are_kept(tmp_path):
+    verification = {"boxes_compared": 7}
+    folder = several(tmp_path, verification=verification)
+    assert load_model(folder).card.model_dump()["graphs"]["cuda"]["verification"] == verification

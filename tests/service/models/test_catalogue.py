@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from service.engine import model as model_module
 from service.engine.devices import find
 from service.engine.engine import Engine
 from service.engine.model import ModelUnreadableError
@@ -454,3 +455,50 @@ def test_ten_thousand_refused_versions_make_few_log_lines_and_few_series(served,
     caplog.clear()
     served.refresh()
     assert "refused" not in caplog.text
+
+
+@pytest.mark.contract("4.2", "4.8")
+def test_a_version_whose_graph_for_this_provider_is_still_being_copied_is_arriving(
+    served, tmp_path, clock, monkeypatch
+):
+    monkeypatch.setitem(model_module.SUITABLE, (CPU, "strict"), ("cuda",))
+    folder = graphs.publish(tmp_path / "store", version=2)
+    data = graphs.graph().SerializeToString()
+    file = graphs.add_graph(folder, data)
+    file.write_bytes(data[:100])
+    so_far = sum((folder / name).stat().st_size for name in ("model.json", "model.onnx"))
+    served.refresh()
+    assert served.choices.arriving == {"plain/2": f"it is still arriving, {so_far + 100} bytes so far"}
+    file.write_bytes(data[:200])  # its copy goes on
+    served.refresh()
+    assert served.choices.arriving == {"plain/2": f"it is still arriving, {so_far + 200} bytes so far"}
+    file.write_bytes(data)
+    served.refresh()
+    served.refresh()  # its files have not changed since
+    assert sorted(served.models["plain"]) == [1, 2]
+
+
+@pytest.mark.contract("4.3", "4.8")
+def test_a_graph_that_changes_under_a_served_version_is_noticed_where_it_runs(served, tmp_path, clock, monkeypatch):
+    monkeypatch.setitem(model_module.SUITABLE, (CPU, "strict"), ("cuda",))
+    data = graphs.graph().SerializeToString()
+    folder = graphs.publish(tmp_path / "store", version=2)
+    file = graphs.add_graph(folder, data)
+    served.refresh()
+    assert sorted(served.models["plain"]) == [1, 2]
+    with file.open("r+b") as opened:
+        opened.write(bytes([data[0] ^ 1]))
+    served.refresh()
+    clock.now += STALLED_SECONDS
+    served.refresh()
+    assert "model.cuda.onnx has SHA-256" in served.choices.refused["plain/2"]
+    assert "it still answers as it was when it was loaded" in served.choices.refused["plain/2"]
+
+
+@pytest.mark.contract("4.8")
+def test_a_graph_that_does_not_run_here_may_be_missing(served, tmp_path):
+    folder = graphs.publish(tmp_path / "store", version=2)
+    graphs.add_graph(folder, b"for a GPU").unlink()
+    served.refresh()
+    assert sorted(served.models["plain"]) == [1, 2]
+    assert not served.choices.arriving

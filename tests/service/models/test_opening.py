@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
+from service.engine import model as model_module
 from service.engine.devices import find
 from service.engine.engine import Engine
-from service.engine.model import ModelRefusedError
+from service.engine.model import ModelIncompleteError, ModelRefusedError
 from service.engine.options import EngineOptions
-from service.engine.providers import CPU
+from service.engine.providers import CPU, CUDA
 from service.models.opening import NotEnoughMemoryError, Opener, may_pass, shortage
 from tests.service import graphs
 
@@ -56,6 +57,39 @@ def test_a_graph_that_alone_exceeds_the_memory_is_not_read(tmp_path):
     with (folder / "model.onnx").open("r+b") as file:
         file.truncate(10**12)  # a sparse file
     with pytest.raises(NotEnoughMemoryError, match=r"model\.onnx alone needs about 2000000 MB"):
+        opened(folder)
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """The CPU provider gets the graphs that are named for CUDA."""
+    for precision in ("strict", "tf32", "fp16"):
+        monkeypatch.setitem(model_module.SUITABLE, (CPU, precision), model_module.SUITABLE[CUDA, precision])
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.contract("4.8")
+def test_another_graph_is_checked_before_it_is_served(embedded, tmp_path):
+    folder = changed(embedded, tmp_path)
+    graphs.add_graph(folder, (embedded / "model.onnx").read_bytes())
+    opened(folder)
+    graphs.add_graph(folder, graphs.graph().SerializeToString())  # has labels 0 and 1, in no number that shows
+    opened(folder)
+    (folder / "model.cuda.onnx").write_bytes(b"no graph")
+    with pytest.raises(ModelIncompleteError, match=r"model\.cuda\.onnx has 8 bytes"):
+        opened(folder)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_another_graph_that_exceeds_the_memory_is_not_read(tmp_path):
+    folder = graphs.publish(tmp_path)
+    file = graphs.add_graph(folder, b"graph", bytes=10**12)
+    with file.open("r+b") as opened_file:
+        opened_file.truncate(10**12)  # a sparse file
+    with pytest.raises(NotEnoughMemoryError, match=r"model\.cuda\.onnx alone needs about 20000"):
+        opened(folder)
+    file.write_bytes(b"graph")  # the card alone claims that it is large
+    with pytest.raises(ModelIncompleteError, match=r"has 5 bytes, model\.json says 1000000000000"):
         opened(folder)
 
 

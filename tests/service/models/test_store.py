@@ -156,6 +156,23 @@ def test_the_signature_changes_with_contents_permissions_and_new_files(tmp_path)
     assert signature(folder) == seen[-1]
 
 
+@pytest.mark.contract("4.8")
+def test_the_signature_changes_with_other_graphs(tmp_path):
+    folder = graphs.publish(tmp_path)
+    file = folder / "model.cuda.fp16.onnx"
+    file.write_bytes(b"one")
+    seen = [signature(folder)]
+    with file.open("r+b") as opened:  # in place, so that the folder does not change
+        opened.write(b"two, longer")
+    seen.append(signature(folder))
+    file.chmod(0o600)
+    seen.append(signature(folder))
+    assert len(set(seen)) == 3
+    assert sum(entry[3] for entry in seen[-1]) == len(b"two, longer") + sum(
+        (folder / name).stat().st_size for name in ("model.json", "model.onnx")
+    )
+
+
 def test_a_missing_store_raises_an_error_that_names_the_setting(tmp_path):
     with pytest.raises(StoreMissingError, match="MODEL_STORE"):
         directories(tmp_path / "nowhere")

@@ -117,13 +117,46 @@ class CountingCondition(threading.Condition):
         super().notify(n)
 
 
+class CountingTurn(threading.Semaphore):
+    """A device's turn that counts the threads that wait for it."""
+
+    def __init__(self, runs: int) -> None:
+        super().__init__(runs)
+        self._changed = threading.Lock()
+        self._asked, self._free = 0, runs
+
+    def __enter__(self) -> Any:
+        with self._changed:
+            self._asked += 1
+        taken = super().__enter__()
+        with self._changed:
+            self._asked -= 1
+            self._free -= 1
+        return taken
+
+    def __exit__(self, *how: Any) -> None:
+        with self._changed:
+            self._free += 1
+        super().__exit__(*how)
+
+    def free(self) -> int:
+        """The number of threads that could get a turn now."""
+        with self._changed:
+            return self._free
+
+    def stopped(self) -> int:
+        """The number of threads that wait, none of which can go on."""
+        with self._changed:
+            return max(0, self._asked - self._free)
+
+
 class Standstill:
     """Detects when all threads of the batchers created after it have stopped, without work or at a Hold."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.threads = 0
         self._conditions: list[CountingCondition] = []
-        self._holds: list[Hold] = []
+        self._holds: list[Hold | CountingTurn] = []
         monkeypatch.setattr(batcher_module, "Condition", self._condition)
 
     def _condition(self, lock: threading.Lock) -> CountingCondition:
@@ -131,8 +164,14 @@ class Standstill:
         return self._conditions[-1]
 
     def hold(self) -> Hold:
-        self._holds.append(Hold())
-        return self._holds[-1]
+        hold = Hold()
+        self._holds.append(hold)
+        return hold
+
+    def turn(self, runs: int) -> CountingTurn:
+        turn = CountingTurn(runs)
+        self._holds.append(turn)
+        return turn
 
     def reached(self) -> bool:
         # All conditions share the batcher's lock. While it is held, no thread can be notified or counted twice.
@@ -155,12 +194,20 @@ class Standstill:
 
 
 class Gate:
-    """A served model whose engine records its runs and stops each one until the gate is opened."""
+    """A served model whose engine records its runs and stops each one until the gate is opened.
+
+    unpacking  where threads stop before they read the outputs; open unless a test replaces it
+    """
+
+    prefers_same_shape = False
 
     def __init__(self, engine: Engine, hold: Hold) -> None:
         self.engine = engine
         self.geometry = engine.card.geometry
         self.hold = hold
+        self.unpacking = Hold()
+        self.unpacking.open()
+        self.prepared: list[tuple[tuple[int, int], int]] = []
         self.batches: list[tuple[tuple[int, int], int]] = []
         self.levels: list[int] = []
         self.threads: list[int] = []
@@ -173,18 +220,43 @@ class Gate:
         self.hold.close()
 
     def engine_on(self, device: Device) -> Any:
-        self.devices.append(device)
-        return self
+        return GateOn(self, device)
 
-    def run(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
+    def images_to_take(self, canvas: tuple[int, int], ready: int, most: int) -> int:
+        return min(ready, most)
+
+    def prepare(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
+        self.prepared.append((canvases[0].size, len(canvases)))
+        return canvases, proposals_only, threads
+
+    def execute(self, prepared: Any) -> Any:
+        canvases, proposals_only, threads = prepared
         self.batches.append((canvases[0].size, len(canvases)))
         self.levels += [int(canvas.pixels[0, 0, 0]) for canvas in canvases]
         self.threads.append(threads)
         self.hold.stop_here()
         return self.engine.run(canvases, proposals_only)
 
+    def results(self, executed: Any) -> Any:
+        self.unpacking.stop_here()
+        return executed
+
     def probe(self) -> None:
         self.engine.probe()
+
+
+class GateOn:
+    """A gate as the engine on one device."""
+
+    def __init__(self, gate: Gate, device: Device) -> None:
+        self._gate, self._device = gate, device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._gate, name)
+
+    def prepare(self, *batch: Any) -> Any:
+        self._gate.devices.append(self._device)
+        return self._gate.prepare(*batch)
 
 
 class Failing(Gate):
@@ -195,10 +267,11 @@ class Failing(Gate):
         self.error, self.most = error, most
         self.open()
 
-    def run(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
+    def execute(self, prepared: Any) -> Any:
+        canvases, *_ = prepared
         if len(canvases) > self.most:
             raise self.error
-        return super().run(canvases, proposals_only, threads)
+        return super().execute(prepared)
 
 
 class Queue:
@@ -216,13 +289,16 @@ class Queue:
         cores: int = 4,
         memory: int = 2**40,
         heavy: int = 1,
+        lanes: int = 0,
     ) -> None:
         self.metrics = Metrics()
         self.fatal: list[str] = []
         self.devices = [
-            Device(CUDA if gpu else CPU, index, runs, 1 if gpu else cores, not gpu, 1, Budget(pixels, clock))
+            Device(CUDA if gpu else CPU, index, runs, 1 if gpu else cores, not gpu, 1, Budget(pixels, clock), lanes)
             for index in range(devices)
         ]
+        for device in self.devices:
+            device.turn = standstill.turn(runs)
         self._encode = encode
         self._standstill = standstill
         decoders = 2 * gpu
@@ -230,7 +306,7 @@ class Queue:
         self.batcher = Batcher(
             self.devices, decoders, heavy, 1_000_000, self.memory, self.metrics, self.fatal.append, clock
         )
-        standstill.threads += devices * runs + decoders + heavy
+        standstill.threads += devices * max(runs, lanes) + decoders + heavy
 
     def submit(
         self, model: Any, level: int, size: tuple[int, int] = WIDE, timeout: float = 1e6, **how: Any

@@ -25,6 +25,7 @@ from service.images import cost
 from service.images.cost import MIB
 from service.images.decode import ImageError
 from service.queue import batcher as batcher_module
+from service.queue.batch_choice import BatchChoice
 from service.queue.batcher import Batcher, DeadlinePassedError
 from service.queue.memory import MemoryBudget
 from service.queue.pace import Pace
@@ -72,6 +73,9 @@ class Checker:
         monkeypatch.setattr(batcher_module, "Lock", lambda: self.lock)
         monkeypatch.setattr(batcher_module, "TaskQueue", self.checked(TaskQueue, lambda _: True))
         monkeypatch.setattr(batcher_module, "Pace", self.checked(Pace, lambda _: True))
+        monkeypatch.setattr(
+            batcher_module, "BatchChoice", self.checked(BatchChoice, lambda name: name != "looks_ahead")
+        )
         monkeypatch.setattr(batcher_module, "Task", self.checked(Task, GUARDED_OF_A_TASK.__contains__))
 
     def note(self, kind: type, name: str) -> None:
@@ -127,22 +131,24 @@ class Moody:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.geometry = engine.card.geometry
-        self.probe = engine.probe
+        self.probe, self.prepare, self.results = engine.probe, engine.prepare, engine.results
+        self.images_to_take, self.prefers_same_shape = engine.images_to_take, engine.prefers_same_shape
         self.random = random.Random(5)
 
     def engine_on(self, device: Device) -> Any:
         return self
 
-    def run(self, canvases: list[Any], **how: Any) -> Any:
-        if len(canvases) > 1 and self.random.random() < 0.3:
+    def execute(self, prepared: Any) -> Any:
+        if self.random.random() < 0.2:
             raise MemoryError
-        return self.engine.run(canvases, **how)
+        return self.engine.execute(prepared)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_every_access_to_the_state_of_a_busy_batcher_holds_its_lock(plain, encode, monkeypatch, often, gpu):
     checker = Checker(monkeypatch)
-    places = [Device(CUDA if gpu else CPU, index, 2, 2, not gpu, 1, Budget(4 * 64 * 96)) for index in range(2)]
+    kind = CUDA if gpu else CPU
+    places = [Device(kind, index, 2, 2, not gpu, 1, Budget(4 * 64 * 96), lanes=2 + 2 * gpu) for index in range(2)]
     metrics = Metrics()
     # Images of 300 x 200 pixels are heavy, and the budget has room for one of them at a time.
     monkeypatch.setattr(cost, "LIGHT_BYTES", cost.FIXED_BYTES + MIB)

@@ -74,10 +74,10 @@ def mixtures(images: int, most: int) -> st.SearchStrategy[list[Asked]]:
     return st.lists(asked, min_size=2, max_size=most)
 
 
-def batcher(gpu: bool, devices: int, runs: int, pixels: int, fatal: list[str]) -> Batcher:
+def batcher(gpu: bool, devices: int, runs: int, pixels: int, fatal: list[str], lanes: int = 0) -> Batcher:
     """A batcher that adds the reasons why engines die to `fatal`. The event loop would only log an exception."""
     kind = CUDA if gpu else CPU
-    places = [Device(kind, index, runs, 1 if gpu else 2, not gpu, 1, Budget(pixels)) for index in range(devices)]
+    places = [Device(kind, index, runs, 1 if gpu else 2, not gpu, 1, Budget(pixels), lanes) for index in range(devices)]
     return Batcher(places, 2 * gpu, 1, 1_000_000, MemoryBudget(), Metrics(), fatal.append)
 
 
@@ -96,9 +96,10 @@ def answer_any_mixture(waiting: Batcher, alone: Alone, examples: int, most: int,
 
 
 @pytest.mark.parametrize(
-    ("gpu", "devices", "runs", "budget"), [(False, 1, 2, 4), (False, 2, 1, 100), (True, 1, 1, 100), (True, 2, 2, 3)]
+    ("gpu", "devices", "runs", "lanes", "budget"),
+    [(False, 1, 2, 2, 4), (False, 2, 1, 1, 100), (True, 1, 1, 2, 2), (True, 2, 2, 4, 3)],
 )
-def test_random_mixtures_get_the_same_results_as_each_image_alone(plain, encode, gpu, devices, runs, budget):
+def test_random_mixtures_get_the_same_results_as_each_image_alone(plain, encode, gpu, devices, runs, lanes, budget):
     sizes = [(96, 64), (64, 96), (200, 133), (30, 40), (96, 96), (500, 20)]
     uploads = [
         encode(Image.new("RGB", size, (level, level, level)))
@@ -108,7 +109,7 @@ def test_random_mixtures_get_the_same_results_as_each_image_alone(plain, encode,
     alone = Alone(plain(fails_on_white=True), [*uploads, white, b"hello", uploads[0][: len(uploads[0]) // 2]])
     assert sum(isinstance(expected, str) for expected in alone.expected.values()) == 4
     fatal: list[str] = []
-    waiting = batcher(gpu, devices, runs, budget * 64 * 96, fatal)
+    waiting = batcher(gpu, devices, runs, budget * 64 * 96, fatal, lanes)
 
     answer_any_mixture(waiting, alone, examples=1000, most=10, tolerance=0)
     assert fatal == []

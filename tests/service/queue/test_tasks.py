@@ -129,7 +129,7 @@ def test_removing_a_decoded_task_makes_room_for_another(tasks, task, waiter):
     assert tasks.ready_pixels == 4 * 6
     assert tasks.leave(ready, waits)
     assert tasks.ready_pixels == 0
-    assert tasks.first_key() is None
+    assert list(tasks.heads()) == []
 
 
 def test_a_task_whose_last_request_left_during_decoding_is_dropped_afterwards(tasks, task, waiter):
@@ -146,14 +146,13 @@ def test_a_task_whose_last_request_left_during_decoding_is_dropped_afterwards(ta
 # --- decoded tasks ---------------------------------------------------------------------------------------------------
 
 
-def test_the_key_whose_first_task_has_the_smallest_rank_comes_first(tasks, task, waiter):
-    for data, rank in ((b"a", 1), (b"b", 2), (b"c", 3)):
+def test_the_ready_tasks_are_known_by_key_with_their_number_and_the_first_rank(tasks, task, waiter):
+    for data, rank in ((b"b", 2), (b"a", 1), (b"c", 3)):
         tasks.join(task(data, rank), waiter())
-    decode_all(tasks, WIDE, TALL, WIDE)
-    assert dict(tasks.ready_counts()) == {key(WIDE): 2, key(TALL): 1}
-    assert tasks.first_key() == key(WIDE)
+    decode_all(tasks, WIDE, TALL, WIDE)  # a, b, c
+    assert set(tasks.heads()) == {(key(WIDE), 2, 1), (key(TALL), 1, 2)}
     assert tasks.take_ready(key(WIDE)).data == b"a"
-    assert tasks.first_key() == key(TALL)
+    assert set(tasks.heads()) == {(key(WIDE), 1, 3), (key(TALL), 1, 2)}
     assert tasks.take_ready(key(TALL)).data == b"b"
     assert tasks.take_ready(key(TALL)) is None
     assert tasks.ready_pixels == 4 * 6

@@ -19,6 +19,7 @@ from faster_rcnn.data.layouts.image_finder import ImageFinder
 from faster_rcnn.data.layouts.layout import Family, Layout
 from faster_rcnn.data.layouts.shapes_to_boxes import Box, box_around, ellipse_box, turned
 from faster_rcnn.data.layouts.tree import Tree
+from faster_rcnn.data.syntax_errors import xml_fault, xml_line
 
 _MOST_FILES = 50  # XML files in a folder; more are VOC's
 _NOT_BOXES = ("tag", "points", "skeleton", "track")
@@ -52,11 +53,12 @@ def _is_cvat(file: Path) -> bool:
 def _root(file: Path) -> etree._Element:
     """The outermost element, read without resolving entities, because the file may be hostile."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True)
+    data = file.read_bytes()
     try:
-        return etree.fromstring(file.read_bytes(), parser)
+        return etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None) or 1
-        raise ValueError(f"{file}:{line}: not XML, or incomplete; export it again from CVAT") from error
+        where, why = f"{file}:{xml_line(error)}", xml_fault(error, data)
+        raise ValueError(f"{where}: not XML: {why}; export it again from CVAT") from error
 
 
 def _read(tree: Tree, file: Path, split: str) -> ParsedSplit:

@@ -16,13 +16,14 @@ from typing import Any, TypeGuard
 from faster_rcnn.data.annotations import LONGEST_SIDE, AnnotatedImage, Annotation, ParsedSplit
 from faster_rcnn.data.faults import Fault
 from faster_rcnn.data.image_sizes import upright_size
-from faster_rcnn.data.json_lists import JSONList, decode_list
+from faster_rcnn.data.json_lists import JSONList, decode_list, read_text
 from faster_rcnn.data.layouts import split_names
 from faster_rcnn.data.layouts.image_finder import ImageFinder
 from faster_rcnn.data.layouts.json_kinds import LABEL_STUDIO, kind_of
 from faster_rcnn.data.layouts.layout import Family, Layout
 from faster_rcnn.data.layouts.shapes_to_boxes import Box, box_around, ellipse_box, turned
 from faster_rcnn.data.layouts.tree import Tree, is_image
+from faster_rcnn.data.syntax_errors import json_fault
 
 _MOST_FILES = 500
 _SHAPES = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
@@ -80,9 +81,9 @@ def _read(tree: Tree, file: Path) -> ParsedSplit:
 
 def _tasks(file: Path, faults: list[Fault], counts: _Counts) -> Iterator[_Task]:
     try:
-        elements: JSONList = decode_list(file.read_bytes().decode("utf-8-sig"))
+        elements: JSONList = decode_list(read_text(file))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not complete JSON; export it again from Label Studio") from error
+        raise ValueError(f"{file}: not JSON: {json_fault(error)}; export it again from Label Studio") from error
     for value, place in elements:
         where = f"{file}:{place}"
         image = _image_of(value) if isinstance(value, dict) else None
