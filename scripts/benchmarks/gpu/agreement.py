@@ -10,8 +10,16 @@ from benchmarks.gpu.engines import full_batch, open_engine
 from benchmarks.gpu.inputs import on_one_canvas, one_colour, photographs
 from benchmarks.gpu.outcome import Finding, Row
 from benchmarks.gpu.setup import EMBEDDED, Clock, Setup
-from faster_rcnn.graph.comparison import DETECTIONS, PROPOSALS, Boxes, Difference, Tolerance, compare
-from faster_rcnn.graph.verification import TO_ALONE, TO_PYTORCH
+from faster_rcnn.graph.comparison import (
+    DETECTIONS,
+    PROPOSALS,
+    TO_ALONE,
+    TO_PYTORCH,
+    Boxes,
+    Difference,
+    Tolerance,
+    compare,
+)
 from service.engine.engine import Engine, Result
 from service.engine.model import Precision
 from service.engine.providers import CPU
@@ -75,7 +83,9 @@ def _by_pytorch(folder: Path, canvases: Sequence[Canvas]) -> list[Result]:
         d, p = int(one.num_detections), int(one.num_proposals)
         boxes = [np.asarray(values) for values in (one.boxes, one.scores, one.labels, one.proposals, one.objectness)]
         shown = [values[: d if place < 3 else p] for place, values in enumerate(boxes)]
-        scale = np.array([canvas.width / canvas.pixels.shape[1], canvas.height / canvas.pixels.shape[0]] * 2, np.float32)
+        scale = np.array(
+            [canvas.width / canvas.pixels.shape[1], canvas.height / canvas.pixels.shape[0]] * 2, np.float32
+        )
         answers.append(Result(shown[0] * scale, shown[1], shown[2], shown[3] * scale, shown[4]))
     return answers
 
@@ -98,20 +108,24 @@ def _compare_all(
     for size in dict.fromkeys(canvas.size for canvas in canvases):
         places = [place for place, canvas in enumerate(canvases) if canvas.size == size]
         answers = engine.run([canvases[place] for place in places])
-        difference, boxes, equal = Difference(), 0, 0
+        difference, equal = Difference(), 0
         for place, answer in zip(places, answers, strict=True):
             equal += _equal(answer, expected[place])
             for kind in (DETECTIONS, PROPOSALS):
                 one, other = _boxes(answer, expected[place], kind), _boxes(expected[place], answer, kind)
                 difference = difference.plus(compare(one, other, tolerance))
-                boxes += len(one.boxes)
         what = f"{_name(engine)} {precision}, N = {len(places)} on {size[0]}×{size[1]}"
-        if difference.unmatched > tolerance.unmatched * boxes:
+        if difference.unmatched > tolerance.unmatched * difference.boxes:
             found.faults.append(
-                f"{what}: {difference.unmatched} of {boxes} boxes differ from {reference} by more than "
+                f"{what}: {difference.unmatched} of {difference.boxes} boxes differ from {reference} by more than "
                 f"{tolerance.box:g} pixels or {tolerance.score:g} of score; the worst by {difference.missed_by:.3g} pixels"
             )
-        found.figures[what] = {"unmatched": difference.unmatched, "boxes": boxes, "equal": equal, "images": len(places)}
+        found.figures[what] = {
+            "unmatched": difference.unmatched,
+            "boxes": difference.boxes,
+            "equal": equal,
+            "images": len(places),
+        }
         row = Row(_name(engine), precision, f"against {reference}", len(places), size)
         found.rows.append(replace(row, unmatched=difference.unmatched, equal=equal / len(places)))
 

@@ -76,7 +76,7 @@ def _check_how_it_is_opened(setup: Setup, rates: dict[bool, float], found: Findi
 
 
 def convolution(weight: np.ndarray) -> bytes:
-    """y = a 3×3 convolution of x [N, C, h, w] with padding 1, in the type of `weight` [C, C, 3, 3]."""
+    """Y = a 3×3 convolution of x [N, C, h, w] with padding 1, in the type of `weight` [C, C, 3, 3]."""
     kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
     node = helper.make_node("Conv", ["x", "weight"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
     x, y = (helper.make_tensor_value_info(name, kind, ["N", len(weight), "h", "w"]) for name in "xy")
@@ -108,5 +108,3 @@ def _on_device(values: np.ndarray, provider: str) -> object:
 
 def _name(provider: str) -> str:
     return "cpu" if provider == CPU else "cuda"
-
-

@@ -40,9 +40,13 @@ CHECKS = (
     Check("C6", "float32 convolution", "error below 1e-5 without TF32", "arithmetic", "exactness", 10),
     Check("C7", "float16 convolution", "at most 1.1 times its fastest time", "arithmetic", "half_precision", 15),
     Check("C8", "changes of shape", "at most 1.2 times one shape", "shape_changes", "shape_changes", 30, fresh=True),
-    Check("C5", "batch against alone", "unmatched: 0 of ours, 0.2 %", "agreement", "batch_against_alone", 70, fresh=True),
+    Check(
+        "C5", "batch against alone", "unmatched: 0 of ours, 0.2 %", "agreement", "batch_against_alone", 70, fresh=True
+    ),
     Check("C4", "against PyTorch", "unmatched: 0 of ours, 0.5 %", "agreement", "against_pytorch", 50),
-    Check("C10", "against torchvision", "fp32 1.2 ×, fp16 2.5 × eager", "rivals", "against_torchvision", 110, aside=False),
+    Check(
+        "C10", "against torchvision", "fp32 1.2 ×, fp16 2.5 × eager", "rivals", "against_torchvision", 110, aside=False
+    ),
     Check("C15", "service, 64 clients", "no failure, GPU busy 85 %", "serving", "serving", 90, aside=False),
     Check("C9", "time by stage", "NMS at most 15 % of a run", "stage_times", "stage_times", 80, aside=False),
     Check("C12", "flat memory", "second 300 sizes add at most 1 %", "memory", "flat_memory", 40, fresh=True),

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.gpu.setup import Setup
 from service.engine.devices import BATCH_PIXELS
 from service.engine.engine import Engine
+from service.engine.ladder import MOST_IMAGES
 from service.engine.model import Precision
 from service.engine.options import EngineOptions
 from service.engine.providers import CUDA
@@ -45,7 +46,7 @@ def batch_pixels(setup: Setup, canvases: Sequence[tuple[int, int]]) -> int:
 
 def full_batch(setup: Setup, engine: Engine, canvas: tuple[int, int]) -> int:
     """The most images in a batch on a canvas."""
-    return max(1, batch_pixels(setup, engine.card.canvases) // math.prod(canvas))
+    return max(1, min(MOST_IMAGES, batch_pixels(setup, engine.card.canvases) // math.prod(canvas)))
 
 
 def median_seconds(call: Callable[[], object], runs: int) -> float:

@@ -92,7 +92,9 @@ def _end_of_container(library: bytes | bytearray, place: int) -> int | None:
 def _entries(library: bytes | bytearray, place: int, end: int) -> Iterator[Entry]:
     while place < end:
         if place + _ENTRY.size > end:
-            raise ValueError(f"a container of machine code is damaged at byte {place}: {end - place} bytes are left over")
+            raise ValueError(
+                f"a container of machine code is damaged at byte {place}: {end - place} bytes are left over"
+            )
         kind, _, header, size, architecture = _ENTRY.unpack_from(library, place)
         begin = place + header
         if kind not in KINDS or not _ENTRY.size <= header <= MOST_HEADER or begin + size > end:

@@ -26,6 +26,7 @@ def shape_changes(setup: Setup, clock: Clock) -> Finding:
         pairs["two batch sizes"] = (full, full[:-1])
     allowed = DEARER_ON_CPU if setup.rehearsal else DEARER
     found = Finding(figures={"shapes": f"{most} images on {first[0]}×{first[1]} and {second[0]}×{second[1]}"})
+    found.expect(engine.fixes_shapes, "the engine fell back to sessions of any shape; the log says why")
     for name, pair in pairs.items():
         dearer = _dearer(engine, pair, setup.times(20, 3), clock)
         found.figures[f"{name}, in turns against steady"] = dearer
