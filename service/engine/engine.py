@@ -132,14 +132,6 @@ class Engine:
         """
         return self._fixed.images_to_take(canvas, ready, most) if self._fixed else min(ready, most)
 
-    @property
-    def prefers_same_shape(self) -> bool:
-        """Whether a run is slow if its canvas or its number of images differs from the run before.
-
-        cuDNN then prepares every convolution again. Sessions with fixed shapes are prepared once.
-        """
-        return self.provider == CUDA and isinstance(self._sessions, DynamicSessions)
-
     def prepare(self, canvases: Sequence[Canvas], proposals_only: bool = False, threads: int = 1) -> Prepared:
         """Copies the images into one array. Any thread may do this, also while another batch runs.
 
