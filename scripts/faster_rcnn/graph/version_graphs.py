@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faster_rcnn.detector.graph_form import Form
 from faster_rcnn.graph.comparison import Disagreement
 from faster_rcnn.graph.export import Provider, export_onnx
 from faster_rcnn.graph.exportable import Exportable
@@ -42,21 +43,23 @@ class GraphOptions:
 class OtherGraph:
     """A graph beside `model.onnx`.
 
-    name: in the card, by which the service chooses it;  file: in the folder of the version.
+    name: in the card, by which the service chooses it;  file: in the folder of the version;  form: of the graph, see
+    `detector/graph_form.py`.
     """
 
     name: str
     file: str
     precision: Precision
+    form: Form
 
 
 def others_for(options: GraphOptions) -> list[OtherGraph]:
     """The other graphs of a version."""
     if options.provider == "cpu":
         return []
-    others = [OtherGraph("cuda", "model.cuda.onnx", options.precision)]
+    others = [OtherGraph("cuda", "model.cuda.onnx", options.precision, "cuda")]
     if options.cuda_fp16:
-        others.append(OtherGraph("cuda-fp16", "model.cuda.fp16.onnx", "fp16"))
+        others.append(OtherGraph("cuda-fp16", "model.cuda.fp16.onnx", "fp16", "cuda"))
     return others
 
 
@@ -78,7 +81,7 @@ def write_graphs(folder: Path, detector: Exportable, verifier: Verifier, options
 def write_other(folder: Path, detector: Exportable, verifier: Verifier, other: OtherGraph) -> dict[str, Any]:
     """Writes one graph beside the `model.onnx` in `folder`, verifies it, and returns its entry in the card."""
     path = folder / other.file
-    export_onnx(detector, path, other.precision)
+    export_onnx(detector, path, other.precision, form=other.form)
     verified = _verified(path, verifier, other.precision, "any", runs_on_cuda=True)
     share_weights(path, folder / PORTABLE)
     return {"file": other.file, "precision": other.precision} | _described(path) | verified
