@@ -153,7 +153,8 @@ def open_session(
     providers = [(CUDA, cuda_options), CPU] if provider == CUDA else [CPU]
     try:
         with _as_file(graph) as path:
-            return onnxruntime.InferenceSession(path, options, providers=providers)
+            # with ONNX Runtime's fallback, a run that fails on CUDA would silently open the graph again on the CPU
+            return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         log.warning("ONNX Runtime cannot load a graph: %s", str(error).splitlines()[0])
         raise ValueError("ONNX Runtime cannot load it; the log has its message, so export the graph again") from error
