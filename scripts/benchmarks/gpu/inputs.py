@@ -18,7 +18,7 @@ def photographs(geometry: Geometry, count: int) -> list[Canvas]:
     return [decode(jpeg(image, SIZES[number % len(SIZES)]), geometry) for number in range(count)]
 
 
-def on_one_canvas(geometry: Geometry, size: tuple[int, int], count: int, seed: int = 0) -> list[Canvas]:
+def on_one_canvas(size: tuple[int, int], count: int, seed: int = 0) -> list[Canvas]:
     """`count` different images that fill a canvas of H × W: the example, shifted, with a little noise."""
     height, width = size
     pixels = np.asarray(open_rgb(EXAMPLE).resize((width, height)))
@@ -45,6 +45,6 @@ def of_random_sizes(geometry: Geometry, count: int, seed: int) -> list[Canvas]:
     return [decode(jpeg(image, size), geometry) for size in sizes]
 
 
-def usual_canvas(geometry: Geometry) -> tuple[int, int]:
-    """The canvas of a photograph of 4:3 in landscape."""
-    return photographs(geometry, 1)[0].size
+def largest(geometry: Geometry) -> tuple[int, int]:
+    """The largest canvas, and of two the wide one."""
+    return max(geometry.canvases, key=lambda size: (size[0] * size[1], size[1]))

@@ -18,6 +18,7 @@ from service.engine.engine import Engine
 SIZES = 300  # random sizes in each half
 GROWTH = 1.01
 GROWTH_ON_CPU = 1.05  # of the process, which also holds the images
+GPU_MEMORY = "10GB"  # so that large cards run out of it too
 TOO_MUCH = 50  # times the usual budget of a batch
 OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate|bad_alloc|ALLOC", re.IGNORECASE)
 
@@ -26,12 +27,12 @@ def flat_memory(setup: Setup, clock: Clock) -> Finding:
     """C12: memory after loading, after the largest batches, after 300 random sizes, and after 600."""
     device, pids = Device(setup.provider), [os.getpid()]
     folders = [setup.torchvision, *EMBEDDED[: setup.times(2, 0)]]
-    found = Finding(figures={"before": device.memory(pids)})
+    found = Finding()
     engines = [open_engine(setup, folder) for folder in folders]
     found.figures["loaded and warmed up"] = device.memory(pids)
     for engine in engines:
         for canvas in engine.geometry.canvases:
-            engine.run(on_one_canvas(engine.geometry, canvas, full_batch(setup, engine, canvas)))
+            engine.run(on_one_canvas(canvas, full_batch(setup, engine, canvas)))
     found.figures["after the largest batches"] = device.memory(pids)
     after: list[int] = []
     for half in range(2):
@@ -63,7 +64,14 @@ def out_of_memory(setup: Setup, clock: Clock) -> Finding:
     card = setup.load(setup.torchvision).card
     budget = TOO_MUCH * batch_pixels(setup, card.canvases)
     clients = setup.times(256, 16)
-    settings = {"BATCH_PIXELS": str(budget), "MAX_IN_FLIGHT": "512", "REQUEST_TIMEOUT": "120", **environment()}
+    settings = {
+        "BATCH_PIXELS": str(budget),
+        "GPU_MEMORY": GPU_MEMORY,
+        "FIXED_SHAPES": "false",
+        "MAX_IN_FLIGHT": "512",
+        "REQUEST_TIMEOUT": "120",
+        **environment(),
+    }
     images = of_one_image(EXAMPLE)[:1]
     generator = Generator()
     try:
@@ -72,7 +80,9 @@ def out_of_memory(setup: Setup, clock: Clock) -> Finding:
         ) as service:
             if setup.rehearsal:
                 service.process.send_signal(signal.SIGUSR1)
-            load = generator.closed(Target(service.url, images), clients, min(setup.times(15, 1), clock.left()))
+            load = generator.closed(
+                Target(service.url, images), clients, min(setup.times(15, 1), max(5.0, clock.left()))
+            )
             alone = generator.closed(Target(service.url, images), 1, 0.2)
             root = service.url.removesuffix("/detect")
             lowered = _metric(servers.get(f"{root}/metrics")[1].decode(), "detector_batch_budget_pixels")

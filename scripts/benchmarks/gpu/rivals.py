@@ -13,7 +13,7 @@ from benchmarks.comparison import Entry, Measured, compare
 from benchmarks.contenders import Contender, Found, Turn, torchvision_contender
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.engines import batch_pixels, full_batch, open_engine
-from benchmarks.gpu.inputs import on_one_canvas, usual_canvas
+from benchmarks.gpu.inputs import largest, on_one_canvas
 from benchmarks.gpu.outcome import Finding, Row
 from benchmarks.gpu.setup import Clock, Setup
 from service.engine.cores import usable_cores
@@ -34,8 +34,8 @@ def against_torchvision(setup: Setup, clock: Clock) -> Finding:
 
     device = Device(setup.provider)
     card = setup.load(setup.torchvision).card
-    canvas = usual_canvas(card.geometry)
-    pixels = on_one_canvas(card.geometry, canvas, 1)[0].pixels
+    canvas = largest(card.geometry)
+    pixels = on_one_canvas(canvas, 1)[0].pixels
     with tempfile.TemporaryDirectory() as place:
         saved = Path(place) / "model.pt"
         _save(load(setup.torchvision), saved)
@@ -43,8 +43,7 @@ def against_torchvision(setup: Setup, clock: Clock) -> Finding:
         entries = [Entry(EAGER, theirs), Entry(OURS["strict"], partial(engine_contender, setup, "strict", canvas))]
         if not setup.rehearsal:
             entries.insert(1, Entry(AUTOCAST, partial(theirs, how="autocast")))
-            for precision in ("tf32", "fp16"):
-                entries.append(Entry(OURS[precision], partial(engine_contender, setup, precision, canvas)))
+            entries += [Entry(OURS[one], partial(engine_contender, setup, one, canvas)) for one in ("tf32", "fp16")]
             if clock.left() > 2 * COMPILING:
                 entries.append(Entry(COMPILED, partial(theirs, how="compile"), patience=COMPILING))
         full = max(1, batch_pixels(setup, card.canvases) // (canvas[0] * canvas[1]))
@@ -80,11 +79,11 @@ def _judge(setup: Setup, device: Device, results: list[Measured], found: Finding
 
 def engine_contender(setup: Setup, precision: Precision, canvas: tuple[int, int]) -> Contender:
     """Our engine on N images of one canvas, in as many runs as its batches need."""
-    engine = open_engine(setup, setup.torchvision, precision)
+    engine = open_engine(setup, setup.torchvision, precision, few=True)
     most = full_batch(setup, engine, canvas)
 
     def turn(n: int, at_least: float) -> Turn:
-        images = on_one_canvas(engine.geometry, canvas, n)
+        images = on_one_canvas(canvas, n)
         seconds: list[float] = []
         while not seconds or sum(seconds) < at_least:
             began = time.perf_counter()

@@ -45,8 +45,6 @@ def _run(check: Check, setup: Setup, share: float, most: float, aside: "_Aside")
             return check.run(setup, share)
         except Exception as error:
             return Finding([one_line(error)])
-    if check.fresh:
-        aside.close()
     return aside.run(check, share, most)
 
 

@@ -1,4 +1,4 @@
-"""C15: the whole service under load: a real server, clients that send images of mixed sizes, and how busy the GPU is."""
+"""C15: the whole service under load: a real server, clients that send images of mixed sizes, a busy GPU."""
 
 import time
 from pathlib import Path

@@ -21,7 +21,7 @@ import onnxruntime
 
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.engines import batch_pixels, median_seconds
-from benchmarks.gpu.inputs import on_one_canvas, usual_canvas
+from benchmarks.gpu.inputs import largest, on_one_canvas
 from benchmarks.gpu.outcome import Finding, Row
 from benchmarks.gpu.setup import Clock, Setup
 from benchmarks.workers import Failed, Worker
@@ -92,7 +92,7 @@ def _arrangements(setup: Setup) -> Iterator[Arrangement]:
         plain, others = plain[-1:], []
     for folder in dict.fromkeys((setup.torchvision, setup.small)):
         card = setup.load(folder).card
-        canvas = usual_canvas(card.geometry)
+        canvas = largest(card.geometry)
         full = max(1, batch_pixels(setup, card.canvases) // (canvas[0] * canvas[1]))
         batches = dict.fromkeys((full, min(8, full), 1))
         for n in batches:
@@ -125,7 +125,7 @@ def _timed(setup: Setup) -> Any:
 
     def measure(one: Arrangement) -> Row:
         before = device.memory([os.getpid()])
-        session, feed = _session(setup, one), _feed(setup, one)
+        session, feed = _session(setup, one), _feed(one)
         seconds = median_seconds(lambda: session.run(None, feed), setup.times(15, 3))
         card = setup.load(one.folder).card
         used = max(0, device.memory([os.getpid()]) - before)
@@ -138,7 +138,7 @@ def _timed(setup: Setup) -> Any:
 def _profiled(setup: Setup) -> Any:
     def measure(one: Arrangement) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as place:
-            session, feed = _session(setup, one, Path(place) / "profile"), _feed(setup, one)
+            session, feed = _session(setup, one, Path(place) / "profile"), _feed(one)
             for _ in range(3):
                 session.run(None, feed)
             return shares(json.loads(Path(session.end_profiling()).read_text()))
@@ -173,8 +173,8 @@ def _session(setup: Setup, one: Arrangement, profile: Path | None = None) -> onn
     return session
 
 
-def _feed(setup: Setup, one: Arrangement) -> dict[str, np.ndarray]:
-    canvases = on_one_canvas(setup.load(one.folder).card.geometry, one.canvas, one.n)
+def _feed(one: Arrangement) -> dict[str, np.ndarray]:
+    canvases = on_one_canvas(one.canvas, one.n)
     return {
         "images": np.stack([canvas.pixels for canvas in canvases]),
         "sizes": np.array([one.canvas] * one.n, np.int64),

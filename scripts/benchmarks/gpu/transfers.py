@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.gpu.engines import full_batch, open_engine
-from benchmarks.gpu.inputs import on_one_canvas, usual_canvas
+from benchmarks.gpu.inputs import largest, on_one_canvas
 from benchmarks.gpu.outcome import Finding
 from benchmarks.gpu.setup import Clock, Setup
 from service.engine.engine import Engine, Result
@@ -16,9 +16,9 @@ LANES = (1, 2)
 
 def transfers(setup: Setup, clock: Clock) -> Finding:
     """Images per second with one thread and with two, and the time of each part of a run. Recorded, not judged."""
-    engine = open_engine(setup, setup.torchvision, "fp16")
-    canvas = usual_canvas(engine.geometry)
-    batch = on_one_canvas(engine.geometry, canvas, full_batch(setup, engine, canvas))
+    engine = open_engine(setup, setup.torchvision, "fp16", few=True)
+    canvas = largest(engine.geometry)
+    batch = on_one_canvas(canvas, full_batch(setup, engine, canvas))
     found = Finding(figures=_parts(engine, batch, setup.times(20, 3)))
     expected = engine.run(batch)
     runs = setup.times(60, 4)

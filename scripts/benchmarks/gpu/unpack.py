@@ -4,8 +4,8 @@
     python3 unpack.py --pieces /tmp/pieces --into /tmp/checks
     python3 unpack.py -- --only C1 C8 --out measured    words after -- go to `faster-rcnn benchmark gpu`
 
-`faster-rcnn benchmark gpu --pack` writes the package, this file included. It needs nothing but Python's own library, and
-the machine needs torch and torchvision for CUDA 13, onnx and numpy.
+`faster-rcnn benchmark gpu --pack` writes the package, this file included. It needs nothing but Python's own library.
+The checks need torch and torchvision for CUDA 13, onnx and numpy.
 """
 
 import argparse
