@@ -55,16 +55,16 @@ def pack(folder: Path, architecture: int, models: Path | None) -> None:
         for rehearsal in (True, False):
             prepare_models(models, rehearsal)
         site = Path(place) / "site"
-        _install(site, _closure((PROJECT, *MORE)))
+        _install(site, closure((PROJECT, *MORE)))
         zeroed = thin_provider(site / PROVIDER, architecture)
         for name in LEFT_OUT:
             (site / name).unlink(missing_ok=True)
         print(f"{zeroed / 1e6:.0f} MB of code for other architectures removed; compressing …", file=sys.stderr)
-        with Pieces(folder) as pieces, _archive(pieces) as archive:
-            archive.add(site, "site", filter=_without_cache)
+        with Pieces(folder) as pieces, archived(pieces) as archive:
+            archive.add(site, "site", filter=without_cache)
             archive.add(models, "models")
             for name in SOURCES:
-                archive.add(ROOT / name, f"project/{name}", filter=_without_cache)
+                archive.add(ROOT / name, f"project/{name}", filter=without_cache)
     manifest = {"architecture": architecture, "python": PYTHON, "pieces": pieces.written}
     (folder / unpack.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     shutil.copy(unpack.__file__, folder / "unpack.py")
@@ -84,7 +84,7 @@ def thin_provider(library: Path, architecture: int) -> int:
     return thinned.zeroed.total()
 
 
-def _closure(names: Iterable[str]) -> list[str]:
+def closure(names: Iterable[str]) -> list[str]:
     """The installed versions of these distributions and of all that they need, without those in PRESENT."""
     found: dict[str, str] = {}
     waiting = [canonicalize_name(name) for name in names]
@@ -117,7 +117,7 @@ def _install(site: Path, requirements: list[str]) -> None:
         raise Failed(f"pip cannot fetch the wheels: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
 
-def _without_cache(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def without_cache(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if "__pycache__" in member.name else member
 
 
@@ -156,7 +156,7 @@ class Pieces(io.RawIOBase):
 
 
 @contextmanager
-def _archive(file: io.RawIOBase) -> Iterator[tarfile.TarFile]:
+def archived(file: io.RawIOBase) -> Iterator[tarfile.TarFile]:
     """A tar archive, compressed by xz, that is written to `file` while the context lasts."""
     with lzma.open(cast(IO[bytes], file), "wb", preset=PRESET) as xz, tarfile.open(fileobj=xz, mode="w|") as archive:
         yield archive

@@ -1,6 +1,7 @@
 """C2 and C3: where the provider computes each node, what it copies to the host, and which kernels it lists."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -40,9 +41,21 @@ def placement(setup: Setup, clock: Clock) -> Finding:
 
 def copied_features(optimised: onnx.ModelProto) -> list[str]:
     """Names of the tensors that the provider copies to the host, without those of rank 0 and 1, which are shapes."""
-    ranks = {one.name: len(one.type.tensor_type.shape.dim) for one in optimised.graph.value_info}
-    copied = [node.input[0] for node in optimised.graph.node if node.op_type == TO_HOST]
-    return [name for name in copied if ranks.get(name, 2) > 1]
+    found = []
+    for graph in _graphs(optimised.graph):
+        ranks = {one.name: len(one.type.tensor_type.shape.dim) for one in graph.value_info}
+        copied = [node.input[0] for node in graph.node if node.op_type == TO_HOST]
+        found += [name for name in copied if ranks.get(name, 2) > 1]
+    return found
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and those inside its loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
 
 
 def kernels(setup: Setup, clock: Clock) -> Finding:
