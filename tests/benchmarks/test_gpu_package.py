@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import packing, unpack
-from benchmarks.gpu.fatbin import MAGIC
 from benchmarks.workers import Failed
+from service.engine.gpu_code import MAGIC
 
 ROOT = Path(__file__).parents[2]
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -25,9 +25,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks.gpu import unpack
-from benchmarks.gpu.fatbin import thin
 from benchmarks.gpu.measure_gpu import prepare_models
 from benchmarks.gpu.setup import ROOT
+from benchmarks.gpu.thinning import thin
 from benchmarks.workers import Failed
 
 PYTHON = "3.12"
