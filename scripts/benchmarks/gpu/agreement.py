@@ -60,13 +60,16 @@ def batch_against_alone(setup: Setup, clock: Clock) -> Finding:
         engine = open_engine(setup, folder)
         tolerance = _allowed(TO_ALONE["fp32"], folder == setup.torchvision)
         for canvas in engine.geometry.canvases[: setup.times(256, 2)]:
+            if clock.over():
+                found.faults.append(f"{_name(engine)}: there was no time for the canvases from {canvas} on")
+                return found
             images = [one_colour(canvas), *on_one_canvas(canvas, max(BATCHES) - 1)]
             alone = [engine.run([image])[0] for image in images]
-            for n in [n for n in BATCHES if n <= full_batch(setup, engine, canvas)]:
+            full = min(max(BATCHES), full_batch(setup, engine, canvas))
+            for n in sorted({*BATCHES, full}):
+                if n > full:
+                    break
                 _compare_all(found, engine, images[:n], alone[:n], tolerance, "each image alone", "strict")
-            if clock.over():
-                found.faults.append(f"{_name(engine)}: there was no time for the canvases after {canvas}")
-                return found
     found.rows = _worst(found.rows)
     return found
 

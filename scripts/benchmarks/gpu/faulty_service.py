@@ -18,7 +18,7 @@ from typing import Any
 import onnxruntime
 
 from service import __main__
-from service.engine.providers import CUDA, pick_provider
+from service.engine.providers import cuda_devices
 
 DEAD, MEMORY = "dead", "memory"
 MOST = 2  # images
@@ -51,7 +51,7 @@ def _run_out_of_memory() -> None:
 
 
 def _break() -> None:
-    if pick_provider() == CUDA:
+    if cuda_devices():
         break_context()
     else:
         _instead_of_run(lambda _: BROKEN)
