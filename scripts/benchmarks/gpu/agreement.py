@@ -26,6 +26,9 @@ from service.engine.providers import CPU
 from service.images.fit import Canvas, to_original
 
 BATCHES = (1, 2, 3, 8)
+# Random weights rank many boxes nearly alike, so rounding to float16 changes which of them are found: one in ten when
+# PyTorch's features were rounded alike. Only worse is a fault; `export` compares trained models more strictly.
+HALF = replace(TO_PYTORCH["fp16"], unmatched=0.5)
 
 
 def against_pytorch(setup: Setup, clock: Clock) -> Finding:
@@ -41,7 +44,7 @@ def against_pytorch(setup: Setup, clock: Clock) -> Finding:
     if setup.load(setup.torchvision).precision_for(setup.provider, "fp16") == "fp16":
         half = open_engine(setup, setup.torchvision, "fp16", few=True)
         images = photographs(half.geometry, len(images))  # of the same pixels, on the canvases of this engine
-        _compare_all(found, half, images, expected, TO_PYTORCH["fp16"], "PyTorch", "fp16")
+        _compare_all(found, half, images, expected, HALF, "PyTorch", "fp16")
     for folder in [setup.torchvision] if setup.rehearsal else EMBEDDED:
         if clock.over():
             found.faults.append(f"there was no time for {folder.parent.name}")

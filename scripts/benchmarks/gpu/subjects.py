@@ -19,7 +19,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from benchmarks.gpu.setup import TINY
+from benchmarks.gpu.setup import EXAMPLE, TINY
+from benchmarks.images import open_rgb
 from benchmarks.preparation import take_statistics
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 SEED = 0
 WEIGHTS = "weights.npz"
 # The standard deviation of each predicting layer's outputs.
-SPREAD = {"rpn.head.cls_logits": 3.0, "rpn.head.bbox_pred": 0.3}
-HEAD_SPREAD = {"roi_heads.box_predictor.cls_score": 3.0, "roi_heads.box_predictor.bbox_pred": 1.0}
+SPREAD = {"rpn.head.cls_logits": 1.0, "rpn.head.bbox_pred": 0.1}
+HEAD_SPREAD = {"roi_heads.box_predictor.cls_score": 2.0, "roi_heads.box_predictor.bbox_pred": 0.5}
 
 
 def prepare(models: Path, builder: str) -> Path:
@@ -140,11 +141,16 @@ def calibrated(model: FasterRCNN) -> FasterRCNN:
             layer.weight.copy_((2 * coins - 1) * size)
             if layer.bias is not None:
                 layer.bias.zero_()
-    image = torch.rand(3, model.transform.min_size[0], model.transform.max_size, generator=draw)
+    image = _photograph()
     take_statistics(model, [image])
     for spread in (SPREAD, HEAD_SPREAD):  # the head's regions depend on what the RPN predicts
         _spread(model, image, spread)
     return model
+
+
+def _photograph() -> Tensor:
+    """The example image, float32 [3, h, w]. Noise would have other statistics than the images of the checks."""
+    return torch.from_numpy(np.array(open_rgb(EXAMPLE))).permute(2, 0, 1).float() / 255
 
 
 def _spread(model: FasterRCNN, image: Tensor, wanted: dict[str, float]) -> None:
