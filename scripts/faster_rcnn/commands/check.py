@@ -35,6 +35,7 @@ from faster_rcnn.data.faults import Fault, stopping
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.layouts.split_names import TRAIN
 from faster_rcnn.data.sources import open_folder, splits_of
+from faster_rcnn.data.white import white_found_by_check
 
 # torch is imported once the annotations are read, so that the memory that reading them takes is free again.
 
@@ -139,6 +140,7 @@ def _check_splits(
     printed: set[str] = set()
     stop: list[Fault] = []
     labels: tuple[str, ...] | None = None  # of the training split
+    white: int | None = None  # of the training split
     for split in sorted(splits, key=lambda name: name != TRAIN):
         print(f"== {split}")
         dataset, faults = check_split(data, split, skip, arguments, seen)
@@ -154,7 +156,8 @@ def _check_splits(
         again = f" ({len(faults) - len(new)} of them printed above)" if len(new) < len(faults) else ""
         print(f"faults: {summary(faults)}{again}")
         if dataset is not None and len(dataset):
-            print(describe(dataset))
+            print(describe(dataset, white))
+            white = white_found_by_check(dataset) if split == TRAIN else white
             print(about_detector(dataset, detector))
             if writer is not None:
                 writer.add(dataset)

@@ -20,7 +20,9 @@ _JSON = {
 _ERRORS = etree.ErrorTypes
 _NOT_ESCAPED = "& or < stands in a text; write &amp; or &lt;"
 _NOT_FINISHED = "the file ends inside an element, so it is cut short"
-_WRONG_BYTES = "a character is not allowed, or is not in the encoding that the file declares (UTF-8 if it declares none)"
+_WRONG_BYTES = (
+    "a character is not allowed, or is not in the encoding that the file declares (UTF-8 if it declares none)"
+)
 _XML = {
     _ERRORS.ERR_TAG_NAME_MISMATCH: "an element is closed under another name",
     _ERRORS.ERR_TAG_NOT_FINISHED: _NOT_FINISHED,
