@@ -28,8 +28,9 @@ class Fault:
 
 
 def printable(text: str) -> str:
-    """`text` on one line: line breaks and characters that cannot be printed become escapes, and files from a zip file
-    are named by it.
+    """`text` on one line: line breaks and characters that cannot be printed become escapes.
+
+    Files that were unpacked from a zip file are named by it.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown(text))
 

@@ -1,4 +1,4 @@
-"""How messages name files that were unpacked from a zip file: `data.zip/dir/file` instead of their place in the cache."""
+"""How messages name files from a zip file: `data.zip/dir/file` instead of their place in the cache."""
 
 from pathlib import Path
 

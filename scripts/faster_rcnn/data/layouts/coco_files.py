@@ -26,6 +26,7 @@ def find(tree: Tree) -> Layout | None:
     for folder in tree.folders("annotations"):
         names = [name for name in tree.by_folder[folder] if name.lower().endswith(".json")]
         of_boxes = [name for name in names if not describes_no_boxes(name[:-5])]
+        of_boxes = [name for name in of_boxes if kind_of(tree.root / folder / name) in (COCO, None)]  # None: a fault
         if of_boxes:
             files = {name[:-5].removeprefix("instances_"): f"{folder}/{name}" for name in of_boxes}
             return _layout(tree, "COCO (annotations/<split>.json)", files)

@@ -128,7 +128,7 @@ def _elsewhere(tree: Tree, families: list[Family]) -> str:
     if archives := [name for name in tree.files() if name.lower().endswith((".zip", *_ARCHIVES))]:
         return f"it holds {short(archives[0])}; name a zip file itself, and unpack other archives"
     if tree.images:
-        return f"it holds images ({len(tree.images)} in total) without annotations"
+        return f"it holds {len(tree.images)} image{'s' * (len(tree.images) > 1)} without annotations"
     return ""
 
 

@@ -150,6 +150,7 @@ def test_key_points_are_not_corners(tmp_path: Path) -> None:
     ("line", "complaint"),
     [
         ("0 0.5 0.5 0.5", "it has 4 numbers, not 5 of a box"),
+        ("0 0.5 0.5 0.5 0.5 0.9", "it has 6 numbers, .*; a sixth number may be a confidence"),
         ("0 0.5 0.5 0.5 0.25 0.9", "it has 6 numbers"),
         ("0 20 40 20 20", "has a number outside 0 to 1; give shares of the image, not pixels"),
         ("0 0.5 0.5 -0.5 0.25", "outside 0 to 1"),
