@@ -182,6 +182,7 @@ def test_the_first_of_several_pages_is_used_with_a_warning(format):
 
 def test_an_image_that_is_not_alone_in_its_file_is_not_called_damaged():
     words = str(DamagedImageError(("further_pages",)))
+    assert "Send each of them as an image of its own. Without strict=true" in words
     assert words.startswith("it has more than one image: the file has several pages, images or frames")
     assert image_warnings(("further_pages",))[0]["detail"].startswith("The image is one of several: the file has")
     assert str(DamagedImageError(("further_pages", "missing_end"))).startswith("it is damaged or incomplete: the file")
