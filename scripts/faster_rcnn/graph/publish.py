@@ -87,7 +87,7 @@ def publish(
     """
     detector = exportable(detector)
     names = _checked_labels(detector, labels)
-    _check_place(name, version)
+    check_place(name, version)
     final = store / name / str(version)
     if final.exists():
         raise FileExistsError(f"{final} already exists; choose another --version")
@@ -140,7 +140,8 @@ def _checked_labels(detector: Exportable, labels: Sequence[str] | None) -> list[
     return list(distinct(labels, "labels"))
 
 
-def _check_place(name: str, version: int) -> None:
+def check_place(name: str, version: int) -> None:
+    """Raises ValueError if the service would not find a version in the store under this name and number."""
     if not re.fullmatch(NAME, name) or version < 0:
         raise ValueError(
             f"the service accepts no model {name!r} of version {version}; a name begins with a letter or digit and "

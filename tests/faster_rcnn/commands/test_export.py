@@ -73,6 +73,10 @@ def test_a_model_needs_a_name(run: Callable[..., Done]) -> None:
     assert "--name is missing; choose the model's name in the store" in run("export", "runs/x").refusal
 
 
+def test_a_name_that_the_service_would_not_find_is_refused_before_anything_is_read(run: Callable[..., Done]) -> None:
+    assert "the service accepts no model 'a b'" in run("export", "nosuch-run", "--name", "a b").refusal
+
+
 def test_there_must_be_one_label_for_each_class_of_the_checkpoint(
     tmp_path: Path, refused: Callable[..., str], checkpoint: Path
 ) -> None:
