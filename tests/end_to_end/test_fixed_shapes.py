@@ -24,7 +24,7 @@ def without_names(make):
     return made
 
 
-@pytest.mark.contract("3.7")
+@pytest.mark.contract("5.7")
 def test_a_version_that_does_without_fixed_shapes_is_named_and_answers(start, tmp_path, monkeypatch):
     graphs.publish(tmp_path, "named")
     monkeypatch.setattr(graphs, "graph", without_names(graphs.graph))
@@ -40,6 +40,7 @@ def test_a_version_that_does_without_fixed_shapes_is_named_and_answers(start, tm
 
 
 @pytest.mark.contract("1.2")
+@pytest.mark.contract("5.7")
 @pytest.mark.contract("2.2")
 def test_the_embedded_model_gives_the_same_answers_on_fewer_canvases_and_in_filled_up_batches(server, start):
     # two images fit into a batch on 288 x 432, and one on 288 x 576

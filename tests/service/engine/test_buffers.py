@@ -24,6 +24,7 @@ def batches(draw):
 
 
 @pytest.mark.contract("1.2")
+@pytest.mark.contract("5.7")
 @settings(deadline=None)
 @given(st.lists(batches(), min_size=1, max_size=6))
 def test_no_byte_of_one_batch_is_left_in_the_next(kinds):

@@ -151,6 +151,7 @@ def test_a_rung_that_fails_is_closed_with_a_warning_and_its_batches_run_in_parts
     assert len(fixed.run([grey(1)] * 8)) == 8
 
 
+@pytest.mark.contract("5.7")
 def test_the_warm_up_runs_every_session_twice_or_more_and_only_in_its_turn(tmp_path, monkeypatch):
     runs: dict[int, int] = {}
     held = False
