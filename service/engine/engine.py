@@ -97,7 +97,10 @@ class Engine:
         self.geometry: Geometry = model.card.geometry
         graph = model.graph_for(provider, options.precision)
         # Without TF32, cuDNN computes convolutions of float16 without tensor cores too, many times as slowly.
-        tf32 = options.precision != "strict" or model.precision_for(provider, options.precision) == "fp16"
+        is_half = model.precision_for(provider, options.precision) == "fp16"
+        tf32 = options.precision != "strict" or is_half
+        if provider == CUDA and options.precision == "fp16" and not is_half:
+            log.info("%s/%d has no float16 graph, so it runs as with PRECISION=tf32", *model.id)
         fixes_shapes = options.fixes_shapes(provider)
         if provider == CUDA:
             share_arena(device, options.gpu_memory)
@@ -207,8 +210,8 @@ class Engine:
         CUDA needs a first run on every canvas. The largest batch within `batch_pixels` is run first, so that the
         memory pool allocates its largest blocks before it is fragmented.
         """
-        if self._fixed:
-            self._fixed.warm_up(turn)
+        if self._fixed and self._buffers:
+            self._fixed.warm_up(self._buffers, turn)
         else:
             self._warm_up_dynamic(batch_pixels, turn)
         if self.provider == CPU:

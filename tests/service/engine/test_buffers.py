@@ -59,6 +59,13 @@ def test_a_buffer_is_used_again_and_large_enough_for_every_batch_so_far():
     assert [len(pool.take(10)), len(pool.take(10))] == [2000, 2000]
 
 
+def test_reserved_buffers_are_there_before_they_are_needed(monkeypatch):
+    pool = Buffers(pins=False)
+    pool.reserve(2, 1000)
+    monkeypatch.setattr(buffers.np, "zeros", lambda *_, **__: pytest.fail("a request waited for memory"))
+    assert [len(pool.take(10)), len(pool.take(1000))] == [1000, 1000]
+
+
 def test_memory_that_cannot_be_pinned_is_replaced_by_ordinary_memory_with_one_warning(monkeypatch, caplog):
     class NoLibrary:
         def cudaHostAlloc(self, *_):  # noqa: N802  CUDA's name

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from service.engine import fixed_sessions
+from service.engine.buffers import Buffers
 from service.engine.engine import Engine
 from service.engine.fixed_sessions import FixedShapesError, fixed_sizes
 from service.engine.model import load_model
@@ -114,7 +115,7 @@ def test_a_batch_beyond_the_largest_session_is_run_in_parts_none_larger_than_its
 def timed(monkeypatch):
     """Invented seconds of a run, by rung, in place of measured ones."""
     times = {1: 2.0, 3: 2.5, 8: 9.0}
-    monkeypatch.setattr(fixed_sessions.FixedSessions, "_time", lambda self, canvas, rung, turn: times[rung])
+    monkeypatch.setattr(fixed_sessions.FixedSessions, "_time", lambda self, canvas, rung, *_: times[rung])
     return times
 
 
@@ -139,10 +140,10 @@ def test_a_rung_that_does_not_pay_is_closed(fixed, timed):
 def test_a_rung_that_fails_is_closed_with_a_warning_and_its_batches_run_in_parts(fixed, monkeypatch, caplog):
     time = fixed_sessions.FixedSessions._time  # noqa: SLF001
 
-    def runs_out(self, canvas, rung, turn):
+    def runs_out(self, canvas, rung, *how):
         if rung == 8:
             raise RuntimeError("BFCArena: out of memory")
-        return time(self, canvas, rung, turn)
+        return time(self, canvas, rung, *how)
 
     monkeypatch.setattr(fixed_sessions.FixedSessions, "_time", runs_out)
     fixed.warm_up(EIGHT)
@@ -187,7 +188,7 @@ def test_the_warm_up_runs_every_session_twice_or_more_and_only_in_its_turn(tmp_p
     sessions = made._fixed._sessions  # noqa: SLF001  there is no public way to a session that is not chosen
     for key, by_threads in sessions.items():
         sessions[key] = {count: Counted(session) for count, session in by_threads.items()}
-    made._fixed.warm_up(Turn())  # noqa: SLF001
+    made._fixed.warm_up(Buffers(pins=False), Turn())  # noqa: SLF001
     # two canvases; full and proposals; with one or two threads for one image, with one thread for 3 and for 8
     assert len(runs) == 2 * 2 * (2 + 1 + 1)
     assert min(runs.values()) >= 2
@@ -234,6 +235,7 @@ import sys
 import numpy as np, psutil
 from onnx import helper, numpy_helper
 from service.engine import memory_limit, sessions
+from service.engine.buffers import Buffers
 from service.engine.engine import Engine
 from service.engine.model import load_model
 from service.engine.options import EngineOptions
