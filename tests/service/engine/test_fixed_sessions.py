@@ -1,8 +1,10 @@
 """Sessions with fixed shapes answer as the dynamic ones do, and hold their weights once. All on the CPU provider."""
 
+import gc
 import logging
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -232,6 +234,7 @@ def test_the_rehearsal_compares_an_image_alone_with_one_in_a_session_for_several
 # A table of 16 MB that ONNX Runtime uses as it is in the file: sessions that do not share it hold 12 copies.
 MEASURED = """
 import sys
+import weakref
 import numpy as np, psutil
 from onnx import helper, numpy_helper
 from service.engine import memory_limit, sessions
@@ -290,3 +293,16 @@ def test_all_sessions_hold_the_weights_once(tmp_path):
     # 2 canvases, 2 or 3 rungs and the dynamic sessions, each in full and for proposals alone: at least 10 sessions
     assert grown["shared"] < 3 * 16  # the one copy, and the sessions themselves
     assert grown["apart"] > 8 * 16  # what the measurement shows if the weights are not shared
+
+
+def test_the_memory_of_a_version_that_is_no_longer_served_is_freed_at_once(tmp_path):
+    """Without a garbage collection, because a GPU's memory may be needed for the next version before there is one."""
+    gc.disable()
+    try:
+        made = Engine(load_model(graphs.publish(tmp_path, work=1)), options=FIXED, batch_pixels=EIGHT)
+        made.warm_up(EIGHT)
+        parts = [weakref.ref(part) for part in (made, made.prepare([grey(1)] * 3).chosen.session)]
+        del made
+        assert [part() for part in parts] == [None, None]
+    finally:
+        gc.enable()
