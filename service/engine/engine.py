@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from service.engine import ladder
 from service.engine.arenas import share_arena
 from service.engine.buffers import fill, shared_buffers
-from service.engine.few_canvases import few_canvases
+from service.engine.few_canvases import few_canvases, padding
 from service.engine.fixed_sessions import FixedSessions
 from service.engine.model import Model, ModelRefusedError
 from service.engine.options import EngineOptions
@@ -112,6 +112,13 @@ class Engine:
             self._dynamic = DynamicSessions(factory, self.thread_counts)
             if fixes_shapes:
                 self.geometry = few_canvases(self.geometry)
+                log.info(
+                    "%s/%d: fixed shapes on %d of its %d canvases; photographs leave %.0f %% of these empty",
+                    *model.id,
+                    len(self.geometry.canvases),
+                    len(model.card.canvases),
+                    100 * padding(self.geometry),
+                )
                 self._fixed = FixedSessions(
                     factory, self._dynamic, self.geometry.canvases, batch_pixels, self.thread_counts
                 )
@@ -207,11 +214,14 @@ class Engine:
         takes only 1.01 to 1.02 times as long as later runs, whereas running all of them could take minutes
         (docs/results.md). At last `at_once` runs on the largest batch take place at the same time, so that the memory
         in use after the warm-up is about what it will be under load.
-        CUDA needs a first run on every canvas. The largest batch within `batch_pixels` is run first, so that the
-        memory pool allocates its largest blocks before it is fragmented.
+        On CUDA with dynamic sessions, a run on every canvas loads the kernels for it; but convolutions are prepared
+        again whenever the shape changes. The largest batch within `batch_pixels` is run first, so that the arena
+        allocates its largest blocks before it is fragmented.
         """
         if self._fixed and self._buffers:
             self._fixed.warm_up(self._buffers, turn)
+            for line in self._fixed.times():
+                log.info("%s/%d: %s", self.card.name, self.card.version, line)
         else:
             self._warm_up_dynamic(batch_pixels, turn)
         if self.provider == CPU:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -116,7 +116,6 @@ class FixedSessions:
                 if not ladder.rung_pays(self._times[canvas], rung):
                     self._close(canvas, rung)
         self._choices.clear()
-        self._log()
 
     def _time(self, canvas: Sides, rung: int, buffers: Buffers, turn: AbstractContextManager[object]) -> float:
         """Seconds of a run of the whole graph, with the thread count for which there are batches of all sizes."""
@@ -143,10 +142,11 @@ class FixedSessions:
         for proposals_only in (False, True):
             del self._sessions[canvas, rung, proposals_only]
 
-    def _log(self) -> None:
-        for canvas, times in self._times.items():
+    def times(self) -> Iterator[str]:
+        """The times of the warm-up in words, one line for each canvas."""
+        for (height, width), times in self._times.items():
             each = ", ".join(f"{rung} in {1000 * seconds:.1f} ms" for rung, seconds in sorted(times.items()))
-            log.info("fixed shapes on %d x %d, images per run: %s", *canvas, each)
+            yield f"images per run on {height} x {width}: {each}"
 
 
 def pairs(canvases: Sequence[Sides], batch_pixels: int, thread_counts: Sequence[int]) -> int:

@@ -125,7 +125,7 @@ def test_a_run_takes_the_number_of_images_that_the_warm_up_found_fastest(fixed, 
     caplog.set_level(logging.INFO)
     fixed.warm_up(EIGHT)
     assert [fixed.images_to_take(WIDE, ready, 8) for ready in (1, 2, 3, 8, 50)] == [1, 2, 3, 3, 3]  # 0.83 s an image
-    assert "fixed shapes on 64 x 96, images per run: 1 in 2000.0 ms, 3 in 2500.0 ms, 8 in 9000.0 ms" in caplog.text
+    assert "plain/1: images per run on 64 x 96: 1 in 2000.0 ms, 3 in 2500.0 ms, 8 in 9000.0 ms" in caplog.text
     timed.update({8: 4.0})
     fixed.warm_up(EIGHT)
     assert [fixed.images_to_take(WIDE, ready, 8) for ready in (3, 4, 8)] == [3, 3, 8]
