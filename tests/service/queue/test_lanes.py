@@ -17,12 +17,15 @@ from PIL import Image
 from service.engine.devices import Budget, Device
 from service.engine.engine import Engine, WrongOutputError
 from service.engine.isolation import EngineFailedError
+from service.engine.model import load_model
+from service.engine.options import EngineOptions
 from service.engine.providers import CPU
 from service.images.decode import decode
 from service.queue.batcher import Batcher
 from service.queue.memory import MemoryBudget
 from service.queue.tasks import ClientLoad
 from service.telemetry.metrics import Metrics
+from tests.service import graphs
 from tests.service.queue.harness import HANG_SECONDS, TALL, WIDE, Failing, level_of
 
 THREE = 3 * 64 * 96  # a budget of three images
@@ -265,6 +268,64 @@ def test_no_fault_of_an_engine_leaves_a_request_unanswered_or_runs_two_batches_i
     assert model.most <= runs
     for _ in range(runs):
         assert device.turn.acquire(blocking=False)
+
+
+LADDER = (1, 2, 5)  # the batch sizes for which there are sessions if the budget allows five images
+
+
+@pytest.fixture
+def laddered(tmp_path):
+    """A served model with fixed shapes, on the CPU, whose engine counts the runs of each batch size.
+
+    It fails on white images, and `scarce` makes batches of more than one row run out of memory.
+    """
+
+    class Laddered:
+        def __init__(self) -> None:
+            model = load_model(graphs.publish(tmp_path, fails_on_white=True))
+            self.engine = Engine(model, options=EngineOptions(fixed_shapes=True), batch_pixels=5 * 64 * 96)
+            self.engine.warm_up(5 * 64 * 96)
+            self.geometry = self.engine.geometry
+            self.rows: list[int] = []
+            self.scarce = False
+            self._execute = self.engine.execute
+            self.engine.execute = self.execute  # type: ignore[method-assign]
+
+        def engine_on(self, device: Device) -> Engine:
+            return self.engine
+
+        def execute(self, prepared: Any) -> Any:
+            self.rows.append(prepared.chosen.rows)
+            if self.scarce and prepared.chosen.rows > 1:
+                raise MemoryError
+            return self._execute(prepared)
+
+    return Laddered()
+
+
+@pytest.mark.parametrize("scarce", [False, True])
+@pytest.mark.contract("1.2", "5.4")
+def test_batches_of_fixed_sizes_get_the_right_answers_through_two_lanes(laddered, encode, scarce):
+    metrics, fatal = Metrics(), list[str]()
+    device = Device(CPU, 0, 1, 1, False, 1, Budget(5 * 64 * 96), lanes=2)
+    batcher = Batcher([device], 2, 1, 1_000_000, MemoryBudget(), metrics, fatal.append)
+    laddered.scarce = scarce
+    levels = [*range(0, 240, 3), 255, *range(1, 240, 3)]
+    uploads = [encode(Image.new("RGB", (96, 64) if level % 2 else (64, 96), (level,) * 3)) for level in levels]
+
+    async def load() -> list[Any]:
+        sent = [batcher.answer(data, laddered, False, 30) for data in uploads]
+        return await asyncio.wait_for(asyncio.gather(*sent, return_exceptions=True), HANG_SECONDS)
+
+    try:
+        outcomes = asyncio.run(load())
+    finally:
+        batcher.close()
+    for level, outcome in zip(levels, outcomes, strict=True):
+        assert isinstance(outcome, EngineFailedError) if level == 255 else level_of(outcome) == level
+    assert set(laddered.rows) <= set(LADDER)
+    assert (device.budget.pixels < 5 * 64 * 96) == scarce
+    assert fatal == []
 
 
 @pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR is not set")
