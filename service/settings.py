@@ -138,8 +138,9 @@ class Settings(BaseSettings):
         default=None,
         ge=64 * MIB,
         le=LARGEST,
-        description="bytes of each GPU that all models may take together; also 800MB or 1.5GiB. A batch that does not "
-        "fit is halved. Default: whatever is free",
+        description="bytes of each GPU that the runs of all models may take together, beside their weights, which take "
+        "about as much as their files; also 800MB or 1.5GiB. A batch that does not fit is halved. Default: all that is "
+        "free",
     )
     batch_pixels: int | None = Field(
         default=None,
