@@ -76,6 +76,26 @@ def test_a_batch_that_is_not_full_is_run_as_soon_as_the_device_is_free(gate, que
     run(test)
 
 
+def test_the_next_batch_forms_when_the_run_begins_and_not_before_so_that_it_cannot_overtake(
+    gate, queue, run, standstill
+):
+    async def test():
+        waiting = queue(gpu=True, lanes=2, pixels=THREE)
+        gate.preparing = standstill.hold()
+        sent = await waiting.after(gate, 1, 2, 3, 4)
+        assert gate.preparing.stopped() == 1  # three images wait, but only the first one is being prepared
+        gate.preparing.let_one_pass()
+        await standstill.settle()
+        assert gate.batches == [(WIDE, 1)]
+        assert gate.preparing.stopped() == 1
+        gate.preparing.open()
+        gate.open()
+        await asyncio.gather(*sent)
+        assert gate.batches == [(WIDE, 1), (WIDE, 3)]
+
+    run(test)
+
+
 def test_no_batch_is_prepared_that_would_go_before_one_with_an_earlier_image(gate, queue, run, standstill):
     async def test():
         waiting = queue(gpu=True, lanes=2, pixels=THREE)
@@ -179,6 +199,44 @@ def test_while_a_batch_is_halved_the_prepared_one_waits_or_runs_between_the_halv
         assert device.budget.pixels == THREE // 2  # one image
         assert waiting.fatal == []
         assert device.turn.free() == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("error", [WrongOutputError("not finite"), MemoryError()], ids=repr)
+@pytest.mark.contract("5.4")
+def test_a_batch_whose_outputs_cannot_be_read_is_not_run_again_before_the_run_in_progress_ends(
+    plain, gate, queue, run, standstill, error
+):
+    class Wrong(Failing):
+        def results(self, executed: Any) -> Any:
+            super().results(executed)
+            if len(executed) > 1:
+                raise self.error
+            return executed
+
+    async def test():
+        waiting = queue(gpu=True, lanes=2, pixels=THREE)
+        wrong = Wrong(plain(), error, most=10)
+        wrong.unpacking = standstill.hold()
+        sent = [waiting.submit(gate, 1)]
+        await standstill.settle()
+        for level in (10, 11):
+            sent.append(waiting.submit(wrong, level))
+            await standstill.settle()
+        gate.hold.let_one_pass()
+        await standstill.settle()
+        assert wrong.batches == [(WIDE, 2)]  # it ran; its outputs are not read yet
+        sent.append(waiting.submit(gate, 2))
+        await standstill.settle()
+        wrong.unpacking.open()
+        await standstill.settle()
+        assert gate.batches == [(WIDE, 1), (WIDE, 1)]  # the second one is in the engine
+        assert wrong.batches == [(WIDE, 2)]
+        gate.open()
+        answers = await asyncio.gather(*sent)
+        assert [level_of(answer) for answer in answers] == [1, 10, 11, 2]
+        assert wrong.batches == [(WIDE, 2), (WIDE, 1), (WIDE, 1)]
 
     run(test)
 
