@@ -113,8 +113,8 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=256,
-        description="concurrent runs per engine; default: 1 on CUDA (batches are prepared during a run), one per core "
-        "on the CPU",
+        description="concurrent runs per engine; default: 1 on CUDA (two runs of a session would wait for each other "
+        "at every convolution), one per core on the CPU",
     )
     engine_threads: int | None = Field(
         default=None,

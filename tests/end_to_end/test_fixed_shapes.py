@@ -24,22 +24,26 @@ def without_names(make):
     return made
 
 
-@pytest.mark.contract("3.7")
+@pytest.mark.contract("5.7")
 def test_a_version_that_does_without_fixed_shapes_is_named_and_answers(start, tmp_path, monkeypatch):
     graphs.publish(tmp_path, "named")
     monkeypatch.setattr(graphs, "graph", without_names(graphs.graph))
     graphs.publish(tmp_path, "unnamed")
-    server = start(MODEL_STORE=tmp_path, FIXED_SHAPES="true", BATCH_PIXELS=8 * 64 * 96, DEFAULT_MODEL="named").ready()
+    settings = {"FIXED_SHAPES": "true", "BATCH_PIXELS": 8 * 64 * 96, "DEFAULT_MODEL": "named", "PRECISION": "tf32"}
+    server = start(MODEL_STORE=tmp_path, **settings).ready()
     for model in ("named", "unnamed"):
         assert server.http.post(f"/detect?model={model}", content=GREY).json()["scores"] == [0.4, 0.2]
     fault = "cpu:0: its inputs have dimensions without names; export it again"
     assert server.http.get("/readyz").json()["without_fixed_shapes"] == [{"model": "unnamed/1", "reason": fault}]
     assert server.metric("detector_model_info", model="named", shapes="fixed") == 1
     assert server.metric("detector_model_info", model="unnamed", shapes="dynamic") == 1
-    assert "model unnamed/1 is served without FIXED_SHAPES on cpu:0" in "".join(server.lines)
+    log = "".join(server.lines)
+    assert "model unnamed/1 is served without FIXED_SHAPES on cpu:0" in log
+    assert log.count("PRECISION=tf32 has no effect on the CPU") == 1
 
 
 @pytest.mark.contract("1.2")
+@pytest.mark.contract("5.7")
 @pytest.mark.contract("2.2")
 def test_the_embedded_model_gives_the_same_answers_on_fewer_canvases_and_in_filled_up_batches(server, start):
     # two images fit into a batch on 288 x 432, and one on 288 x 576

@@ -241,7 +241,7 @@ def test_values_that_would_make_an_answer_wrong_are_an_error_of_the_engine(
         ("fp16", "fp16", True),
     ],
 )
-@pytest.mark.contract("1.2")
+@pytest.mark.contract("5.8")
 def test_factors_are_rounded_only_if_the_setting_or_the_graph_asks_for_it(
     tmp_path, monkeypatch, precision, of_the_graph, tf32
 ):
