@@ -51,11 +51,15 @@ def check_placement(path: Path) -> None:
 
 
 def cpu_nodes(path: Path) -> list[CpuNode]:
-    """The nodes of a graph's top level that under CUDA would run on the CPU."""
+    """The nodes of a graph, and of the bodies of its loops, that under CUDA would run on the CPU."""
     model = onnx.shape_inference.infer_shapes(_without_weights(onnx.load(path)))
-    tensors = _tensors(model.graph)
+    tensors = {name: kind for graph in _with_bodies(model.graph) for name, kind in _tensors(graph).items()}
     if pick_provider() == CUDA:
-        return assigned(path, CUDA, {node.name: _is_heavy(node, tensors) for node in model.graph.node})
+        return assigned(
+            path,
+            CUDA,
+            {node.name: _is_heavy(node, tensors) for graph in _with_bodies(model.graph) for node in graph.node},
+        )
     return list(_without_kernel(model, tensors, known_kernels()))
 
 
@@ -88,9 +92,19 @@ def _without_kernel(
     model: onnx.ModelProto, tensors: Mapping[str, Tensor], kernels: Mapping[str, Sequence[Kernel]]
 ) -> Iterator[CpuNode]:
     opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
-    for node in model.graph.node:
-        if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):
-            yield CpuNode(node.name, node.op_type, _is_heavy(node, tensors))
+    for graph in _with_bodies(model.graph):
+        for node in graph.node:
+            if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):
+                yield CpuNode(node.name, node.op_type, _is_heavy(node, tensors))
+
+
+def _with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all graphs in it: the bodies of its loops, and theirs. Names are unique among them."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _with_bodies(attribute.g)
 
 
 def _has_kernel(
