@@ -52,7 +52,7 @@ def check_placement(path: Path) -> None:
 
 
 def cpu_nodes(path: Path) -> list[CpuNode]:
-    """The nodes of a graph's top level that under CUDA would run on the CPU."""
+    """The nodes of a graph, and of the bodies of its loops, that under CUDA would run on the CPU."""
     if pick_provider() == CUDA:
         return assigned(path, CUDA)
     return list(_without_kernel(_typed(path), known_kernels()))
@@ -69,7 +69,7 @@ def assigned(path: Path, provider: str) -> list[CpuNode]:
     with tempfile.TemporaryDirectory() as folder:
         optimised = Path(folder) / "optimised.onnx"
         options.optimized_model_filepath = str(optimised)
-        session = open_session(path.read_bytes(), provider, options)
+        session = open_session(onnx.load(path).SerializeToString(), provider, options)
         heavy = _heavy(_typed(optimised)) | _heavy(_typed(path))
     return [
         CpuNode(node.name, node.op_type, heavy.get(node.name, True))
@@ -86,8 +86,12 @@ def _typed(path: Path) -> onnx.ModelProto:
 
 def _heavy(model: onnx.ModelProto) -> dict[str, bool]:
     """Whether each node is heavy, by its name."""
-    tensors = _tensors(model.graph)
-    return {node.name: _is_heavy(node, tensors) for node in model.graph.node}
+    tensors = _all_tensors(model)
+    return {node.name: _is_heavy(node, tensors) for graph in _with_bodies(model.graph) for node in graph.node}
+
+
+def _all_tensors(model: onnx.ModelProto) -> dict[str, Tensor]:
+    return {name: kind for graph in _with_bodies(model.graph) for name, kind in _tensors(graph).items()}
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -99,11 +103,21 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_kernel(model: onnx.ModelProto, kernels: Mapping[str, Sequence[Kernel]]) -> Iterator[CpuNode]:
-    tensors = _tensors(model.graph)
+    tensors = _all_tensors(model)
     opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
-    for node in model.graph.node:
-        if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):
-            yield CpuNode(node.name, node.op_type, _is_heavy(node, tensors))
+    for graph in _with_bodies(model.graph):
+        for node in graph.node:
+            if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):
+                yield CpuNode(node.name, node.op_type, _is_heavy(node, tensors))
+
+
+def _with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all graphs in it: the bodies of its loops, and theirs. Names are unique among them."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _with_bodies(attribute.g)
 
 
 def _has_kernel(
