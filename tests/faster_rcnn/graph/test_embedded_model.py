@@ -13,8 +13,8 @@ from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.evaluation import evaluate
 from faster_rcnn.graph.onnx_predictor import canvas_of, onnx_predictor
 from service.engine.engine import Engine
-from service.engine.model import Model, load_model
-from service.engine.providers import CUDA
+from service.engine.model import load_model
+from service.engine.providers import CPU, CUDA
 
 STORE = Path(__file__).resolve().parents[3] / "model_store"
 MODEL = STORE / "shapes" / "1"
@@ -48,11 +48,9 @@ def test_the_graph_for_cuda_gives_the_same_answer_and_adds_less_than_a_hundredth
     """Both run on the CPU. The older `model.onnx` has no output `left_out`."""
     model = load_model(MODEL)
     assert model.card.graphs["cuda"].bytes < len(model.graph) / 100
-    graph = model.graph_for(CUDA)
-    assert graph != model.graph
-    alone = model.card.model_copy(update={"graphs": {}})
+    assert model.graph_for(CUDA) == model.with_only("cuda").graph != model.graph
     canvas = canvas_of(Shapes("test")[1], model.card.geometry)
-    found, expected = (Engine(Model(alone, one)).run([canvas])[0] for one in (graph, model.graph))
+    found, expected = (Engine(one, CPU).run([canvas])[0] for one in (model.with_only("cuda"), model))
     assert len(expected.scores) > 5
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
