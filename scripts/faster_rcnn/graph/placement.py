@@ -71,7 +71,7 @@ def assigned(path: Path, provider: str) -> list[CpuNode]:
     with tempfile.TemporaryDirectory() as folder:
         optimised = Path(folder) / "optimised.onnx"
         options.optimized_model_filepath = str(optimised)
-        session = open_session(path.read_bytes(), provider, options)
+        session = open_session(onnx.load(path).SerializeToString(), provider, options)
         heavy = _heavy(_typed(optimised)) | _heavy(_typed(path))
     return [
         CpuNode(node.name, node.op_type, heavy.get(node.name, True))
@@ -88,8 +88,12 @@ def _typed(path: Path) -> onnx.ModelProto:
 
 def _heavy(model: onnx.ModelProto) -> dict[str, bool]:
     """Whether each node is heavy, by its name."""
-    tensors = _tensors_with_bodies(model)
+    tensors = _all_tensors(model)
     return {node.name: _is_heavy(node, tensors) for graph in _with_bodies(model.graph) for node in graph.node}
+
+
+def _all_tensors(model: onnx.ModelProto) -> dict[str, Tensor]:
+    return {name: kind for graph in _with_bodies(model.graph) for name, kind in _tensors(graph).items()}
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -101,16 +105,12 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_kernel(model: onnx.ModelProto, kernels: Mapping[str, Sequence[Kernel]]) -> Iterator[CpuNode]:
-    tensors = _tensors_with_bodies(model)
+    tensors = _all_tensors(model)
     opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
     for graph in _with_bodies(model.graph):
         for node in graph.node:
             if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):
                 yield CpuNode(node.name, node.op_type, _is_heavy(node, tensors))
-
-
-def _tensors_with_bodies(model: onnx.ModelProto) -> dict[str, Tensor]:
-    return {name: kind for graph in _with_bodies(model.graph) for name, kind in _tensors(graph).items()}
 
 
 def _with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -150,7 +150,10 @@ def check_place(name: str, version: int) -> None:
 
 
 def _measure(folder: Path, card: dict[str, Any], measurement: Measurement, given: float | None) -> ServedThreshold:
-    """Adds the metrics and the served threshold to the card, and writes the example if it is wanted."""
+    """Adds the metrics and the served threshold to the card, and writes the example if it is wanted.
+
+    Another graph is measured too if its precision differs from that of `model.onnx`.
+    """
     predict = onnx_predictor(folder)
     collected = collect(measurement.data, predict, measurement.limit)
     metrics = measure(*collected, measurement.data.labels)
@@ -160,6 +163,10 @@ def _measure(folder: Path, card: dict[str, Any], measurement: Measurement, given
         threshold = on_validation(validation, predict, given, limits, collected)
     else:
         threshold = on_validation(measurement.validation, predict, given, limits)
+    for name, graph in card.get("graphs", {}).items():
+        if graph["precision"] != card["precision"]:  # otherwise the answers are the same
+            in_precision = collect(measurement.data, onnx_predictor(folder, name), measurement.limit)
+            graph["metrics"] = {measurement.name: measure(*in_precision, measurement.data.labels)}
     write_card(folder, card | threshold.card() | {"metrics": {measurement.name: metrics}})
     if measurement.example:
         _draw_example(folder, measurement.data, predict, threshold.value)

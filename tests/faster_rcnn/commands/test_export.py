@@ -60,6 +60,8 @@ def refused(tmp_path: Path, run: Callable[..., Done]) -> Callable[..., str]:
         (("--torchvision", SMALL, "--weights", "COCO_V1", "--limit-images", "3"), "need --data; name it"),
         (("--torchvision", SMALL, "--checkpoint", "no.pth", "--labels", "l.txt"), "no.pth does not exist"),
         (("nowhere",), "nowhere does not exist; faster-rcnn train --out nowhere writes it"),
+        (("runs/x", "--cuda-fp16", "--provider", "cpu"), "--provider cpu leaves such graphs out; drop one"),
+        (("runs/x", "--cuda-fp16", "--precision", "fp16"), "leave out --cuda-fp16"),
         (("runs/x", "--presicion", "fp16"), "unknown option --presicion; did you mean --precision?"),
     ],
 )
