@@ -103,7 +103,9 @@ class FixedSessions:
                     if rung == 1:
                         raise
                     # probably out of memory; the memory for a batch depends on its pixels
-                    log.warning("a batch of %d images on %d x %d fails; lower BATCH_PIXELS", rung, *canvas)
+                    log.warning(
+                        "a batch of %d images on %d x %d fails; lower BATCH_PIXELS", rung, *canvas, exc_info=True
+                    )
                     self._close(canvas, rung)
             for rung in self.rungs(canvas)[1:-1]:
                 if not ladder.rung_pays(self._times[canvas], rung):

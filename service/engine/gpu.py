@@ -38,6 +38,10 @@ class NoGpuError(Exception):
         self.reason, self.remedy = reason, remedy
 
 
+class DriverFailedError(NoGpuError):
+    """There is a driver, but it does not start or does not describe a GPU."""
+
+
 class Gpu(NamedTuple):
     """One GPU as its driver describes it.
 
@@ -59,7 +63,7 @@ class Gpu(NamedTuple):
 def count() -> int:
     """The number of GPUs that this process may use; CUDA_VISIBLE_DEVICES limits it.
 
-    Raises NoGpuError if there are none, with the reason.
+    Raises NoGpuError if there are none, with the reason, and DriverFailedError if the driver does not start.
     """
     driver = _driver()
     number = c_int(0)
@@ -69,11 +73,11 @@ def count() -> int:
             raise _none_visible()
         return number.value
     reason, remedy = _NOT_STARTED.get(result, (f"cuInit returns {result}", "check nvidia-smi"))
-    raise NoGpuError(f"NVIDIA's driver does not start: {reason}", remedy)
+    raise DriverFailedError(f"NVIDIA's driver does not start: {reason}", remedy)
 
 
 def describe(index: int) -> Gpu:
-    """The GPU of this index, in CUDA's order. Raises NoGpuError if there is none."""
+    """The GPU of this index, in CUDA's order. Raises NoGpuError or DriverFailedError."""
     if not 0 <= index < count():
         raise _none_visible()
     driver = _driver()
@@ -87,7 +91,9 @@ def describe(index: int) -> Gpu:
         driver.cuDriverGetVersion(byref(version)),
     ):
         if result != 0:
-            raise NoGpuError(f"NVIDIA's driver does not describe GPU {index} (error {result})", "check nvidia-smi")
+            raise DriverFailedError(
+                f"NVIDIA's driver does not describe GPU {index} (error {result})", "check nvidia-smi"
+            )
     return Gpu(
         name.value.decode(errors="replace"),
         (major.value, minor.value),

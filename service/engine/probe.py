@@ -171,7 +171,11 @@ def _cause(error: Exception) -> Fault:
     if is_out_of_memory(error):
         return Fault("memory", "it has no memory left", "stop the programs that use it; nvidia-smi lists them")
     number = re.search(r"CUDA failure (\d+)\b", str(error))
-    default = Fault("kernels", "a kernel fails on it; the log has the message", f"update the libraries: {INSTALL}")
+    default = Fault(
+        "kernels",
+        "a kernel fails on it; the log has the message",
+        f"update driver and libraries ({INSTALL}), or take another release of cuDNN 9",
+    )
     return _CUDA_FAILURES.get(int(number[1]), default) if number else default
 
 

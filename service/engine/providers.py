@@ -59,6 +59,8 @@ def choose(require_cuda: bool = False, most_gpus: int | None = None) -> Choice:
         return _cpu("this onnxruntime is built without CUDA", "install onnxruntime-gpu", require_cuda)
     try:
         number = gpu.count()
+    except gpu.DriverFailedError as error:  # there seems to be a GPU, so nobody expects the CPU
+        return _cpu(error.reason, error.remedy, require_cuda, level=logging.WARNING)
     except gpu.NoGpuError as error:
         return _cpu(error.reason, error.remedy, require_cuda)
     reports: list[ProbeReport] = []
@@ -81,11 +83,14 @@ def _announce(report: ProbeReport) -> None:
         log.info("%s, checked in %.1f s", report, report.seconds)
 
 
-def _cpu(reason: str, remedy: str, require_cuda: bool, gpus: tuple[ProbeReport, ...] = ()) -> Choice:
+def _cpu(
+    reason: str, remedy: str, require_cuda: bool, gpus: tuple[ProbeReport, ...] = (), level: int = logging.INFO
+) -> Choice:
     if require_cuda:
         raise ProviderUnavailableError(f"REQUIRE_CUDA is set, but {reason}; {remedy}")
-    log.info("running on the CPU: %s", reason)
-    return Choice(CPU, gpus, f"{reason}; {remedy}")
+    choice = Choice(CPU, gpus, f"{reason}; {remedy}")
+    log.log(level, "running on the CPU: %s", f"none of {len(gpus)} GPUs can be used" if gpus else choice.why_cpu)
+    return choice
 
 
 def cuda_devices() -> int:
@@ -148,7 +153,8 @@ def open_session(
     providers = [(CUDA, cuda_options), CPU] if provider == CUDA else [CPU]
     try:
         with _as_file(graph) as path:
-            return onnxruntime.InferenceSession(path, options, providers=providers)
+            # with ONNX Runtime's fallback, a run that fails on CUDA would silently open the graph again on the CPU
+            return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         log.warning("ONNX Runtime cannot load a graph: %s", str(error).splitlines()[0])
         raise ValueError("ONNX Runtime cannot load it; the log has its message, so export the graph again") from error

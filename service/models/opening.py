@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,7 +113,8 @@ class Opener:
         pixels = device.budget.pixels
         engine = Engine(model, device.provider, device.thread_counts, options, device.index, pixels)
         try:
-            engine.warm_up(pixels, device.runs)
+            # on a CPU, runs of different models may take place at the same time
+            engine.warm_up(pixels, device.runs, nullcontext() if device.provider == CPU else device.turn)
             rehearse(engine, pixels)
         except WrongOutputError as error:
             raise ModelRefusedError(f"model.onnx: {error}; correct the graph or the card") from error

@@ -440,7 +440,7 @@ class Batcher:
         try:
             ran = Ran([*run.run(canvases)], False, None)
         except Exception as error:
-            ran = isolate(error, run.run, run.probe, canvases)
+            ran = isolate(error, run.run_again, run.probe, canvases)
         finally:
             turn_ended()
         began += run.waited  # the wait for the turn counts as time in the queue

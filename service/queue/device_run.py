@@ -31,7 +31,7 @@ class DeviceRun:
         turn_began: Callable[[], None],
         turn_ended: Callable[[], None],
     ) -> None:
-        """turn_began is called in the turn before each run, and turn_ended after each turn whose run succeeded."""
+        """turn_began is called at the beginning of each turn, and turn_ended after the batch has run."""
         self._device, self._engine = device, engine
         self._proposals_only, self._threads = proposals_only, threads
         self._clock = clock
@@ -45,6 +45,11 @@ class DeviceRun:
             executed = self._engine.execute(prepared)
         self._turn_ended()
         return self._engine.results(executed)
+
+    def run_again(self, canvases: Sequence[Canvas]) -> list[Result]:
+        """The same for a part of a batch that failed; it never takes the memory of a larger one."""
+        with self._turn():
+            return self._engine.run(canvases, self._proposals_only, self._threads)
 
     def probe(self) -> None:
         """Runs a blank image. Raises what the engine raises."""

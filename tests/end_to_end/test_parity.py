@@ -18,7 +18,8 @@ from faster_rcnn.evaluation import torch_predictor
 from faster_rcnn.graph.comparison import Boxes, Difference, Tolerance, compare
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.graph.publish import publish
-from faster_rcnn.graph.verification import Verification
+from faster_rcnn.graph.verification import Verification, Verifier
+from faster_rcnn.graph.version_graphs import GraphOptions
 from faster_rcnn.prediction import prepare_image
 from service.images.decode import ORIENTATION, upright
 from tests.end_to_end.conftest import encoded, scene
@@ -59,8 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_state(folder / NAME, own, "joint", 1)
     with pytest.MonkeyPatch.context() as patch:  # the verification takes long, and has tests of its own
         nothing = Verification(0, 0, 0, Difference(), Difference())
-        patch.setattr("faster_rcnn.graph.publish.verify", lambda *_: nothing)
-        publish(own, folder / "store", "own", 1, training={})
+        patch.setattr(Verifier, "verify", lambda *_: nothing)
+        publish(own, folder / "store", "own", 1, training={}, options=GraphOptions(provider="cpu"))
     return folder
 
 

@@ -42,8 +42,9 @@ from faster_rcnn.data.sources import splits_of
 from faster_rcnn.data.white import white_in
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.detector.limits import with_detections
-from faster_rcnn.graph.publish import GraphOptions, Measurement, next_version, publish
+from faster_rcnn.graph.publish import Measurement, next_version, publish
 from faster_rcnn.graph.served_threshold import Validation
+from faster_rcnn.graph.version_graphs import GraphOptions
 from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 from faster_rcnn.torchvision_adapter.settings import SETTINGS, Setting
@@ -88,8 +89,13 @@ def build_parser() -> Parser:
         "--provider",
         choices=("any", "cpu"),
         default="any",
-        help="execution provider that must run the graph; cpu: RoI max pooling as ONNX's own operator, which accepts "
-        "feature maps of any size but has no CUDA kernel (default: any)",
+        help="execution provider that must run the version; cpu: no graph for CUDA, and RoI max pooling as ONNX's own "
+        "operator, which accepts feature maps of any size but has no CUDA kernel (default: any)",
+    )
+    parser.add_argument(
+        "--cuda-fp16",
+        action="store_true",
+        help="also publish a graph for CUDA in float16, which the service runs with PRECISION=fp16",
     )
     add_score_threshold(parser)
     parser.add_argument(
@@ -170,11 +176,21 @@ def export(arguments: argparse.Namespace) -> None:
     if (arguments.run is None) == (arguments.torchvision is None):
         raise ValueError("name what to publish: either a RUN or --torchvision BUILDER")
     required(arguments.name, "--name", "choose the model's name in the store")
+    graph_options(arguments)  # raises before anything is read
     check_writable(arguments.store)
     folder = publish_run(arguments) if arguments.run else publish_torchvision(arguments)
     card = json.loads((folder / "model.json").read_text())
-    print(json.dumps({"verification": card["verification"], "metrics": card["metrics"]}, indent=1))
-    print(f"published {folder}, {card['bytes'] / 1e6:.1f} MB")
+    results = {
+        name: card[name] for name in ("verification", "verification_on_cuda", "graphs", "metrics") if name in card
+    }
+    print(json.dumps(results, indent=1))
+    graphs = {"model.onnx": card["bytes"]} | {one["file"]: one["bytes"] for one in card.get("graphs", {}).values()}
+    print(f"published {folder}: " + ", ".join(f"{file} {size / 1e6:.1f} MB" for file, size in graphs.items()))
+
+
+def graph_options(arguments: argparse.Namespace) -> GraphOptions:
+    """Which graphs to publish. Raises ValueError if the options exclude each other."""
+    return GraphOptions(arguments.precision, arguments.provider, arguments.cuda_fp16)
 
 
 def publish_run(arguments: argparse.Namespace) -> Path:
@@ -219,7 +235,7 @@ def publish_run(arguments: argparse.Namespace) -> Path:
         training=replace(record, config=None).to_json() | {"iteration": state["iteration"]},
         images=first_images(test),
         measurement=Measurement(test, measured_on, arguments.limit_images, not arguments.no_example, validation),
-        options=GraphOptions(arguments.precision, arguments.provider),
+        options=graph_options(arguments),
         score_threshold=arguments.score_threshold,
     )
 
@@ -259,7 +275,7 @@ def publish_torchvision(arguments: argparse.Namespace) -> Path:
         labels=labels,
         images=first_images(measurement.data) if measurement else None,
         measurement=measurement,
-        options=GraphOptions(arguments.precision, arguments.provider),
+        options=graph_options(arguments),
         score_threshold=arguments.score_threshold,
     )
 

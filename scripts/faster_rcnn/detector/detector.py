@@ -223,16 +223,15 @@ class FasterRCNN(nn.Module):
         """Detects objects in the first `count` [N] of each image's regions [N, P, 4]; the others are padding."""
         config = self.config
         N, P = boxes.shape[:2]
-        rows, positions = real_rows(count, P)
+        rows = real_rows(count, P)
         pooled = self._pool(features, boxes)
         if self.backbone.pooled == 1:  # features pooled from one map are channels-last in memory
             channels_last = pooled.permute(0, 1, 3, 4, 2).flatten(0, 1)
-            scores, deltas = self.head.of_channels_last(torch.index_select(channels_last, 0, rows))
+            scores, deltas = self.head.of_channels_last(rows.take(channels_last))
         else:
-            scores, deltas = self.head(torch.index_select(pooled.flatten(0, 1), 0, rows))
-        positions = positions.reshape(-1)
-        scores = torch.index_select(scores, 0, positions).reshape(N, P, -1)
-        deltas = torch.index_select(deltas, 0, positions).reshape(N, P, self.classes, 4)
+            scores, deltas = self.head(rows.take(pooled.flatten(0, 1)))
+        scores, deltas = rows.put_back(scores, deltas)
+        scores, deltas = scores.reshape(N, P, -1), deltas.reshape(N, P, self.classes, 4)
         return detect(scores, deltas, boxes, count, sizes, config.detections, config.target_normalisation)
 
     def _normalise(self, images: Tensor, sizes: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from faster_rcnn.detector.graph_form import for_cuda
+
 # Subtracted from features outside an image before an activation; the largest float16 is 65504.
 OFFSET, FLOAT16_OFFSET = 1e30, 3e4
 
@@ -38,9 +40,10 @@ def blank_outside(features: Tensor, sizes: Tensor, stride: int) -> Tensor:
 def relu_inside(features: Tensor, sizes: Tensor, stride: int, canvas: Sequence[int]) -> Tensor:
     """ReLU of `features` [N, C, h, w], with every cell outside the image set to zero.
 
-    canvas: H, W.  A graph does this by an addition before the activation, which ONNX Runtime fuses into the preceding
-    convolution. A multiplication after the activation would be a separate pass over all features, and on a CPU two more
-    to leave and re-enter the convolutions' memory layout. Reading h and w from the features would cost the same.
+    canvas: H, W.  A portable graph does this by an addition before the activation, which ONNX Runtime's CPU provider
+    fuses into the preceding convolution. There, a multiplication after the activation would be a separate pass over all
+    features, and two more to leave and re-enter the convolutions' memory layout. Reading h and w from the features
+    would cost the same. The CUDA provider fuses neither, and the addition would be three passes.
     """
     if not torch.compiler.is_exporting():
         return blank_outside(F.relu(features), sizes, stride)
@@ -48,6 +51,8 @@ def relu_inside(features: Tensor, sizes: Tensor, stride: int, canvas: Sequence[i
     for _ in range(stride.bit_length() - 1):
         height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
     mask = inside(sizes, stride, height, width)[:, None]
+    if for_cuda():
+        return F.relu(features) * mask.to(features.dtype)
     return F.relu(features + outside_offset(mask, features.shape[1], features.dtype))
 
 

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from faster_rcnn.detector.boxes import clip_to_sizes, decode, sides_at_least
-from faster_rcnn.detector.operators import EXCLUDED, nms, take_rows, top_k
+from faster_rcnn.detector.operators import EXCLUDED, Span, nms, take_rows, top_k
 from faster_rcnn.detector.rules import ProposalLimits
 
 # Margins are clamped to ±MARGIN_LIMIT, where the probability is within 1e-13 of 0 or 1. MARGIN_OFFSET makes them
 # positive, because the operators exclude candidates with a score <= 0. Both operations are exact in float32.
 MARGIN_LIMIT = 30.0
 MARGIN_OFFSET = 64.0
+# From 34 to 94. The probability of the lowest margin is 9.4e-14, that of the highest 1.
+SHIFTED_MARGINS, OBJECTNESS = Span(low=5, high=7), Span(low=-44, high=1)
 
 
 class Proposals(NamedTuple):
@@ -54,17 +56,17 @@ def propose(
         boxes, scores = _survivors_of_levels(boxes, scores, limits, levels)
     else:
         boxes, scores = _survivors(boxes, scores, limits)
-    scores, places = top_k(scores, limits.after_nms)
+    scores, places = top_k(scores, limits.after_nms, SHIFTED_MARGINS)
     kept = scores > 0
     boxes = torch.where(kept[..., None], take_rows(boxes, places), torch.zeros_like(boxes[:, :1]))
     objectness = torch.where(kept, torch.sigmoid(scores - MARGIN_OFFSET), torch.zeros_like(scores))
-    objectness, places = top_k(objectness, limits.after_nms)  # the sigmoid's last bit may change the order
+    objectness, places = top_k(objectness, limits.after_nms, OBJECTNESS)  # the sigmoid's last bit may change the order
     return Proposals(kept.to(torch.int64).sum(dim=1), take_rows(boxes, places), objectness)
 
 
 def _survivors(boxes: Tensor, scores: Tensor, limits: ProposalLimits) -> tuple[Tensor, Tensor]:
     """The best candidates, [N, K, 4], and their scores after NMS, [N, K]."""
-    scores, places = top_k(scores, limits.before_nms)
+    scores, places = top_k(scores, limits.before_nms, SHIFTED_MARGINS)
     boxes = take_rows(boxes, places)
     return boxes, nms(boxes, scores, limits.nms_threshold, limits.after_nms)
 
@@ -78,7 +80,7 @@ def _survivors_of_levels(
     """
     best, start = [], 0
     for anchors in levels:
-        values, places = top_k(scores[:, start : start + anchors], limits.before_nms)
+        values, places = top_k(scores[:, start : start + anchors], limits.before_nms, SHIFTED_MARGINS)
         best.append((take_rows(boxes[:, start : start + anchors], places), values))
         start = start + anchors
     N = boxes.shape[0]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faster_rcnn.detector.boxes import clip_to_sizes, decode, sides_at_least
-from faster_rcnn.detector.operators import EXCLUDED, nms, quotient, take_rows, top_k
+from faster_rcnn.detector.operators import EXCLUDED, nms, probabilities_above, quotient, take_rows, top_k
 from faster_rcnn.detector.padded_rows import linear_of_channels_last
 from faster_rcnn.detector.rules import DetectionLimits, TargetNormalisation
 
@@ -83,7 +83,8 @@ def detect(
     eligible = real & (probabilities > limits.score_floor)
     scores = torch.where(eligible, probabilities, torch.full_like(probabilities, EXCLUDED)).reshape(N, P * C)
     number = min(limits.candidates, P * C)
-    scores, places = top_k(scores, number + 1)  # one more than are used, to know the best that is left out
+    span = probabilities_above(limits.score_floor)
+    scores, places = top_k(scores, number + 1, span)  # one more than are used, to know the best that is left out
     candidate_left_out = scores[:, number]
     scores, places = scores[:, :number], places[:, :number]
     region = quotient(places, C)
@@ -92,7 +93,7 @@ def detect(
     boxes = clip_to_sizes(decode(chosen, take_rows(proposals, region)), sizes)
     scores = torch.where(sides_at_least(boxes, 1e-2), scores, torch.full_like(scores, EXCLUDED))
     survivors = nms(boxes + _class_offsets(labels, C, sizes), scores, limits.nms_threshold, limits.detections + 1)
-    scores, places = top_k(survivors, limits.detections + 1)
+    scores, places = top_k(survivors, limits.detections + 1, span)
     left_out = torch.maximum(candidate_left_out, scores[:, limits.detections]).clamp(min=0)
     scores, places = scores[:, : limits.detections], places[:, : limits.detections]
     kept = scores > 0

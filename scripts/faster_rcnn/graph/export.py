@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import onnx
 import torch
@@ -12,6 +12,8 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch import nn
 
 from faster_rcnn.detector.detector import DetectorOutput
+from faster_rcnn.detector.graph_form import Form, exporting_as
+from faster_rcnn.graph.cuda_suppression import expand_calls
 from faster_rcnn.graph.exportable import Exportable
 from faster_rcnn.graph.precision import Precision, with_precision
 from faster_rcnn.graph.translations import OPSET, TRANSLATIONS
@@ -22,15 +24,25 @@ OUTPUTS = DetectorOutput._fields
 Provider = Literal["any", "cpu"]
 
 
-def export_onnx(detector: Exportable, path: Path, precision: Precision = "fp32", provider: Provider = "any") -> None:
+def export_onnx(
+    detector: Exportable,
+    path: Path,
+    precision: Precision = "fp32",
+    provider: Provider = "any",
+    form: Form = "portable",
+) -> None:
     """Writes the graph of a detector with symbolic N, H and W; the detector is left on the CPU, in eval mode.
 
     precision: of the features, see `precision.py`;
     provider: which of ONNX Runtime's providers must compute all of the graph. It matters only for RoI max pooling:
     ONNX's own operator has no CUDA kernel, and the form that every provider computes limits the size of the maps.
-    Raises ValueError if the maps are too large for that form.
+    form: of the graph, see `detector/graph_form.py`; the answers are the same.
+    Raises ValueError if the maps are too large for the portable pooling, or if a graph in the form for CUDA is wanted
+    for the CPU alone.
     The exporter traces a batch of two images of different sizes. It would treat a batch size of one as a constant.
     """
+    if form == "cuda" and provider == "cpu":
+        raise ValueError("the form for CUDA is of no use on the CPU alone; give provider 'any' or form 'portable'")
     detector = with_precision(detector.eval().cpu(), precision).for_export(cpu_only=provider == "cpu")
     stride = detector.stride
     images = torch.randint(0, 256, (2, 10 * stride, 14 * stride, 3), dtype=torch.uint8)
@@ -38,7 +50,7 @@ def export_onnx(detector: Exportable, path: Path, precision: Precision = "fp32",
     batch = torch.export.Dim("N", min=1, max=1024)
     height = stride * torch.export.Dim("rows", min=2, max=1024)
     width = stride * torch.export.Dim("columns", min=2, max=1024)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), exporting_as(form):
         warnings.simplefilter("ignore")  # the exporter itself uses deprecated functions
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
@@ -47,17 +59,26 @@ def export_onnx(detector: Exportable, path: Path, precision: Precision = "fp32",
             dynamo=True,
             dynamic_shapes=({0: batch, 1: height, 2: width}, {0: batch}),
             opset_version=OPSET,
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table=TRANSLATIONS[form],
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
             verbose=False,
         )
     assert program is not None
+    if form == "cuda":
+        expand_calls(program.model)
     # also folds transposed weights, which are above the exporter's size limit
-    fold_constants(program.model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
+    fold_constants(
+        program.model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize, should_fold=_worth_storing
+    )
     remove_unused_nodes(program.model)
     program.save(str(path), external_data=False)
     _name_dimensions(path)
+
+
+def _worth_storing(node: Any) -> bool | None:
+    """False for a list of whole numbers, which a session makes itself; None leaves the decision to the folding."""
+    return False if node.op_type == "Range" else None
 
 
 def _name_dimensions(path: Path) -> None:

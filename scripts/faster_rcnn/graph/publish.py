@@ -3,7 +3,6 @@
 The store never shows an incomplete version.
 """
 
-import hashlib
 import json
 import re
 import tempfile
@@ -25,30 +24,18 @@ from faster_rcnn.detector.config import canvases
 from faster_rcnn.detector.limits import limits_of
 from faster_rcnn.evaluation import Predictor, collect, measure
 from faster_rcnn.evaluation.drawing import draw_prediction
-from faster_rcnn.graph.export import Provider, export_onnx
 from faster_rcnn.graph.exportable import Exportable, exportable
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
-from faster_rcnn.graph.precision import Precision
 from faster_rcnn.graph.served_threshold import ServedThreshold, Validation, on_validation, without_data
 from faster_rcnn.graph.translations import OPSET
-from faster_rcnn.graph.verification import verify
+from faster_rcnn.graph.verification import Verifier
+from faster_rcnn.graph.version_graphs import GraphOptions, write_graphs
 from service.engine.card import NAME
 
 EXAMPLES = 48  # images from which the example is chosen
 GENERATED_IMAGES = 12  # generated images to verify on, if the caller passes none
+DEFAULT_OPTIONS = GraphOptions()
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class GraphOptions:
-    """How a graph is exported.
-
-    precision: of the features, see `precision.py`;  provider: which of ONNX Runtime's providers must compute all of
-    the graph, see `export_onnx`.
-    """
-
-    precision: Precision = "fp32"
-    provider: Provider = "any"
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,7 @@ def publish(
     labels: Sequence[str] | None = None,
     images: Sequence[np.ndarray] | None = None,
     measurement: Measurement | None = None,
-    options: GraphOptions = GraphOptions(),
+    options: GraphOptions = DEFAULT_OPTIONS,
     score_threshold: float | None = None,
 ) -> Path:
     """Writes the version's folder and returns it. Prints the score threshold, and how it was chosen.
@@ -95,7 +82,7 @@ def publish(
     measurement: by default nothing is measured;
     score_threshold: the default of the request parameter of this name. Without it, it is chosen on the data of
     `measurement` (see `evaluation/threshold.py`), or 0.5 without these.
-    Raises FileExistsError if the version exists, Disagreement or Misplaced if the graph fails its verification,
+    Raises FileExistsError if the version exists, Disagreement or Misplaced if a graph fails its verification,
     ValueError if the service could not serve the model.
     """
     detector = exportable(detector)
@@ -111,7 +98,7 @@ def publish(
         folder = Path(aside) / name / str(version)
         folder.mkdir(parents=True)
         card = {"name": name, "version": version, "labels": names, "training": training}
-        card |= _verified_graph(folder / "model.onnx", detector, images, options)
+        card |= _verified_graphs(folder, detector, images, options)
         threshold = without_data(score_threshold)
         card |= threshold.card()
         write_card(folder, card)  # the service's own loader, which the measurement uses, needs a complete card
@@ -123,15 +110,12 @@ def publish(
     return final
 
 
-def _verified_graph(
-    graph: Path, detector: Exportable, images: Sequence[np.ndarray], options: GraphOptions
+def _verified_graphs(
+    folder: Path, detector: Exportable, images: Sequence[np.ndarray], options: GraphOptions
 ) -> dict[str, Any]:
-    """Writes the graph, verifies it, and returns the card's entries on both."""
-    export_onnx(detector, graph, options.precision, options.provider)
+    """Writes the graphs, verifies them, and returns the card's entries on them and on the detector."""
     sizes = canvases(detector.resize, detector.stride)
-    verification = verify(graph, detector, sizes, images, options.precision, options.provider)
-    if remark := verification.remark():
-        print(remark)
+    graphs = write_graphs(folder, detector, Verifier(detector, sizes, images), options)
     resize: dict[str, Any] = {"min_size": detector.resize.min_size, "max_size": detector.resize.max_size}
     if not detector.antialias:
         resize["antialias"] = False
@@ -141,15 +125,10 @@ def _verified_graph(
         "white": detector.white,
         "metrics": {},
         "opset": OPSET,
-        "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
-        "bytes": graph.stat().st_size,
         "parameters": sum(parameter.numel() for parameter in detector.parameters()),
         "detector": detector.describe(),
         "tools": {tool: version_of(tool) for tool in TOOLS} | {"onnxruntime": onnxruntime.__version__},
-        "precision": options.precision,
-        "provider": options.provider,
-        "verification": verification.to_dict(),
-    }
+    } | graphs
 
 
 def _checked_labels(detector: Exportable, labels: Sequence[str] | None) -> list[str]:

@@ -65,7 +65,8 @@ def publish_int8(
             "sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
             "bytes": (folder / "model.onnx").stat().st_size,
         }
-        card.pop("verification", None)  # it describes the float32 graph
+        for member in ("verification", "verification_on_cuda", "graphs"):  # they describe graphs in float32
+            card.pop(member, None)
         write_card(folder, card)
         predict = onnx_predictor(folder)
         collected = collect(test, predict, limit)

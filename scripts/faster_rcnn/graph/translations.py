@@ -10,13 +10,15 @@ import onnx
 import torch
 from onnxscript import opset18
 
+from faster_rcnn.detector.graph_form import Form
 from faster_rcnn.detector.operators import EXCLUDED, PADDING
+from faster_rcnn.graph import cuda_ranking, cuda_suppression
 
 OPSET = 18
 op: Any = opset18  # typed for eager evaluation, but called while tracing
 
 
-def _top_k(scores: Any, k: int) -> tuple[Any, Any]:
+def _top_k(scores: Any, k: int, low: int, high: int, digits: int) -> tuple[Any, Any]:  # noqa: ARG001
     """TopK needs at least k candidates, so k that rank last are appended. Of equal scores the first one wins."""
     padded = op.Pad(scores, op.Constant(value_ints=[0, 0, 0, k]), op.Constant(value_float=PADDING))
     values, places = op.TopK(padded, op.Constant(value_ints=[k]))
@@ -49,9 +51,20 @@ def _quotient(numbers: Any, divisor: int) -> Any:
     return op.Div(numbers, divisor)
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+Translations = dict[Callable[..., Any], Callable[..., Any]]
+
+PORTABLE: Translations = {
     torch.ops.faster_rcnn.top_k.default: _top_k,
     torch.ops.faster_rcnn.nms.default: _nms,
     torch.ops.faster_rcnn.quotient.default: _quotient,
     torch.ops.torchvision.roi_pool.default: _roi_pool,
+}
+
+TRANSLATIONS: dict[Form, Translations] = {
+    "portable": PORTABLE,
+    "cuda": PORTABLE
+    | {
+        torch.ops.faster_rcnn.top_k.default: cuda_ranking.top_k,
+        torch.ops.faster_rcnn.nms.default: cuda_suppression.nms,
+    },
 }

@@ -22,7 +22,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from faster_rcnn.detector.boxes import MAX_LOG_GROWTH, clip_to_sizes, decode, sides_at_least
 from faster_rcnn.detector.detector import DetectorOutput, dtype_of
-from faster_rcnn.detector.operators import EXCLUDED, PADDING, nms, quotient, take_rows, top_k
+from faster_rcnn.detector.operators import EXCLUDED, PADDING, Span, nms, probabilities_above, quotient, take_rows, top_k
 from faster_rcnn.detector.padded_rows import linear_of_channels_last, real_rows
 from faster_rcnn.detector.padding import inside
 from faster_rcnn.detector.proposals import Proposals
@@ -41,6 +41,8 @@ CANDIDATES = 20_000
 # Regions are pooled by matrix products from maps of up to this many cells; from larger maps ONNX's operator is faster
 # on a CPU.
 SMALL_MAP = 1024
+# Logits of 18 significant bits. Below 2⁻²⁸ all have the same float32 probability, 0.5; above 2¹⁶ all have 0 or 1.
+LOGITS = Span(low=-28, high=16, digits=18)
 PROBE = 256  # side in pixels of the canvas on which the strides of the maps are measured
 
 
@@ -124,7 +126,7 @@ class TorchvisionDetector(nn.Module):
         ranks = torch.where(running, ranks, torch.full_like(objectness, EXCLUDED))
         left = nms(boxes.flatten(0, 1), ranks.flatten(0, 1), rpn.nms_thresh, P).reshape(boxes.shape[0], -1)
         scores = torch.where(left > 0, objectness.flatten(1), torch.full_like(left, EXCLUDED))
-        scores, places = top_k(scores, P)
+        scores, places = top_k(scores, P, probabilities_above(rpn.score_thresh))
         kept = scores >= 0
         best = take_rows(boxes.flatten(1, 2), places)
         return Proposals(
@@ -139,7 +141,7 @@ class TorchvisionDetector(nn.Module):
         N, k = level.logits.shape[:2]
         logits = _to_18_bits(level.logits.permute(0, 2, 3, 1).reshape(N, -1).to(torch.float32))
         here = level.extent.inside[:, 0, :, :, None].expand(-1, -1, -1, k).flatten(1)
-        logits, places = top_k(torch.where(here, logits, torch.full_like(logits, PADDING)), count)
+        logits, places = top_k(torch.where(here, logits, torch.full_like(logits, PADDING)), count, LOGITS)
         deltas = level.deltas.unflatten(1, (k, 4)).permute(0, 3, 4, 1, 2).reshape(N, -1, 4)
         deltas = take_rows(deltas, places).to(torch.float32) / deltas.new_tensor(rpn.box_coder.weights).float()
         boxes = clip_to_sizes(decode(deltas, self._anchors(number, level, places)), sizes)
@@ -168,23 +170,22 @@ class TorchvisionDetector(nn.Module):
     def _classify(self, pooled: list[Level], proposals: Proposals) -> tuple[Tensor, Tensor]:
         """The head's class scores [N, P, C + 1] and deltas [N, P, C, 4]."""
         N, P = proposals.boxes.shape[:2]
-        rows, back = real_rows(proposals.number, P)
+        rows = real_rows(proposals.number, P)
         maps = pooled[: self.sampling.maps]
         if len(maps) == 1 and self._small and self.sampling.ratio > 0:
             on_map = align_on_one_map(maps[0].features, proposals.boxes, maps[0].extent.cells, self.sampling)
-            scores, deltas = self._head(torch.index_select(on_map.flatten(0, 1), 0, rows), channels_last=True)
+            scores, deltas = self._head(rows.take(on_map.flatten(0, 1)), channels_last=True)
         else:
             regions = align_on_all_maps(
                 [one.features.to(torch.float32) for one in maps],  # RoIAlign computes coordinates in the maps' type
                 [one.extent.cells for one in maps],
-                torch.index_select(proposals.boxes.reshape(N * P, 4), 0, rows),
-                quotient(rows, P),
+                rows.take(proposals.boxes.reshape(N * P, 4)),
+                rows.images,
                 self.sampling,
             )
             scores, deltas = self._head(regions)
         deltas = deltas.unflatten(1, (self.classes + 1, 4))[:, 1:].flatten(1)
-        back = back.reshape(-1)
-        scores, deltas = torch.index_select(scores, 0, back), torch.index_select(deltas, 0, back)
+        scores, deltas = rows.put_back(scores, deltas)
         return scores.reshape(N, P, -1), deltas.reshape(N, P, self.classes, 4)
 
     def _head(self, regions: Tensor, channels_last: bool = False) -> tuple[Tensor, Tensor]:

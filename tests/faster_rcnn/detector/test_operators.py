@@ -3,17 +3,19 @@
 import torch
 import torchvision
 
-from faster_rcnn.detector.operators import EXCLUDED, PADDING, nms, quotient, take_rows, top_k
+from faster_rcnn.detector.operators import EXCLUDED, PADDING, Span, nms, quotient, take_rows, top_k
+
+PROBABILITIES = Span(low=-4, high=1)
 
 
 def test_equal_scores_keep_their_order() -> None:
-    values, places = top_k(torch.tensor([[0.5, 0.9, 0.5, 0.9, 0.5]]), 4)
+    values, places = top_k(torch.tensor([[0.5, 0.9, 0.5, 0.9, 0.5]]), 4, PROBABILITIES)
     torch.testing.assert_close(values, torch.tensor([[0.9, 0.9, 0.5, 0.5]]))
     assert places.tolist() == [[1, 3, 0, 2]]
 
 
 def test_missing_candidates_are_filled_with_padding() -> None:
-    values, places = top_k(torch.tensor([[0.5, 0.9]]), 4)
+    values, places = top_k(torch.tensor([[0.5, 0.9]]), 4, PROBABILITIES)
     torch.testing.assert_close(values, torch.tensor([[0.9, 0.5, PADDING, PADDING]]))
     assert places.tolist() == [[1, 0, 0, 0]]
 

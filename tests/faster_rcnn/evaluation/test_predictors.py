@@ -15,6 +15,7 @@ from faster_rcnn.evaluation.recall import proposal_recall
 from faster_rcnn.graph.comparison import Boxes, Tolerance, compare
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.graph.publish import Measurement, publish
+from faster_rcnn.graph.version_graphs import GraphOptions
 from tests.faster_rcnn.lively import lively
 
 MODEL = Path(__file__).resolve().parents[3] / "model_store" / "shapes" / "1"
@@ -93,6 +94,7 @@ def test_pytorch_and_onnx_predict_the_same_boxes_in_original_pixels(tmp_path: Pa
         training={},
         images=images,
         measurement=Measurement(Shapes("test", 2), "shapes/test"),
+        options=GraphOptions(provider="cpu"),
     )
     in_pytorch, in_onnx = torch_predictor(detector), onnx_predictor(folder)
     for height, width in ((301, 517), (200, 100), (1000, 640)):

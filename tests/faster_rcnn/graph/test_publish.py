@@ -21,7 +21,9 @@ from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 from faster_rcnn.graph.comparison import Boxes, Disagreement, Tolerance, compare
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
-from faster_rcnn.graph.publish import GraphOptions, Measurement, next_version, publish
+from faster_rcnn.graph.publish import Measurement, next_version, publish
+from faster_rcnn.graph.verification import Verifier
+from faster_rcnn.graph.version_graphs import GraphOptions
 from tests.faster_rcnn.lively import lively
 
 IMAGES = [Shapes("test")[index].image for index in range(6)]
@@ -147,10 +149,10 @@ def test_a_version_is_published_completely_or_not_published(
     def disagree(*_: object) -> None:
         raise Disagreement("boxes differ")
 
-    monkeypatch.setattr("faster_rcnn.graph.publish.verify", disagree)
+    monkeypatch.setattr(Verifier, "verify", disagree)
     with pytest.raises(Disagreement):
         publish(small, tmp_path, "toy", 2, **arguments)
-    files = {"example.jpg", "model.json", "model.onnx", "result.jpg"}
+    files = {"example.jpg", "model.cuda.onnx", "model.json", "model.onnx", "result.jpg"}
     assert {entry.name for entry in tmp_path.rglob("*")} == {"toy", "1"} | files
 
 

@@ -48,6 +48,7 @@ def test_a_threshold_that_a_person_named_is_kept_and_measured_again(
     shutil.copytree(FLOAT, source)
     card = json.loads((source / "model.json").read_text())
     card |= {"score_threshold": 0.3, "score_threshold_choice": {"rule": "given"}}
+    card["graphs"] = {"cuda": {"file": "model.cuda.onnx", "sha256": "0" * 64, "bytes": 1}}
     (source / "model.json").write_text(json.dumps(card))
     validation = Validation(Shapes("val"), "shapes/val", 3)
     folder = publish_int8(source, 2, Shapes("train"), Shapes("test"), "shapes/test", 2, validation)
@@ -55,6 +56,7 @@ def test_a_threshold_that_a_person_named_is_kept_and_measured_again(
     choice = card["score_threshold_choice"]
     assert (card["score_threshold"], choice["rule"]) == (0.3, "given")
     assert (choice["data"], choice["images"]) == ("shapes/val", 3)
+    assert "graphs" not in card  # those of the source are not in int8
 
 
 def test_an_int8_model_that_loses_too_much_ap_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from faster_rcnn.evaluation import torch_predictor
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
 from faster_rcnn.graph.publish import Measurement, publish, write_card
 from faster_rcnn.graph.served_threshold import Validation, on_validation, without_data
+from faster_rcnn.graph.version_graphs import GraphOptions
 from service.engine.model import load_model
 from tests.faster_rcnn.lively import lively
 
@@ -114,7 +115,8 @@ def test_the_graph_keeps_the_number_of_detections_and_publication_says_which_obj
     data: Dataset = OwnFindings(small, 3)
     small.config = with_detections(small.config, 7)
     images = [data[index].image for index in range(3)]
-    folder = publish(small, tmp_path, "few", 1, training={}, images=images, measurement=Measurement(data, "own"))
+    measurement, options = Measurement(data, "own"), GraphOptions(provider="cpu")
+    folder = publish(small, tmp_path, "few", 1, training={}, images=images, measurement=measurement, options=options)
     card = json.loads((folder / "model.json").read_text())
     predict = onnx_predictor(folder)
     assert [len(predict(data[index]).scores) for index in range(3)] == [7, 7, 7]

@@ -4,7 +4,7 @@ import onnxruntime
 import pytest
 
 from service.engine import gpu, probe
-from service.engine.gpu import NoGpuError
+from service.engine.gpu import DriverFailedError, NoGpuError
 from service.engine.probe import Fault, ProbeReport
 from service.engine.providers import (
     CPU,
@@ -52,9 +52,13 @@ def test_a_gpu_that_fails_is_left_out_and_named(gpu_machine, caplog, required):
 
 
 @pytest.mark.contract("3.7")
-def test_the_cpu_is_used_if_no_gpu_computes_unless_cuda_is_required(gpu_machine):
+def test_the_cpu_is_used_if_no_gpu_computes_unless_cuda_is_required(gpu_machine, caplog):
     gpu_machine[:] = [OLD] * 4
-    choice = choose()
+    with caplog.at_level("INFO"):
+        choice = choose()
+    *faults, last = (record.getMessage() for record in caplog.records)
+    assert [fault[:6] for fault in faults] == ["GPU 0:", "GPU 1:", "GPU 2:", "GPU 3:"]
+    assert last == "running on the CPU: none of 4 GPUs can be used"
     assert (choice.provider, choice.usable, len(choice.gpus)) == (CPU, [], 4)
     assert choice.why_cpu.endswith("cannot be used: the driver supports CUDA 12.8; update it")
     with pytest.raises(ProviderUnavailableError, match=r"REQUIRE_CUDA is set, but GPU 0: NVIDIA L4.*12\.8; update it"):
@@ -63,6 +67,17 @@ def test_the_cpu_is_used_if_no_gpu_computes_unless_cuda_is_required(gpu_machine)
 
 def no_gpu() -> int:
     raise NoGpuError("no NVIDIA GPU is visible", "check nvidia-smi")
+
+
+def broken_driver() -> int:
+    raise DriverFailedError("NVIDIA's driver does not start: cuInit returns 999", "check nvidia-smi")
+
+
+def test_a_driver_that_does_not_start_is_a_warning(gpu_machine, monkeypatch, caplog):
+    monkeypatch.setattr(gpu, "count", broken_driver)
+    assert choose() == (CPU, (), "NVIDIA's driver does not start: cuInit returns 999; check nvidia-smi")
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "cuInit returns 999" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,9 @@ class Gate:
         self.unpacking.stop_here()
         return executed
 
+    def run(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
+        return self.results(self.execute(self.prepare(canvases, proposals_only, threads)))
+
     def probe(self) -> None:
         self.engine.probe()
 

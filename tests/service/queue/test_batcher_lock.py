@@ -138,6 +138,9 @@ class Moody:
     def engine_on(self, device: Device) -> Any:
         return self
 
+    def run(self, *batch: Any) -> Any:
+        return self.results(self.execute(self.prepare(*batch)))
+
     def execute(self, prepared: Any) -> Any:
         if self.random.random() < 0.2:
             raise MemoryError

@@ -218,6 +218,9 @@ class Faulty:
         if which < len(errors):
             raise errors[int(which)]
 
+    def run(self, *batch: Any) -> Any:
+        return self.results(self.execute(self.prepare(*batch)))
+
     def prepare(self, *batch: Any) -> Any:
         self.fail(MemoryError())
         return self.engine.prepare(*batch)

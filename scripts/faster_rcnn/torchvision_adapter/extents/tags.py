@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from faster_rcnn.detector.graph_form import for_cuda
 from faster_rcnn.torchvision_adapter.extents.extent import Extent, Pair, Unsupported
 from faster_rcnn.torchvision_adapter.internals import WeakIdKeyDictionary
 
@@ -73,7 +74,8 @@ class Tags:
         if tag.blank:
             return maps
         if maps not in self._blanked:
-            if tag.activation is not None:  # ONNX Runtime fuses an addition there with the convolution before it
+            # On a CPU, ONNX Runtime fuses an addition there with the convolution before it.
+            if tag.activation is not None and not for_cuda():
                 activate, before = tag.activation
                 out = activate(before + tag.extent.outside_offset(before.shape[1], before.dtype))
             else:
