@@ -150,6 +150,23 @@ def test_evaluation_and_proposals_see_the_image_that_the_service_sees(
         assert prepare_image(own, sample).size.tolist() == [list(whole.shape[:2])]
 
 
+def test_the_predictors_of_evaluation_give_the_same_boxes_in_original_pixels(folder: Path) -> None:
+    """The images have unusual sizes, and the detector finds objects everywhere."""
+    in_pytorch = torch_predictor(faster_rcnn.load_detector(folder))
+    in_onnx = onnx_predictor(folder / "store" / "own" / "1")
+    for height, width in ((301, 517), (200, 100), (1000, 640)):
+        image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        sample = Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+        one, other = in_pytorch(sample), in_onnx(sample)
+        assert len(one.boxes) > 5
+        assert one.boxes.max() > 0.9 * max(height, width)
+        assert (one.boxes[:, 0::2] <= width).all()
+        assert (one.boxes[:, 1::2] <= height).all()
+        answers = [Boxes(found.boxes, found.scores, found.labels, cut=0.02) for found in (one, other)]
+        larger = max(min(height, width) / 64, max(height, width) / 128)  # original pixels for each of the canvas's
+        assert compare(*answers, Tolerance(0.1 * larger, 1e-3)).unmatched == 0  # contract 1.3
+
+
 def test_a_path_an_array_and_a_pillow_image_give_the_same_answer(published: faster_rcnn.Model, tmp_path: Path) -> None:
     image = scene(100, 80)
     file = tmp_path / "image.png"

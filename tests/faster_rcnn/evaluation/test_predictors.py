@@ -12,10 +12,7 @@ from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.detector.resize import resize_image
 from faster_rcnn.evaluation.predictors import fast_rcnn_predictor, rpn_predictor, torch_predictor
 from faster_rcnn.evaluation.recall import proposal_recall
-from faster_rcnn.graph.comparison import Boxes, Tolerance, compare
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
-from faster_rcnn.graph.publish import Measurement, publish
-from faster_rcnn.graph.version_graphs import GraphOptions
 from tests.faster_rcnn.lively import lively
 
 MODEL = Path(__file__).resolve().parents[3] / "model_store" / "shapes" / "1"
@@ -80,34 +77,6 @@ def test_a_published_model_returns_its_proposals_too() -> None:
     assert found.proposals is not None
     result = proposal_recall([sample], [found.proposals], (100,))
     assert result["by_number"]["100"]["R@0.5"] == 1.0
-
-
-def test_pytorch_and_onnx_predict_the_same_boxes_in_original_pixels(tmp_path: Path) -> None:
-    """The images have unusual sizes, and the detector finds objects everywhere."""
-    detector = lively("compact")
-    images = [Shapes("test")[index].image for index in range(4)]
-    folder = publish(
-        detector,
-        tmp_path,
-        "toy",
-        1,
-        training={},
-        images=images,
-        measurement=Measurement(Shapes("test", 2), "shapes/test"),
-        options=GraphOptions(provider="cpu"),
-    )
-    in_pytorch, in_onnx = torch_predictor(detector), onnx_predictor(folder)
-    for height, width in ((301, 517), (200, 100), (1000, 640)):
-        image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        sample = Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-        one, other = in_pytorch(sample), in_onnx(sample)
-        assert len(one.boxes) > 5
-        assert one.boxes.max() > 0.9 * max(height, width)
-        assert (one.boxes[:, 0::2] <= width).all()
-        assert (one.boxes[:, 1::2] <= height).all()
-        answers = [Boxes(found.boxes, found.scores, found.labels, cut=0.02) for found in (one, other)]
-        difference = compare(answers[0], answers[1], Tolerance(0.1 * height / 96, 1e-3))
-        assert difference.unmatched == 0
 
 
 def test_the_rpn_alone_predicts_proposals_and_no_detection() -> None:

@@ -143,7 +143,7 @@ def reverse_rows(model: onnx.ModelProto) -> None:
             nudge("head.bbox_pred.weight", 0.01),
             "against PyTorch alone: .* no partner within 0.1 pixels and 0.001 of score, the worst misses",
         ),
-        (let_padding_in, "against .* alone: (.* boxes have no partner|scores differ by up to)"),
+        (let_padding_in, "against .* alone: (.* boxes .* have no partner|scores differ by up to)"),
         (reverse_rows, "detections of .*: (scores are not best first|rows past the count are not zero)"),
         (after("scores", "Sqrt"), "scores differ by up to|no partner"),
         (root_of_logarithm, "proposals of .*: a value is not finite"),

@@ -31,19 +31,29 @@ USEFUL_FACTOR, USEFUL_REST = 3, FIXED_BYTES + 12 * MIB
 
 
 def noise(mode: str, width: int = SIDE, height: int = SIDE) -> Image.Image:
-    """Random pixels, or random squares if the mode has more than one byte."""
+    """Random squares, or random pixels if a pixel is a bit."""
     rng = np.random.default_rng(0)
     if mode == "I;16":
-        return Image.fromarray(rng.integers(0, 2**16, (height, width), dtype=np.uint16))
+        return Image.fromarray(deep_squares(1, 2**16, width, height)[..., 0])
     if mode == "1":
         return Image.fromarray(rng.integers(0, 2, (height, width)).astype(bool))
     bands = len(Image.new(mode, (1, 1)).getbands())
-    coarse = rng.integers(0, 256, (-(-height // CELL), -(-width // CELL), bands), dtype=np.uint8)
-    fine = coarse.repeat(CELL, 0).repeat(CELL, 1)[:height, :width]
+    fine = squares(rng.integers(0, 256, (-(-height // CELL), -(-width // CELL), bands), dtype=np.uint8), width, height)
     image = Image.frombytes(mode, (width, height), np.ascontiguousarray(fine).tobytes())
     if mode == "P":
         image.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
     return image
+
+
+def squares(colours: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Squares of CELL pixels, which compress fast: `colours` [rows, columns, channels] to [height, width, channels]."""
+    return colours.repeat(CELL, 0).repeat(CELL, 1)[:height, :width]
+
+
+def deep_squares(channels: int, values: int, width: int = SIDE, height: int = SIDE) -> np.ndarray:
+    """Squares with 16 bits per channel, of random values below `values`."""
+    shape = (-(-height // CELL), -(-width // CELL), channels)
+    return squares(np.random.default_rng(0).integers(0, values, shape, dtype=np.uint16), width, height)
 
 
 def turned() -> Image.Exif:
@@ -112,7 +122,7 @@ def files() -> dict[str, bytes]:
         "heic of 10 bits with alpha, 4:4:4, turned": deep_heic(),
     }
     rng = np.random.default_rng(0)
-    deep = rng.integers(0, 2**12, (SIDE, SIDE, 4), np.uint16)
+    deep = deep_squares(4, 2**12)
     for channels, compression in ((3, 8), (4, 1)):
         pixels = deep[..., :channels].tobytes()
         body = zlib.compress(pixels, 1) if compression == 8 else pixels
