@@ -65,7 +65,9 @@ def test_points_and_missing_images_of_cvat_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"CVAT for video; export the task again as CVAT for images 1.1"):
         open_dataset(str(tmp_path), "all")
     text(tmp_path / "annotations.xml", "<annotations><image>")
-    with pytest.raises(ValueError, match=r"annotations.xml:1: not XML: the file ends inside an element, so it is cut short"):
+    with pytest.raises(
+        ValueError, match=r"annotations.xml:1: not XML: the file ends inside an element, so it is cut short"
+    ):
         open_dataset(str(tmp_path), "all")
 
 
