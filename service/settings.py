@@ -73,6 +73,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level that is logged"
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="form of the log: text, or one JSON object per line, with the names of OpenTelemetry's data model",
+    )
     access_log: bool = Field(default=False, description="log one line per request; /metrics counts them either way")
 
     model_store: Path = Field(default=Path("model_store"), description="folder of models, as <name>/<version>/")
@@ -328,7 +332,7 @@ class Settings(BaseSettings):
             raise PydanticCustomError("number", "not a number in plain digits")
         return value
 
-    @field_validator("log_level", mode="before")
+    @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
