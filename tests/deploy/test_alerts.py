@@ -69,7 +69,10 @@ CASES: dict[str, tuple[Series, Series]] = {
     "DetectorIsLateFast": (in_time(800, 1000), in_time(950, 1000)),
     "DetectorIsLateSlowly": (in_time(980, 1000), in_time(995, 1000)),
     "DetectorRefusesRequests": (requests(200, 98) | requests(429, 2), requests(200, 995) | requests(429, 5)),
-    "DetectorIsSaturated": (replicas("detector_expected_wait_seconds", 2.5, 0), replicas("detector_expected_wait_seconds", 1.5, 0)),
+    "DetectorIsSaturated": (
+        replicas("detector_expected_wait_seconds", 2.5, 0),
+        replicas("detector_expected_wait_seconds", 1.5, 0),
+    ),
     "DetectorIsOutOfMemory": (memory_ran_out(0.1), memory_ran_out(0)),
     "DetectorGpuMemoryIsFull": (gpu(97), gpu(90)),
     "DetectorReplicaIsDown": (replicas("up", 1, 0), replicas("up", 1, 1)),
