@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from benchmarks import command
 from benchmarks.fleet.replicas import missing_packages
 
