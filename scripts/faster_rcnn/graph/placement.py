@@ -53,14 +53,13 @@ def check_placement(path: Path) -> None:
 def cpu_nodes(path: Path) -> list[CpuNode]:
     """The nodes of a graph, and of the bodies of its loops, that under CUDA would run on the CPU."""
     model = onnx.shape_inference.infer_shapes(_without_weights(onnx.load(path)))
-    tensors = {name: kind for graph in _with_bodies(model.graph) for name, kind in _tensors(graph).items()}
+    scopes = list(_scopes(model.graph, {}))
     if pick_provider() == CUDA:
-        return assigned(
-            path,
-            CUDA,
-            {node.name: _is_heavy(node, tensors) for graph in _with_bodies(model.graph) for node in graph.node},
-        )
-    return list(_without_kernel(model, tensors, known_kernels()))
+        heavy = {node.name: _is_heavy(node, tensors) for graph, tensors in scopes for node in graph.node}
+        return assigned(path, CUDA, heavy)
+    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    kernels = known_kernels()
+    return [one for graph, tensors in scopes for one in _without_kernel(graph, opset, tensors, kernels)]
 
 
 def assigned(path: Path, provider: str, heavy: Mapping[str, bool]) -> list[CpuNode]:
@@ -89,22 +88,21 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_kernel(
-    model: onnx.ModelProto, tensors: Mapping[str, Tensor], kernels: Mapping[str, Sequence[Kernel]]
+    graph: onnx.GraphProto, opset: int, tensors: Mapping[str, Tensor], kernels: Mapping[str, Sequence[Kernel]]
 ) -> Iterator[CpuNode]:
-    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
-    for graph in _with_bodies(model.graph):
-        for node in graph.node:
-            if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):
-                yield CpuNode(node.name, node.op_type, _is_heavy(node, tensors))
+    for node in graph.node:
+        if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):
+            yield CpuNode(node.name, node.op_type, _is_heavy(node, tensors))
 
 
-def _with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and all graphs in it: the bodies of its loops, and theirs. Names are unique among them."""
-    yield graph
+def _scopes(graph: onnx.GraphProto, outer: dict[str, Tensor]) -> Iterator[tuple[onnx.GraphProto, dict[str, Tensor]]]:
+    """A graph, then the bodies of its loops, each with the tensors that it sees: its own and those around it."""
+    tensors = outer | _tensors(graph)
+    yield graph, tensors
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _with_bodies(attribute.g)
+                yield from _scopes(attribute.g, tensors)
 
 
 def _has_kernel(
