@@ -18,6 +18,7 @@ from faster_rcnn.graph.exportable import exportable
 from faster_rcnn.graph.launches import count_launches
 from faster_rcnn.graph.placement import check_placement, cpu_nodes
 from faster_rcnn.graph.verification import verify
+from service.engine.onnx_subgraph import extract
 from tests.faster_rcnn.lively import lively_torchvision
 from tests.faster_rcnn.trained import SHAPES, answers, trained_on_shapes
 
@@ -50,10 +51,8 @@ def batch(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return images, np.array(sizes, np.int64)
 
 
-@pytest.fixture(scope="module", params=["shapes", "bccd"])
-def published(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[FasterRCNN, Path, Path]:
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[FasterRCNN, Path, Path]:
     """A trained detector, its published graph, and its graph in the form for CUDA."""
     path = tmp_path_factory.mktemp("cuda") / "model.onnx"
     detector = trained_on_shapes()
@@ -74,6 +73,18 @@ def test_the_answers_are_those_of_the_published_graph(published: tuple[FasterRCN
     by_both = zip(answers(published[1], images, sizes), answers(published[2], images, sizes), strict=False)
     for portable, cuda in by_both:  # the published graph has no output left_out, which is the last
         np.testing.assert_allclose(cuda, portable, atol=1e-3)
+
+
+@pytest.mark.contract("1.4")
+def test_the_service_extracts_the_proposals_with_the_loop_that_they_need(
+    published: tuple[FasterRCNN, Path, Path], tmp_path: Path
+) -> None:
+    images, sizes = batch(96, 128)
+    part = tmp_path / "proposals.onnx"
+    part.write_bytes(extract(published[2].read_bytes(), ["num_proposals", "proposals", "objectness"]))
+    assert operators(part)["Loop"] == 1
+    for alone, whole in zip(answers(part, images, sizes), answers(published[2], images, sizes)[4:7], strict=True):
+        np.testing.assert_array_equal(alone, whole)
 
 
 @pytest.mark.contract("1.5")
