@@ -1,4 +1,4 @@
-"""The PyTorch detectors of the models that come with the project, from the weights in their published graphs."""
+"""The PyTorch detector of a model that comes with the project, from the weights in its published graph."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,19 @@ from torch import nn
 
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
+from service.engine.providers import CPU, open_session, session_options
 
-STORE = Path(__file__).resolve().parents[2] / "model_store"
+SHAPES = Path(__file__).resolve().parents[2] / "model_store" / "shapes" / "1"
 
 
 @torch.no_grad()
-def trained(name: str) -> FasterRCNN:
-    """The detector of version 1 of a model with the compact backbone.
+def trained_on_shapes() -> FasterRCNN:
+    """The detector of shapes/1.
 
-    The export folds normalisations into the convolutions before them, and stores the head's weights transposed, fc6's
-    with the channels last.
+    The export folds normalisations into the convolutions before them, and stores fc6's weights with the channels last.
     """
-    graph = onnx.load(STORE / name / "1" / "model.onnx").graph
-    card = json.loads((STORE / name / "1" / "model.json").read_text())
+    graph = onnx.load(SHAPES / "model.onnx").graph
+    card = json.loads((SHAPES / "model.json").read_text())
     detector = FasterRCNN(DetectorConfig.from_dict(card["detector"])).eval()
     weights = {one.name: torch.from_numpy(onnx.numpy_helper.to_array(one).copy()) for one in graph.initializer}
     state = detector.state_dict()
@@ -35,24 +35,15 @@ def trained(name: str) -> FasterRCNN:
             one = torch.ones(norm.num_features)
             state[prefix + "weight"], state[prefix + "bias"] = one, weights[folded.input[2]]
             state[prefix + "running_mean"], state[prefix + "running_var"] = 0 * one, (1 - norm.eps) * one
-    layers = [one for one in graph.node if one.op_type in ("Gemm", "MatMul") and one.input[1] in weights][-4:]
-    for layer, node in zip(("fc6", "fc7", "cls_score", "bbox_pred"), layers, strict=True):
-        weight, shape = weights[node.input[1]], state[f"head.{layer}.weight"].shape
-        turned = not any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        weight = weight.T if turned else weight
-        if layer == "fc6":
-            S = detector.config.roi_size
-            weight = weight.unflatten(1, (S, S, -1)).permute(0, 3, 1, 2).flatten(1)
-        assert weight.shape == shape
-        state[f"head.{layer}.weight"] = weight.contiguous()
+    name = next(one for one in graph.node if one.op_type == "Gemm").input[1]  # the first Gemm is fc6
+    S = detector.config.roi_size
+    state["head.fc6.weight"] = weights[name].unflatten(1, (S, S, -1)).permute(0, 3, 1, 2).flatten(1)
     detector.load_state_dict(state)
     return detector
 
 
 def answers(graph: Path, images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
     """A graph's outputs for a batch, on the CPU provider."""
-    from service.engine.providers import CPU, open_session, session_options
-
     found: list[np.ndarray] = open_session(graph.read_bytes(), CPU, session_options(1)).run(
         None, {"images": images, "sizes": sizes}
     )

@@ -18,8 +18,9 @@ from faster_rcnn.graph.exportable import exportable
 from faster_rcnn.graph.launches import count_launches
 from faster_rcnn.graph.placement import check_placement, cpu_nodes
 from faster_rcnn.graph.verification import verify
+from service.engine.onnx_subgraph import extract
 from tests.faster_rcnn.lively import lively_torchvision
-from tests.faster_rcnn.trained import STORE, answers, trained
+from tests.faster_rcnn.trained import SHAPES, answers, trained_on_shapes
 
 IMAGES = [Shapes("test")[index].image for index in range(8)]
 SLOW_ON_CUDA = {"NonMaxSuppression", "NonZero", "GatherND", "ScatterND", "CumSum"}
@@ -50,15 +51,13 @@ def batch(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return images, np.array(sizes, np.int64)
 
 
-@pytest.fixture(scope="module", params=["shapes", "bccd"])
-def published(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[FasterRCNN, Path, Path]:
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[FasterRCNN, Path, Path]:
     """A trained detector, its published graph, and its graph in the form for CUDA."""
     path = tmp_path_factory.mktemp("cuda") / "model.onnx"
-    detector = trained(request.param)
+    detector = trained_on_shapes()
     export_onnx(detector, path, form="cuda")
-    return detector, STORE / request.param / "1" / "model.onnx", path
+    return detector, SHAPES / "model.onnx", path
 
 
 @pytest.mark.contract("1.2", "1.3")
@@ -74,6 +73,18 @@ def test_the_answers_are_those_of_the_published_graph(published: tuple[FasterRCN
     by_both = zip(answers(published[1], images, sizes), answers(published[2], images, sizes), strict=False)
     for portable, cuda in by_both:  # the published graph has no output left_out, which is the last
         np.testing.assert_allclose(cuda, portable, atol=1e-3)
+
+
+@pytest.mark.contract("1.4")
+def test_the_service_extracts_the_proposals_with_the_loop_that_they_need(
+    published: tuple[FasterRCNN, Path, Path], tmp_path: Path
+) -> None:
+    images, sizes = batch(96, 128)
+    part = tmp_path / "proposals.onnx"
+    part.write_bytes(extract(published[2].read_bytes(), ["num_proposals", "proposals", "objectness"]))
+    assert operators(part)["Loop"] == 1
+    for alone, whole in zip(answers(part, images, sizes), answers(published[2], images, sizes)[4:7], strict=True):
+        np.testing.assert_array_equal(alone, whole)
 
 
 @pytest.mark.contract("1.5")
@@ -92,7 +103,7 @@ def test_a_run_launches_less_and_waits_less(published: tuple[FasterRCNN, Path, P
 
 
 def test_the_features_may_be_in_float16(tmp_path: Path) -> None:
-    detector = trained("shapes")
+    detector = trained_on_shapes()
     export_onnx(detector, tmp_path / "model.onnx", precision="fp16", form="cuda")
     detector.resize = ResizeRule(96, 192)
     verify(tmp_path / "model.onnx", detector, [(96, 192), (192, 96)], IMAGES[:4], precision="fp16")
@@ -118,4 +129,4 @@ def test_a_model_of_torchvision_gives_the_same_answers_with_fewer_launches(tmp_p
 
 def test_the_form_for_cuda_is_not_exported_for_the_cpu_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give provider 'any' or form 'portable'"):
-        export_onnx(trained("shapes"), tmp_path / "model.onnx", provider="cpu", form="cuda")
+        export_onnx(trained_on_shapes(), tmp_path / "model.onnx", provider="cpu", form="cuda")
