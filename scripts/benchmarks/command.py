@@ -13,6 +13,9 @@ r"""Measures a graph, by itself or against torchvision's own code, or the servic
     faster-rcnn benchmark siege --kinds idle-keepalive --clients 2000 --nofile 1024
     faster-rcnn benchmark worst --memory 2000           the worst images at once in 2000 MB, beside small ones
     faster-rcnn benchmark fleet                         three replicas behind HAProxy: its cost, drains, kills, rollouts
+    faster-rcnn benchmark gpu --out measured            what is promised of a GPU, checked on this one in ten minutes
+    faster-rcnn benchmark gpu --only C1 C8              some of the checks (docs/gpu.md explains each)
+    faster-rcnn benchmark gpu --pack DIR --architecture 90   a package of all that a machine without a network needs
 
 Machines are noisy: every comparison is made inside one run, the contenders take turns, and the results are ratios. Only
 --torchvision needs torch, so a published model can be measured by the same installation that serves it.
@@ -25,6 +28,10 @@ from pathlib import Path
 
 from benchmarks.fleet.measure_fleet import Options as FleetOptions
 from benchmarks.fleet.measure_fleet import measure_fleet
+from benchmarks.gpu.checks import NUMBERS
+from benchmarks.gpu.measure_gpu import Options as GpuOptions
+from benchmarks.gpu.measure_gpu import measure_gpu
+from benchmarks.gpu.packing import pack
 from benchmarks.load import measure_service as load
 from benchmarks.load.soak import soak
 from benchmarks.measure_graph import Options, measure_graph
@@ -49,10 +56,10 @@ PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 def main(argv: Sequence[str] | None = None) -> int:
     """`faster-rcnn benchmark`. Returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = Parser("benchmark", "graph|service|siege|worst|fleet [MODEL_DIR] [OPTION ...]", __doc__)
+    parser = Parser("benchmark", "graph|service|siege|worst|fleet|gpu [MODEL_DIR] [OPTION ...]", __doc__)
     parser.add_argument(
         "what",
-        choices=("graph", "service", "siege", "worst", "fleet"),
+        choices=("graph", "service", "siege", "worst", "fleet", "gpu"),
         help="what to measure; `graph --help` and so on list the options",
     )
     what: str = parser.parse_args(words[:1]).what
@@ -62,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "siege": (measure_a_siege, siege_parser),
         "worst": (measure_the_worst, worst_parser),
         "fleet": (measure_a_fleet, fleet_parser),
+        "gpu": (measure_a_gpu, gpu_parser),
     }[what]
     arguments = build().parse_args(words[1:])
     interrupted = "interrupted; what was measured is lost"
@@ -72,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(measure: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
     """Raises ValueError if the measurement could not be made, or needs a package that is not installed."""
-    if arguments.model is not None:
+    if getattr(arguments, "model", None) is not None:
         arguments.model = arguments.model.resolve()
     try:
         measure(arguments)
@@ -182,6 +190,16 @@ def measure_a_fleet(arguments: argparse.Namespace) -> None:
             out=arguments.out,
         )
     )
+
+
+def measure_a_gpu(arguments: argparse.Namespace) -> None:
+    if (arguments.pack is None) != (arguments.architecture is None):
+        raise Failed("--pack and --architecture belong together: name the folder, and the GPU's architecture")
+    if arguments.pack is not None:
+        pack(arguments.pack, arguments.architecture, arguments.models)
+        return
+    provider = _provider(arguments.provider or "cuda")
+    measure_gpu(GpuOptions(provider, arguments.only, arguments.models, arguments.out))
 
 
 def _model_and_image(arguments: argparse.Namespace) -> tuple[Path, Path, str]:
@@ -351,6 +369,41 @@ def fleet_parser() -> Parser:
         "--rounds", type=positive, default=4, metavar="N", help="turns directly and balanced (default: 4)"
     )
     _add_out(parser)
+    return parser
+
+
+def gpu_parser() -> Parser:
+    about = (
+        "What this project promises of a GPU, checked on the first GPU of this machine within ten minutes. Ends with 1 "
+        "and the names of the checks that failed. docs/gpu.md says what each check proves."
+    )
+    parser = Parser("benchmark gpu", "[OPTION ...]", about)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=NUMBERS,
+        metavar="CHECK",
+        help=f"of {', '.join(sorted(NUMBERS, key=lambda name: int(name[1:])))} (default: all)",
+    )
+    parser.add_argument(
+        "--provider", choices=("cuda", "cpu"), help="cpu: a short rehearsal with small models (default: cuda)"
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="folder for the torchvision model, which is exported if it is not there (default: a temporary folder)",
+    )
+    parser.add_argument(
+        "--pack",
+        type=Path,
+        metavar="DIR",
+        help="instead, write a package that runs the checks on a machine without a network; needs --architecture",
+    )
+    parser.add_argument(
+        "--architecture", type=positive, metavar="N", help="of that machine's GPU, such as 90 for sm_90 (an H100)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for benchmark.md and benchmark.json")
     return parser
 
 

@@ -29,13 +29,14 @@ class Entry:
     """A contender before it is built.
 
     first: the smallest N that it is measured at;  patience: if its first calls, compilation included, took longer than
-    this many seconds, no larger N is tried.
+    this many seconds, no larger N is tried;  longest: seconds after which a call is ended.
     """
 
     name: str
     build: Callable[[], Contender]
     first: int = 1
     patience: float = LONGEST_TURN
+    longest: float = LONGEST_TURN
 
 
 @dataclass
@@ -78,7 +79,7 @@ def compare(
             before = gpu_memory() if provider == CUDA else None
             workers[entry.name] = Worker(entry.build)
             own = [result for result in results if result.name == entry.name]
-            _first_calls(workers[entry.name], own, entry.patience, before)
+            _first_calls(workers[entry.name], own, entry, before)
         for result in with_progress([one for _ in range(rounds) for one in results], "rounds"):
             if not result.failed:
                 _take_turn(workers[result.name], result, seconds)
@@ -97,7 +98,7 @@ def with_progress(items: Sequence[Item], what: str) -> Iterable[Item]:
     return tqdm(items, desc=what, leave=False)
 
 
-def _first_calls(worker: Worker, results: Sequence[Measured], patience: float, gpu_before: int | None) -> None:
+def _first_calls(worker: Worker, results: Sequence[Measured], entry: Entry, gpu_before: int | None) -> None:
     """Calls the contender at each N, smallest first: it compiles, allocates, fills caches, and shows its memory.
 
     gpu_before: bytes in use on the GPU before the worker started; None to measure main memory instead. Both runtimes
@@ -105,12 +106,14 @@ def _first_calls(worker: Worker, results: Sequence[Measured], patience: float, g
     """
     began = time.monotonic()
     for result in results:
-        if (taken := time.monotonic() - began) > patience:
-            result.failed = f"not tried: the first calls at smaller N took {taken:.0f} s, more than {patience:.0f} s"
+        if (taken := time.monotonic() - began) > entry.patience:
+            result.failed = (
+                f"not tried: the first calls at smaller N took {taken:.0f} s, more than {entry.patience:.0f} s"
+            )
             continue
         try:
             for _ in range(2):  # compiled code may be compiled again for the second
-                turn: Turn = worker.ask(result.n, 0.0, seconds=LONGEST_TURN)
+                turn: Turn = worker.ask(result.n, 0.0, seconds=entry.longest)
         except Failed as failure:
             result.failed = str(failure)
             continue

@@ -12,9 +12,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from faster_rcnn.detector.resize import ResizeRule
-from faster_rcnn.graph.export import export_onnx
 from faster_rcnn.graph.precision import Precision
-from faster_rcnn.graph.translations import OPSET
 from faster_rcnn.torchvision_adapter.builders import BUILDERS, checkpoint_model, published_model
 from faster_rcnn.torchvision_adapter.detector import TorchvisionDetector
 
@@ -44,13 +42,18 @@ def random_model(builder: str) -> FasterRCNN:
     """
     torch.manual_seed(SEED)
     model = getattr(torchvision.models.detection, builder)(weights=None, weights_backbone=None).eval()
+    take_statistics(model, [torch.rand(3, 240, 320)])
+    return model
+
+
+@torch.no_grad()
+def take_statistics(model: FasterRCNN, images: list[Tensor]) -> None:
+    """Gives the model's batch normalisations the statistics of `images`, float32 [3, h, w] each."""
     normalisations = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d | FrozenBatchNorm2d)]
     hooks = [one.register_forward_pre_hook(_take_statistics) for one in normalisations]
-    with torch.no_grad():
-        model([torch.rand(3, 240, 320)])
+    model(images)
     for hook in hooks:
         hook.remove()
-    return model
 
 
 def without_resizing(model: FasterRCNN) -> FasterRCNN:
@@ -64,6 +67,8 @@ def prepare(source: Source, saved: Path, graph: Path | None, precision: Precisio
 
     Raises ValueError for a builder that torchvision lacks, and the errors of reading weights and of exporting.
     """
+    from faster_rcnn.graph.export import export_onnx  # needs onnxscript, which running the contenders does not
+
     if source.builder not in BUILDERS:
         raise ValueError(f"torchvision has no detector {source.builder}; take one of {', '.join(BUILDERS)}")
     if source.checkpoint is not None:
@@ -81,6 +86,8 @@ def prepare(source: Source, saved: Path, graph: Path | None, precision: Precisio
 
 def trace(saved: Path, graph: Path, pixels: np.ndarray) -> None:
     """Traces torchvision's eager code on this image, N = 1, into an ONNX file. pixels: uint8 [h, w, 3]."""
+    from faster_rcnn.graph.translations import OPSET  # needs onnxscript too
+
     model = without_resizing(torch.load(saved, weights_only=False))
     image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
     torch.onnx.export(model, ([image],), graph, dynamo=False, opset_version=OPSET, input_names=["image"])

@@ -21,6 +21,15 @@ ENTRY = struct.Struct("<HHIQ12xI")  # kind, version, size of this header, size o
 PTX, SASS = 1, 2
 
 
+class Entry(NamedTuple):
+    """An entry: its kind (PTX or SASS), its architecture, and the places of its code in the library."""
+
+    kind: int
+    architecture: int
+    begin: int
+    end: int
+
+
 class Code(NamedTuple):
     """The architectures for which there is SASS and PTX; 90 stands for sm_90."""
 
@@ -45,13 +54,14 @@ def read(library: Path) -> Code:
     """The architectures for which `library` holds code. Raises OSError if it cannot be read."""
     found: dict[int, set[int]] = {PTX: set(), SASS: set()}
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for kind, architecture in _entries(content):
-            found[kind].add(architecture)
+        for entry in entries(content):
+            if any(content[entry.begin : min(entry.end, entry.begin + 8)]):  # zeros in place of code cannot run
+                found[entry.kind].add(entry.architecture)
     return Code(frozenset(found[SASS]), frozenset(found[PTX]))
 
 
-def _entries(content: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Kind and architecture of every entry that has code."""
+def entries(content: mmap.mmap | bytearray | bytes) -> Iterator[Entry]:
+    """Every entry of a library, in order."""
     place = content.find(MAGIC)
     while 0 <= place <= len(content) - CONTAINER.size:
         _, version, header, size = CONTAINER.unpack_from(content, place)
@@ -62,10 +72,10 @@ def _entries(content: mmap.mmap) -> Iterator[tuple[int, int]]:
         entry = place + header
         while entry + ENTRY.size <= end:
             kind, _, entry_header, code, architecture = ENTRY.unpack_from(content, entry)
-            if entry_header < ENTRY.size:  # not an entry
+            begin = entry + entry_header
+            if entry_header < ENTRY.size or begin + code > end:  # not an entry
                 break
-            first = content[entry + entry_header : entry + entry_header + 8]
-            if kind in (PTX, SASS) and any(first):  # code that was overwritten with zeros cannot run
-                yield kind, architecture
-            entry += entry_header + code
+            if kind in (PTX, SASS):
+                yield Entry(kind, architecture, begin, begin + code)
+            entry = begin + code
         place = content.find(MAGIC, end)

@@ -21,6 +21,7 @@ from benchmarks.workers import Failed
 
 ROOT = Path(__file__).resolve().parents[3]
 START_UP, STOP = 120.0, 60.0  # seconds
+NO_SETTINGS: Mapping[str, str] = {}
 PLAIN_APP = "benchmarks.load.plain_server:app"
 
 
@@ -37,9 +38,10 @@ class Server(Protocol):
 class Local:
     """A server that was started here."""
 
-    def __init__(self, name: str, url: str, pid: int, log: IO[str]) -> None:
+    def __init__(self, name: str, url: str, process: subprocess.Popen[bytes], log: IO[str]) -> None:
         self.name, self.url = name, url
-        self.pids = process_usage.tree(pid)
+        self.process = process
+        self.pids = process_usage.tree(process.pid)
         self._log = log
 
     def usage(self) -> Usage:
@@ -48,6 +50,10 @@ class Local:
     def log_size(self) -> int:
         """The number of bytes that it has written to its log."""
         return os.fstat(self._log.fileno()).st_size
+
+    def log_text(self) -> str:
+        """All that it has written to its log."""
+        return _said(self._log)
 
 
 class Remote:
@@ -73,19 +79,25 @@ _METRICS = ("cpu_seconds_total", "resident_memory_bytes")
 
 
 @contextlib.contextmanager
-def own_service(folder: Path, prefix: Sequence[str] = ()) -> Iterator[Local]:
+def own_service(
+    folder: Path,
+    prefix: Sequence[str] = (),
+    settings: Mapping[str, str] = NO_SETTINGS,
+    program: Sequence[str] = ("-m", "service"),
+) -> Iterator[Local]:
     """This service with no other model than the one in `folder`, on a free port, while the context lasts.
 
-    prefix: words to put before its command, such as those that lower a limit.
+    prefix: words to put before its command, such as those that lower a limit;  settings: further variables;
+    program: what Python runs, for a program that starts the service itself.
     """
     with tempfile.TemporaryDirectory() as store:
         link = Path(store) / folder.parent.name / folder.name
         link.parent.mkdir()
         link.symlink_to(folder.absolute())
-        environment = {"HOST": "127.0.0.1", "PORT": "0", "MODEL_STORE": store}
-        command = [*prefix, sys.executable, "-m", "service"]
-        with _running(command, environment, r"^serving .* on (http://\S+)", 1) as (url, pid, log):
-            yield Local(SERVICE, f"{url}/detect", pid, log)
+        environment = {"HOST": "127.0.0.1", "PORT": "0", "MODEL_STORE": store, **settings}
+        command = [*prefix, sys.executable, *program]
+        with _running(command, environment, r"^serving .* on (http://\S+)", 1) as (url, process, log):
+            yield Local(SERVICE, f"{url}/detect", process, log)
 
 
 @contextlib.contextmanager
@@ -95,15 +107,15 @@ def plain_server(folder: Path, workers: int) -> Iterator[Local]:
     command += ["--workers", str(workers)] if workers > 1 else []
     environment = {"MODEL_DIR": str(folder), "PYTHONPATH": os.pathsep.join((str(ROOT / "scripts"), str(ROOT)))}
     ready = r"running on (http://[\w.:]+)", r"Application startup complete"
-    with _running(command, environment, ready[0], workers, ready[1]) as (url, pid, log):
-        yield Local(f"plain, {workers} worker{'s' if workers > 1 else ''}", f"{url}/detect", pid, log)
+    with _running(command, environment, ready[0], workers, ready[1]) as (url, process, log):
+        yield Local(f"plain, {workers} worker{'s' if workers > 1 else ''}", f"{url}/detect", process, log)
 
 
 @contextlib.contextmanager
 def _running(
     command: Sequence[str], environment: Mapping[str, str], announces: str, times: int, complete: str | None = None
-) -> Iterator[tuple[str, int, IO[str]]]:
-    """Starts a server, and yields its address, process id and log while the context lasts. Its children end with it.
+) -> Iterator[tuple[str, subprocess.Popen[bytes], IO[str]]]:
+    """Starts a server, and yields its address, process and log while the context lasts. Its children end with it.
 
     announces: matches the line with the address;  complete: matches the line that appears `times` when all is ready.
     Raises Failed if the server ends or takes too long.
@@ -118,7 +130,7 @@ def _running(
             start_new_session=True,
         )
         try:
-            yield _address(process, log, announces, complete or announces, times), process.pid, log
+            yield _address(process, log, announces, complete or announces, times), process, log
         finally:
             family = process_usage.tree(process.pid)
             process.send_signal(signal.SIGTERM)
@@ -134,8 +146,7 @@ def _address(process: subprocess.Popen[bytes], log: IO[str], announces: str, com
     deadline = time.monotonic() + START_UP
     while time.monotonic() < deadline:
         ended = process.poll() is not None
-        # The server writes at the same offset of the file, which seek() would move.
-        said = os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
+        said = _said(log)
         found = re.search(announces, said, re.MULTILINE)
         if found and len(re.findall(complete, said, re.MULTILINE)) >= times:
             return found[1]
@@ -144,6 +155,11 @@ def _address(process: subprocess.Popen[bytes], log: IO[str], announces: str, com
         time.sleep(0.05)
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it printed nothing")
     raise Failed(f"{process.args!r} does not start; its last line is: {last}")
+
+
+def _said(log: IO[str]) -> str:
+    """The text of a log. The server writes at the same offset of the file, which seek() would move."""
+    return os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
 
 
 def get(url: str) -> tuple[int, bytes]:

@@ -22,7 +22,15 @@ from tqdm import tqdm
 from faster_rcnn.detector.detector import DetectorOutput
 from faster_rcnn.detector.resize import ResizeRule, resize_image
 from faster_rcnn.graph.agreement import Agreement, Answer, References, Tolerances
-from faster_rcnn.graph.comparison import DETECTIONS, PROPOSALS, Difference, Disagreement, Tolerance
+from faster_rcnn.graph.comparison import (
+    DETECTIONS,
+    PROPOSALS,
+    TO_ALONE,
+    TO_PYTORCH,
+    Difference,
+    Disagreement,
+    Tolerance,
+)
 from faster_rcnn.graph.export import INPUTS, OUTPUTS, Provider
 from faster_rcnn.graph.exportable import Exportable
 from faster_rcnn.graph.placement import check_placement
@@ -39,11 +47,6 @@ LARGE_CANVAS = 500_000
 LARGE_BATCH = 4_000_000
 IMAGES_ON_LARGE = 6
 EXTREME_SIZES: tuple[Size, ...] = ((1, 1), (1, 30), (30, 1), (7, 100))  # before resizing
-
-TO_PYTORCH: dict[Precision, Tolerance] = {"fp32": Tolerance(0.1, 1e-3, 0.005), "fp16": Tolerance(2.0, 0.05, 0.05)}
-# On another canvas the last bits may differ: on a pyramid they depend on where a map lies on RoIAlign's sheet. They may
-# reverse ties, and in float16 round to the neighbouring number. A leak of padding moves one box in ten.
-TO_ALONE: dict[Precision, Tolerance] = {"fp32": Tolerance(0.01, 1e-4, 0.002), "fp16": Tolerance(0.1, 1e-3, 0.002)}
 
 
 @dataclass(frozen=True)
