@@ -103,6 +103,7 @@ class Runtime:
         for part in ("limit", "held", "work"):
             self.metrics.memory_bytes.labels(part).set_function(partial(getattr, self.memory, part))
         self.metrics.in_flight.set_function(lambda: self.admission.in_flight)
+        self.metrics.expected_wait.set_function(self._expected_wait)
         self.metrics.draining_seconds.set_function(self._draining_seconds)
 
     # --- start and stop ------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "faster-rcnn serve") -> 
         for line in faults:
             logs.say_error(f"{prog}: {line}")
         return 1
-    logs.start(settings.log_level, settings.access_log)
+    logs.start(settings.log_level, settings.access_log, settings.log_format == "json")
     for variable, setting in setting_checks.misspelled(os.environ):
         log.warning("%s is not a setting; did you mean %s?", variable, setting.upper())
     try:

@@ -73,6 +73,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level that is logged"
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="form of the log: text, or one JSON object per line, with the names of OpenTelemetry's data model",
+    )
     access_log: bool = Field(default=False, description="log one line per request; /metrics counts them either way")
 
     model_store: Path = Field(default=Path("model_store"), description="folder of models, as <name>/<version>/")
@@ -115,8 +119,8 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=256,
-        description="concurrent runs per engine; default: 1 on CUDA (a second one would compete for the same "
-        "GPU), one per core on the CPU",
+        description="concurrent runs per engine; default: 1 on CUDA (two runs of a session would wait for each other "
+        "at every convolution), one per core on the CPU",
     )
     engine_threads: int | None = Field(
         default=None,
@@ -140,8 +144,9 @@ class Settings(BaseSettings):
         default=None,
         ge=64 * MIB,
         le=LARGEST,
-        description="bytes of each GPU that all models may take together; also 800MB or 1.5GiB. A batch that does not "
-        "fit is halved. Default: whatever is free",
+        description="bytes of each GPU that the runs of all models may take together, beside their weights, which take "
+        "about as much as their files; also 800MB or 1.5GiB. A batch that does not fit is halved. Default: all that is "
+        "free",
     )
     batch_pixels: int | None = Field(
         default=None,
@@ -327,7 +332,7 @@ class Settings(BaseSettings):
             raise PydanticCustomError("number", "not a number in plain digits")
         return value
 
-    @field_validator("log_level", mode="before")
+    @field_validator("log_level", "log_format", mode="before")
     @classmethod
     def _lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

@@ -12,6 +12,7 @@ r"""Measures a graph, by itself or against torchvision's own code, or the servic
     faster-rcnn benchmark siege --kinds slow-body idle --clients 500
     faster-rcnn benchmark siege --kinds idle-keepalive --clients 2000 --nofile 1024
     faster-rcnn benchmark worst --memory 2000           the worst images at once in 2000 MB, beside small ones
+    faster-rcnn benchmark fleet                         three replicas behind HAProxy: its cost, drains, kills, rollouts
     faster-rcnn benchmark gpu --out measured            what is promised of a GPU, checked on this one in ten minutes
     faster-rcnn benchmark gpu --only C1 C8              some of the checks (docs/gpu.md explains each)
     faster-rcnn benchmark gpu --pack DIR --architecture 90   a package of all that a machine without a network needs
@@ -25,6 +26,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.fleet.measure_fleet import Options as FleetOptions
+from benchmarks.fleet.measure_fleet import measure_fleet
 from benchmarks.gpu.checks import NUMBERS
 from benchmarks.gpu.measure_gpu import Options as GpuOptions
 from benchmarks.gpu.measure_gpu import measure_gpu
@@ -53,10 +56,10 @@ PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 def main(argv: Sequence[str] | None = None) -> int:
     """`faster-rcnn benchmark`. Returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = Parser("benchmark", "graph|service|siege|worst|gpu [MODEL_DIR] [OPTION ...]", __doc__)
+    parser = Parser("benchmark", "graph|service|siege|worst|fleet|gpu [MODEL_DIR] [OPTION ...]", __doc__)
     parser.add_argument(
         "what",
-        choices=("graph", "service", "siege", "worst", "gpu"),
+        choices=("graph", "service", "siege", "worst", "fleet", "gpu"),
         help="what to measure; `graph --help` and so on list the options",
     )
     what: str = parser.parse_args(words[:1]).what
@@ -65,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "service": (measure_a_service, service_parser),
         "siege": (measure_a_siege, siege_parser),
         "worst": (measure_the_worst, worst_parser),
+        "fleet": (measure_a_fleet, fleet_parser),
         "gpu": (measure_a_gpu, gpu_parser),
     }[what]
     arguments = build().parse_args(words[1:])
@@ -168,6 +172,20 @@ def measure_the_worst(arguments: argparse.Namespace) -> None:
             memory=arguments.memory * 10**6,
             images=arguments.images,
             side=arguments.side,
+            rounds=arguments.rounds,
+            out=arguments.out,
+        )
+    )
+
+
+def measure_a_fleet(arguments: argparse.Namespace) -> None:
+    folder, image, _ = _model_and_image(arguments)
+    measure_fleet(
+        FleetOptions(
+            folder=folder,
+            image=image,
+            clients=arguments.clients,
+            seconds=arguments.seconds,
             rounds=arguments.rounds,
             out=arguments.out,
         )
@@ -334,6 +352,22 @@ def worst_parser() -> Parser:
         "--side", type=positive, default=SIDE, metavar="PIXELS", help=f"side of these images (default: {SIDE})"
     )
     parser.add_argument("--rounds", type=positive, default=1, metavar="N", help="how often (default: 1)")
+    _add_out(parser)
+    return parser
+
+
+def fleet_parser() -> Parser:
+    about = (
+        "Three replicas behind HAProxy against the same replicas hit directly, and requests lost in drains, kills and "
+        "rollouts. Needs haproxy and dnsmasq."
+    )
+    parser = Parser("benchmark fleet", "[MODEL_DIR] [OPTION ...]", about)
+    _add_model(parser)
+    parser.add_argument("--clients", type=positive, default=15, metavar="N", help="clients in all (default: 15)")
+    parser.add_argument("--seconds", type=above_zero, default=5.0, help="length of each turn (default: 5)")
+    parser.add_argument(
+        "--rounds", type=positive, default=4, metavar="N", help="turns directly and balanced (default: 4)"
+    )
     _add_out(parser)
     return parser
 

@@ -81,6 +81,15 @@ class Model:
         names = SUITABLE.get((CPU if self.card.provider == "cpu" else provider, precision), ())
         return next((self.card.graphs[name] for name in names if name in self.card.graphs), None)
 
+    def with_only(self, name: str) -> Model:
+        """The same version with one of its other graphs as the only one, so that any provider runs it.
+
+        name  in the card.  Raises ModelRefusedError or one of its subclasses.
+        """
+        other = self.card.graphs[name]
+        card = self.card.model_copy(update={"graphs": {}, "precision": other.precision})
+        return Model(card, self._read_other(other))
+
     def _read_other(self, other: OtherGraph) -> bytes:
         if self.directory is None:
             raise ModelIncompleteError(f"{other.file} is missing; publish the model again")

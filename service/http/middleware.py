@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import orjson
@@ -70,17 +71,49 @@ class Edge:
                 key.leave()
                 self._runtime.metrics.key_requests.labels(key.name, status).inc()
             if access.isEnabledFor(logging.INFO):
-                access.info("%s", _line(scope, response, status, seconds))
+                access.info("%s", Exchange(scope, route, int(status), seconds, response.request_id))
 
 
-def _line(scope: Scope, response: _Response, status: str, seconds: float) -> str:
-    """The line of the access log for a request. Its query is left out, because it may hold a secret by mistake."""
-    client = (scope.get("client") or ("-",))[0]
-    key = scope["state"].get("key") or "-"
-    path = quote(scope["path"])  # without spaces and quotation marks, which would make the line ambiguous
-    shown = path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…"
-    request = f'"{scope["method"]} {shown} HTTP/{scope["http_version"]}"'
-    return f"{client} {key} {request} {status} {seconds * 1e3:.1f} ms {response.request_id}"
+class Exchange(NamedTuple):
+    """A request and its answer, for the access log. The query is left out, because it may hold a secret by mistake."""
+
+    scope: Scope
+    route: str
+    status: int
+    seconds: float
+    request_id: str
+
+    def __str__(self) -> str:
+        """The line of the log as text."""
+        path = quote(self.scope["path"])  # without spaces and quotation marks, which would make the line ambiguous
+        shown = path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}…"
+        request = f'"{self.scope["method"]} {shown} HTTP/{self.scope["http_version"]}"'
+        key = self._key() or "-"
+        return f"{self._client() or '-'} {key} {request} {self.status} {self.seconds * 1e3:.1f} ms {self.request_id}"
+
+    def attributes(self) -> dict[str, Any]:
+        """The same for the log as JSON, named by OpenTelemetry's conventions for HTTP servers."""
+        values = {
+            "client.address": self._client(),
+            "http.request.method": self.scope["method"],
+            "http.response.status_code": self.status,
+            "http.route": self.route,
+            "http.server.request.duration": round(self.seconds, 6),
+            "network.protocol.version": self.scope["http_version"],
+            "request.id": self.request_id,
+            "url.path": self.scope["path"][:LONGEST_PATH],
+            "user.name": self._key(),
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _client(self) -> str | None:
+        client = self.scope.get("client")
+        return client[0] if client else None
+
+    def _key(self) -> str | None:
+        """The name of the key."""
+        key: str | None = self.scope["state"].get("key")
+        return key
 
 
 class _Response:

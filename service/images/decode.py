@@ -65,13 +65,14 @@ class DamagedImageError(ImageError):
 
     def __init__(self, warnings: tuple[str, ...]) -> None:
         faults = "; ".join(map(integrity.clause, warnings))
+        remedy = "Send the original file."
         if any(word not in (*depth.RANGE_WARNINGS, integrity.FURTHER_PAGES) for word in warnings):
             what = "is damaged or incomplete"
         elif any(word in depth.RANGE_WARNINGS for word in warnings):
             what = "has values that do not fit the model"
         else:
-            what = "has more than one image"
-        remedy = "Send the original file. Without strict=true this one is answered, with a warning."
+            what, remedy = "has more than one image", "Send each of them as an image of its own."
+        remedy += " Without strict=true this one is answered, with a warning."
         super().__init__(f"it {what}: {faults}", remedy)
         self.warnings = warnings
 

@@ -65,6 +65,13 @@ def _damaged_png(head: bytes) -> bool:
     return head.startswith((b"\x89PNG\n", b"\x89PNG\r\r", b"\xef\xbf\xbdPNG", b"\xc2\x89PNG", b"\tPNG\r", b"?PNG\r"))
 
 
+def _bmp(head: bytes) -> bool:
+    """Whether `BM` is followed by a header of a size that exists, because a text may begin with these letters too."""
+    return head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADERS
+
+
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes, from OS/2 1 to version 5 of Windows
+_PNM = rb"P[1-6fF]\s+[#\d]|P7\s+(#|WIDTH|HEIGHT|DEPTH|MAXVAL|TUPLTYPE)"
 _RAW = "a raw file of a camera"
 _VIDEO = "a video"
 _BINARY: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
@@ -94,7 +101,7 @@ _BINARY: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
     (FileType("an icon (ICNS)"), _starts(b"icns")),
     (FileType("an OpenEXR image"), _starts(b"v/1\x01")),
     (FileType("a Radiance HDR image"), _starts(b"#?RADIANCE", b"#?RGBE")),
-    (FileType("a DDS texture"), _starts(b"DDS ")),
+    (FileType("a DDS texture"), _starts(b"DDS |\0")),
     (FileType("a KTX texture"), _starts(b"\xabKTX ")),
     (FileType("a QOI image"), _starts(b"qoif")),
     (FileType("a FLIF image"), _starts(b"FLIF")),
@@ -104,7 +111,7 @@ _BINARY: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
     (FileType("a PCX image"), lambda head: len(head) >= 128 and head[0] == 10 and head[1] <= 5 and head[2] == 1),
     (FileType("an SGI image"), _starts(b"\x01\xda\0\x01", b"\x01\xda\x01\x01")),
     (FileType("a Sun raster image"), _starts(b"\x59\xa6\x6a\x95")),
-    (FileType("a PNM image (PBM, PGM or PPM)"), lambda head: bool(re.match(rb"P[1-7fF]\s", head))),
+    (FileType("a PNM image (PBM, PGM or PPM)"), lambda head: bool(re.match(_PNM, head))),
     (FileType("a FITS image"), _starts(b"SIMPLE  =")),
     (FileType("a DICOM file"), _at(128, b"DICM")),
     (FileType("a NIfTI file"), _at(344, b"n+1\0", b"ni1\0")),
@@ -116,15 +123,15 @@ _BINARY: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
     (FileType("a sound file (WAV)"), _riff(b"WAVE")),
     (FileType(f"{_VIDEO} (FLV)"), _starts(b"FLV\1")),
     (FileType(f"{_VIDEO} (MPEG)"), _starts(b"\0\0\1\xba", b"\0\0\1\xb3")),
-    (FileType(f"{_VIDEO} (MPEG transport stream)"), lambda head: head[:1] == b"G" and head[188:189] == b"G"),
+    (FileType(f"{_VIDEO} (MPEG transport stream)"), lambda head: head[::188][:3] == b"GGG"),
     (FileType(f"{_VIDEO} (WMV)"), _starts(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11")),
     (FileType(f"{_VIDEO} (MOV)"), _at(4, b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
-    (FileType("a sound file (MP3)"), _starts(b"ID3")),
+    (FileType("a sound file (MP3)"), _starts(b"ID3\2", b"ID3\3", b"ID3\4")),
     (FileType("a sound file (FLAC or Ogg)"), _starts(b"fLaC", b"OggS")),
     (FileType("a ZIP archive, or a document that is one"), _starts(b"PK\3\4", b"PK\5\6", b"PK\7\x08")),
     (FileType("data compressed with gzip"), _starts(b"\x1f\x8b")),
     (FileType("data compressed with Zstandard"), _starts(b"\x28\xb5\x2f\xfd")),
-    (FileType("data compressed with bzip2"), _starts(b"BZh")),
+    (FileType("data compressed with bzip2"), lambda head: bool(re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", head))),
     (FileType("data compressed with xz"), _starts(b"\xfd7zXZ\0")),
     (FileType("a 7-Zip archive"), _starts(b"7z\xbc\xaf\x27\x1c")),
     (FileType("a RAR archive"), _starts(b"Rar!\x1a\7")),
@@ -136,8 +143,8 @@ _BINARY: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
     (FileType("an old Office document or a thumbnail database"), _starts(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")),
     (FileType("a Mac resource file (its name begins with ._), not the image"), _starts(b"\0\5\x16\7", b"\0\5\x16\0")),
     (FileType("a program for Windows"), lambda head: head.startswith(b"MZ") and b"This program" in head[:512]),
-    (FileType("a BMP image", "BMP"), lambda head: head.startswith(b"BM") and len(head) > 14),
-    (FileType("a BMP image of OS/2 (an array of bitmaps)"), _starts(b"BA")),
+    (FileType("a BMP image", "BMP"), _bmp),
+    (FileType("a BMP image of OS/2 (an array of bitmaps)"), lambda head: _at(0, b"BA")(head) and _at(14, b"BM")(head)),
 )  # fmt: skip
 
 _BRANDS = {

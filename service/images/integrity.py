@@ -22,18 +22,20 @@ import simplejpeg
 from PIL import Image
 
 from service.images.depth import RANGE_WARNINGS, RangeWarning
+from service.images.parts import has_second_frame
 
 # Clauses that say what is wrong and what follows from it. The words are fixed, for programs.
 WARNINGS = {
     "damaged_data": "the JPEG data is damaged or ends early, so the decoder filled in what it could not read",
     "missing_scans": "the JPEG ends before its last scan, so it has less detail or colour than the original",
     "missing_rows": "the PNG data ends before the last row, so the missing rows are black or transparent",
-    "further_pages": "the file has several pages or images, and only the first one is used",
+    "further_pages": "the file has several pages, images or frames, and only the first one is used",
     "missing_end": "the PNG file has no end marker, so what may follow its pixels, such as the orientation, is lost",
     "unknown_colours": "some pixels have a colour that is not in the palette, so they are black",
     "wrong_checksum": "a checksum of the PNG file does not match its data, so pixels may be wrong",
 } | RANGE_WARNINGS
 
+_WITH_FRAMES = ("HEIF", "PNG", "WEBP")  # Pillow knows the number of frames from the header
 FURTHER_PAGES = "further_pages"  # a key of `Image.info`, for a TIFF file that has other pages
 
 Loaded = tuple[Image.Image, tuple[str, ...]]
@@ -53,13 +55,16 @@ def load(image: Image.Image, data: bytes) -> Loaded:
     if image.format in ("JPEG", "MPO"):
         return _load_jpeg(image, data)
     image.load()
-    found = _png_warnings(image, data) if image.format == "PNG" else _pages(image)
-    return image, (*found, "unknown_colours") if _palette_is_short(image) else tuple(found)
+    found = (*(_png_warnings(image, data) if image.format == "PNG" else ()), *_pages(image, data))
+    return image, (*found, "unknown_colours") if _palette_is_short(image) else found
 
 
-def _pages(image: Image.Image) -> tuple[str, ...]:
-    """The warning about other images in the file. The frames of an animation are not meant to be seen alone."""
-    several = FURTHER_PAGES in image.info or (image.format == "HEIF" and getattr(image, "n_frames", 1) > 1)
+def _pages(image: Image.Image, data: bytes) -> tuple[str, ...]:
+    """The warning about other images in the file, which may be the frames of an animation."""
+    if image.format == "GIF":  # Pillow would decode every frame to count them
+        several = has_second_frame(data)
+    else:
+        several = FURTHER_PAGES in image.info or (image.format in _WITH_FRAMES and getattr(image, "n_frames", 1) > 1)
     return ("further_pages",) if several else ()
 
 

@@ -99,3 +99,42 @@ def _gif(data: bytes) -> int:
             at += 1
         parts += 1
     return parts
+
+
+# --- further frames --------------------------------------------------------------------------------------------------
+
+_SPARE_BLOCKS = 1000
+_BYTES_PER_BLOCK = 128  # encoders fill a block of pixels with 255 bytes; a crafted file may have a million of 1 byte
+
+
+def has_second_frame(gif: bytes) -> bool:
+    """Whether a GIF has another image behind its first, by the blocks of the file alone.
+
+    A file with far more blocks than its size suggests is not followed to its end, and counts as one image.
+    """
+    at, frames, left = 13 + _palette(gif[10:11]), 0, _SPARE_BLOCKS + len(gif) // _BYTES_PER_BLOCK
+    while at + 1 < len(gif) and left > 0:
+        if gif[at] == 0x2C:
+            frames += 1
+            if frames > 1:
+                return True
+            at += 11 + _palette(gif[at + 9 : at + 10])  # its place, its palette and one byte about its codes
+        elif gif[at] == 0x21:
+            at += 2
+        elif gif[at] == 0x3B:  # the end of the file
+            break
+        else:  # a stray byte
+            at += 1
+            left -= 1
+            continue
+        while at < len(gif) and gif[at] and left > 0:
+            at += 1 + gif[at]
+            left -= 1
+        at += 1
+        left -= 1
+    return False
+
+
+def _palette(flags: bytes) -> int:
+    """The bytes of a GIF's palette, by the flags of the screen or of an image."""
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0

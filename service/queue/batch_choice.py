@@ -63,15 +63,15 @@ class BatchChoice:
         head = min(queue.heads(), key=lambda head: self._rank(head, share), default=None)
         if head is None:
             return None
-        images = self._images(head.key, head.ready, share)
-        if self._all_runs_are_taken() and images < self._full(head.key, self._capacity(head.key)):
-            return None
+        images = self._images(head.key, min(head.ready, share))
+        if self._all_runs_are_taken() and images < self._taken(head.key, self._capacity(head.key)):
+            return None  # it is not full, so images that arrive until then can still join it
         return Choice(head.key, images)
 
     def has_full_batch(self, queue: TaskQueue) -> bool:
         """Whether a batch is already as large as it may be, so that decoding further images would not enlarge it."""
         share = self._share(queue)
-        return any(ready >= self._full(key, min(share, self._capacity(key))) for key, ready, _ in queue.heads())
+        return any(ready >= self._taken(key, share) for key, ready, _ in queue.heads())
 
     def formed(self, batch: object, key: BatchKey, images: int) -> bool:
         """Must be called for every batch, in the order in which they will run.
@@ -111,23 +111,22 @@ class BatchChoice:
         """Images with this key that the device's budget allows in one batch."""
         return max(1, self._device.budget.pixels // math.prod(key.canvas))
 
-    def _full(self, key: BatchKey, most: int) -> int:
-        """Images that the engine takes at once of an endless queue."""
-        return key.model.engine_on(self._device).images_to_take(key.canvas, most, most)
+    def _taken(self, key: BatchKey, images: int) -> int:
+        """How many of so many images the engine takes at once."""
+        return key.model.engine_on(self._device).images_to_take(key.canvas, images, self._capacity(key))
 
     def _rank(self, head: Head, share: int) -> float:
         """The rank of a key's first image; smaller if the shape of its batch is the last one."""
         key = head.key
         if not key.model.engine_on(self._device).prefers_same_shape:
             return head.rank
-        shape = Shape(key.canvas, self._images(key, head.ready, share))
+        shape = Shape(key.canvas, self._images(key, min(head.ready, share)))
         return head.rank - SHAPE_PATIENCE * (shape == self._last_shape(key))
 
-    def _images(self, key: BatchKey, ready: int, share: int) -> int:
-        """How many of the `ready` images a run should take now."""
-        engine = key.model.engine_on(self._device)
-        most = engine.images_to_take(key.canvas, ready, min(share, self._capacity(key)))
-        if not engine.prefers_same_shape:
+    def _images(self, key: BatchKey, ready: int) -> int:
+        """How many of `ready` images a run should take now."""
+        most = self._taken(key, ready)
+        if not key.model.engine_on(self._device).prefers_same_shape:
             return most
         last = self._last_shape(key)
         warm = last.images if last and last.canvas == key.canvas else 0

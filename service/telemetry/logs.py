@@ -16,34 +16,12 @@ import sys
 import threading
 from collections.abc import Collection
 
+from service.telemetry.log_format import JsonFormatter, TextFormatter
+
 STDIN, STDOUT, STDERR = 0, 1, 2
 MOST_WAITING = 2000  # lines; further ones are lost until the thread has written some
 LONGEST_LINE = 16_384  # characters, tracebacks included
 FLUSH_SECONDS = 1.0
-
-# Text that clients or model cards have made must not start a line of its own or control a terminal: the control
-# characters, the separators of lines, and those that change the direction of text.
-_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_ESCAPED = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
-
-
-class Formatter(logging.Formatter):
-    """Writes a record as one line, and its traceback as indented lines, without control characters."""
-
-    def __init__(self) -> None:
-        super().__init__("%(levelname)s %(name)s: %(message)s")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        return escaped(super().formatMessage(record))
-
-    def formatException(self, ei: object) -> str:  # noqa: N802  logging's name
-        text = super().formatException(ei)  # type: ignore[arg-type]  # logging's own type is private
-        return "\n".join(f"    {escaped(line)}" for line in text.split("\n"))
-
-
-def escaped(text: str) -> str:
-    """`text` with visible escapes in place of control characters."""
-    return text.translate(_ESCAPED)
 
 
 class Writer(logging.Handler):
@@ -55,6 +33,7 @@ class Writer(logging.Handler):
     def __init__(self, stdout: int = STDOUT, stderr: int = STDERR, closed: Collection[int] = ()) -> None:
         """`stdout` and `stderr`: descriptors. `closed`: those that were closed when the process started."""
         super().__init__()
+        self.setFormatter(TextFormatter())
         self.lost = 0
         self._stderr = stderr
         self._names = {stdout: "standard output", stderr: "standard error"}
@@ -69,7 +48,8 @@ class Writer(logging.Handler):
         try:
             text = self.format(record)
         except Exception as error:  # the arguments do not fit the message; logging itself would print a traceback
-            text = f"ERROR {record.name}: a message could not be formatted ({type(error).__name__}): {record.msg!r}"
+            fault = f"a message could not be formatted ({type(error).__name__}): {record.msg!r}"
+            text = self._line(logging.ERROR, fault, record.name)
         self.put(self._stderr, text)
 
     def put(self, stream: int, text: str) -> None:
@@ -108,17 +88,20 @@ class Writer(logging.Handler):
             return
         lost, self._dropped = self._faulty.pop(stream, 0) + self._dropped, 0
         if lost:
-            text = (
-                f"WARNING {__name__}: {lost} lines are lost, because {self._names[stream]} could not be written in time"
-            )
-            self._write_line(stream, text)
+            fault = f"{lost} lines are lost, because {self._names[stream]} could not be written in time"
+            self._write_line(stream, self._line(logging.WARNING, fault))
 
     def _tell_of_fault(self, stream: int, text: str, reason: str) -> None:
         """Says on the other stream why this one cannot be written. An announcement is repeated there."""
         (other,) = self._names.keys() - {stream}
         what = "log lines are lost" if stream == self._stderr else f"this line is lost: {text}"
+        fault = f"{self._names[stream]} cannot be written ({reason}); {what}"
         with contextlib.suppress(OSError):
-            self._write(other, f"WARNING {__name__}: {self._names[stream]} cannot be written ({reason}); {what}\n")
+            self._write(other, f"{self._line(logging.WARNING, fault)}\n")
+
+    def _line(self, level: int, text: str, name: str = __name__) -> str:
+        """A line of the log that is written without passing through the queue."""
+        return self.format(logging.LogRecord(name, level, __file__, 0, text, (), None))
 
     def _write(self, stream: int, text: str) -> None:
         """Writes the whole text, in one piece if the stream takes it. Raises OSError."""
@@ -141,11 +124,16 @@ class Writer(logging.Handler):
 _writer: Writer | None = None
 
 
-def start(level: str, access_log: bool) -> Writer:
-    """Sends the log to standard error, from the level `level` on. Called once, when the process starts."""
+def start(level: str, access_log: bool, json: bool = False) -> Writer:
+    """Sends the log to standard error, from the level `level` on. Called once, when the process starts.
+
+    access_log  whether to write a line for each request
+    json        whether to write JSON instead of text
+    """
     global _writer
     _writer = Writer(closed=_hold_closed_streams())
-    _writer.setFormatter(Formatter())
+    if json:
+        _writer.setFormatter(JsonFormatter())
     logging.root.addHandler(_writer)
     logging.root.setLevel(level.upper())
     logging.getLogger("service.access").setLevel(logging.INFO if access_log else logging.CRITICAL)

@@ -70,6 +70,10 @@ class Metrics:
             "requests_in_flight", "Requests between the last byte of their body and the last byte of their response"
         )
         self.queue_depth = self._gauge("queue_depth", "Images waiting for a decoding thread or an engine")
+        self.expected_wait = self._gauge(
+            "expected_wait_seconds",
+            "Time that an image which arrives now would wait for an engine, at the current rate",
+        )
         self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of the uploads and decoded images that are waiting")
         self.upload_bytes = self._counter("upload_bytes_total", "Bytes of request bodies read")
         self.recent_bytes = self._gauge("recent_uploads_bytes", "Bytes of memory that recent uploads take")

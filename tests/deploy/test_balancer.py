@@ -12,7 +12,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.deploy.conftest import ADDRESSES, Fleet, running_fleet
+from benchmarks.fleet.replicas import ADDRESSES
+from tests.deploy.conftest import Fleet, running_fleet
 from tests.end_to_end.conftest import Server, distinct, encoded, eventually, scene
 from tests.service import graphs
 
@@ -54,7 +55,7 @@ def answers_during(fleet: Fleet, event: Callable[[], object], clients: int = 6, 
 def restart(fleet: Fleet, address: str) -> None:
     fleet.replicas[address].process.wait(60)
     fleet.replicas[address] = fleet.start(address).ready()
-    fleet.wait_until_up(ADDRESSES)
+    fleet.balancer.wait_until_up(ADDRESSES)
 
 
 @pytest.mark.contract("8.1")
@@ -147,7 +148,7 @@ def test_the_refusals_of_a_replica_reach_the_client_untouched(tmp_path):
             assert int(answer.headers["Retry-After"]) >= 1
         for replica in fleet.replicas.values():
             replica.process.kill()
-        fleet.wait_until_up([])
+        fleet.balancer.wait_until_up([])
         nobody = http.post("/detect", content=IMAGE, headers=JPEG)
         assert (nobody.status_code, nobody.json()["reason"]) == (503, "no_replica")
         assert nobody.headers["Content-Type"] == "application/problem+json"

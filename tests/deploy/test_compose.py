@@ -25,7 +25,7 @@ def test_compose_accepts_the_file():
             break
     else:
         pytest.skip("neither docker compose nor docker-compose is installed")
-    profiles = [f"--profile={name}" for name in ("cpu", "gpu")]
+    profiles = [f"--profile={name}" for name in ("cpu", "gpu", "monitoring")]
     run = subprocess.run([*command, "-f", FILE, *profiles, "config", "--quiet"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
@@ -36,7 +36,9 @@ def test_a_container_has_limits_and_no_rights(service):
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["mem_limit"] == service["memswap_limit"]
-    assert all(each.endswith(":ro") for each in service["volumes"])
+    assert all(each.endswith(":ro") or each.split(":")[0] in COMPOSE["volumes"] for each in service["volumes"])
+    files = [each.split(":")[0] for each in service["volumes"] if each.startswith(".")]
+    assert all((FILE.parent / each).exists() for each in files)
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
 
 

@@ -113,7 +113,7 @@ def test_a_key_opens_the_service_and_its_name_is_in_metrics_and_log(locked, anyo
     assert anyone.post("/detect", content=WHITE, headers={"X-API-Key": BOB}).status_code == 200
     assert locked.metric("detector_key_requests_total", key="bob", status="200") == 1
     assert locked.metric("detector_key_requests_total", key="alice") >= 1
-    pattern = r'INFO service.access: 127.0.0.1 bob "POST /detect HTTP/1.1" 200 \d+\.\d ms [0-9a-f]{32}\n'
+    pattern = r'\S+Z INFO service.access: 127.0.0.1 bob "POST /detect HTTP/1.1" 200 \d+\.\d ms [0-9a-f]{32}\n'
     eventually(lambda: any(re.fullmatch(pattern, line) for line in locked.lines))
     for key in (ALICE, BOB):
         assert key not in locked.http.get("/metrics").text
@@ -150,7 +150,7 @@ def test_without_keys_an_upload_belongs_to_the_address_that_sent_it(start, store
     assert (one.get(path).status_code, two.get(path).status_code) == (200, 404)
     assert two.post("/detect", content=GREY).status_code == 200
     assert two.get(path).status_code == 200
-    assert server.lines[0].startswith("WARNING service.serve: HOST=0.0.0.0: other machines may reach the service")
+    assert "WARNING service.serve: HOST=0.0.0.0: other machines may reach the service" in server.lines[0]
 
 
 @pytest.mark.contract("7.3")

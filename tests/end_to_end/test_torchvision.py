@@ -74,7 +74,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path
     done = subprocess.run(
         [
             sys.executable, "scripts/export.py", "--torchvision", BUILDER, "--checkpoint", folder / "model_25.pth",
-            "--labels", folder / "labels.txt", "--name", "cells", "--store", folder / "store",
+            "--labels", folder / "labels.txt", "--name", "cells", "--store", folder / "store", "--provider", "cpu",
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

@@ -36,6 +36,7 @@ from faster_rcnn.data.faults import Fault, stopping
 from faster_rcnn.data.folder import FolderDataset
 from faster_rcnn.data.layouts.split_names import TRAIN
 from faster_rcnn.data.sources import open_folder, splits_of
+from faster_rcnn.data.white import white_found_by_check
 from faster_rcnn.detector.anchor_shapes import STRIDES, scales_of_maps
 from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.limits import too_many_objects
@@ -141,6 +142,7 @@ def _check_splits(
     printed: set[str] = set()
     stop: list[Fault] = []
     labels: tuple[str, ...] | None = None  # of the training split
+    white: int | None = None  # of the training split
     for split in sorted(splits, key=lambda name: name != TRAIN):
         print(f"== {split}")
         dataset, faults = check_split(data, split, skip, arguments, seen)
@@ -156,7 +158,8 @@ def _check_splits(
         again = f" ({len(faults) - len(new)} of them printed above)" if len(new) < len(faults) else ""
         print(f"faults: {summary(faults)}{again}")
         if dataset is not None and len(dataset):
-            print(describe(dataset))
+            print(describe(dataset, white))
+            white = white_found_by_check(dataset) if split == TRAIN else white
             print(about_detector(dataset, detector))
             if writer is not None:
                 writer.add(dataset)

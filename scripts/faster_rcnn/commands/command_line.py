@@ -24,6 +24,7 @@ from faster_rcnn.commands.argument_types import (
 )
 from faster_rcnn.commands.failures import in_one_line
 from faster_rcnn.data.orientation import EXIF_BOXES
+from faster_rcnn.data.shown_paths import shown
 from faster_rcnn.files import existing
 from faster_rcnn.training.stopping import Stopped, sigterm_raises
 from service.images.depth import WHITE
@@ -147,7 +148,7 @@ def run_command(
         message = line if isinstance(error, MISTAKES) else f"{line}{afterwards()}"
     else:
         return 0
-    _print_error(f"{prog}: {message}")
+    _print_error(shown(f"{prog}: {message}"))
     return code
 
 

@@ -44,7 +44,7 @@ from faster_rcnn.evaluation.limits import limit_warnings
 from faster_rcnn.evaluation.report import compare_sources, write_report
 from faster_rcnn.evaluation.threshold import ScoredDetections, describe_choice, doubts, explain_choice
 from faster_rcnn.graph.onnx_predictor import onnx_predictor
-from faster_rcnn.proposal_sources.sources import SOURCES, propose_for
+from faster_rcnn.proposal_sources.sources import SOURCES, propose_for, white_of_sources
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable, WithProposals
 from faster_rcnn.training.run import RunRecord, find_record, proposals_of_step
 from service.images.depth import WHITE
@@ -115,7 +115,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.seed,
         skip,
         arguments.workers,
-        white=None if target is None else white_of_target(target),
+        white=white_of_sources(arguments.proposals) if target is None else white_of_target(target),
         val_share=val_share_for(arguments, record, data),
         exif_boxes=arguments.exif_boxes or record.exif_boxes,
     )

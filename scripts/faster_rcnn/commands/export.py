@@ -42,7 +42,7 @@ from faster_rcnn.data.sources import splits_of
 from faster_rcnn.data.white import white_in
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
 from faster_rcnn.detector.limits import with_detections
-from faster_rcnn.graph.publish import Measurement, next_version, publish
+from faster_rcnn.graph.publish import Measurement, check_place, next_version, publish
 from faster_rcnn.graph.served_threshold import Validation
 from faster_rcnn.graph.version_graphs import GraphOptions
 from faster_rcnn.torchvision_adapter.builders import BUILDERS, WEIGHTS, Trained, checkpoint_model, published_model
@@ -177,6 +177,7 @@ def export(arguments: argparse.Namespace) -> None:
         raise ValueError("name what to publish: either a RUN or --torchvision BUILDER")
     required(arguments.name, "--name", "choose the model's name in the store")
     graph_options(arguments)  # raises before anything is read
+    check_place(arguments.name, arguments.version or 0)
     check_writable(arguments.store)
     folder = publish_run(arguments) if arguments.run else publish_torchvision(arguments)
     card = json.loads((folder / "model.json").read_text())

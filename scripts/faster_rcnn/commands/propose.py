@@ -33,7 +33,7 @@ from faster_rcnn.commands.command_line import (
 )
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.subset import Subset
-from faster_rcnn.proposal_sources.sources import SOURCES, check_source, propose_for
+from faster_rcnn.proposal_sources.sources import SOURCES, check_source, propose_for, white_of_sources
 from faster_rcnn.proposal_sources.table import LIMIT, ProposalTable
 
 
@@ -85,6 +85,7 @@ def propose(arguments: argparse.Namespace) -> None:
         arguments.seed,
         arguments.skip_bad_boxes,
         arguments.workers,
+        white=white_of_sources([source]),
         val_share=arguments.val_share,
         exif_boxes=arguments.exif_boxes,
     )

@@ -174,6 +174,16 @@ def _with_numbers(value: dict[str, Any], where: str, repairs: Repairs) -> dict[s
 _FLAGS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": 0}
 
 
+_EXPECTED = {  # for the members that may be of a wrong type
+    **dict.fromkeys(("id", "image_id", "category_id"), "not a number or a text"),
+    **dict.fromkeys(("name", "file_name"), "not a text with visible characters"),
+    **dict.fromkeys(("width", "height"), f"not a whole number from 1 to {LONGEST_SIDE:,}"),
+    **dict.fromkeys(("iscrowd", "difficult"), "neither 0 nor 1"),
+    "bbox": "not a list of four finite numbers: x, y, width and height",
+    "area": "not a number of at least 0",
+}
+
+
 def _explanation(name: str, value: Any, identity: object, error: ValidationError) -> str:
     """What is wrong with the element `value` of the list of `name`s: the first error that pydantic found."""
     first = error.errors()[0]
@@ -182,4 +192,4 @@ def _explanation(name: str, value: Any, identity: object, error: ValidationError
     key = str(first["loc"][0])
     if first["type"] == "missing":
         return f"{name} {short(identity)} has no {key}"
-    return f"{name} {short(identity)}: its {key} is {short(value.get(key))}: {first['msg'].lower()}"
+    return f"{name} {short(identity)}: its {key} is {short(value.get(key))}, {_EXPECTED[key]}"

@@ -5,11 +5,14 @@ from collections import Counter
 import numpy as np
 
 from faster_rcnn.data.folder import FolderDataset
-from faster_rcnn.data.white import found_white
+from faster_rcnn.data.white import against_white, found_white
 
 
-def describe(dataset: FolderDataset) -> str:
-    """The number of images, their sizes, and the number of objects of each class."""
+def describe(dataset: FolderDataset, white: int | None = None) -> str:
+    """The number of images, their sizes, and the number of objects of each class.
+
+    white: that of the training split; None: `dataset` is the training split, or stands alone.
+    """
     labels = [dataset.objects(index)[1] for index in range(len(dataset))]
     objects = np.bincount(np.concatenate(labels), minlength=len(dataset.labels))
     images = np.bincount(np.concatenate([np.unique(one) for one in labels]), minlength=len(dataset.labels))
@@ -24,7 +27,8 @@ def describe(dataset: FolderDataset) -> str:
         lines.append(f"{name:{width}} {of_objects:8} {of_images:9}")
     lines += _not_counted(dataset)
     deep = [facts.values for facts in dataset.facts if facts.values]
-    if text := found_white(deep, len(dataset.facts), dataset.source, dataset.split).text:
+    place = len(dataset.facts), dataset.source, dataset.split
+    if text := found_white(deep, *place).text if white is None else against_white(deep, white, *place):
         lines.append(text)
     return "\n".join(lines)
 

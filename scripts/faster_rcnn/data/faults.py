@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from faster_rcnn.data.shown_paths import shown
+
 SHOWN = 3  # faults listed in an error message, which must remain one readable line
 
 
@@ -26,8 +28,11 @@ class Fault:
 
 
 def printable(text: str) -> str:
-    """`text` on one line: line breaks and characters that cannot be printed become escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """`text` on one line: line breaks and characters that cannot be printed become escapes.
+
+    Files that were unpacked from a zip file are named by it.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown(text))
 
 
 def stopping(faults: Sequence[Fault], skip_bad_boxes: bool) -> list[Fault]:

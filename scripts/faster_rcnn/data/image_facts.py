@@ -12,7 +12,7 @@ from service.images import formats
 from service.images.decode import ImageError, damage, stored, upright, value_range
 from service.images.depth import ValueRange
 
-VERSION = 1  # to be raised when this module changes
+VERSION = 2  # to be raised when this module changes
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ _JSON = {
 _ERRORS = etree.ErrorTypes
 _NOT_ESCAPED = "& or < stands in a text; write &amp; or &lt;"
 _NOT_FINISHED = "the file ends inside an element, so it is cut short"
-_WRONG_BYTES = "a character is not allowed, or is not in the encoding that the file declares (UTF-8 if it declares none)"
+_WRONG_BYTES = (
+    "a character is not allowed, or is not in the encoding that the file declares (UTF-8 if it declares none)"
+)
 _XML = {
     _ERRORS.ERR_TAG_NAME_MISMATCH: "an element is closed under another name",
     _ERRORS.ERR_TAG_NOT_FINISHED: _NOT_FINISHED,
@@ -65,9 +67,9 @@ def _where_json_ends(error: json.JSONDecodeError) -> str:
     if not text.strip():
         return "it is empty"
     if text.lstrip().startswith("<"):
-        return "it is HTML or XML, perhaps an error page; download it again"
+        return "it is HTML or XML, perhaps an error page"
     if text.startswith("version https://git-lfs"):
-        return "it is a pointer of Git LFS; `git lfs pull` gets the file"
+        return "it is a pointer of Git LFS, and `git lfs pull` gets the file"
     if error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip()):
         return f"it ends in line {text.rstrip().count(chr(10)) + 1}, before it is complete, so it is cut short"
     return ""
@@ -78,7 +80,7 @@ def xml_fault(error: Exception, data: bytes) -> str:
     if not data.strip():
         return "it is empty"
     if data.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS; `git lfs pull` gets the file"
+        return "it is a pointer of Git LFS, and `git lfs pull` gets the file"
     if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<", b"\xff\xfe", b"\xfe\xff")):
         return "it does not begin with an element"
     code = error.code if isinstance(error, etree.XMLSyntaxError) else None

@@ -53,6 +53,30 @@ def found_white(found: Sequence[ValueRange], images: int, source: str, split: st
     return FoundWhite(white, text)
 
 
+def against_white(found: Sequence[ValueRange], white: int, images: int, source: str, split: str) -> str:
+    """How a split fits the white of the training split, for the user; "" if no image has more than 8 bits."""
+    if not found:
+        return ""
+    largest = max(one.largest for one in found)
+    text = f"{source}, {split}: {len(found)} of {images} images have more than 8 bits per channel; their largest value "
+    text += f"is {largest:,}, and white is {white:,}, as in the training split"
+    beyond = sum(one.largest > white for one in found)
+    dark = sum(one.largest < white / NEARLY_BLACK for one in found)
+    if beyond:
+        text += f"; warning: {beyond} of them have values above white, which become white"
+    if dark:
+        text += f"; warning: {dark} of them use less than 1/{NEARLY_BLACK} of that range and will be nearly black"
+    return text + (" (train --white sets another value)" if beyond or dark else "")
+
+
+def white_found_by_check(dataset: FolderDataset) -> int | None:
+    """White of a split whose images were decoded by the check; None if that decoded none."""
+    if not dataset.facts:
+        return None
+    deep = [facts.values for facts in dataset.facts if facts.values]
+    return found_white(deep, len(dataset.facts), dataset.source, dataset.split).white
+
+
 def white_of(ranges: Sequence[ValueRange]) -> int:
     """The largest value, rounded up to the next 2ⁿ - 1, at least 255 and at most WHITE."""
     largest = max(one.largest for one in ranges)

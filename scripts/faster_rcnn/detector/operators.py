@@ -31,7 +31,7 @@ class Span(NamedTuple):
 
 def probabilities_above(floor: float) -> Span:
     """The span of probabilities that exceed `floor`; without a floor, of those above 1e-18."""
-    lowest = -60
+    lowest = -59
     return Span(max(lowest, math.floor(math.log2(floor))) if floor > 0 else lowest, 1)
 
 

@@ -72,6 +72,7 @@ def export_onnx(
         program.model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize, should_fold=_worth_storing
     )
     remove_unused_nodes(program.model)
+    _forget_origin(program.model)
     program.save(str(path), external_data=False)
     _name_dimensions(path)
 
@@ -79,6 +80,19 @@ def export_onnx(
 def _worth_storing(node: Any) -> bool | None:
     """False for a list of whole numbers, which a session makes itself; None leaves the decision to the folding."""
     return False if node.op_type == "Range" else None
+
+
+def _forget_origin(model: Any) -> None:
+    """Removes what the exporter notes on every node: the source lines that it stems from, and the paths of their files.
+
+    This would publish the names of folders on this machine, and it makes up most of a small graph.
+    """
+    for part in (model, model.graph, *model.graph.inputs, *model.graph.initializers.values()):
+        part.metadata_props.clear()
+    for node in model.graph.all_nodes():  # also those in the bodies of loops
+        node.doc_string = None
+        for part in (node, *node.outputs):
+            part.metadata_props.clear()
 
 
 def _name_dimensions(path: Path) -> None:

@@ -15,12 +15,13 @@ from service.images.decode import decode
 from service.images.fit import Canvas, Geometry
 
 
-def onnx_predictor(folder: Path) -> Predictor:
+def onnx_predictor(folder: Path, graph: str | None = None) -> Predictor:
     """A function that returns what the service would answer for an image, down to the graph's own score floor.
 
-    folder: `<store>/<name>/<version>`.  Raises ValueError if the service would refuse the version.
+    folder: `<store>/<name>/<version>`;  graph: the name in the card of the graph to run, whatever the provider; by
+    default the one that the service would run.  Raises ValueError if the service would refuse the version.
     """
-    engine = open_engine(folder)
+    engine = open_engine(folder, graph)
 
     def predict(sample: Sample) -> Prediction:
         result = engine.run([canvas_of(sample, engine.geometry)])[0]
@@ -29,10 +30,11 @@ def onnx_predictor(folder: Path) -> Predictor:
     return predict
 
 
-def open_engine(folder: Path) -> Engine:
-    """The service's engine for a published version.  Raises ValueError if the service would refuse the version."""
+def open_engine(folder: Path, graph: str | None = None) -> Engine:
+    """The service's engine for a published version. The arguments and errors are those of `onnx_predictor`."""
     try:
-        return Engine(load_model(folder), pick_provider(), usable_cores())
+        model = load_model(folder)
+        return Engine(model if graph is None else model.with_only(graph), pick_provider(), usable_cores())
     except ModelRefusedError as refusal:
         raise ValueError(f"{folder}: {refusal}") from refusal
 

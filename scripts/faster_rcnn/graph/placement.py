@@ -54,10 +54,13 @@ def check_placement(path: Path) -> None:
 
 
 def cpu_nodes(path: Path) -> list[CpuNode]:
-    """The nodes of a graph's top level that under CUDA would run on the CPU."""
+    """The nodes of a graph, and of the bodies of its loops, that under CUDA would run on the CPU."""
     if pick_provider() == CUDA:
         return assigned(path, CUDA)
-    return list(_without_kernel(_typed(path), known_kernels()))
+    model, kernels = _typed(path), known_kernels()
+    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    scopes = _scopes(model.graph, {})
+    return [one for graph, tensors in scopes for one in _without_kernel(graph, opset, tensors, kernels)]
 
 
 def assigned(path: Path, provider: str) -> list[CpuNode]:
@@ -71,7 +74,7 @@ def assigned(path: Path, provider: str) -> list[CpuNode]:
     with tempfile.TemporaryDirectory() as folder:
         optimised = Path(folder) / "optimised.onnx"
         options.optimized_model_filepath = str(optimised)
-        session = open_session(path.read_bytes(), provider, options)
+        session = open_session(onnx.load(path).SerializeToString(), provider, options)
         heavy = _heavy(_typed(optimised)) | _heavy(_typed(path))
     return [
         CpuNode(node.name, node.op_type, heavy.get(node.name, True))
@@ -87,9 +90,12 @@ def _typed(path: Path) -> onnx.ModelProto:
 
 
 def _heavy(model: onnx.ModelProto) -> dict[str, bool]:
-    """Whether each node is heavy, by its name."""
-    tensors = _tensors(model.graph)
-    return {node.name: _is_heavy(node, tensors) for node in model.graph.node}
+    """Whether each node is heavy, by its name. Of nodes of one name in two loops, the heavy one counts."""
+    heavy: dict[str, bool] = {}
+    for graph, tensors in _scopes(model.graph, {}):
+        for node in graph.node:
+            heavy[node.name] = heavy.get(node.name, False) or _is_heavy(node, tensors)
+    return heavy
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -100,12 +106,22 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _without_kernel(model: onnx.ModelProto, kernels: Mapping[str, Sequence[Kernel]]) -> Iterator[CpuNode]:
-    tensors = _tensors(model.graph)
-    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
-    for node in model.graph.node:
+def _without_kernel(
+    graph: onnx.GraphProto, opset: int, tensors: Mapping[str, Tensor], kernels: Mapping[str, Sequence[Kernel]]
+) -> Iterator[CpuNode]:
+    for node in graph.node:
         if node.op_type not in FOLDED and not _has_kernel(node, opset, tensors, kernels):
             yield CpuNode(node.name, node.op_type, _is_heavy(node, tensors))
+
+
+def _scopes(graph: onnx.GraphProto, outer: dict[str, Tensor]) -> Iterator[tuple[onnx.GraphProto, dict[str, Tensor]]]:
+    """A graph, then the bodies of its loops, each with the tensors that it sees: its own and those around it."""
+    tensors = outer | _tensors(graph)
+    yield graph, tensors
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _scopes(attribute.g, tensors)
 
 
 def _has_kernel(

@@ -87,7 +87,7 @@ def publish(
     """
     detector = exportable(detector)
     names = _checked_labels(detector, labels)
-    _check_place(name, version)
+    check_place(name, version)
     final = store / name / str(version)
     if final.exists():
         raise FileExistsError(f"{final} already exists; choose another --version")
@@ -140,7 +140,8 @@ def _checked_labels(detector: Exportable, labels: Sequence[str] | None) -> list[
     return list(distinct(labels, "labels"))
 
 
-def _check_place(name: str, version: int) -> None:
+def check_place(name: str, version: int) -> None:
+    """Raises ValueError if the service would not find a version in the store under this name and number."""
     if not re.fullmatch(NAME, name) or version < 0:
         raise ValueError(
             f"the service accepts no model {name!r} of version {version}; a name begins with a letter or digit and "
@@ -149,7 +150,10 @@ def _check_place(name: str, version: int) -> None:
 
 
 def _measure(folder: Path, card: dict[str, Any], measurement: Measurement, given: float | None) -> ServedThreshold:
-    """Adds the metrics and the served threshold to the card, and writes the example if it is wanted."""
+    """Adds the metrics and the served threshold to the card, and writes the example if it is wanted.
+
+    Another graph is measured too if its precision differs from that of `model.onnx`.
+    """
     predict = onnx_predictor(folder)
     collected = collect(measurement.data, predict, measurement.limit)
     metrics = measure(*collected, measurement.data.labels)
@@ -159,6 +163,10 @@ def _measure(folder: Path, card: dict[str, Any], measurement: Measurement, given
         threshold = on_validation(validation, predict, given, limits, collected)
     else:
         threshold = on_validation(measurement.validation, predict, given, limits)
+    for name, graph in card.get("graphs", {}).items():
+        if graph["precision"] != card["precision"]:  # otherwise the answers are the same
+            in_precision = collect(measurement.data, onnx_predictor(folder, name), measurement.limit)
+            graph["metrics"] = {measurement.name: measure(*in_precision, measurement.data.labels)}
     write_card(folder, card | threshold.card() | {"metrics": {measurement.name: metrics}})
     if measurement.example:
         _draw_example(folder, measurement.data, predict, threshold.value)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from tqdm import tqdm
 
@@ -185,7 +186,8 @@ def _session(path: Path, precision: Precision, provider: str) -> onnxruntime.Inf
     """A session on one provider. On CUDA it has the service's options, so that it computes as the service does."""
     if provider == CPU:
         return onnxruntime.InferenceSession(str(path), providers=[CPU])
-    return open_session(path.read_bytes(), provider, session_options(threads=1), tf32=precision == "fp16")
+    whole = onnx.load(path).SerializeToString()  # with the weights that it may share
+    return open_session(whole, provider, session_options(threads=1), tf32=precision == "fp16")
 
 
 def _answers(

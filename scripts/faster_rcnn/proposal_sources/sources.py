@@ -1,9 +1,11 @@
 """Selects a source of proposals by the name that was given on the command line."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.detector.checkpoint import best_or_last, build_detector, read_checkpoint
+from faster_rcnn.detector.config import DetectorConfig
 from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.proposal_sources.rpn import rpn_regions, uncut_limits
 from faster_rcnn.proposal_sources.selective_search import selective_search_table
@@ -58,6 +60,20 @@ def check_source(source: str) -> None:
             raise FileNotFoundError(f"{source} does not exist; faster-rcnn propose --out {source} writes it")
     elif source not in ("sliding-window", "selective-search"):
         raise ValueError(f"{source!r} is not a source of proposals; choose one of: {SOURCES}")
+
+
+def white_of_sources(sources: Sequence[str]) -> int | None:
+    """The white that the detectors of the sources were trained with; None if no source is a detector.
+
+    Raises ValueError if they differ, because the images can be read with one white only.
+    """
+    runs = [Path(run) for kind, _, run in (source.partition(":") for source in sources) if kind == "rpn" and run]
+    configs = [DetectorConfig.from_dict(read_checkpoint(run, best_or_last(run))["config"]) for run in runs]
+    whites = {config.white for config in configs}
+    if len(whites) > 1:
+        found = ", ".join(f"{run}: {config.white:,}" for run, config in zip(runs, configs, strict=True))
+        raise ValueError(f"the detectors were trained with different values for white ({found}); take one at a time")
+    return whites.pop() if whites else None
 
 
 def trained_rpn(run: Path) -> FasterRCNN:

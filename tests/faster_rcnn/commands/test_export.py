@@ -60,6 +60,8 @@ def refused(tmp_path: Path, run: Callable[..., Done]) -> Callable[..., str]:
         (("--torchvision", SMALL, "--weights", "COCO_V1", "--limit-images", "3"), "need --data; name it"),
         (("--torchvision", SMALL, "--checkpoint", "no.pth", "--labels", "l.txt"), "no.pth does not exist"),
         (("nowhere",), "nowhere does not exist; faster-rcnn train --out nowhere writes it"),
+        (("runs/x", "--cuda-fp16", "--provider", "cpu"), "--provider cpu leaves such graphs out; drop one"),
+        (("runs/x", "--cuda-fp16", "--precision", "fp16"), "leave out --cuda-fp16"),
         (("runs/x", "--presicion", "fp16"), "unknown option --presicion; did you mean --precision?"),
     ],
 )
@@ -71,6 +73,10 @@ def test_options_that_contradict_each_other_are_refused(
 
 def test_a_model_needs_a_name(run: Callable[..., Done]) -> None:
     assert "--name is missing; choose the model's name in the store" in run("export", "runs/x").refusal
+
+
+def test_a_name_that_the_service_would_not_find_is_refused_before_anything_is_read(run: Callable[..., Done]) -> None:
+    assert "the service accepts no model 'a b'" in run("export", "nosuch-run", "--name", "a b").refusal
 
 
 def test_there_must_be_one_label_for_each_class_of_the_checkpoint(

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +13,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import faster_rcnn
+from faster_rcnn.data.dataset import Dataset
 from faster_rcnn.data.decode_check import open_checked
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.data.white import find_white, use_white, white_in, white_of
+from faster_rcnn.detector.checkpoint import NAME, save_state
 from faster_rcnn.detector.config import DetectorConfig
+from faster_rcnn.detector.proposals import ProposalLimits
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.prediction import prepare_image
+from faster_rcnn.proposal_sources.sources import propose_for
+from faster_rcnn.proposal_sources.table import ProposalTable
 from faster_rcnn.training.run import begin_run
 from faster_rcnn.training.splits import open_splits
+from service.command_line import main
 from service.images.depth import WHITE, ValueRange
 from tests.faster_rcnn.data.coco_folder import annotation_entry, image_entry, write_coco_folder
 from tests.faster_rcnn.lively import lively
@@ -69,6 +76,50 @@ def test_the_white_of_a_data_set_is_found_and_said(tmp_path: Path) -> None:
     assert "3 of 5 images have more than 8 bits per channel; their largest value is 3,000, so 4,095" in found.text
     assert "1 of them use less than 1/16 of that range" in found.text  # 100 < 4095 / 16 < 900
     assert find_white(Shapes("train")) == (WHITE, "")
+
+
+@pytest.mark.contract("2.4")
+def test_the_check_compares_validation_images_with_the_white_of_the_training_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder_of(tmp_path, a=deep(1000), b=deep(4000, 3), c=deep(20), d=plain())
+    for split, images in (("train", "ad"), ("val", "bcd")):  # white is 1023; 4000 > 1023, and 20 < 1023 / 16
+        document = json.loads((tmp_path / "annotations" / f"{split}.json").read_text())
+        document["images"] = [one for one in document["images"] if one["file_name"][0] in images]
+        kept = {one["id"] for one in document["images"]}
+        document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
+        (tmp_path / "annotations" / f"{split}.json").write_text(json.dumps(document))
+    assert main(["check", "--data", source, "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "train: 1 of 2 images have more than 8 bits per channel; their largest value is 1,000, so 1,023" in said
+    assert "val: 2 of 3 images have more than 8 bits per channel; their largest value is 4,000, and white is" in said
+    assert "white is 1,023, as in the training split; warning: 1 of them have values above white" in said
+    assert "warning: 1 of them use less than 1/16 of that range" in said
+
+
+@pytest.mark.contract("2.4")
+def test_proposals_of_an_rpn_are_computed_with_its_own_white(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder_of(tmp_path, a=deep(1000))  # alone, 1023 would be taken for white
+    for name, white in (("one", 4095), ("two", 255)):
+        (tmp_path / name).mkdir()
+        small = {"resize": ResizeRule(64, 128), "proposals": ProposalLimits(50, 10)}
+        save_state(tmp_path / name / NAME, lively("compact", white=white, **small), "joint", 1)
+    seen = []
+
+    def spy(dataset: Dataset, *rest: Any) -> ProposalTable:
+        seen.append(white_in(dataset))
+        return propose_for(dataset, *rest)
+
+    monkeypatch.setattr("faster_rcnn.commands.propose.propose_for", spy)
+    command = ["propose", "--data", source, "--device", "cpu", "--out", str(tmp_path / "out.npz")]
+    assert main([*command, "--source", f"rpn:{tmp_path / 'one'}"]) == 0
+    assert main([*command, "--source", "sliding-window"]) == 0
+    assert seen == [4095, 1023]
+    both = [f"rpn:{tmp_path / name}" for name in ("one", "two")]
+    assert main(["evaluate", "--proposals", both[0], "--proposals", both[1], "--data", source]) == 1
+    assert "trained with different values for white" in capsys.readouterr().err
 
 
 def test_images_of_8_bits_are_not_read(tmp_path: Path) -> None:

@@ -5,12 +5,16 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from faster_rcnn.data.shapes import Shapes
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.evaluation import evaluate
-from faster_rcnn.graph.onnx_predictor import onnx_predictor
+from faster_rcnn.graph.onnx_predictor import canvas_of, onnx_predictor
+from service.engine.engine import Engine
+from service.engine.model import load_model
+from service.engine.providers import CPU, CUDA
 
 STORE = Path(__file__).resolve().parents[3] / "model_store"
 MODEL = STORE / "shapes" / "1"
@@ -31,6 +35,26 @@ def test_every_published_version_is_small_unchanged_and_verified(version: Path) 
     assert len(graph) == card["bytes"] <= 15_000_000
     assert hashlib.sha256(graph).hexdigest() == card["sha256"]
     assert card["verification"]["to_alone"]["unmatched"] == 0
+    for entry in card.get("graphs", {}).values():
+        other = (version / entry["file"]).read_bytes()
+        assert (len(other), hashlib.sha256(other).hexdigest()) == (entry["bytes"], entry["sha256"])
+        verification = entry["verification"]
+        assert verification["boxes_compared"] > 10_000
+        assert verification["to_pytorch"]["unmatched"] == verification["to_alone"]["unmatched"] == 0
+
+
+@pytest.mark.contract("4.8")
+def test_the_graph_for_cuda_gives_the_same_answer_and_adds_less_than_a_hundredth() -> None:
+    """Both run on the CPU. The older `model.onnx` has no output `left_out`."""
+    model = load_model(MODEL)
+    assert model.card.graphs["cuda"].bytes < len(model.graph) / 100
+    assert model.graph_for(CUDA) == model.with_only("cuda").graph != model.graph
+    canvas = canvas_of(Shapes("test")[1], model.card.geometry)
+    found, expected = (Engine(one, CPU).run([canvas])[0] for one in (model.with_only("cuda"), model))
+    assert len(expected.scores) > 5
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    np.testing.assert_array_equal(found.labels, expected.labels)
 
 
 def test_the_model_was_measured_on_500_images_that_it_was_not_trained_on(card: dict) -> None:

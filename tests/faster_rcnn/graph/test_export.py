@@ -6,6 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 
+import faster_rcnn
 from faster_rcnn.detector.detector import DetectorOutput, FasterRCNN
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.graph.export import export_onnx
@@ -38,6 +39,13 @@ def test_the_graph_is_one_file_without_control_flow_or_cpu_only_operators(compac
     assert operators.isdisjoint({"If", "Loop", "Scan", "MaxRoiPool"})
     assert not model.functions
     assert {one.domain: one.version for one in model.opset_import}[""] == 18
+
+
+def test_the_graph_does_not_tell_where_it_was_made(compact: tuple[FasterRCNN, Path]) -> None:
+    """PyTorch notes the source lines of every node, with the paths of their files."""
+    data = compact[1].read_bytes()
+    for word in (str(Path(faster_rcnn.__file__).parent), ".py", "stack_trace", "site-packages"):
+        assert word.encode() not in data
 
 
 @pytest.mark.contract("1.4")

@@ -93,6 +93,25 @@ def test_a_list_of_integers_may_be_computed_on_the_cpu_and_a_matrix_may_not(
     assert cpu_nodes(path) == [CpuNode("one", "Unique", heavy)]
 
 
+@pytest.mark.usefixtures("without_gpu")
+def test_the_bodies_of_loops_are_checked_too(tmp_path: Path) -> None:
+    """A body sees the tensors around it: `x` is a matrix, so Unique, which CUDA lacks, is heavy; Relu it has."""
+    kind, vector = helper.make_tensor_value_info, (TensorProto.FLOAT, ["n"])
+    nodes = [
+        helper.make_node("Unique", ["x"], ["values"], "unique"),
+        helper.make_node("Relu", ["kept"], ["next"], "relu"),
+        helper.make_node("Identity", ["go"], ["again"], "again"),
+    ]
+    body = helper.make_graph(
+        nodes, "body",
+        [kind("round", TensorProto.INT64, []), kind("go", TensorProto.BOOL, []), kind("kept", *vector)],
+        [kind("again", TensorProto.BOOL, []), kind("next", *vector)],
+    )  # fmt: skip
+    loop = helper.make_node("Loop", ["", "go_on", "first"], ["y"], "loop", body=body)
+    inputs = {"x": (TensorProto.INT64, ["n", "m"]), "go_on": (TensorProto.BOOL, []), "first": vector}
+    assert cpu_nodes(write(tmp_path, [loop], inputs, "y")) == [CpuNode("unique", "Unique", heavy=True)]
+
+
 def test_a_session_says_which_nodes_it_gives_to_other_providers() -> None:
     """The path that is used with a GPU. A session on the CPU runs every node on the CPU."""
     path = STORE / "shapes" / "1" / "model.onnx"

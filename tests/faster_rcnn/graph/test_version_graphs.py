@@ -18,6 +18,7 @@ from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.graph import version_graphs
 from faster_rcnn.graph.comparison import Difference, Disagreement
+from faster_rcnn.graph.publish import Measurement, publish
 from faster_rcnn.graph.shared_weights import share_weights
 from faster_rcnn.graph.verification import Verification, Verifier
 from faster_rcnn.graph.version_graphs import GraphOptions, others_for, write_graphs, write_other
@@ -86,19 +87,19 @@ def test_the_service_gets_the_same_answer_from_every_graph(version: tuple[Path, 
         | {"graphs": entries, "sha256": "0" * 64}
     )  # fmt: skip
     model = Model(card, (folder / "model.onnx").read_bytes(), folder)
-    alone = Model(card.model_copy(update={"graphs": {}}), model.graph)
+    portable = Model(card.model_copy(update={"graphs": {}}), model.graph)
     canvas = Canvas(np.ascontiguousarray(IMAGE), CANVAS, 96, 96)
-    expected = Engine(alone).run([canvas])[0]
+    expected = Engine(portable).run([canvas])[0]
     assert len(expected.scores) > 10
-    found = Engine(Model(alone.card, model.graph_for(CUDA))).run([canvas])[0]
+    found = Engine(model.with_only("cuda")).run([canvas])[0]
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_array_equal(found.labels, expected.labels)
-    half = Engine(Model(alone.card, model.graph_for(CUDA, "fp16"))).run([canvas])[0]
+    half = Engine(model.with_only("cuda-fp16")).run([canvas])[0]
     assert half.scores[0] == pytest.approx(expected.scores[0], abs=0.05)
 
 
-def nothing_compared(*_: object) -> Verification:
+def nothing_compared(*_: object, **__: object) -> Verification:
     return Verification(1, 1, 1, Difference(), Difference())
 
 
@@ -151,6 +152,20 @@ def test_a_graph_that_disagrees_is_named(detector: FasterRCNN, tmp_path: Path, m
     monkeypatch.setattr(Verifier, "verify", disagree)
     with pytest.raises(Disagreement, match=r"^model\.cuda\.onnx on CPUExecutionProvider: boxes differ"):
         write_graphs(tmp_path, detector, Verifier(detector, [CANVAS], [IMAGE]), GraphOptions())
+
+
+def test_a_graph_in_another_precision_has_metrics_of_its_own(
+    version: tuple[Path, dict[str, Any]], detector: FasterRCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    portable = (version[0] / "model.onnx").read_bytes()
+    monkeypatch.setattr(version_graphs, "export_onnx", lambda _, path, *how, **more: path.write_bytes(portable))
+    monkeypatch.setattr(Verifier, "verify", nothing_compared)
+    measurement = Measurement(Shapes("test", 2), "shapes/test", example=False)
+    options = GraphOptions(cuda_fp16=True)
+    folder = publish(detector, tmp_path, "toy", 1, training={}, measurement=measurement, options=options)
+    card = json.loads((folder / "model.json").read_text())
+    assert card["graphs"]["cuda-fp16"]["metrics"] == card["metrics"]  # of the same graph here
+    assert "metrics" not in card["graphs"]["cuda"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def batches(draw):
 
 
 @pytest.mark.contract("1.2")
+@pytest.mark.contract("5.7")
 @settings(deadline=None)
 @given(st.lists(batches(), min_size=1, max_size=6))
 def test_no_byte_of_one_batch_is_left_in_the_next(kinds):
@@ -56,6 +57,13 @@ def test_a_buffer_is_used_again_and_large_enough_for_every_batch_so_far():
     pool.give_back(larger)
     pool.give_back(second)  # too small from now on, so it is dropped
     assert [len(pool.take(10)), len(pool.take(10))] == [2000, 2000]
+
+
+def test_reserved_buffers_are_there_before_they_are_needed(monkeypatch):
+    pool = Buffers(pins=False)
+    pool.reserve(2, 1000)
+    monkeypatch.setattr(buffers.np, "zeros", lambda *_, **__: pytest.fail("a request waited for memory"))
+    assert [len(pool.take(10)), len(pool.take(1000))] == [1000, 1000]
 
 
 def test_memory_that_cannot_be_pinned_is_replaced_by_ordinary_memory_with_one_warning(monkeypatch, caplog):

@@ -38,6 +38,16 @@ def test_only_gpus_that_passed_the_check_have_an_engine(engines, names):
     assert [device.name for device in devices.find(CUDA, engines, None, None, None, [1, 3])] == names
 
 
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_gpu_has_two_threads_for_each_run_and_a_cpu_one(runs):
+    (gpu, *_), (cpu,) = devices.find(CUDA, 1, runs, None, None), devices.find(CPU, None, runs, None, None)
+    assert (gpu.lanes, gpu.prepares_ahead) == (2 * runs, True)
+    assert (cpu.lanes, cpu.prepares_ahead) == (runs, False)
+    for device in (gpu, cpu):
+        turns = [device.turn.acquire(blocking=False) for _ in range(runs + 1)]
+        assert turns == [True] * runs + [False]
+
+
 @pytest.mark.parametrize(("pixels", "depth"), [(None, devices.DEEP_QUEUE), (1_000_000, 1)])
 def test_a_cpu_forms_batches_only_from_a_deep_queue_unless_the_settings_ask_for_batches(pixels, depth):
     (device,) = devices.find(CPU, None, None, pixels, None)

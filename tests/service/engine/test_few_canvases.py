@@ -33,6 +33,7 @@ def test_every_geometry_of_this_test_is_one_that_a_card_may_have():
 
 
 @pytest.mark.contract("2.1")
+@pytest.mark.contract("5.7")
 @settings(max_examples=200, deadline=None)
 @given(geometries(), st.lists(st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)), min_size=1))
 def test_every_image_fits_on_one_of_the_few_canvases_at_the_same_scale(geometry, images):

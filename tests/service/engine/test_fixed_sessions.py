@@ -1,14 +1,17 @@
 """Sessions with fixed shapes answer as the dynamic ones do, and hold their weights once. All on the CPU provider."""
 
+import gc
 import logging
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from service.engine import fixed_sessions
+from service.engine.buffers import Buffers
 from service.engine.engine import Engine
 from service.engine.fixed_sessions import FixedShapesError, fixed_sizes
 from service.engine.model import load_model
@@ -114,7 +117,7 @@ def test_a_batch_beyond_the_largest_session_is_run_in_parts_none_larger_than_its
 def timed(monkeypatch):
     """Invented seconds of a run, by rung, in place of measured ones."""
     times = {1: 2.0, 3: 2.5, 8: 9.0}
-    monkeypatch.setattr(fixed_sessions.FixedSessions, "_time", lambda self, canvas, rung, turn: times[rung])
+    monkeypatch.setattr(fixed_sessions.FixedSessions, "_time", lambda self, canvas, rung, *_: times[rung])
     return times
 
 
@@ -122,7 +125,7 @@ def test_a_run_takes_the_number_of_images_that_the_warm_up_found_fastest(fixed, 
     caplog.set_level(logging.INFO)
     fixed.warm_up(EIGHT)
     assert [fixed.images_to_take(WIDE, ready, 8) for ready in (1, 2, 3, 8, 50)] == [1, 2, 3, 3, 3]  # 0.83 s an image
-    assert "fixed shapes on 64 x 96, images per run: 1 in 2000.0 ms, 3 in 2500.0 ms, 8 in 9000.0 ms" in caplog.text
+    assert "plain/1: images per run on 64 x 96: 1 in 2000.0 ms, 3 in 2500.0 ms, 8 in 9000.0 ms" in caplog.text
     timed.update({8: 4.0})
     fixed.warm_up(EIGHT)
     assert [fixed.images_to_take(WIDE, ready, 8) for ready in (3, 4, 8)] == [3, 3, 8]
@@ -139,10 +142,10 @@ def test_a_rung_that_does_not_pay_is_closed(fixed, timed):
 def test_a_rung_that_fails_is_closed_with_a_warning_and_its_batches_run_in_parts(fixed, monkeypatch, caplog):
     time = fixed_sessions.FixedSessions._time  # noqa: SLF001
 
-    def runs_out(self, canvas, rung, turn):
+    def runs_out(self, canvas, rung, *how):
         if rung == 8:
             raise RuntimeError("BFCArena: out of memory")
-        return time(self, canvas, rung, turn)
+        return time(self, canvas, rung, *how)
 
     monkeypatch.setattr(fixed_sessions.FixedSessions, "_time", runs_out)
     fixed.warm_up(EIGHT)
@@ -151,6 +154,7 @@ def test_a_rung_that_fails_is_closed_with_a_warning_and_its_batches_run_in_parts
     assert len(fixed.run([grey(1)] * 8)) == 8
 
 
+@pytest.mark.contract("5.7")
 def test_the_warm_up_runs_every_session_twice_or_more_and_only_in_its_turn(tmp_path, monkeypatch):
     runs: dict[int, int] = {}
     held = False
@@ -186,7 +190,7 @@ def test_the_warm_up_runs_every_session_twice_or_more_and_only_in_its_turn(tmp_p
     sessions = made._fixed._sessions  # noqa: SLF001  there is no public way to a session that is not chosen
     for key, by_threads in sessions.items():
         sessions[key] = {count: Counted(session) for count, session in by_threads.items()}
-    made._fixed.warm_up(Turn())  # noqa: SLF001
+    made._fixed.warm_up(Buffers(pins=False), Turn())  # noqa: SLF001
     # two canvases; full and proposals; with one or two threads for one image, with one thread for 3 and for 8
     assert len(runs) == 2 * 2 * (2 + 1 + 1)
     assert min(runs.values()) >= 2
@@ -230,9 +234,11 @@ def test_the_rehearsal_compares_an_image_alone_with_one_in_a_session_for_several
 # A table of 16 MB that ONNX Runtime uses as it is in the file: sessions that do not share it hold 12 copies.
 MEASURED = """
 import sys
+import weakref
 import numpy as np, psutil
 from onnx import helper, numpy_helper
 from service.engine import memory_limit, sessions
+from service.engine.buffers import Buffers
 from service.engine.engine import Engine
 from service.engine.model import load_model
 from service.engine.options import EngineOptions
@@ -287,3 +293,16 @@ def test_all_sessions_hold_the_weights_once(tmp_path):
     # 2 canvases, 2 or 3 rungs and the dynamic sessions, each in full and for proposals alone: at least 10 sessions
     assert grown["shared"] < 3 * 16  # the one copy, and the sessions themselves
     assert grown["apart"] > 8 * 16  # what the measurement shows if the weights are not shared
+
+
+def test_the_memory_of_a_version_that_is_no_longer_served_is_freed_at_once(tmp_path):
+    """Without a garbage collection, because a GPU's memory may be needed for the next version before there is one."""
+    gc.disable()
+    try:
+        made = Engine(load_model(graphs.publish(tmp_path, work=1)), options=FIXED, batch_pixels=EIGHT)
+        made.warm_up(EIGHT)
+        parts = [weakref.ref(part) for part in (made, made.prepare([grey(1)] * 3).chosen.session)]
+        del made
+        assert [part() for part in parts] == [None, None]
+    finally:
+        gc.enable()

@@ -236,6 +236,6 @@ def test_a_media_type_that_the_route_does_not_offer_is_ignored():
 def test_a_file_with_further_pages_is_not_called_damaged():
     (warning,) = answers.image_warnings(("further_pages",))
     assert warning["detail"] == (
-        "The image is one of several: the file has several pages or images, and only the first one is used. "
+        "The image is one of several: the file has several pages, images or frames, and only the first one is used. "
         "Send each of the others as an image of its own."
     )

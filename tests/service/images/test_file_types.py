@@ -100,6 +100,7 @@ FILES = {
     "it is a URL": b"https://example.org/image.jpg\n",
     "it is text": "Größe: unbekannt, bitte später noch einmal versuchen".encode(),
     "it is text in UTF-16": "hello, world".encode("utf-16"),
+    "the BMP data is broken": image("BMP")[:40],
     "the JPEG data is broken": b"\xff\xd8\xff\xe0\0\x10JFIF",
     "the PNG data is broken": image("PNG").replace(b"\0\0\0\x20\0\0\0\x20", b"\0\0\0\x21\0\0\0\x20", 1),
     "the WebP data is broken": image("WEBP")[:20],
@@ -131,3 +132,19 @@ def test_every_start_of_bytes_is_named_or_not_without_an_error():
         for data in (rng.bytes(size), *(each[:size] for each in FILES.values())):
             found = file_types.of(data)
             assert found is None or found.words
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["BMW makes cars", "BANANA, apple, cherry", "P1 is the first priority", "P7 comes last", "DDS is a middleware",
+     "ID3 tags describe music", "BZh is how some files begin", "G" + "x" * 187 + "G"],
+)  # fmt: skip
+def test_a_text_that_begins_like_a_binary_file_is_called_text(start):
+    with pytest.raises(ImageError) as caught:
+        upright((start + ", and so on. " * 40).encode())
+    assert "it is text, not an image" in str(caught.value)
+
+
+def test_bytes_that_begin_with_bm_by_chance_are_not_called_a_broken_bmp():
+    with pytest.raises(ImageError, match="it is not an image that can be read"):
+        upright(b"BM" + bytes(range(128, 256)) * 4)

@@ -152,6 +152,24 @@ def test_the_orientation_in_xmp_does_not_turn_the_image_again(format):
     assert upright(data).size == (400, 320)
 
 
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+@pytest.mark.contract("3.11")
+def test_the_first_frame_of_an_animation_is_used_with_a_warning(format):
+    frames = [photo(), photo().transpose(Image.Transpose.ROTATE_180)]
+    data = saved(frames[0], format, save_all=True, append_images=frames[1:])
+    canvas = decode(data, GEOMETRY)
+    assert canvas.warnings == damage(data) == ("further_pages",)
+    np.testing.assert_allclose(canvas.pixels.mean(axis=(0, 1)), np.asarray(frames[0]).mean(axis=(0, 1)), atol=8)
+    assert decode(saved(frames[0], format), GEOMETRY).warnings == ()
+
+
+def test_a_gif_whose_first_frame_is_smaller_than_its_screen_has_the_warning_too():
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    data = bytearray(saved(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    data[6:10] = b"\x40\0\x30\0"  # a screen of 64×48
+    assert decode(bytes(data), GEOMETRY).warnings == ("further_pages",)
+
+
 @pytest.mark.parametrize("format", ["TIFF", "HEIF"])
 def test_the_first_of_several_pages_is_used_with_a_warning(format):
     pages = [photo(), photo().transpose(Image.Transpose.ROTATE_180)]
@@ -164,7 +182,8 @@ def test_the_first_of_several_pages_is_used_with_a_warning(format):
 
 def test_an_image_that_is_not_alone_in_its_file_is_not_called_damaged():
     words = str(DamagedImageError(("further_pages",)))
-    assert words.startswith("it has more than one image: the file has several pages or images")
+    assert "Send each of them as an image of its own. Without strict=true" in words
+    assert words.startswith("it has more than one image: the file has several pages, images or frames")
     assert image_warnings(("further_pages",))[0]["detail"].startswith("The image is one of several: the file has")
     assert str(DamagedImageError(("further_pages", "missing_end"))).startswith("it is damaged or incomplete: the file")
 

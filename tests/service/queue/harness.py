@@ -196,7 +196,8 @@ class Standstill:
 class Gate:
     """A served model whose engine records its runs and stops each one until the gate is opened.
 
-    unpacking  where threads stop before they read the outputs; open unless a test replaces it
+    preparing  where threads stop before they prepare a batch; open unless a test replaces it
+    unpacking  where threads stop before they read the outputs; likewise
     """
 
     prefers_same_shape = False
@@ -205,7 +206,8 @@ class Gate:
         self.engine = engine
         self.geometry = engine.card.geometry
         self.hold = hold
-        self.unpacking = Hold()
+        self.preparing, self.unpacking = Hold(), Hold()
+        self.preparing.open()
         self.unpacking.open()
         self.prepared: list[tuple[tuple[int, int], int]] = []
         self.batches: list[tuple[tuple[int, int], int]] = []
@@ -226,6 +228,7 @@ class Gate:
         return min(ready, most)
 
     def prepare(self, canvases: list[Canvas], proposals_only: bool, threads: int) -> Any:
+        self.preparing.stop_here()
         self.prepared.append((canvases[0].size, len(canvases)))
         return canvases, proposals_only, threads
 

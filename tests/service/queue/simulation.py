@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from service.engine import ladder
 from service.engine.devices import Budget, Device
 from service.engine.providers import CUDA
 from service.images.fit import Canvas
@@ -46,18 +47,26 @@ class SimulatedEngine:
     """A served model and its engine, which takes `run[n - 1]` seconds for n images and `change` more for another shape.
 
     prefers_same_shape  whether it says so, as an engine on CUDA without fixed shapes does
+    rungs               with fixed shapes: seconds of a run, by the batch sizes for which there are sessions
     """
 
     run: Sequence[float]
     change: float
     prefers_same_shape: bool = True
+    rungs: Mapping[int, float] | None = None
     geometry: Any = None
 
     def engine_on(self, device: Device) -> Any:
         return self
 
     def images_to_take(self, canvas: tuple[int, int], ready: int, most: int) -> int:
-        return min(ready, most)
+        return ladder.images_to_take(self.rungs, ready, most) if self.rungs else min(ready, most)
+
+
+def with_fixed_shapes(rungs: Mapping[int, float]) -> SimulatedEngine:
+    """An engine with a session for each of these batch sizes, which fills up smaller batches and changes no shape."""
+    run = [rungs[ladder.rung_for(images, rungs)] for images in range(1, max(rungs) + 1)]
+    return SimulatedEngine(run, 0, prefers_same_shape=False, rungs=rungs)
 
 
 def canvas_of(index: int) -> tuple[int, int]:

@@ -17,12 +17,15 @@ from PIL import Image
 from service.engine.devices import Budget, Device
 from service.engine.engine import Engine, WrongOutputError
 from service.engine.isolation import EngineFailedError
+from service.engine.model import load_model
+from service.engine.options import EngineOptions
 from service.engine.providers import CPU
 from service.images.decode import decode
 from service.queue.batcher import Batcher
 from service.queue.memory import MemoryBudget
 from service.queue.tasks import ClientLoad
 from service.telemetry.metrics import Metrics
+from tests.service import graphs
 from tests.service.queue.harness import HANG_SECONDS, TALL, WIDE, Failing, level_of
 
 THREE = 3 * 64 * 96  # a budget of three images
@@ -69,6 +72,26 @@ def test_a_batch_that_is_not_full_is_run_as_soon_as_the_device_is_free(gate, que
         gate.unpacking.open()
         gate.open()
         await asyncio.gather(*sent)
+
+    run(test)
+
+
+def test_the_next_batch_forms_when_the_run_begins_and_not_before_so_that_it_cannot_overtake(
+    gate, queue, run, standstill
+):
+    async def test():
+        waiting = queue(gpu=True, lanes=2, pixels=THREE)
+        gate.preparing = standstill.hold()
+        sent = await waiting.after(gate, 1, 2, 3, 4)
+        assert gate.preparing.stopped() == 1  # three images wait, but only the first one is being prepared
+        gate.preparing.let_one_pass()
+        await standstill.settle()
+        assert gate.batches == [(WIDE, 1)]
+        assert gate.preparing.stopped() == 1
+        gate.preparing.open()
+        gate.open()
+        await asyncio.gather(*sent)
+        assert gate.batches == [(WIDE, 1), (WIDE, 3)]
 
     run(test)
 
@@ -180,6 +203,44 @@ def test_while_a_batch_is_halved_the_prepared_one_waits_or_runs_between_the_halv
     run(test)
 
 
+@pytest.mark.parametrize("error", [WrongOutputError("not finite"), MemoryError()], ids=repr)
+@pytest.mark.contract("5.4")
+def test_a_batch_whose_outputs_cannot_be_read_is_not_run_again_before_the_run_in_progress_ends(
+    plain, gate, queue, run, standstill, error
+):
+    class Wrong(Failing):
+        def results(self, executed: Any) -> Any:
+            super().results(executed)
+            if len(executed) > 1:
+                raise self.error
+            return executed
+
+    async def test():
+        waiting = queue(gpu=True, lanes=2, pixels=THREE)
+        wrong = Wrong(plain(), error, most=10)
+        wrong.unpacking = standstill.hold()
+        sent = [waiting.submit(gate, 1)]
+        await standstill.settle()
+        for level in (10, 11):
+            sent.append(waiting.submit(wrong, level))
+            await standstill.settle()
+        gate.hold.let_one_pass()
+        await standstill.settle()
+        assert wrong.batches == [(WIDE, 2)]  # it ran; its outputs are not read yet
+        sent.append(waiting.submit(gate, 2))
+        await standstill.settle()
+        wrong.unpacking.open()
+        await standstill.settle()
+        assert gate.batches == [(WIDE, 1), (WIDE, 1)]  # the second one is in the engine
+        assert wrong.batches == [(WIDE, 2)]
+        gate.open()
+        answers = await asyncio.gather(*sent)
+        assert [level_of(answer) for answer in answers] == [1, 10, 11, 2]
+        assert wrong.batches == [(WIDE, 2), (WIDE, 1), (WIDE, 1)]
+
+    run(test)
+
+
 def test_an_engine_that_dies_while_a_batch_is_prepared_fails_both_batches_and_is_reported(plain, gate, queue, run):
     class Dead(Failing):
         def probe(self) -> None:
@@ -265,6 +326,64 @@ def test_no_fault_of_an_engine_leaves_a_request_unanswered_or_runs_two_batches_i
     assert model.most <= runs
     for _ in range(runs):
         assert device.turn.acquire(blocking=False)
+
+
+LADDER = (1, 2, 5)  # the batch sizes for which there are sessions if the budget allows five images
+
+
+@pytest.fixture
+def laddered(tmp_path):
+    """A served model with fixed shapes, on the CPU, whose engine counts the runs of each batch size.
+
+    It fails on white images, and `scarce` makes batches of more than one row run out of memory.
+    """
+
+    class Laddered:
+        def __init__(self) -> None:
+            model = load_model(graphs.publish(tmp_path, fails_on_white=True))
+            self.engine = Engine(model, options=EngineOptions(fixed_shapes=True), batch_pixels=5 * 64 * 96)
+            self.engine.warm_up(5 * 64 * 96)
+            self.geometry = self.engine.geometry
+            self.rows: list[int] = []
+            self.scarce = False
+            self._execute = self.engine.execute
+            self.engine.execute = self.execute  # type: ignore[method-assign]
+
+        def engine_on(self, device: Device) -> Engine:
+            return self.engine
+
+        def execute(self, prepared: Any) -> Any:
+            self.rows.append(prepared.chosen.rows)
+            if self.scarce and prepared.chosen.rows > 1:
+                raise MemoryError
+            return self._execute(prepared)
+
+    return Laddered()
+
+
+@pytest.mark.parametrize("scarce", [False, True])
+@pytest.mark.contract("1.2", "5.4")
+def test_batches_of_fixed_sizes_get_the_right_answers_through_two_lanes(laddered, encode, scarce):
+    metrics, fatal = Metrics(), list[str]()
+    device = Device(CPU, 0, 1, 1, False, 1, Budget(5 * 64 * 96), lanes=2)
+    batcher = Batcher([device], 2, 1, 1_000_000, MemoryBudget(), metrics, fatal.append)
+    laddered.scarce = scarce
+    levels = [*range(0, 240, 3), 255, *range(1, 240, 3)]
+    uploads = [encode(Image.new("RGB", (96, 64) if level % 2 else (64, 96), (level,) * 3)) for level in levels]
+
+    async def load() -> list[Any]:
+        sent = [batcher.answer(data, laddered, False, 30) for data in uploads]
+        return await asyncio.wait_for(asyncio.gather(*sent, return_exceptions=True), HANG_SECONDS)
+
+    try:
+        outcomes = asyncio.run(load())
+    finally:
+        batcher.close()
+    for level, outcome in zip(levels, outcomes, strict=True):
+        assert isinstance(outcome, EngineFailedError) if level == 255 else level_of(outcome) == level
+    assert set(laddered.rows) <= set(LADDER)
+    assert (device.budget.pixels < 5 * 64 * 96) == scarce
+    assert fatal == []
 
 
 @pytest.mark.skipif("REAL_DATA_DIR" not in os.environ, reason="REAL_DATA_DIR is not set")

@@ -1,6 +1,7 @@
 """The log: one line for each message, whole, without control characters, and never in the way of the service."""
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.telemetry import logs
+from service.telemetry.log_format import JsonFormatter, TextFormatter
 
 FULL = "/dev/full"
+TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", re.MULTILINE)
 
 
 def record(message, *arguments, level=logging.WARNING, exc_info=None):
@@ -32,7 +35,6 @@ def pipes():
 def writer(pipes):
     (_, stdout), (_, stderr) = pipes
     writer = logs.Writer(stdout, stderr)
-    writer.setFormatter(logs.Formatter())
     yield writer
     for reading, _ in pipes:
         with contextlib.suppress(OSError):
@@ -53,7 +55,8 @@ def errors(pipes):
 
 
 def received(pipe):
-    return os.read(pipe[0], 2**20).decode()
+    """What a pipe holds, without the time at the beginning of each line of the log."""
+    return TIME.sub("", os.read(pipe[0], 2**20).decode())
 
 
 def redirect(writing, path):
@@ -66,32 +69,71 @@ def redirect(writing, path):
 @settings(deadline=None)
 @given(st.text(max_size=100))
 def test_a_message_is_one_line_without_control_characters(text):
-    (line,) = logs.Formatter().format(record("request %s", text)).split("\n")
-    assert line.startswith("WARNING service.x: request ")
+    (line,) = TextFormatter().format(record("request %s", text)).split("\n")
+    assert TIME.sub("", line).startswith("WARNING service.x: request ")
     assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", line)
 
 
 @pytest.mark.contract("7.6")
 def test_escapes_of_a_terminal_and_line_breaks_are_shown_and_not_obeyed():
-    line = logs.Formatter().format(record("%s", "a\r\nERROR forged\x1b[31m\u202e"))
-    assert line == r"WARNING service.x: a\x0d\x0aERROR forged\x1b[31m\u202e"
+    line = TextFormatter().format(record("%s", "a\r\nERROR forged\x1b[31m\u202e"))
+    assert TIME.sub("", line) == r"WARNING service.x: a\x0d\x0aERROR forged\x1b[31m\u202e"
 
 
 def test_a_traceback_cannot_forge_a_line_either():
     try:
         raise ValueError("a\nERROR service.x: forged \x1b[2J")
     except ValueError:
-        text = logs.Formatter().format(record("failed", exc_info=sys.exc_info()))
+        text = TextFormatter().format(record("failed", exc_info=sys.exc_info()))
     first, *others = text.split("\n")
-    assert first == "WARNING service.x: failed"
+    assert TIME.sub("", first) == "WARNING service.x: failed"
     assert others[0] == "    Traceback (most recent call last):"
     assert all(line.startswith("    ") and line.isprintable() for line in others)
+
+
+def test_the_time_of_a_line_is_that_of_the_record_in_utc():
+    made = record("x")
+    made.created = 1_000_000_000.0625
+    assert TextFormatter().format(made) == "2001-09-09T01:46:40.062Z WARNING service.x: x"
+
+
+@settings(deadline=None)
+@given(st.text(max_size=100))
+def test_a_line_of_json_holds_the_message_and_no_control_characters(text):
+    line = JsonFormatter().format(record("request %s", text))
+    assert json.loads(line) | {"timestamp": ""} == {
+        "timestamp": "",
+        "severity_text": "WARNING",
+        "severity_number": 13,
+        "body": f"request {text}",
+        "scope": {"name": "service.x"},
+    }
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", line)
+
+
+def test_a_traceback_is_an_attribute_of_a_line_of_json():
+    try:
+        raise ValueError("a\nb")
+    except ValueError:
+        line = JsonFormatter().format(record("failed", exc_info=sys.exc_info()))
+    attributes = json.loads(line)["attributes"]
+    assert attributes["exception.type"] == "builtins.ValueError"
+    assert attributes["exception.message"] == "a\nb"
+    assert attributes["exception.stacktrace"].startswith("Traceback (most recent call last):")
+
+
+def test_the_writer_tells_of_lost_lines_in_its_own_format(writer, output, errors):
+    writer.setFormatter(JsonFormatter())
+    os.close(output[0])
+    writer.put(output[1], "serving x")
+    writer.finish(30)
+    assert json.loads(received(errors))["body"].endswith("this line is lost: serving x")
 
 
 def test_a_very_long_message_is_cut_and_says_so(writer, errors):
     writer.handle(record("x" * 20_000))
     writer.finish(30)
-    whole = len("WARNING service.x: ") + 20_000
+    whole = len("2026-11-29T01:02:03.456Z WARNING service.x: ") + 20_000
     assert received(errors).endswith(f"x… ({whole - logs.LONGEST_LINE} more characters)\n")
 
 
@@ -191,6 +233,7 @@ def test_closed_streams_are_held_open_so_that_no_socket_gets_their_numbers():
     program = """
 import os, socket
 from service.telemetry import logs
+from service.telemetry.log_format import JsonFormatter, TextFormatter
 writer = logs.start("info", False)
 opened = socket.socket()
 writer.put(logs.STDOUT, "an announcement")
@@ -199,7 +242,7 @@ os._exit(0 if opened.fileno() > 2 and writer.lost == 1 else 1)
 """
     command = f"exec {sys.executable} -c '{program}' <&- >&-"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (
+    assert (done.returncode, TIME.sub("", done.stderr)) == (
         0,
         "WARNING service.telemetry.logs: standard output cannot be written (it is closed); this line is lost: "
         "an announcement\n",

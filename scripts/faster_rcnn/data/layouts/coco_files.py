@@ -26,7 +26,8 @@ def find(tree: Tree) -> Layout | None:
     for folder in tree.folders("annotations"):
         names = [name for name in tree.by_folder[folder] if name.lower().endswith(".json")]
         of_boxes = [name for name in names if not describes_no_boxes(name[:-5])]
-        if of_boxes:
+        kinds = {kind_of(tree.root / folder / name) for name in of_boxes}
+        if COCO in kinds or None in kinds:  # None: a file that has to be refused with the reason
             files = {name[:-5].removeprefix("instances_"): f"{folder}/{name}" for name in of_boxes}
             return _layout(tree, "COCO (annotations/<split>.json)", files)
     files = _by_split(path for path in _json_files(tree) if kind_of(tree.root / path) == COCO)

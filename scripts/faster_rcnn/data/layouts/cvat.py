@@ -17,8 +17,9 @@ from faster_rcnn.data.faults import Fault
 from faster_rcnn.data.layouts import split_names
 from faster_rcnn.data.layouts.image_finder import ImageFinder
 from faster_rcnn.data.layouts.layout import Family, Layout
-from faster_rcnn.data.layouts.shapes_to_boxes import Box, box_around, ellipse_box, turned
+from faster_rcnn.data.layouts.shapes_to_boxes import BEYOND, Box, box_around, clipped, ellipse_box, turned
 from faster_rcnn.data.layouts.tree import Tree
+from faster_rcnn.data.repairs import Repairs
 from faster_rcnn.data.syntax_errors import xml_fault, xml_line
 
 _MOST_FILES = 50  # XML files in a folder; more are VOC's
@@ -71,13 +72,17 @@ def _read(tree: Tree, file: Path, split: str) -> ParsedSplit:
     finder = ImageFinder(tree)
     images: list[AnnotatedImage] = []
     faults: list[Fault] = []
+    repairs = Repairs(split)
     for element in root.findall("image"):
         if (element.get("subset") or split_names.ALL) == split and (
             image := _image(element, file, split, finder, faults)
         ):
             images.append(image)
-            _add_objects(image, element, file, label_of, faults)
-    faults += finder.report(str(file), len(images))
+            _add_objects(image, element, file, label_of, faults, repairs)
+    faults += [
+        *finder.report(str(file), len(images)),
+        *repairs.faults({"shapes": sum(len(image.annotations) for image in images)}),
+    ]
     return ParsedSplit(f"cvat:{file}", split, labels, images, faults)
 
 
@@ -108,7 +113,12 @@ def _image(
 
 
 def _add_objects(
-    image: AnnotatedImage, element: etree._Element, file: Path, label_of: Mapping[str, int], faults: list[Fault]
+    image: AnnotatedImage,
+    element: etree._Element,
+    file: Path,
+    label_of: Mapping[str, int],
+    faults: list[Fault],
+    repairs: Repairs,
 ) -> None:
     for number, shape in enumerate(element, 1):
         where, name = f"{file}:{shape.sourceline}", (shape.get("label") or "").strip()
@@ -128,8 +138,16 @@ def _add_objects(
         if name not in label_of:
             faults.append(Fault("unknown class", where, f"{title} has no label", "give it a label or remove it"))
             continue
+        if _is_turned(shape) and (inside := clipped(box, image.width, image.height)) != box:
+            repairs.count(BEYOND, where, f"{title} in {image.name}")
+            box = inside
         written = f"[{', '.join(f'{value:g}' for value in box)}]"
         image.annotations.append(Annotation(where, title, written, box, label_of[name]))
+
+
+def _is_turned(shape: etree._Element) -> bool:
+    """Whether the upright box around a shape is larger than the shape itself."""
+    return shape.tag == "ellipse" or float(shape.get("rotation") or 0) != 0
 
 
 def _box(shape: etree._Element) -> Box:

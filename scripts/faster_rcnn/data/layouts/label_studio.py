@@ -21,8 +21,9 @@ from faster_rcnn.data.layouts import split_names
 from faster_rcnn.data.layouts.image_finder import ImageFinder
 from faster_rcnn.data.layouts.json_kinds import LABEL_STUDIO, kind_of
 from faster_rcnn.data.layouts.layout import Family, Layout
-from faster_rcnn.data.layouts.shapes_to_boxes import Box, box_around, ellipse_box, turned
+from faster_rcnn.data.layouts.shapes_to_boxes import BEYOND, Box, box_around, clipped, ellipse_box, turned
 from faster_rcnn.data.layouts.tree import Tree, is_image
+from faster_rcnn.data.repairs import Repairs
 from faster_rcnn.data.syntax_errors import json_fault
 
 _MOST_FILES = 500
@@ -71,11 +72,13 @@ def _read(tree: Tree, file: Path) -> ParsedSplit:
     label_of = {name: label for label, name in enumerate(labels)}
     finder = ImageFinder(tree)
     images: list[AnnotatedImage] = []
+    repairs = Repairs(split_names.ALL)
     for task in tasks:
         if image := _image(task, finder, faults):
             images.append(image)
-            _add_objects(image, task, label_of, faults, counts)
+            _add_objects(image, task, label_of, faults, counts, repairs)
     faults += [*finder.report(str(file), len(images)), *_report(counts, file, len(tasks))]
+    faults += repairs.faults({"shapes": sum(len(image.annotations) for image in images)})
     return ParsedSplit(f"label-studio:{file}", split_names.ALL, labels, images, faults)
 
 
@@ -167,7 +170,12 @@ def _is_side(value: Any) -> TypeGuard[float]:
 
 
 def _add_objects(
-    image: AnnotatedImage, task: _Task, label_of: Mapping[str, int], faults: list[Fault], counts: _Counts
+    image: AnnotatedImage,
+    task: _Task,
+    label_of: Mapping[str, int],
+    faults: list[Fault],
+    counts: _Counts,
+    repairs: Repairs,
 ) -> None:
     for number, shape in enumerate(task.shapes, 1):
         if left_out := [kind for kind in _WITHOUT_BOX if kind in shape]:
@@ -186,6 +194,10 @@ def _add_objects(
             what = f"{title}: its coordinates are not numbers"
             faults.append(Fault("malformed annotation", task.where, what, "correct or remove it"))
             continue
+        turned_or_round = "radiusX" in shape or shape.get("rotation")
+        if turned_or_round and (inside := clipped(box, image.width, image.height)) != box:
+            repairs.count(BEYOND, task.where, f"{title} in {image.name}")
+            box = inside
         written = f"[{', '.join(f'{value:g}' for value in box)}]"
         for name in names:
             image.annotations.append(Annotation(task.where, title, written, box, label_of[name]))

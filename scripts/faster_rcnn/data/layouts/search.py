@@ -13,6 +13,7 @@ from faster_rcnn.data.layouts.json_kinds import FOREIGN, kind_of
 from faster_rcnn.data.layouts.layout import Family, Layout, UnknownLayoutError
 from faster_rcnn.data.layouts.tree import Tree, read_tree
 from faster_rcnn.data.layouts.zip_cache import unpacked
+from faster_rcnn.data.shown_paths import show_as
 
 FAMILIES: tuple[Family, ...] = (
     voc_files.LISTED,
@@ -53,7 +54,9 @@ def find_layout(place: Path, prefix: str = "", named: str = "") -> Layout:
     if place.name.lower().endswith(_ARCHIVES):
         raise ValueError(f"{named}: only zip files are read, not this kind of archive; unpack it and name the folder")
     if place.suffix.lower() == ".zip":
-        return _in_folder(unpacked(place), families, named)
+        contents = unpacked(place)
+        show_as(contents, place)
+        return _in_folder(contents, families, named)
     return _around_file(place, families, named)
 
 
@@ -108,7 +111,7 @@ def _around_file(file: Path, families: list[Family], named: str) -> Layout:
 
 
 def _why_nothing_fits(tree: Tree, families: list[Family], named: str) -> str:
-    looked = "; ".join(family.looked_for for family in families)
+    looked = "; ".join(dict.fromkeys(family.looked_for for family in families))
     near = next((text for family in families if (text := family.near(tree))), "")
     near = near or _foreign(tree) or _elsewhere(tree, families)
     nearest = f" Nearest: {near}." if near else ""
@@ -125,7 +128,7 @@ def _elsewhere(tree: Tree, families: list[Family]) -> str:
     if archives := [name for name in tree.files() if name.lower().endswith((".zip", *_ARCHIVES))]:
         return f"it holds {short(archives[0])}; name a zip file itself, and unpack other archives"
     if tree.images:
-        return f"it holds {len(tree.images)} images without annotations"
+        return f"it holds {len(tree.images)} image{'s' * (len(tree.images) > 1)} without annotations"
     return ""
 
 

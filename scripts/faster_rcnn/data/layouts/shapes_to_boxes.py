@@ -2,6 +2,14 @@
 
 import math
 
+from faster_rcnn.data.repairs import Repair
+
+BEYOND = Repair(
+    "turned shape beyond the image",
+    "shapes",
+    "are turned or round, and the upright box around them extends beyond the image; it is clipped to the image",
+    "move the shapes into their images if the clipped boxes are wrong",
+)
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 
@@ -18,6 +26,12 @@ def turned(points: list[tuple[float, float]], centre: tuple[float, float], degre
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     from_centre = [(x - centre[0], y - centre[1]) for x, y in points]
     return [(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos) for x, y in from_centre]
+
+
+def clipped(box: Box, width: int, height: int) -> Box:
+    """The part of a box inside an image; the box itself if that has no area."""
+    x1, y1, x2, y2 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else box
 
 
 def ellipse_box(cx: float, cy: float, rx: float, ry: float, degrees: float = 0.0) -> Box:

@@ -5,6 +5,7 @@ CVAT's "YOLO 1.1" in `obj.data`. LabelImg and Label Studio write only the names 
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from reprlib import repr as short
@@ -23,6 +24,7 @@ from faster_rcnn.data.layouts.yolo_config import (
     find_darknet,
     find_names,
     find_yaml,
+    why_not_yaml,
 )
 from faster_rcnn.data.layouts.yolo_labels import Classes, read_labels
 from faster_rcnn.data.layouts.zip_cache import cache_folder
@@ -39,6 +41,7 @@ def find_described(tree: Tree) -> Layout | None:
     name = f"YOLO ({config.file.relative_to(tree.root).as_posix()})"
     if not config.places:
         raise ValueError(f"{config.file} names no images; add train: and val:")
+    config = _without_absent_test(config)
     return Layout(name, tree.root, {split: partial(_read_described, tree, config, split) for split in config.places})
 
 
@@ -61,6 +64,8 @@ def find_with_names(tree: Tree) -> Layout | None:
 
 def near(tree: Tree) -> str:
     """Labels without the names of the classes."""
+    if broken := why_not_yaml(tree):
+        return f"YOLO, but {broken}; correct it"
     if any(True for _ in _label_files(tree)):
         return "YOLO, but data.yaml (or classes.txt) with the names of the classes is missing; add it"
     if tree.folders("labels") and tree.folders("images"):
@@ -115,6 +120,29 @@ def _read_described(tree: Tree, config: Config, split: str) -> ParsedSplit:
         faults.append(Fault("missing image", str(config.file), what, "add it or remove it from the list"))
     parsed.faults.extend(faults)
     return parsed
+
+
+def _without_absent_test(config: Config) -> Config:
+    """Roboflow and Ultralytics list a split for tests also where none was exported; it is left out with a warning."""
+    absent = {
+        split: places
+        for split, places in config.places.items()
+        if split_names.meaning(split) == split_names.TEST and not any(_place(config, written) for written in places)
+    }
+    if not absent or len(absent) == len(config.places):
+        return config
+    warnings = [
+        Fault(
+            "split that is not there",
+            str(config.file),
+            f"its {split} is {short(places[0])}, which is not there, so the data has no split {split}",
+            "add the folder, or remove the line",
+            warning=True,
+        )
+        for split, places in absent.items()
+    ]
+    places = {split: written for split, written in config.places.items() if split not in absent}
+    return replace(config, places=places, faults=(*config.faults, *warnings))
 
 
 def _place(config: Config, written: str) -> Path | None:

@@ -126,6 +126,19 @@ def _yaml(tree: Tree, path: str) -> dict[str, Any]:
     return members if any(map(split_names.meaning, members)) else {}
 
 
+def why_not_yaml(tree: Tree) -> str:
+    """Which description of the data is not YAML, and in which line; "" if each of them is."""
+    for path in sorted(tree.files(".yaml .yml"), key=_depth)[:50]:
+        try:
+            yaml.load(_text(tree.root / path), yaml.BaseLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            return f"{path} is not YAML" + (f": see line {mark.line + 1}, column {mark.column + 1}" if mark else "")
+        except (yaml.YAMLError, RecursionError, ValueError):
+            return f"{path} is not YAML"
+    return ""
+
+
 def _classes(file: Path, document: Mapping[str, Any]) -> tuple[Classes, list[Fault]]:
     names = document.get("names")
     keypoints = "kpt_shape" in document

@@ -61,7 +61,10 @@ def _object(line: str, where: str, number: int, size: tuple[int, int], classes: 
     if classes.keypoints:
         shares = shares[:4]
     if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
-        return _malformed(where, f"it has {len(values)} numbers, not 5 of a box, nor a class and at least 3 corners")
+        what = f"it has {len(values)} numbers, not 5 of a box, nor a class and at least 3 corners"
+        if len(values) == 6:
+            what += "; a sixth number may be a confidence, which predictions have and annotations do not"
+        return _malformed(where, what)
     if max(shares) > 1 + ROUNDING or min(shares) < -ROUNDING:
         return _malformed(where, f"{short(line)} has a number outside 0 to 1; give shares of the image, not pixels")
     label = classes.numbers.get(int(number_of_class)) if number_of_class == int(number_of_class) else None

@@ -187,6 +187,11 @@ def test_where_nothing_fits_the_message_shows_what_was_looked_for_and_found(tmp_
         ({"annotations/captions_train2017.json": '{"images": [], "annotations": []}'}, "describe no boxes; add annot"),
         ({"a.json": '{"version": "5", "shapes": [], "imagePath": "a.jpg"}'}, "a.json is labelme's JSON"),
         ({"p.json": '{"_via_settings": {}, "_via_img_metadata": {}}'}, "VIA's project"),
+        (
+            {"annotations/default.json": '{"dm_format_version": "1.0", "items": [], "categories": {}}'},
+            "Datumaro's JSON",
+        ),
+        ({"annotations/a.json": '{"shapes": [], "imagePath": "a.jpg"}'}, "labelme's JSON"),
         ({"train/_annotations.createml.json": '[{"image": "a", "annotations": [{"coordinates": {}}]}]'}, "CreateML"),
         ({"train/_annotations.csv": "filename,width"}, "is a table"),
         ({"train/x.tfrecord": ""}, "is a TFRecord"),

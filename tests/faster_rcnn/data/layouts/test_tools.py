@@ -65,8 +65,27 @@ def test_points_and_missing_images_of_cvat_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"CVAT for video; export the task again as CVAT for images 1.1"):
         open_dataset(str(tmp_path), "all")
     text(tmp_path / "annotations.xml", "<annotations><image>")
-    with pytest.raises(ValueError, match=r"annotations.xml:1: not XML: the file ends inside an element, so it is cut short"):
+    with pytest.raises(
+        ValueError, match=r"annotations.xml:1: not XML: the file ends inside an element, so it is cut short"
+    ):
         open_dataset(str(tmp_path), "all")
+
+
+@pytest.mark.contract("6.5")
+def test_boxes_around_turned_shapes_of_cvat_are_clipped_with_one_warning(tmp_path: Path) -> None:
+    """CVAT lets a shape be turned beyond the border; a box that was drawn beyond it is still a fault."""
+    shapes = [
+        '<box label="dog" xtl="0" ytl="0" xbr="20" ybr="40" rotation="90"/>',  # becomes -10, 10, 30, 30
+        '<ellipse label="dog" cx="50" cy="5" rx="20" ry="10"/>',  # 30, -5, 70, 15
+        '<box label="dog" xtl="1" ytl="2" xbr="3" ybr="4"/>',
+    ]
+    dataset = open_folder(cvat(tmp_path, "\n".join(shapes)), "all")
+    assert dataset.objects(0)[0].round(3).tolist() == [[0, 10, 30, 30], [30, 0, 70, 15], [1, 2, 3, 4]]
+    (warning,) = dataset.faults
+    assert "annotations.xml:" in str(warning)
+    assert "2 of 3 shapes are turned or round, and the upright box around them extends beyond" in str(warning)
+    with pytest.raises(ValueError, match="extends beyond the border"):
+        open_dataset(cvat(tmp_path, shapes[0].replace('"90"', '"0"').replace('xtl="0"', 'xtl="-9"')), "all")
 
 
 SIDES = {"original_width": 200, "original_height": 100}
@@ -96,6 +115,15 @@ def studio(root: Path, *tasks: Any) -> str:
 )
 def test_boxes_around_the_shapes_of_label_studio(tmp_path: Path, value: dict[str, Any], box: list[float]) -> None:
     assert open_dataset(studio(tmp_path, task(value)), "all")[0].boxes.round(3).tolist() == [box]
+
+
+@pytest.mark.contract("6.5")
+def test_boxes_around_turned_shapes_of_label_studio_are_clipped_with_one_warning(tmp_path: Path) -> None:
+    turned = BOX | {"rotation": 90}  # about (20, 20): 60×40 becomes 40×60, from x = 20 - 40 = -20
+    dataset = open_folder(studio(tmp_path, task(turned, BOX)), "all")
+    assert dataset.objects(0)[0].round(3).tolist() == [[0, 20, 20, 80], [20, 20, 80, 60]]
+    (warning,) = (fault for fault in dataset.faults if fault.kind == "turned shape beyond the image")
+    assert "1 of 2 shapes are turned or round" in str(warning)
 
 
 def test_a_shape_with_its_label_in_another_result_or_with_two_labels(tmp_path: Path) -> None:

@@ -45,6 +45,31 @@ def test_spellings_of_a_description(tmp_path: Path, config: str) -> None:
     assert splits_of(source) == ["train"]
 
 
+@pytest.mark.parametrize("test", ["../test/images", "test/images", "[test/images, more/test]"])
+def test_a_split_for_tests_that_was_not_exported_is_left_out_with_a_warning(tmp_path: Path, test: str) -> None:
+    source = write(tmp_path, f"train: images/train\ntest: {test}\nnames: [dog]")
+    assert splits_of(source) == ["train"]
+    (warning,) = open_folder(source, "train").faults
+    assert warning.warning
+    assert "which is not there, so the data has no split test; add the folder, or remove the line" in str(warning)
+    with pytest.raises(FileNotFoundError, match=r"has no split test \(splits found: train\)"):
+        open_dataset(source, "test")
+
+
+def test_a_split_for_validation_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """Without it, training would validate on other images than the description says."""
+    source = write(tmp_path, "train: images/train\nval: ../valid/images\ntest: ../test/images\nnames: [dog]")
+    assert splits_of(source) == ["train", "val"]
+    with pytest.raises(ValueError, match=r"its val is '../valid/images', which is not there"):
+        open_dataset(source, "val")
+
+
+@pytest.mark.parametrize("config", ["train: images/train\nnames: [dog, cat\n", "train: images/train\n\tnames: [dog]\n"])
+def test_a_description_that_is_not_yaml_is_named_with_the_line(tmp_path: Path, config: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"Nearest: YOLO, but data.yaml is not YAML: see line [23]"):
+        open_dataset(write(tmp_path, config), "train")
+
+
 def test_class_names_stay_text_and_their_numbers_may_have_gaps(tmp_path: Path) -> None:
     """YAML 1.1 reads `no`, `on`, `1` and `~` as other things than text."""
     source = write(tmp_path, "train: images/train\nnames: {7: no, 2: 1, 11: on, 3: '~'}", "11 0.5 0.5 0.5 0.5")
@@ -79,8 +104,8 @@ def test_classes_without_names_are_numbered_with_a_warning(tmp_path: Path) -> No
         ),
         ("train: images/train\nnc: many", "its names are None; write a list of class names"),
         ("train: images/train\nnc: " + "9" * 5000, "its names are None; write a list of class names"),
-        ("train: [images/train\nnames: [dog]", "YOLO, but data.yaml .* is missing"),
-        ("train: " + "[" * 2000, "YOLO, but data.yaml .* is missing"),
+        ("train: [images/train\nnames: [dog]", "YOLO, but data.yaml is not YAML: see line 2, column 6; correct it"),
+        ("train: " + "[" * 2000, "YOLO, but data.yaml is not YAML; correct it"),
     ],
 )
 def test_a_faulty_description_is_refused_in_one_line(tmp_path: Path, config: str, complaint: str) -> None:
@@ -125,6 +150,7 @@ def test_key_points_are_not_corners(tmp_path: Path) -> None:
     ("line", "complaint"),
     [
         ("0 0.5 0.5 0.5", "it has 4 numbers, not 5 of a box"),
+        ("0 0.5 0.5 0.5 0.5 0.9", "it has 6 numbers, .*; a sixth number may be a confidence"),
         ("0 0.5 0.5 0.5 0.25 0.9", "it has 6 numbers"),
         ("0 20 40 20 20", "has a number outside 0 to 1; give shares of the image, not pixels"),
         ("0 0.5 0.5 -0.5 0.25", "outside 0 to 1"),

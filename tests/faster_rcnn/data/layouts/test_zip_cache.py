@@ -1,5 +1,6 @@
 """Zip files: unpacked once, into the cache, whatever they hold."""
 
+import json
 import shutil
 import stat
 import struct
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from faster_rcnn.data.layouts import zip_cache
 from faster_rcnn.data.layouts.zip_cache import unpacked
-from faster_rcnn.data.sources import open_dataset
+from faster_rcnn.data.sources import open_dataset, open_folder
+from service.command_line import main
 from tests.faster_rcnn.data.layouts import layout_writers as writers
 from tests.faster_rcnn.data.layouts.layout_writers import Object, Photo, text
 
@@ -176,3 +178,28 @@ def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(OSError, match=r"a\.zip cannot be unpacked, because this user has no home folder; set XDG"):
         unpacked(file)
+
+
+def test_messages_name_files_by_the_zip_file_and_not_by_the_cache(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the layout's line, a warning, an error, and the error that ends a command."""
+    data = tmp_path / "data"
+    photo = Photo("a.jpg", 40, 30, (Object("dog", 1, 2, 20, 22),))
+    writers.write_photo(data / "set" / "train" / "a.jpg", photo)
+    document = writers.coco([photo], ["dog"])
+    del document["images"][0]["width"]  # a warning
+    text(data / "set" / "annotations" / "train.json", json.dumps(document))
+    file = Path(shutil.make_archive(str(tmp_path / "pets"), "zip", data))
+    shutil.rmtree(data)
+
+    (warning,) = open_folder(str(file), "train").faults
+    assert str(warning).startswith(f"{file}/set/annotations/train.json:1:")
+    document["images"][0]["file_name"] = "b.jpg"
+    text(data / "set" / "annotations" / "train.json", json.dumps(document))
+    shutil.make_archive(str(tmp_path / "pets"), "zip", data)
+    for command in (["train", "--out", str(tmp_path / "run")], ["check"]):
+        assert main([*command, "--data", str(file)]) == 1
+    printed = "".join(capsys.readouterr())
+    assert f"{file}/set/annotations/train.json:1:" in printed
+    assert str(cache) not in printed

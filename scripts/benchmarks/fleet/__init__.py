@@ -1,0 +1,1 @@
+"""Several replicas of the service behind HAProxy: what the balancer costs, and what drains, kills and rollouts lose."""
