@@ -4,7 +4,10 @@ Each image runs through the graph `resize.onnx` (written by scripts/faster_rcnn/
 along each axis by a matrix product and writes the result into the image's place in the batch. A pixel of the canvas is
 a mean of the image's pixels around one point, so that their weights are a triangle:
 
-    weight of pixel i = max(0, peak - |slope * (i - centre)|)
+    weight of pixel i = max(0, peak - |slope * (i - pixel - fraction)|)
+
+The centre of the triangle is split into a whole pixel and a fraction, because float32 would round their sum: near 2000
+to 1/8192, which is 0.03 levels between black and white.
 
 H, W  the canvas;  h, w  an image as decoded;  an *axis* is the triangles for all rows, or all columns, of a canvas
 """
@@ -30,7 +33,7 @@ from service.images.fit import Canvas, Resize
 from service.images.pending import finish
 
 GRAPH = Path(__file__).with_name("resize.onnx")
-AXIS_PARTS = ("centre", "slope", "peak")
+AXIS_PARTS = ("pixel", "fraction", "slope", "peak")
 ALIGNMENT = 16  # bytes; kernels may read and write several pixels at once
 BLANK = np.zeros((1, 1, 3), np.uint8)
 NEAR = 1  # level by which the sums in float32 may be rounded to another one than Pillow's
@@ -128,29 +131,35 @@ def suits(canvases: Sequence[tuple[int, int]]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def axis(size: int, new_size: int, start: float, end: float, antialias: bool, canvas: int) -> NDArray[np.float32]:
-    """[3, canvas]: centre, slope and peak of each pixel's triangle along one axis; zeros after the image.
+    """[4, canvas]: pixel, fraction, slope and peak of each triangle along one axis; zeros after the image.
 
     size        pixels of the image before
     new_size    and after the resize, of the part from `start` to `end`, on a canvas with `canvas` pixels
     antialias   as in `Geometry`
     """
-    found = np.zeros((3, canvas), np.float32)
     if antialias:
-        found[:, :new_size] = _averaged(size, new_size, start, end)
+        centre, reach, peak = _averaged(size, new_size, start, end)
     else:
-        # as in `interpolate`, where coordinates are float32, too
-        step = np.float32(size / new_size)
-        centre = (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
-        found[0, :new_size] = centre.clip(0, size - 1)
-        found[1:, :new_size] = 1
+        centre, reach, peak = _interpolated(size, new_size), 1.0, np.ones(new_size)
+    pixel = np.floor(centre)
+    found = np.zeros((len(AXIS_PARTS), canvas), np.float32)
+    found[:, :new_size] = pixel, centre - pixel, peak / reach, peak
     found.flags.writeable = False
     return found
 
 
-def _averaged(size: int, new_size: int, start: float, end: float) -> NDArray[np.float64]:
-    """The triangles of Pillow's filter, which are as wide as the part that a new pixel covers, on either side.
+def _interpolated(size: int, new_size: int) -> NDArray[np.float64]:
+    """The centres for `interpolate`, which computes them in float32."""
+    step, half = np.float32(size / new_size), np.float32(0.5)
+    centre = (np.arange(new_size, dtype=np.float32) + half) * step - half
+    return centre.astype(np.float64).clip(0, size - 1)
 
-    At the borders, where a part of a triangle is outside the image, the rest of it counts more.
+
+def _averaged(size: int, new_size: int, start: float, end: float) -> tuple[Array, float, Array]:
+    """Centre, reach and peak of the triangles of Pillow's filter.
+
+    To either side, a triangle reaches as far as a new pixel is wide, but at least one pixel. At the borders, where a
+    part of it is outside the image, the rest counts more.
     """
     step = (end - start) / new_size
     reach = max(step, 1.0)
@@ -158,8 +167,7 @@ def _averaged(size: int, new_size: int, start: float, end: float) -> NDArray[np.
     pixels = np.floor(centre - reach)[:, np.newaxis] + np.arange(2 * math.ceil(reach) + 2)
     weights = (1 - np.abs(pixels - centre[:, np.newaxis]) / reach).clip(0)
     weights[(pixels < 0) | (pixels >= size)] = 0
-    peak = 1 / weights.sum(axis=1)
-    return np.stack([centre, peak / reach, peak])
+    return centre, reach, 1 / weights.sum(axis=1)
 
 
 @functools.lru_cache(maxsize=256)

@@ -21,13 +21,13 @@ def resize_graph() -> onnx.ModelProto:
 
     h, w  the image as decoded;  H, W  the canvas
 
-    The inputs are described in `service.engine.resize`. The matrices are computed from three numbers for each row or
+    The inputs are described in `service.engine.resize`. The matrices are computed from four numbers for each row or
     column of the canvas, because they are larger than most images. Each product is a single one for all three colours.
     """
     inputs = [
         helper.make_tensor_value_info("image", UINT8, ["h", "w", 3]),
-        helper.make_tensor_value_info("columns", FLOAT, [3, "W"]),
-        helper.make_tensor_value_info("rows", FLOAT, ["H", 3]),
+        helper.make_tensor_value_info("columns", FLOAT, [4, "W"]),
+        helper.make_tensor_value_info("rows", FLOAT, ["H", 4]),
         helper.make_tensor_value_info("image_columns", FLOAT, ["w", 1]),
         helper.make_tensor_value_info("image_rows", FLOAT, [1, "h"]),
         helper.make_tensor_value_info("rounds", BOOL, []),
@@ -62,14 +62,16 @@ def resize_graph() -> onnx.ModelProto:
 
 
 def _matrix(axis_input: str, axis: int) -> list[onnx.NodeProto]:
-    """The weight of each pixel of the image for each pixel of the canvas: max(0, peak - |slope (pixel - centre)|)."""
+    """The weight of each pixel of the image for each of the canvas, by the formula in `service.engine.resize`."""
 
     def name(part: str) -> str:
         return f"{axis_input}_{part}"
 
+    parts = [name(part) for part in resize.AXIS_PARTS]
     return [
-        helper.make_node("Split", [axis_input], [name(part) for part in resize.AXIS_PARTS], axis=axis, num_outputs=3),
-        helper.make_node("Sub", [f"image_{axis_input}", name("centre")], [name("offset")]),
+        helper.make_node("Split", [axis_input], parts, axis=axis, num_outputs=len(parts)),
+        helper.make_node("Sub", [f"image_{axis_input}", name("pixel")], [name("whole_offset")]),
+        helper.make_node("Sub", [name("whole_offset"), name("fraction")], [name("offset")]),
         helper.make_node("Mul", [name("offset"), name("slope")], [name("signed")]),
         helper.make_node("Abs", [name("signed")], [name("loss")]),
         helper.make_node("Sub", [name("peak"), name("loss")], [name("weight")]),
