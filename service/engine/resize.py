@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from service.engine.cuda_runtime import upload
-from service.engine.providers import CUDA, open_session, session_options
+from service.engine.providers import CUDA, LOG_ERRORS_ONLY, open_session
 from service.engine.sample_canvases import busy
 from service.images.fit import Canvas, Resize
 from service.images.pending import finish
@@ -48,7 +48,7 @@ class Resizer:
 
     def __init__(self, provider: str, device: int) -> None:
         self._place = ("cuda" if provider == CUDA else "cpu", device)
-        self._session = open_session(GRAPH.read_bytes(), provider, session_options(1), device=device)
+        self._session = open_session(GRAPH.read_bytes(), provider, _session_options(), device=device)
 
     def batch(self, canvases: Sequence[Canvas], rows: int) -> OrtValue:
         """The images as uint8 [rows, H, W, 3] in the device's memory, zero outside the images and in further rows.
@@ -91,6 +91,14 @@ class Resizer:
         there = OrtValue.ortvalue_from_shape_and_type(pixels.shape, np.uint8, *self._place)
         upload(pixels, there.data_ptr())  # bind_cpu_input would hold the GIL while it copies
         binding.bind_ortvalue_input("image", there)
+
+
+def _session_options() -> onnxruntime.SessionOptions:
+    """Options for a session with a memory arena of its own, because a detector may run at the same time."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_ERRORS_ONLY
+    return options
 
 
 def run(
