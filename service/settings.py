@@ -115,8 +115,8 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=256,
-        description="concurrent runs per engine; default: 1 on CUDA (a second one would compete for the same "
-        "GPU), one per core on the CPU",
+        description="concurrent runs per engine; default: 1 on CUDA (two runs of a session would wait for each other "
+        "at every convolution), one per core on the CPU",
     )
     engine_threads: int | None = Field(
         default=None,
@@ -144,8 +144,9 @@ class Settings(BaseSettings):
         default=None,
         ge=64 * MIB,
         le=LARGEST,
-        description="bytes of each GPU that all models may take together; also 800MB or 1.5GiB. A batch that does not "
-        "fit is halved. Default: whatever is free",
+        description="bytes of each GPU that the runs of all models may take together, beside their weights, which take "
+        "about as much as their files; also 800MB or 1.5GiB. A batch that does not fit is halved. Default: all that is "
+        "free",
     )
     batch_pixels: int | None = Field(
         default=None,

@@ -47,6 +47,11 @@ class Buffers:
             largest = self._largest
         return self._allocated(largest)
 
+    def reserve(self, count: int, size: int) -> None:
+        """Has `count` buffers of at least `size` bytes ready, so that no request has to wait for them."""
+        for buffer in [self.take(size) for _ in range(count)]:
+            self.give_back(buffer)
+
     def give_back(self, buffer: Bytes) -> None:
         with self._lock:
             if len(buffer) >= self._largest:

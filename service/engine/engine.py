@@ -23,7 +23,7 @@ from onnxruntime import OrtValue
 from service.engine import ladder, resize
 from service.engine.arenas import share_arena
 from service.engine.buffers import fill, shared_buffers
-from service.engine.few_canvases import few_canvases
+from service.engine.few_canvases import few_canvases, padding
 from service.engine.fixed_sessions import FixedSessions
 from service.engine.model import Model, ModelRefusedError
 from service.engine.options import EngineOptions
@@ -100,7 +100,10 @@ class Engine:
         self.geometry: Geometry = model.card.geometry
         graph = model.graph_for(provider, options.precision)
         # Without TF32, cuDNN computes convolutions of float16 without tensor cores too, many times as slowly.
-        tf32 = options.precision != "strict" or model.precision_for(provider, options.precision) == "fp16"
+        is_half = model.precision_for(provider, options.precision) == "fp16"
+        tf32 = options.precision != "strict" or is_half
+        if provider == CUDA and options.precision == "fp16" and not is_half:
+            log.info("%s/%d has no float16 graph, so it runs as with PRECISION=tf32", *model.id)
         fixes_shapes = options.fixes_shapes(provider)
         if provider == CUDA:
             share_arena(device, options.gpu_memory)
@@ -113,6 +116,13 @@ class Engine:
             self._dynamic = DynamicSessions(factory, self.thread_counts)
             if fixes_shapes:
                 self.geometry = few_canvases(self.geometry)
+                log.info(
+                    "%s/%d: fixed shapes on %d of its %d canvases; photographs leave %.0f %% of these empty",
+                    *model.id,
+                    len(self.geometry.canvases),
+                    len(model.card.canvases),
+                    100 * padding(self.geometry),
+                )
                 self._fixed = FixedSessions(
                     factory, self._dynamic, self.geometry.canvases, batch_pixels, self.thread_counts
                 )
@@ -226,11 +236,14 @@ class Engine:
         takes only 1.01 to 1.02 times as long as later runs, whereas running all of them could take minutes
         (docs/results.md). At last `at_once` runs on the largest batch take place at the same time, so that the memory
         in use after the warm-up is about what it will be under load.
-        CUDA needs a first run on every canvas. The largest batch within `batch_pixels` is run first, so that the
-        memory pool allocates its largest blocks before it is fragmented.
+        On CUDA with dynamic sessions, a run on every canvas loads the kernels for it; but convolutions are prepared
+        again whenever the shape changes. The largest batch within `batch_pixels` is run first, so that the arena
+        allocates its largest blocks before it is fragmented.
         """
-        if self._fixed:
-            self._fixed.warm_up(turn)
+        if self._fixed and self._buffers:
+            self._fixed.warm_up(self._buffers, turn)
+            for line in self._fixed.times():
+                log.info("%s/%d: %s", self.card.name, self.card.version, line)
         else:
             self._warm_up_dynamic(batch_pixels, turn)
         if self.provider == CPU:

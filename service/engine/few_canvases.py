@@ -28,13 +28,14 @@ def few_canvases(geometry: Geometry) -> Geometry:
     They are the ones with the least padding for the shapes of photographs.
     """
     useful = _useful(geometry)
-    best = tuple(useful)
+    best: tuple[Sides, ...] | None = None
     for count in range(1, min(MOST_CANVASES, len(useful)) + 1):
         holding = [chosen for chosen in combinations(useful, count) if _holds_all(chosen, geometry)]
         if holding:
             found = min(holding, key=lambda chosen: _pixels(chosen, geometry))
-            if len(best) > MOST_CANVASES or _pixels(found, geometry) < WORTH * _pixels(best, geometry):
+            if best is None or _pixels(found, geometry) < WORTH * _pixels(best, geometry):
                 best = found
+    assert best  # no image exceeds the two extremes, and two canvases hold these
     return replace(geometry, canvases=best)
 
 

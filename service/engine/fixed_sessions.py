@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 import onnxruntime
 
 from service.engine import ladder
+from service.engine.buffers import Buffers, fill
 from service.engine.sample_canvases import busy
 from service.engine.sessions import Chosen, DynamicSessions, SessionFactory
 
+BATCHES_AT_ONCE = 2  # on a GPU: one is prepared while another one runs
 TIMED_RUNS = 2  # after the first, which prepares the session; the faster one counts
 
 Sides = tuple[int, int]  # height, width
@@ -89,44 +91,50 @@ class FixedSessions:
         count = max((count for count in sessions if count <= threads), default=min(sessions))
         return Chosen(sessions[count], self._dynamic.outputs[proposals_only], rung)
 
-    def warm_up(self, turn: AbstractContextManager[object]) -> None:
+    def warm_up(self, buffers: Buffers, turn: AbstractContextManager[object]) -> None:
         """Runs and times every session, the largest first, so that the arena allocates its largest blocks first.
 
         Closes the sessions of rungs that fail, unless it is the first rung, and of those that are not worth it.
-        turn: held during each run, because runs of other models would lengthen the time.
+
+        buffers  from which the images are copied, as they are later
+        turn     held during each run, because runs of other models would lengthen the time
         """
+        buffers.reserve(BATCHES_AT_ONCE, max(_bytes(canvas, max(times)) for canvas, times in self._times.items()))
         for canvas in sorted(self._times, key=math.prod, reverse=True):
             for rung in reversed(self.rungs(canvas)):
                 try:
-                    self._times[canvas][rung] = self._time(canvas, rung, turn)
+                    self._times[canvas][rung] = self._time(canvas, rung, buffers, turn)
                 except Exception:
                     if rung == 1:
                         raise
                     # probably out of memory; the memory for a batch depends on its pixels
-                    log.warning("a batch of %d images on %d x %d fails; lower BATCH_PIXELS", rung, *canvas)
+                    log.warning(
+                        "a batch of %d images on %d x %d fails; lower BATCH_PIXELS", rung, *canvas, exc_info=True
+                    )
                     self._close(canvas, rung)
             for rung in self.rungs(canvas)[1:-1]:
                 if not ladder.rung_pays(self._times[canvas], rung):
                     self._close(canvas, rung)
         self._choices.clear()
-        self._log()
 
-    def _time(self, canvas: Sides, rung: int, turn: AbstractContextManager[object]) -> float:
-        """Seconds of a run of the whole graph."""
-        image = busy(canvas).pixels
-        feeds = {
-            "images": np.broadcast_to(image, (rung, *image.shape)).copy(),
-            "sizes": np.tile(np.array(canvas, np.int64), (rung, 1)),
-        }
+    def _time(self, canvas: Sides, rung: int, buffers: Buffers, turn: AbstractContextManager[object]) -> float:
+        """Seconds of a run of the whole graph, with the thread count for which there are batches of all sizes."""
+        buffer = buffers.take(_bytes(canvas, rung))
+        images = buffer[: _bytes(canvas, rung)].reshape(rung, *canvas, 3)
+        fill(images, [busy(canvas)] * rung)
+        feeds = {"images": images, "sizes": np.tile(np.array(canvas, np.int64), (rung, 1))}
         seconds: list[float] = []
-        for proposals_only in (True, False):
-            for session in self._sessions[canvas, rung, proposals_only].values():
-                seconds = []
-                for _ in range(1 + TIMED_RUNS):
-                    with turn:
-                        began = time.perf_counter()
-                        session.run(self._dynamic.outputs[proposals_only], feeds)
-                        seconds.append(time.perf_counter() - began)
+        try:
+            for proposals_only in (True, False):
+                for _, session in sorted(self._sessions[canvas, rung, proposals_only].items(), reverse=True):
+                    seconds = []
+                    for _ in range(1 + TIMED_RUNS):
+                        with turn:
+                            began = time.perf_counter()
+                            session.run(self._dynamic.outputs[proposals_only], feeds)
+                            seconds.append(time.perf_counter() - began)
+        finally:
+            buffers.give_back(buffer)
         return min(seconds[1:])
 
     def _close(self, canvas: Sides, rung: int) -> None:
@@ -134,10 +142,11 @@ class FixedSessions:
         for proposals_only in (False, True):
             del self._sessions[canvas, rung, proposals_only]
 
-    def _log(self) -> None:
-        for canvas, times in self._times.items():
+    def times(self) -> Iterator[str]:
+        """The times of the warm-up in words, one line for each canvas."""
+        for (height, width), times in self._times.items():
             each = ", ".join(f"{rung} in {1000 * seconds:.1f} ms" for rung, seconds in sorted(times.items()))
-            log.info("fixed shapes on %d x %d, images per run: %s", *canvas, each)
+            yield f"images per run on {height} x {width}: {each}"
 
 
 def pairs(canvases: Sequence[Sides], batch_pixels: int, thread_counts: Sequence[int]) -> int:
@@ -147,6 +156,11 @@ def pairs(canvases: Sequence[Sides], batch_pixels: int, thread_counts: Sequence[
 
 def _rungs(canvas: Sides, batch_pixels: int) -> tuple[int, ...]:
     return ladder.rungs(max(1, batch_pixels // math.prod(canvas)))
+
+
+def _bytes(canvas: Sides, rows: int) -> int:
+    """Of the images of a batch."""
+    return rows * math.prod(canvas) * 3
 
 
 def fixed_sizes(inputs: dict[str, list[str | None]], canvas: Sides, rows: int) -> dict[str, int]:

@@ -225,10 +225,6 @@ class ModelsAnswer(BaseModel):
         "null if that file cannot be used"
     )
     store: str | None = Field(description="why the store cannot be scanned now; null if it can")
-    without_fixed_shapes: list[Refusal] = Field(
-        description="the first versions that are served, but more slowly, because their sessions cannot have fixed "
-        "shapes (FIXED_SHAPES), with the reasons"
-    )
 
 
 class GpuAnswer(BaseModel):

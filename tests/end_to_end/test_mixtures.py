@@ -1,6 +1,7 @@
 """Concurrent requests with different parameters over HTTP: each gets the same answer as when it is alone."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,16 +35,32 @@ paths = st.sampled_from(["/detect", "/detect", "/proposals"])
 requests = st.tuples(paths, queries, st.integers(0, len(UPLOADS) - 1), st.booleans())
 
 
-@pytest.fixture(scope="module")
-def batching(tmp_path_factory):
-    store = tmp_path_factory.mktemp("store")
+def batching(store: Path, **settings: object) -> Server:
     graphs.publish(store)
-    running = Server(MODEL_STORE=store, ENGINE_WORKERS=1, BATCH_PIXELS=10_000_000).ready()
-    yield running
-    running.stop()
+    return Server(MODEL_STORE=store, ENGINE_WORKERS=1, **settings).ready()
 
 
-def test_any_mixture_of_requests_gets_the_same_answers_as_each_request_alone(batching):
+@pytest.mark.contract("5.2")
+def test_any_mixture_of_requests_gets_the_same_answers_as_each_request_alone(tmp_path):
+    running = batching(tmp_path, BATCH_PIXELS=10_000_000)
+    try:
+        answer_any_mixture(running, examples=150)
+        assert running.metric("detector_batch_size_sum") > running.metric("detector_batch_size_count")
+    finally:
+        running.stop()
+
+
+@pytest.mark.contract("1.2")
+@pytest.mark.contract("5.2")
+def test_the_same_is_true_of_sessions_with_fixed_shapes(tmp_path):
+    running = batching(tmp_path, BATCH_PIXELS=8 * 64 * 96, FIXED_SHAPES="true")
+    try:
+        answer_any_mixture(running, examples=40)
+    finally:
+        running.stop()
+
+
+def answer_any_mixture(batching: Server, examples: int) -> None:
     alone: dict[Any, Any] = {}
 
     def ask(number: int, path: str, query: dict[str, Any], which: int, own: bool) -> Any:
@@ -56,7 +73,7 @@ def test_any_mixture_of_requests_gets_the_same_answers_as_each_request_alone(bat
             document["image"].pop("id")
         return response.status_code, document
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(requests, min_size=2, max_size=10))
     def any_mixture(mixture: list[tuple[str, dict[str, Any], int, bool]]) -> None:
         with ThreadPoolExecutor(len(mixture)) as pool:
@@ -71,4 +88,3 @@ def test_any_mixture_of_requests_gets_the_same_answers_as_each_request_alone(bat
     any_mixture()
     statuses = {status for status, _ in alone.values()}
     assert {200, 400, 422} <= statuses <= {200, 400, 422}
-    assert batching.metric("detector_batch_size_sum") > batching.metric("detector_batch_size_count")

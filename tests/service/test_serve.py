@@ -57,6 +57,13 @@ def test_the_value_of_a_flag_has_the_type_of_its_setting():
     assert (read.log_level, read.access_log, read.engines, read.require_cuda) == ("debug", True, 2, False)
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"), [([], None), (["--fixed-shapes"], True), (["--no-fixed-shapes"], False)]
+)
+def test_a_switch_without_a_fixed_default_is_on_off_or_left_to_the_service(flags, expected):
+    assert read_settings(*flags).fixed_shapes is expected
+
+
 def test_a_flag_overrides_a_variable(monkeypatch):
     monkeypatch.setenv("PORT", "9001")
     monkeypatch.setenv("HOST", "::1")

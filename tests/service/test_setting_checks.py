@@ -64,6 +64,7 @@ def test_the_settings_themselves_are_not_misspelled():
         ("PRT", "PORT"),
         ("HOSTT", "HOST"),
         ("HSOT", "HOST"),
+        ("ALLOW_TF32", "PRECISION"),  # of an earlier release
     ],
 )
 def test_a_misspelled_variable_is_named_with_the_setting(variable, setting):

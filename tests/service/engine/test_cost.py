@@ -125,8 +125,10 @@ from pathlib import Path
 from service.engine import onnx_subgraph
 from service.engine.cost import Inspection
 from service.engine.engine import Engine
+from service.engine.fixed_sessions import pairs
 from service.engine.interface import PROPOSALS
 from service.engine.model import Model, load_model
+from service.engine.options import EngineOptions
 
 def status(word):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -136,10 +138,12 @@ canvas, threads, runs = (int(sys.argv[2]), int(sys.argv[3])), (1, 2), 2
 loaded = load_model(sys.argv[1])
 model = Model(loaded.card.model_copy(update={"canvases": [canvas]}), loaded.graph)
 cut = onnx_subgraph.extract(model.graph, list(PROPOSALS))
-need = Inspection(model.graph, cut, [canvas]).need(0, threads, runs)
+pixels = int(sys.argv[4]) * math.prod(canvas)  # 0 for dynamic sessions
+fixed = pairs([canvas], pixels, threads) if pixels else 0
+need = Inspection(model.graph, cut, [canvas]).need(pixels, threads, runs, fixed)
 before = status("VmRSS")
-engine = Engine(model, threads=threads)
-engine.warm_up(0, runs)
+engine = Engine(model, threads=threads, options=EngineOptions(fixed_shapes=pixels > 0), batch_pixels=pixels)
+engine.warm_up(pixels, runs)
 started = status("VmHWM") - before
 
 def loop():
@@ -155,10 +159,13 @@ print(json.dumps({"need": need, "measured": [started, status("VmHWM") - before]}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="this system does not tell a process's peak memory")
-@pytest.mark.parametrize("canvas", [(576, 1152), (1600, 800)])
+@pytest.mark.parametrize(
+    ("canvas", "fixed_batch"),
+    [((576, 1152), 0), ((1600, 800), 0), ((576, 576), 2)],  # the last with sessions for 1 and 2 images
+)
 @pytest.mark.contract("4.6")
-def test_the_estimate_is_at_least_the_measured_peak_and_at_most_twice_as_much(embedded, canvas):
-    command = [sys.executable, "-c", MEASURE, str(embedded), *map(str, canvas)]
+def test_the_estimate_is_at_least_the_measured_peak_and_at_most_twice_as_much(embedded, canvas, fixed_batch):
+    command = [sys.executable, "-c", MEASURE, str(embedded), *map(str, canvas), str(fixed_batch)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     found = json.loads(done.stdout)
     (to_start, under_load), (started, loaded) = found["need"], found["measured"]

@@ -1,6 +1,7 @@
 import io
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from service.engine import sessions
 from service.engine.engine import Engine, WrongOutputError
 from service.engine.model import ModelRefusedError, load_model
+from service.engine.options import EngineOptions
 from service.engine.providers import CPU, CUDA, open_session
 from service.images.decode import decode
 from service.images.fit import Canvas
@@ -227,3 +229,49 @@ def test_values_that_would_make_an_answer_wrong_are_an_error_of_the_engine(
     with pytest.raises(WrongOutputError) as raised:
         made.run([grey(51)])
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("precision", "of_the_graph", "tf32"),
+    [
+        ("strict", "fp32", False),
+        ("tf32", "fp32", True),
+        ("fp16", "fp32", True),  # a version without a float16 graph
+        ("strict", "fp16", True),  # cuDNN would leave the tensor cores idle
+        ("fp16", "fp16", True),
+    ],
+)
+@pytest.mark.contract("5.8")
+def test_factors_are_rounded_only_if_the_setting_or_the_graph_asks_for_it(
+    tmp_path, monkeypatch, precision, of_the_graph, tf32
+):
+    opened = []
+
+    def recorded(graph, provider, options, *how):
+        opened.append(how)
+        return open_session(graph, provider, options)
+
+    monkeypatch.setattr(sessions, "open_session", recorded)
+    model = load_model(graphs.publish(tmp_path, card={"precision": of_the_graph}))
+    Engine(model, options=EngineOptions(precision), device=3)
+    assert opened == [(tf32, 3)] * 2
+
+
+def test_a_batch_is_prepared_run_and_read_in_three_steps_that_any_thread_may_do(plain):
+    made = plain()
+    batches = [[grey(51 * number)] * number for number in (1, 2, 3)]
+    with ThreadPoolExecutor(3) as pool:
+        prepared = list(pool.map(made.prepare, batches))
+        executed = [made.execute(each) for each in prepared]
+        found = list(pool.map(made.results, executed))
+    # 51 / 255 = 0.2
+    assert [[round(float(result.scores[0]), 3) for result in results] for results in found] == [
+        [0.2], [0.4] * 2, [0.6] * 3
+    ]  # fmt: skip
+
+
+def test_an_engine_with_dynamic_sessions_takes_all_that_is_ready_and_allowed(plain):
+    made = plain()
+    assert made.images_to_take((64, 96), 5, 9) == 5
+    assert made.images_to_take((64, 96), 9, 5) == 5
+    assert not made.prefers_same_shape  # on a CPU a change of shape costs nothing

@@ -7,6 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.engine import onnx_subgraph
 from service.engine.interface import PROPOSALS
+from service.engine.providers import CPU
+from service.engine.weights import TYPES, Weights
 from tests.service import graphs
 
 value = helper.make_tensor_value_info
@@ -79,3 +81,58 @@ def test_a_tensor_stored_in_another_file_is_refused():
     tensor.external_data.add(key="location", value="../../etc/passwd")
     with pytest.raises(ValueError, match="outside the file"):
         onnx_subgraph.refuse_external_data(model.SerializeToString())
+
+
+def test_a_graph_without_its_weights_computes_the_same_once_they_are_given(embedded):
+    data = (embedded / "model.onnx").read_bytes()
+    rest, weights = onnx_subgraph.without_weights(data, 4096, TYPES)
+    expected = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in onnx.load_from_string(data).graph.initializer
+        if len(tensor.raw_data) >= 4096
+    }
+    assert len(expected) > 10
+    assert weights.keys() == expected.keys()
+    assert len(rest) < len(data) / 10
+    options = onnxruntime.SessionOptions()
+    held = Weights(weights, CPU, 0)
+    held.give_to(options, [*weights])
+    given = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in expected.values()]
+    alone = onnxruntime.SessionOptions()
+    alone.add_external_initializers([*expected], given)
+    feeds = {"images": np.full((1, 288, 288, 3), 90, np.uint8), "sizes": np.array([[288, 288]])}
+    whole, shared, external = (
+        onnxruntime.InferenceSession(graph, how).run(None, feeds)
+        for graph, how in ((data, onnxruntime.SessionOptions()), (rest, options), (rest, alone))
+    )
+    for one, two, three in zip(whole, shared, external, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "float64", "int8", "uint8", "int64", "int32"])
+def test_weights_of_every_element_type_are_taken_out_with_their_values(kind):
+    values = (np.arange(2048) % 100).astype(kind).reshape(4, 512)
+    nodes = [helper.make_node("Gather", ["table", "row"], ["y"])]
+    element = helper.np_dtype_to_tensor_dtype(values.dtype)
+    made = helper.make_graph(
+        nodes, "g", [value("row", TensorProto.INT64, [1])], [value("y", element, [1, 512])],
+        [numpy_helper.from_array(values, "table")],
+    )  # fmt: skip
+    data = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    rest, weights = onnx_subgraph.without_weights(data, 2048, TYPES)
+    options = onnxruntime.SessionOptions()
+    held = Weights(weights, CPU, 0)
+    held.give_to(options, ["table"])
+    (found,) = onnxruntime.InferenceSession(rest, options).run(None, {"row": np.array([2])})
+    np.testing.assert_array_equal(found, values[2:3])
+
+
+def test_small_weights_and_types_that_numpy_lacks_stay_in_the_graph():
+    small = numpy_helper.from_array(np.zeros(2047, np.uint8), "small")
+    bfloat = helper.make_tensor("bfloat", TensorProto.BFLOAT16, [2048], bytes(4096), raw=True)
+    made = helper.make_graph([], "g", [], [], [small, bfloat])
+    data = helper.make_model(made).SerializeToString()
+    rest, weights = onnx_subgraph.without_weights(data, 2048, TYPES)
+    assert weights == {}
+    assert onnx.load_from_string(rest) == onnx.load_from_string(data)

@@ -6,9 +6,13 @@ import shutil
 import pytest
 
 from service.engine import model as model_module
+from service.engine import onnx_subgraph
+from service.engine.cost import Inspection
 from service.engine.devices import find
 from service.engine.engine import Engine
-from service.engine.model import ModelIncompleteError, ModelRefusedError
+from service.engine.fixed_sessions import FixedSessions
+from service.engine.interface import PROPOSALS
+from service.engine.model import ModelIncompleteError, ModelRefusedError, load_model
 from service.engine.options import EngineOptions
 from service.engine.providers import CPU, CUDA
 from service.models.opening import NotEnoughMemoryError, Opener, may_pass, shortage
@@ -17,8 +21,11 @@ from tests.service import graphs
 GB = 10**9
 
 
-def opened(folder, left: int | None = 4 * GB):
-    return Opener(find(CPU, None, 1, None, 1), EngineOptions(), lambda: left).open(folder, lambda *_: None)
+FIXED = EngineOptions(fixed_shapes=True)
+
+
+def opened(folder, left: int | None = 4 * GB, options: EngineOptions | None = None):
+    return Opener(find(CPU, None, 1, None, 1), options or EngineOptions(), lambda: left).open(folder, lambda *_: None)
 
 
 def changed(embedded, store, **card):
@@ -161,3 +168,66 @@ def test_a_shortage_is_recognised_behind_the_error_that_it_caused(error, word):
     refusal.__cause__ = error
     assert may_pass(refusal)
     assert shortage(refusal) == word
+
+
+def test_a_version_is_served_with_fixed_shapes_if_the_settings_ask_for_it(tmp_path):
+    declared = [[64, 96], [96, 64], [64, 64], [64, 68], [68, 64], [64, 80], [80, 64]]
+    folder = graphs.publish(tmp_path, card={"canvases": declared})
+    served = opened(folder, options=FIXED)
+    assert (served.shapes, served.shapes_fault) == ("fixed", None)
+    assert len(served.geometry.canvases) < len(declared)  # images are decoded for these
+    assert opened(folder).shapes == "dynamic"
+    assert len(opened(folder).geometry.canvases) == len(declared)
+
+
+def test_a_version_whose_dimensions_have_no_names_is_served_by_dynamic_sessions_and_says_so(
+    tmp_path, monkeypatch, caplog
+):
+    model = graphs.graph()
+    for dimension in model.graph.input[0].type.tensor_type.shape.dim[1:3]:
+        dimension.ClearField("dim_param")
+    monkeypatch.setattr(graphs, "graph", lambda: model)
+    served = opened(graphs.publish(tmp_path), options=FIXED)
+    assert served.shapes == "dynamic"
+    fault = "cpu:0: its inputs have dimensions without names; export it again"
+    assert served.shapes_fault == fault
+    assert (
+        "model plain/1 is served without FIXED_SHAPES on cpu:0: its inputs have dimensions without names" in caplog.text
+    )
+
+
+def test_a_version_whose_many_sessions_do_not_fit_is_served_by_dynamic_sessions_and_says_so(tmp_path, monkeypatch):
+    def runs_out(*_):
+        raise RuntimeError("BFCArena: Available memory of 10 is smaller than requested bytes of 20")
+
+    monkeypatch.setattr(FixedSessions, "warm_up", runs_out)
+    served = opened(graphs.publish(tmp_path), options=FIXED)
+    assert served.shapes == "dynamic"
+    assert "its sessions do not fit into the memory; lower BATCH_PIXELS or raise GPU_MEMORY" in served.shapes_fault
+
+
+def test_another_failure_of_the_first_runs_is_not_hidden_by_a_second_attempt(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(FixedSessions, "warm_up", fails)
+    with pytest.raises(ModelRefusedError, match="fails when it runs on one of its canvases"):
+        opened(graphs.publish(tmp_path), options=FIXED)
+
+
+@pytest.mark.contract("4.6")
+def test_the_memory_of_all_sessions_with_fixed_shapes_is_estimated_before_they_are_opened(tmp_path):
+    folder = graphs.publish(tmp_path, work=1)  # its weights are a matrix of 600 x 600 floats, 1.44 MB
+    (device,) = find(CPU, None, 1, None, 1)
+    model = load_model(folder)
+    seen = Inspection(model.graph, onnx_subgraph.extract(model.graph, list(PROPOSALS)), model.card.canvases)
+    pixels = device.budget.pixels
+    assert pixels // (64 * 96) == 40  # so for each of the two canvases there are sessions for 1, 6 and 40 images
+    two, fourteen = (seen.need(pixels, (1,), 1, fixed).to_start for fixed in (0, 2 * 3))
+    assert fourteen - two == pytest.approx(6 * 1.85 * 1.44e6, rel=0.01)  # WEIGHTS_FACTOR
+    left = (two + fourteen) // 2
+    served = opened(folder, left, FIXED)
+    assert served.shapes == "dynamic"
+    expected = f"its 12 sessions need about {fourteen // 10**6} MB of memory, and {left // 10**6} MB are left"
+    assert served.shapes_fault == f"cpu:0: {expected}"
+    assert opened(folder, fourteen + 10**6, FIXED).shapes == "fixed"
