@@ -138,6 +138,11 @@ class Engine:
             return None
         return resize.resizer(self.provider, device)
 
+    def stop_resizing(self) -> None:
+        """Leaves all resizing to the CPU. Must be called before `geometry` is used for requests."""
+        self._resizer = None
+        self.geometry = replace(self.geometry, resize_later=False)
+
     @property
     def fixes_shapes(self) -> bool:
         """Whether its sessions have fixed shapes."""

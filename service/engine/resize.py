@@ -1,15 +1,14 @@
 """Resizes images on the device that runs the detector, instead of on the CPU's cores (contract 2.5).
 
 Each image runs through the graph `resize.onnx` (written by scripts/faster_rcnn/graph/resize_graph.py), which resizes
-along each axis by a matrix product and writes the result into the image's place in the batch. A pixel of the canvas is
-a mean of the image's pixels around one point, so that their weights are a triangle:
+along the rows and then along the columns by a matrix product, and writes the result to the image's place in the batch.
 
-    weight of pixel i = max(0, peak - |slope * (i - pixel - fraction)|)
+Pillow counts in whole numbers: its weights are multiples of 2 ** -22, and it rounds after each of the two passes. Where
+a sum lies halfway between two levels, the tiny errors of the weights decide. In float32 a sum would have other errors,
+and after two passes a level could be off by two. So each weight is split into a high part, a multiple of 2 ** -11, and
+a low part. The sums of either parts are exact in float32, whatever the order of the additions.
 
-The centre of the triangle is split into a whole pixel and a fraction, because float32 would round their sum: near 2000
-to 1/8192, which is 0.03 levels between black and white.
-
-H, W  the canvas;  h, w  an image as decoded;  an *axis* is the triangles for all rows, or all columns, of a canvas
+H, W  the canvas;  h, w  an image as decoded;  T  the most pixels (*taps*) of which a pixel of the canvas is a mean
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -33,10 +32,10 @@ from service.images.fit import Canvas, Resize
 from service.images.pending import finish
 
 GRAPH = Path(__file__).with_name("resize.onnx")
-AXIS_PARTS = ("pixel", "fraction", "slope", "peak")
+BITS, LOW_BITS = 22, 11  # of a weight, as in Pillow, and of its low part
 ALIGNMENT = 16  # bytes; kernels may read and write several pixels at once
 BLANK = np.zeros((1, 1, 3), np.uint8)
-NEAR = 1  # level by which the sums in float32 may be rounded to another one than Pillow's
+NEAR = 1  # the level by which torchvision's way of resizing may differ, because it adds up in float32
 
 Array = NDArray[Any]
 
@@ -72,11 +71,15 @@ class Resizer:
         left, upper, right, lower = to_do.box
         binding = self._session.io_binding()
         self._bind_image(binding, np.ascontiguousarray(pixels))
+        across = taps(w, to_do.width, left, right, to_do.antialias, W)
+        down = taps(h, to_do.height, upper, lower, to_do.antialias, H)
         given = {
-            "columns": axis(w, to_do.width, left, right, to_do.antialias, W),
-            "rows": np.ascontiguousarray(axis(h, to_do.height, upper, lower, to_do.antialias, H).T),
-            "image_columns": _numbers(w)[:, np.newaxis],
-            "image_rows": _numbers(h)[np.newaxis],
+            "columns_shape": np.array((w, 2 * W)),
+            "columns_places": across.places,
+            "columns_weights": across.weights,
+            "rows_shape": np.array((2 * H, h)),
+            "rows_places": np.ascontiguousarray(down.places.T),
+            "rows_weights": np.ascontiguousarray(down.weights.T),
             "rounds": np.array(to_do.antialias),
         }
         for name, value in given.items():
@@ -119,15 +122,15 @@ def resizer(provider: str, device: int) -> Resizer | None:
     """The resizer that all engines on a device share. None if it fails, or its pixels are wrong; the log says why."""
     try:
         found = Resizer(provider, device)
-        difference = _difference(found)
+        averaged, interpolated = (_difference(found, antialias) for antialias in (True, False))
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         fault = f"the log has ONNX Runtime's message ({type(error).__name__})"
         log.warning("a resize on the device fails", exc_info=error)
     else:
-        if difference <= NEAR:
+        if not averaged and interpolated <= NEAR:
             log.info("ordinary images are resized on %s", _name(provider, device))
             return found
-        fault = f"its pixels differ from Pillow's by up to {difference} levels"
+        fault = f"its pixels differ from the CPU's by up to {max(averaged, interpolated)} levels"
     log.warning("images are resized on the CPU, not on %s as RESIZE_ON_GPU asks: %s", _name(provider, device), fault)
     return None
 
@@ -137,50 +140,68 @@ def suits(canvases: Sequence[tuple[int, int]]) -> bool:
     return all(math.prod(canvas) * 3 % ALIGNMENT == 0 for canvas in canvases)
 
 
-@functools.lru_cache(maxsize=256)
-def axis(size: int, new_size: int, start: float, end: float, antialias: bool, canvas: int) -> NDArray[np.float32]:
-    """[4, canvas]: pixel, fraction, slope and peak of each triangle along one axis; zeros after the image.
+class Taps(NamedTuple):
+    """The weights along one axis: first the high parts for each pixel of the canvas, then the low parts.
+
+    places   int32 [T, 2 n], pixels of the image, different ones for each pixel of the canvas
+    weights  float32 [T, 2 n]; zeros after the image
+    """
+
+    places: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+
+@functools.lru_cache(maxsize=64)
+def taps(size: int, new_size: int, start: float, end: float, antialias: bool, canvas: int) -> Taps:
+    """The weights for an axis of an image, on a canvas with `canvas` pixels.
 
     size        pixels of the image before
-    new_size    and after the resize, of the part from `start` to `end`, on a canvas with `canvas` pixels
+    new_size    and after the resize, of the part from `start` to `end`
     antialias   as in `Geometry`
     """
-    if antialias:
-        centre, reach, peak = _averaged(size, new_size, start, end)
-    else:
-        centre, reach, peak = _interpolated(size, new_size), 1.0, np.ones(new_size)
-    pixel = np.floor(centre)
-    found = np.zeros((len(AXIS_PARTS), canvas), np.float32)
-    found[:, :new_size] = pixel, centre - pixel, peak / reach, peak
-    found.flags.writeable = False
+    first, kernel = _averaged(size, new_size, start, end) if antialias else _interpolated(size, new_size)
+    units = (kernel * 2**BITS + 0.5).astype(np.int64)
+    low = units % 2**LOW_BITS
+    weights = np.zeros((len(kernel), 2 * canvas), np.float32)
+    weights[:, :new_size] = (units - low) / 2**BITS
+    weights[:, canvas : canvas + new_size] = low / 2**BITS
+    places = np.zeros((len(kernel), canvas), np.int32)
+    places[:, :new_size] = first
+    places += np.arange(len(kernel), dtype=np.int32)[:, np.newaxis]
+    found = Taps(np.hstack([places, places]), weights)
+    for array in found:
+        array.flags.writeable = False
     return found
 
 
-def _interpolated(size: int, new_size: int) -> NDArray[np.float64]:
-    """The centres for `interpolate`, which computes them in float32."""
-    step, half = np.float32(size / new_size), np.float32(0.5)
-    centre = (np.arange(new_size, dtype=np.float32) + half) * step - half
-    return centre.astype(np.float64).clip(0, size - 1)
+def _averaged(size: int, new_size: int, start: float, end: float) -> tuple[Array, Array]:
+    """The first pixel of each mean [new_size], and the weights [T, new_size] of Pillow's filter.
 
-
-def _averaged(size: int, new_size: int, start: float, end: float) -> tuple[Array, float, Array]:
-    """Centre, reach and peak of the triangles of Pillow's filter.
-
-    To either side, a triangle reaches as far as a new pixel is wide, but at least one pixel. At the borders, where a
-    part of it is outside the image, the rest counts more.
+    They are a triangle that reaches to either side as far as a new pixel is wide, but at least one pixel. At the
+    borders, where a part of it is outside the image, the rest counts more. All is computed as in Pillow, because the
+    last bit matters: the box in float32, the rest in float64, the sum from the first pixel to the last.
     """
-    step = (end - start) / new_size
+    step = float(np.float32(end) - np.float32(start)) / new_size
     reach = max(step, 1.0)
-    centre = start + (np.arange(new_size) + 0.5) * step - 0.5
-    pixels = np.floor(centre - reach)[:, np.newaxis] + np.arange(2 * math.ceil(reach) + 2)
-    weights = (1 - np.abs(pixels - centre[:, np.newaxis]) / reach).clip(0)
-    weights[(pixels < 0) | (pixels >= size)] = 0
-    return centre, reach, 1 / weights.sum(axis=1)
+    centre = float(np.float32(start)) + (np.arange(new_size) + 0.5) * step
+    count = min(size, 2 * math.ceil(reach) + 1)
+    first = np.clip((centre - reach + 0.5).astype(np.int64), 0, size - count)
+    pixels = first + np.arange(count)[:, np.newaxis]
+    kernel = (1 - np.abs((pixels - centre + 0.5) * (1 / reach))).clip(0)
+    total = np.zeros(new_size)
+    for weights in kernel:
+        total += weights
+    return first, kernel / total
 
 
-@functools.lru_cache(maxsize=256)
-def _numbers(size: int) -> NDArray[np.float32]:
-    return np.arange(size, dtype=np.float32)
+def _interpolated(size: int, new_size: int) -> tuple[Array, Array]:
+    """As `_averaged`, for the two neighbours that `interpolate` takes. It computes their distances in float32."""
+    step, half = np.float32(size / new_size), np.float32(0.5)
+    place = ((np.arange(new_size, dtype=np.float32) + half) * step - half).clip(0, size - 1).astype(np.float64)
+    count = min(size, 2)
+    first = np.clip(place.astype(np.int64), 0, size - count)
+    pixels = first + np.arange(count)[:, np.newaxis]
+    return first, (1 - np.abs(pixels - place)).clip(0)
 
 
 def _as_it_is(canvas: Canvas) -> Resize:
@@ -188,17 +209,16 @@ def _as_it_is(canvas: Canvas) -> Resize:
     return Resize(height, width, (0, 0, width, height), False)
 
 
-def _difference(resizer: Resizer) -> int:
-    """The largest difference of a level from what the CPU gives, for a larger and a smaller image and both filters."""
+def _difference(resizer: Resizer, antialias: bool) -> int:
+    """The largest difference of a level from what the CPU gives, for a larger and a smaller image."""
     found = 0
-    for antialias in (True, False):
-        for height, width in ((150, 200), (30, 40)):
-            to_do = Resize(60, 80, (0, 0, width - 0.5, height), antialias)
-            canvas = Canvas(busy((height, width)).pixels, (64, 96), width, height, pending=to_do)
-            placed = resizer.batch([canvas], 1).numpy()[0].astype(int)
-            expected = np.zeros((64, 96, 3), int)
-            expected[:60, :80] = finish(canvas.pixels, to_do)
-            found = max(found, int(np.abs(placed - expected).max()))
+    for height, width in ((150, 200), (30, 40)):
+        to_do = Resize(60, 80, (0, 0, width - 0.5, height), antialias)
+        canvas = Canvas(busy((height, width)).pixels, (64, 96), width, height, pending=to_do)
+        placed = resizer.batch([canvas], 1).numpy()[0].astype(int)
+        expected = np.zeros((64, 96, 3), int)
+        expected[:60, :80] = finish(canvas.pixels, to_do)
+        found = max(found, int(np.abs(placed - expected).max()))
     return found
 
 
