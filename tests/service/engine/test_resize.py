@@ -1,4 +1,4 @@
-"""Resizing on an engine's device, here ONNX Runtime's CPU provider, compared with the resize of `decode`."""
+"""Resizing on an engine's device, compared with the resize of `decode`: on ONNX Runtime's CPU provider, and a GPU."""
 
 import ctypes
 import io
@@ -17,7 +17,7 @@ from service.engine import cuda_runtime, resize
 from service.engine.engine import Engine
 from service.engine.model import load_model
 from service.engine.options import EngineOptions
-from service.engine.providers import CPU, CUDA
+from service.engine.providers import CPU, CUDA, pick_provider
 from service.engine.rehearsal import rehearse
 from service.engine.resize import NEAR, Resizer
 from service.images.decode import ORIENTATION, decode
@@ -30,9 +30,11 @@ SIZE = (64, 96)
 FORCED = EngineOptions(resize=True)
 
 
-@pytest.fixture(scope="module")
-def resizer() -> Resizer:
-    return Resizer(CPU, 0)
+@pytest.fixture(scope="module", params=[CPU, CUDA])
+def resizer(request) -> Resizer:
+    if request.param == CUDA and pick_provider() != CUDA:
+        pytest.skip("there is no GPU that passes the check at start")
+    return Resizer(request.param, 0)
 
 
 def noise(height: int, width: int) -> np.ndarray:
