@@ -163,7 +163,10 @@ class Runtime:
         )
         if self.provider != CUDA and settings.precision != "strict":
             log.info("PRECISION=%s has no effect on the CPU", settings.precision)
-        options = EngineOptions(settings.precision, settings.fixed_shapes, settings.gpu_memory)
+        if self.provider != CUDA and settings.resize_on_gpu:
+            log.info("RESIZE_ON_GPU=true has no effect on the CPU")
+        resize = None if settings.resize_on_gpu else False
+        options = EngineOptions(settings.precision, settings.fixed_shapes, settings.gpu_memory, resize)
         catalogue = Catalogue(settings.model_store, found, options, self.metrics, default)
         self._scan(catalogue)
         cores = usable_cores()

@@ -140,6 +140,10 @@ class Settings(BaseSettings):
         description="open a session for each of a few canvases and batch sizes, because CUDA prepares every "
         "convolution again when the shape changes; default: on with CUDA, off on the CPU",
     )
+    resize_on_gpu: bool = Field(
+        default=False,
+        description="resize ordinary images on the GPU, which leaves the CPU only their decoding; no effect on the CPU",
+    )
     gpu_memory: ByteSize | None = Field(
         default=None,
         ge=64 * MIB,

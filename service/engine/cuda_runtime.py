@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 PORTABLE = 1  # cudaHostAllocPortable: pinned for all GPUs
+HOST_TO_DEVICE = 1  # cudaMemcpyHostToDevice
 
 
 class CudaError(Exception):
@@ -31,6 +32,13 @@ def pinned(size: int) -> NDArray[np.uint8]:
     # views of the array keep `memory` alive
     weakref.finalize(memory, _free, address).atexit = False  # the process may end while the GPU no longer answers
     return np.ctypeslib.as_array(memory)
+
+
+def upload(values: NDArray[np.uint8], address: int) -> None:
+    """Copies a contiguous array to `address` on a GPU. Other Python threads run meanwhile. Raises CudaError."""
+    source, size = ctypes.c_void_p(values.ctypes.data), ctypes.c_size_t(values.nbytes)
+    _call("cudaMemcpy", ctypes.c_void_p(address), source, size, ctypes.c_int(HOST_TO_DEVICE))
+    _call("cudaStreamSynchronize", None)  # cudaMemcpy may return while the last part is still on its way
 
 
 def free_and_total(device: int) -> tuple[int, int]:

@@ -13,13 +13,14 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnxruntime import OrtValue
 
-from service.engine import ladder
+from service.engine import ladder, resize
 from service.engine.arenas import share_arena
 from service.engine.buffers import fill, shared_buffers
 from service.engine.few_canvases import few_canvases, padding
@@ -27,10 +28,12 @@ from service.engine.fixed_sessions import FixedSessions
 from service.engine.model import Model, ModelRefusedError
 from service.engine.options import EngineOptions
 from service.engine.providers import CPU, CUDA
+from service.engine.resize import Resizer
 from service.engine.results import Result, WrongOutputError, unpack
 from service.engine.sample_canvases import blank
 from service.engine.sessions import Chosen, DynamicSessions, SessionFactory
 from service.images.fit import Canvas, Geometry
+from service.images.pending import finished
 
 __all__ = ["Engine", "Executed", "Prepared", "Result", "WrongOutputError"]
 
@@ -44,13 +47,13 @@ log = logging.getLogger(__name__)
 class Prepared:
     """A batch that is ready to be run, once: its canvases, the session for it, and the session's inputs.
 
-    images  uint8 [N, H, W, 3], or None after the run
+    images  uint8 [N, H, W, 3], on the device if they were resized there; None after the run
     buffer  the memory of `images`, which goes back to the engine's buffers after the run
     """
 
     canvases: Sequence[Canvas]
     chosen: Chosen
-    images: NDArray[np.uint8] | None
+    images: NDArray[np.uint8] | OrtValue | None
     sizes: NDArray[np.int64]
     buffer: NDArray[np.uint8] | None = None
 
@@ -107,6 +110,7 @@ class Engine:
         # On a CPU, a run reads the decoded image itself if it fills the canvas.
         self._buffers = shared_buffers(pins=provider == CUDA) if provider == CUDA or fixes_shapes else None
         self._fixed: FixedSessions | None = None
+        self._resizer = self._chosen_resizer(model, options, device)
         try:
             factory = SessionFactory(graph, provider, tf32, device, provider == CUDA or fixes_shapes)
             self._dynamic = DynamicSessions(factory, self.thread_counts)
@@ -124,6 +128,20 @@ class Engine:
                 )
         except ValueError as error:
             raise ModelRefusedError(f"model.onnx: {error}") from error
+        self.geometry = replace(self.geometry, resize_later=self._resizer is not None)
+
+    def _chosen_resizer(self, model: Model, options: EngineOptions, device: int) -> Resizer | None:
+        if not options.resizes(self.provider):
+            return None
+        if not resize.suits(self.geometry.canvases):
+            log.info("images for %s/%d are resized on the CPU, because its canvases have odd sides", *model.id)
+            return None
+        return resize.resizer(self.provider, device)
+
+    def stop_resizing(self) -> None:
+        """Leaves all resizing to the CPU. Must be called before `geometry` is used for requests."""
+        self._resizer = None
+        self.geometry = replace(self.geometry, resize_later=False)
 
     @property
     def fixes_shapes(self) -> bool:
@@ -145,10 +163,12 @@ class Engine:
     def prepare(self, canvases: Sequence[Canvas], proposals_only: bool = False, threads: int = 1) -> Prepared:
         """Copies the images into one array. Any thread may do this, also while another batch runs.
 
+        Images whose resize is pending are resized on the device, so that the array is there.
+
         canvases  all of the same size
         threads   upper bound; the session with the most threads within it is used, else the one with the fewest
 
-        Raises ValueError for canvases of different sizes.
+        Raises ValueError for canvases of different sizes, and whatever ONNX Runtime raises.
         """
         canvas, images = canvases[0].size, len(canvases)
         if self._fixed:
@@ -156,7 +176,11 @@ class Engine:
         else:
             chosen = self._dynamic.choose(images, proposals_only, threads)
         sizes = np.ones((chosen.rows, 2), dtype=np.int64)  # a row without an image holds one black pixel
-        sizes[:images] = [each.pixels.shape[:2] for each in canvases]
+        sizes[:images] = [each.image_size for each in canvases]
+        if any(each.pending for each in canvases):
+            if self._resizer:
+                return Prepared(canvases, chosen, self._resizer.batch(canvases, chosen.rows), sizes)
+            canvases = [finished(each) for each in canvases]  # they were decoded for an engine on another device
         shape = (chosen.rows, *canvas, 3)
         if self._buffers:
             buffer = self._buffers.take(math.prod(shape))
@@ -179,7 +203,10 @@ class Engine:
             raise ValueError("this batch was run before; its memory may hold another one")
         session, names, rows = prepared.chosen
         try:
-            values = session.run(names, {"images": images, "sizes": prepared.sizes})
+            if isinstance(images, OrtValue):
+                values = resize.run(session, names, images, prepared.sizes)
+            else:
+                values = session.run(names, {"images": images, "sizes": prepared.sizes})
         finally:
             if self._buffers and prepared.buffer is not None:
                 self._buffers.give_back(prepared.buffer)

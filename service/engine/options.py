@@ -10,16 +10,21 @@ from service.engine.providers import CUDA
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The settings PRECISION, FIXED_SHAPES and GPU_MEMORY. The defaults are those of the offline half.
+    """The settings PRECISION, FIXED_SHAPES, RESIZE_ON_GPU and GPU_MEMORY. The defaults are those of the offline half.
 
     precision     how far CUDA may round; the CPU always computes as the graph says
     fixed_shapes  whether to open a session for each of a few canvases and batch sizes; None: on CUDA only
+    resize        whether engines resize ordinary images on their devices; None: on CUDA only
     gpu_memory    the most bytes of a GPU that all sessions on it may take together; None: without a limit
     """
 
     precision: Precision = "strict"
     fixed_shapes: bool | None = False
     gpu_memory: int | None = None
+    resize: bool | None = False
 
     def fixes_shapes(self, provider: str) -> bool:
         return provider == CUDA if self.fixed_shapes is None else self.fixed_shapes
+
+    def resizes(self, provider: str) -> bool:
+        return provider == CUDA if self.resize is None else self.resize

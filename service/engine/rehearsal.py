@@ -5,18 +5,26 @@ A blank image has no detections, so it does not show whether labels, batches and
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import replace
 
 from service.engine.engine import Engine, Result, WrongOutputError
 from service.engine.sample_canvases import blank, busy
+from service.images.fit import Resize
+from service.images.pending import finished
 
 STRIDE = 32  # a graph that fails on a canvas does so because its sides are not multiples of its stride
 # Contract 1.2 promises 1e-4, but an int8 graph differs by more where values are rounded to the next step.
 LARGEST_DIFFERENCE = 0.1
 
+log = logging.getLogger(__name__)
+
 
 def rehearse(engine: Engine, batch_pixels: int) -> None:
     """Runs one canvas of each kind, and a batch of two if the pixels of a batch may be that many.
+
+    An engine that resizes images runs one of these, too; if that fails, it leaves them to the CPU from then on.
 
     Raises WrongOutputError, and whatever ONNX Runtime raises.
     """
@@ -27,20 +35,33 @@ def rehearse(engine: Engine, batch_pixels: int) -> None:
         kinds.setdefault((height % STRIDE, width % STRIDE), (height, width))
     alone = {canvas: engine.run([busy(canvas)], threads=threads)[0] for canvas in kinds.values()}
     smallest = smallest_first[0]
+    if engine.geometry.resize_later:
+        _rehearse_resize(engine, smallest)
     if 2 * math.prod(smallest) > batch_pixels:
         return
     batch = engine.prepare([busy(smallest), blank(smallest)], threads=threads)
-    _compare(alone[smallest], engine.results(engine.execute(batch))[0])
+    _compare(alone[smallest], engine.results(engine.execute(batch))[0], "in a batch of two")
 
 
-def _compare(alone: Result, in_a_batch: Result) -> None:
-    """Raises WrongOutputError if the best scores of an image depend on the batch."""
+def _rehearse_resize(engine: Engine, canvas: tuple[int, int]) -> None:
+    """Runs an image of half the size, resized by the engine and on the CPU."""
+    height, width = canvas
+    half = busy((max(1, height // 2), max(1, width // 2)))
+    whole = (0.0, 0.0, float(half.width), float(half.height))
+    waiting = replace(half, size=canvas, pending=Resize(height, width, whole, antialias=False))
+    try:
+        _compare(engine.run([finished(waiting)])[0], engine.run([waiting])[0], "resized on the device")
+    except Exception:  # ONNX Runtime's exceptions have no common base class
+        log.exception("an image that the engine resized has no result, or a wrong one; images are resized on the CPU")
+        engine.stop_resizing()
+
+
+def _compare(alone: Result, otherwise: Result, how: str) -> None:
+    """Raises WrongOutputError if the best scores of an image depend on how it was run."""
     for name in ("scores", "objectness"):
-        best = [
-            float(scores[0]) if len(scores) else 0.0 for scores in (getattr(alone, name), getattr(in_a_batch, name))
-        ]
+        best = [float(scores[0]) if len(scores) else 0.0 for scores in (getattr(alone, name), getattr(otherwise, name))]
         if abs(best[0] - best[1]) > LARGEST_DIFFERENCE:
             raise WrongOutputError(
                 f"output {name} begins with {best[0]:.3f} for an image alone, and with {best[1]:.3f} for the same "
-                "image in a batch of two"
+                f"image {how}"
             )

@@ -9,6 +9,7 @@ W, H  the stored image;  w, h  the image at the model's size.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from PIL import Image, PngImagePlugin
@@ -16,6 +17,7 @@ from PIL import Image, PngImagePlugin
 from service.images.depth import WHITE, needs_low_bytes
 from service.images.fit import Geometry, fit
 from service.images.interpolate import BAND_PIXELS
+from service.images.pending import MOST_PER_CANVAS_PIXEL
 from service.images.upright import STRIP_PIXELS, swapped, vertical_first
 
 MIB = 2**20
@@ -37,6 +39,7 @@ WEBP_BYTES = 16  # two canvases of the animation decoder, the frame as bytes, an
 # Planes of up to 16 bits for each of four channels, and their copy turned or in RGB, the frame as bytes, and the image.
 AVIF_BYTES, HEIF_BYTES = 20, 22
 COEFFICIENT_BYTES = 2  # per sample of a JPEG with several scans, whose coefficients are all kept until the last scan
+RGB_BYTES = 3  # per pixel of an image that is left to the engine at its decoded size
 BAND_BYTES = 16  # per pixel of a band of rows for interpolation: the strip in RGB, as bytes, and as an array
 RESPONSE_BYTES = {"image/png": 3.5, "image/jpeg": 2.5}  # per pixel, for noise, with room for a growing buffer
 FIXED_BYTES = 2 * MIB + MAX_TEXT_BYTES  # the canvas, Python's objects, and a header's text
@@ -71,6 +74,9 @@ def of_decoding(image: Image.Image, data: bytes, geometry: Geometry) -> Cost:
         extra = _between_bytes((width, height), geometry) + _strip_pixels(width, height) * STRIP_BYTES
     else:
         extra = min(pixels, max(BAND_PIXELS, 2 * max(width, height))) * BAND_BYTES
+    if geometry.resize_later:
+        most = MOST_PER_CANVAS_PIXEL * max(map(math.prod, geometry.canvases))
+        extra = max(extra, min(pixels, most) * RGB_BYTES + _strip_pixels(width, height) * STRIP_BYTES)
     extra += _low_extra(image, geometry.white)
     seconds += pixels * _conversion(image) * NANOSECONDS
     return Cost(loaded + extra, seconds)

@@ -19,9 +19,11 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from service.images import depth, file_types, formats, integrity, iso_media, parts, tiff
-from service.images.fit import Canvas, Geometry, fit
+from service.images.fit import Canvas, Geometry, Resize, fit
 from service.images.interpolate import interpolate_rows
+from service.images.pending import may_wait
 from service.images.upright import TRANSPOSE, resized, rgb, rows_reader, swapped
+from service.images.upright import pixels as upright_pixels
 
 # Allows photos from 50-megapixel phones (8160 x 6120). Pillow needs up to 8 bytes per pixel to convert them to RGB.
 MAX_PIXELS = 64_000_000
@@ -92,6 +94,7 @@ def decode(
 
     before_pixels  called with the header before any pixel is decoded; it may raise an error of its own
 
+    With `geometry.resize_later`, an ordinary image is not resized, and its canvas says what is pending (`pending`).
     For any bytes it raises only NotAnImageError, TooManyPixelsError or MemoryError.
     """
     image = _open(data, max_pixels)
@@ -321,13 +324,17 @@ def _decode(image: Image.Image, data: bytes, geometry: Geometry, deep: depth.Ope
     image, warnings = integrity.load(image, data)
     stored, out_of_range = _stored(image, deep, geometry.white)
     decoded = swapped(image.size, orientation)
-    if geometry.antialias:
-        box = _box_after_turning(decoded, kept, orientation)
+    box = _box_after_turning(decoded, kept, orientation)
+    to_do: Resize | None = None
+    if geometry.resize_later and may_wait(stored, decoded, target, geometry.antialias):
+        pixels = upright_pixels(stored, orientation)
+        to_do = Resize(target.height, target.width, box, geometry.antialias)
+    elif geometry.antialias:
         pixels = np.asarray(resized(stored, orientation, (target.width, target.height), box))
     else:
         rows = rows_reader(stored, orientation)
         pixels = interpolate_rows(rows, decoded[::-1], target.height, target.width)
-    return Canvas(pixels, target.canvas, width, height, (*warnings, *out_of_range))
+    return Canvas(pixels, target.canvas, width, height, (*warnings, *out_of_range), to_do)
 
 
 def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ Size and canvas depend only on the image and the model, so an answer never depen
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Geometry:
     max_size   upper limit of the longer side; it takes precedence over min_size
     antialias  True: use Pillow's filter and round sides to whole pixels; False: resize like torchvision's detectors
     white      the value of a 16-bit sample that means white (`depth`)
+    resize_later  whether `decode` leaves the resize of ordinary images to the engine (`pending`)
     """
 
     canvases: tuple[tuple[int, int], ...]
@@ -32,6 +34,7 @@ class Geometry:
     max_size: int
     antialias: bool = True
     white: int = WHITE
+    resize_later: bool = False
 
 
 class Fit(NamedTuple):
@@ -42,14 +45,25 @@ class Fit(NamedTuple):
     canvas: tuple[int, int]
 
 
+class Resize(NamedTuple):
+    """How pixels must be resized: their part `box` (left, upper, right, lower; may be fractions) to height x width."""
+
+    height: int
+    width: int
+    box: tuple[float, float, float, float]
+    antialias: bool
+
+
 @dataclass(frozen=True)
 class Canvas:
     """One decoded image, ready for a batch.
 
-    pixels         uint8 [h, w, 3], upright RGB at the model's scale, for the top left of the canvas
+    pixels         uint8 [h, w, 3], upright RGB at the model's scale, for the top left of the canvas; if `pending` is
+                   set, as decoded
     size           the canvas (H, W)
     width, height  of the upright original
     warnings       words of `integrity.WARNINGS`, about damage, or values that do not fit the model
+    pending        how an engine must still resize `pixels`
     """
 
     pixels: NDArray[np.uint8]
@@ -57,6 +71,17 @@ class Canvas:
     width: int
     height: int
     warnings: tuple[str, ...] = ()
+    pending: Resize | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the image on the canvas, after resizing."""
+        return (self.pending.height, self.pending.width) if self.pending else self.pixels.shape[:2]
+
+    @property
+    def memory_pixels(self) -> int:
+        """Pixels that the image takes in memory until its run: those of its canvas, or as decoded if these are more."""
+        return max(math.prod(self.size), math.prod(self.pixels.shape[:2]))
 
 
 def fit(width: int, height: int, geometry: Geometry) -> Fit:
@@ -75,7 +100,7 @@ def fit(width: int, height: int, geometry: Geometry) -> Fit:
 
 def to_original(boxes: NDArray[np.float32], canvas: Canvas) -> NDArray[np.float32]:
     """`boxes` [R, 4] on the canvas as pixels of the upright original, clipped to it."""
-    h, w = canvas.pixels.shape[:2]
+    h, w = canvas.image_size
     stretch = np.array([canvas.width / w, canvas.height / h] * 2, dtype=np.float32)
     bound = np.array([canvas.width, canvas.height] * 2, dtype=np.float32)
     mapped: NDArray[np.float32] = np.clip(boxes * stretch, 0, bound)

@@ -42,7 +42,7 @@ def swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 def rgb(image: Stored, orientation: int) -> Image.Image:
     """The stored `image`, upright, in mode RGB, on white where it is transparent."""
-    if _is_small(image) or _is_opaque(image, "RGB"):
+    if _is_small(image) or is_opaque(image, "RGB"):
         return _on_white(_turned(_in_plain_mode(image), orientation))
     whole = Image.new("RGB", swapped(image.size, orientation))
     for part in _rows(whole.size):
@@ -52,7 +52,7 @@ def rgb(image: Stored, orientation: int) -> Image.Image:
 
 def resized(image: Stored, orientation: int, size: tuple[int, int], box: Box) -> Image.Image:
     """The part `box` of the upright image, resized to `size` by Pillow's antialiasing filter, in mode RGB on white."""
-    in_one_piece = orientation not in TRANSPOSE and _is_opaque(image, "L", "RGB")
+    in_one_piece = orientation not in TRANSPOSE and is_opaque(image, "L", "RGB")
     if in_one_piece or _is_small(image):
         plain = _turned(_in_plain_mode(image), orientation)
         return _on_white(plain.resize(size, Image.Resampling.BILINEAR, box=box))
@@ -106,11 +106,23 @@ def rows_reader(image: Stored, orientation: int) -> Callable[[int, int], NDArray
     return lambda first, end: np.asarray(_on_white(_part(image, orientation, (0, first, width, end))))
 
 
+def pixels(image: Stored, orientation: int) -> NDArray[np.uint8]:
+    """The upright image at its own size as an array [H, W, 3]. No other copy of all of it is made on the way."""
+    if _is_small(image):
+        return np.asarray(rgb(image, orientation))
+    width, height = swapped(image.size, orientation)
+    whole = np.empty((height, width, 3), np.uint8)
+    read = rows_reader(image, orientation)
+    for _, top, _, bottom in _rows((width, height)):
+        whole[top:bottom] = read(top, bottom)
+    return whole
+
+
 def _is_small(image: Stored) -> bool:
     return image.width * image.height <= STRIP_PIXELS
 
 
-def _is_opaque(image: Stored, *modes: str) -> bool:
+def is_opaque(image: Stored, *modes: str) -> bool:
     """Whether `image` has one of `modes` and no transparent colour, so that it needs no conversion."""
     return image.mode in modes and not image.has_transparency_data
 

@@ -70,8 +70,11 @@ class Opener:
                 "the request gets an error",
                 *model.id,
             )
-        # every engine can run the canvases of the one that has the fewest
-        geometry = min((engine.geometry for engine in engines.values()), key=lambda geometry: len(geometry.canvases))
+        # every engine can run the canvases of the one that has the fewest, and take images that are resized already
+        geometry = min(
+            (engine.geometry for engine in engines.values()),
+            key=lambda geometry: (len(geometry.canvases), geometry.resize_later),
+        )
         return ServedModel(model.card, geometry, engines, "; ".join(faults) or None)
 
     def _engine(self, model: Model, device: Device, seen: Inspection | None) -> tuple[Engine, str | None]:

@@ -478,7 +478,7 @@ class Batcher:
     def _observe(self, device: Device, key: BatchKey, canvases: Sequence[Canvas], seconds: float) -> None:
         metrics = self._metrics
         padded = math.prod(key.canvas) * len(canvases)
-        covered = sum(canvas.pixels.shape[0] * canvas.pixels.shape[1] for canvas in canvases)
+        covered = sum(math.prod(canvas.image_size) for canvas in canvases)
         metrics.batch_size["proposals" if key.proposals_only else "full"].observe(len(canvases))
         metrics.batch_fill.observe(min(1.0, padded / device.budget.pixels))
         metrics.padding.observe(1 - covered / padded)

@@ -163,7 +163,7 @@ def _rank(task: Task) -> float:
 class TaskQueue:
     """The waiting tasks in order of rank, and an index of all tasks that a request with the same bytes may join.
 
-    ready_pixels  canvas pixels of the decoded tasks that wait for an engine
+    ready_pixels  `Canvas.memory_pixels` of the decoded tasks that wait for an engine
     """
 
     def __init__(self) -> None:
@@ -259,7 +259,7 @@ class TaskQueue:
             self.close(task)
             return False
         insort(self._ready.setdefault(task.batch_key, []), task, key=_rank)
-        self.ready_pixels += math.prod(canvas.size)
+        self.ready_pixels += canvas.memory_pixels
         return True
 
     def heads(self) -> Iterator[Head]:
@@ -272,7 +272,7 @@ class TaskQueue:
         if tasks is None:
             return None
         task = tasks.pop(0)
-        self.ready_pixels -= math.prod(key.canvas)
+        self._no_longer_ready(task)
         if not tasks:
             del self._ready[key]
         return task
@@ -295,7 +295,11 @@ class TaskQueue:
         if task not in tasks:
             return False
         tasks.remove(task)
-        self.ready_pixels -= math.prod(key.canvas)
+        self._no_longer_ready(task)
         if not tasks:
             del self._ready[key]
         return True
+
+    def _no_longer_ready(self, task: Task) -> None:
+        assert task.canvas is not None
+        self.ready_pixels -= task.canvas.memory_pixels

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from service.engine.engine import Result
-from service.images.fit import Canvas
+from service.images.fit import Canvas, Resize
 from service.queue.tasks import BatchKey, Task, TaskQueue, Waiter
 
 WIDE, TALL = (4, 6), (6, 4)
@@ -207,3 +207,23 @@ def test_only_the_first_outcome_of_a_request_is_kept(waiter):
     waits.settle(ValueError())
     assert waits.outcome is first
     assert waits.future.done()
+
+
+@pytest.mark.contract("2.5")
+def test_an_image_that_an_engine_will_resize_counts_with_all_its_pixels(tasks, task, waiter):
+    # 10 x 8 pixels as decoded, on a canvas of 4 x 6
+    large = Canvas(np.zeros((10, 8, 3), np.uint8), WIDE, 8, 10, pending=Resize(4, 3, (0, 0, 8, 10), True))
+    users = [waiter() for _ in range(3)]
+    for data, user in zip((b"a", b"b", b"c"), users, strict=True):
+        tasks.join(task(data), user)
+    decoded = [tasks.take_undecoded() for _ in range(3)]
+    for each, image in zip(decoded, (large, canvas(), large), strict=True):
+        assert tasks.add_ready(each, image)
+    assert tasks.ready_pixels == 80 + 24 + 80
+    assert tasks.bytes() == 3 + 3 * (80 + 24 + 80)
+    assert tasks.take_ready(key()) is decoded[0]
+    assert tasks.ready_pixels == 24 + 80
+    tasks.leave(decoded[2], users[2])
+    assert tasks.ready_pixels == 24
+    assert tasks.take_ready(key()) is decoded[1]
+    assert tasks.ready_pixels == 0
