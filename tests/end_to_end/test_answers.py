@@ -184,6 +184,7 @@ def test_the_answer_can_be_the_image_with_its_boxes_drawn(server, media_type):
     data = encoded(scene(400, 600, 3), exif=exif)
     response = server.http.post("/detect", files={"image": data}, headers={"Accept": media_type})
     assert response.headers["content-type"] == media_type
+    assert response.headers["image-id"] == hashlib.sha256(data).hexdigest()  # which the drawing itself cannot show
     drawn = Image.open(io.BytesIO(response.content))
     assert (drawn.size, Image.MIME[drawn.format or ""]) == ((600, 400), media_type)
     plain = scene(400, 600, 3).transpose(Image.Transpose.ROTATE_270)

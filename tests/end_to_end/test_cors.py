@@ -53,7 +53,7 @@ def test_a_page_may_read_errors_and_the_headers_of_an_answer(guarded):
     assert answer.status_code == 401  # the key is missing
     assert answer.headers["access-control-allow-origin"] == PAGE
     exposed = answer.headers["access-control-expose-headers"]
-    assert exposed == "X-Request-ID, Image-Warnings, Answer-Truncated, Server-Timing, Retry-After"
+    assert exposed == "X-Request-ID, Image-Id, Image-Warnings, Answer-Truncated, Server-Timing, Retry-After"
     other = guarded.http.get("/healthz", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
 

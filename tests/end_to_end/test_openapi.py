@@ -80,7 +80,7 @@ def test_answers_have_the_documented_headers(server):
                 "image-warnings",
                 "answer-truncated",
             }
-            assert documented == {"x-request-id", "server-timing", "retry-after"} & set(answer.headers)
+            assert documented == {"x-request-id", "image-id", "server-timing", "retry-after"} & set(answer.headers)
         stages = responses["200"]["headers"]["Server-Timing"]["description"]
         timing = server.http.post(path, json=example).headers["server-timing"]
         assert all(stage.split(";")[0] in stages for stage in timing.split(", "))
