@@ -26,6 +26,7 @@ from faster_rcnn.training.objectives import LossModule, Objective
 from faster_rcnn.training.optimiser import build_optimiser, learning_rate, set_rate
 from faster_rcnn.training.options import TrainingOptions
 from faster_rcnn.training.processes import (
+    copy_from_first,
     file_of_first,
     mean_over_processes,
     processes,
@@ -122,6 +123,7 @@ class _Trainer:
         self.objective = objective
         self.options = options
         self.device = detector.mean.device
+        copy_from_first(detector)  # the others have not read the weights that training starts from
         detector.backbone.to(memory_format=torch.channels_last)
         self.frozen: list[nn.Module] = objective.freeze_other_parts(detector)
         if options.trainable_from is not None:

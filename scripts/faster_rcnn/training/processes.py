@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
 from faster_rcnn.data.loader import Batch
+from faster_rcnn.training.joining import join
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
+    store, number, size = join(TIMEOUT)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore("group", store),
@@ -121,6 +121,15 @@ def file_of_first(file: Path) -> Iterator[Path]:
         copy = Path(folder, file.name)
         copy.write_bytes(content.pop())
         yield copy
+
+
+def copy_from_first(module: nn.Module) -> None:
+    """Gives `module` the parameters and buffers that it has in the first process."""
+    if dist.is_initialized():
+        for tensor in module.state_dict().values():
+            values = tensor.contiguous()
+            dist.broadcast(values, 0)
+            tensor.copy_(values)
 
 
 def wait_for_all() -> None:

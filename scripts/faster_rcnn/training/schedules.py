@@ -105,7 +105,7 @@ def carry_out(
 def fresh_detector(record: RunRecord) -> FasterRCNN:
     """The run's detector with its initial weights, the same each time.
 
-    Only the first process needs the weights that training starts from: when training begins, the others receive its.
+    Only the first process reads the weights that training starts from; the loop gives them to the others.
     """
     torch.manual_seed(record.training_options.seed)
     detector = FasterRCNN(record.detector_config)
