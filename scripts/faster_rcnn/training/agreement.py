@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ def check_same_start(user_options: Mapping[str, Any]) -> None:
     )
 
 
-def check_same_data(splits: Sequence[Dataset], digests: Sequence[str | None]) -> None:
+def check_same_data(splits: tuple[Dataset, Dataset], digests: tuple[str | None, str | None]) -> None:
     """Compares the annotations and images that the processes have read.
 
-    digests: of the annotations of `splits`.
+    splits: for training and validation;  digests: of their annotations.
     Raises ValueError in every process, naming the first one that differs from process 0, and the first images.
     """
     record = image_record(splits)
@@ -50,8 +50,11 @@ def check_same_data(splits: Sequence[Dataset], digests: Sequence[str | None]) ->
     other = next((number for number, one in enumerate(of_all) if one != of_all[0]), None)
     if other is None:
         return
-    records = exchanged(record)
-    found = changes(records[0], records[other]) or "the annotations differ"
+    records = exchanged(record)  # they are large, and not needed where all agree
+    found = changes(records[0], records[other])
+    if not found:
+        unlike = zip(("train", "val"), of_all[0][0], of_all[other][0], strict=True)
+        found = f"the annotations of {' and '.join(name for name, one, two in unlike if one != two)} differ"
     raise ValueError(
         f"process {other} ({place_of(other)}) has other data than process 0 ({place_of(0)}): {found}; "
         "give all machines the same files"
