@@ -1,5 +1,6 @@
 """Decodes every image of a data set before it is used, so that a broken image does not stop a long training run."""
 
+import hashlib
 import os
 import sys
 import time
@@ -188,7 +189,9 @@ def _examined(dataset: FolderDataset, indices: range, workers: int, memory: Reme
     unknown = [index for index in indices if index not in known]
     with ThreadPoolExecutor(workers) as threads:
         try:
-            found = _with_progress(threads.map(lambda index: _examine(dataset, index), unknown), len(unknown), dataset)
+            found = _with_progress(
+                threads.map(lambda index: _examine(dataset, index, memory), unknown), len(unknown), dataset
+            )
             for index in indices:
                 if index in known:
                     yield Result(known[index], True, faults=_faults(dataset, index, known[index]))
@@ -214,7 +217,7 @@ def _with_progress(results: Iterator[Result], number: int, dataset: FolderDatase
         yield result
 
 
-def _examine(dataset: FolderDataset, index: int) -> Result:
+def _examine(dataset: FolderDataset, index: int, memory: Remembered) -> Result:
     path = dataset.path(index)
     try:
         status, data = path.stat(), path.read_bytes()
@@ -222,8 +225,9 @@ def _examine(dataset: FolderDataset, index: int) -> Result:
         what = f"{dataset.name(index)} cannot be read: {error.strerror}"
         fault = Fault("unreadable image", dataset.where(index), what, "repair it or remove it from the list")
         return Result(faults=[fault])
-    facts = examine(data)
-    return Result(facts, False, status, _faults(dataset, index, facts))
+    known = memory.of_content(hashlib.sha256(data).hexdigest())
+    facts = known or examine(data)
+    return Result(facts, known is not None, status, _faults(dataset, index, facts))
 
 
 def _faults(dataset: FolderDataset, index: int, facts: ImageFacts) -> list[Fault]:
