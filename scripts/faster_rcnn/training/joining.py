@@ -25,6 +25,12 @@ def join(patience: timedelta) -> tuple[dist.Store, int, int]:
     return dist.PrefixStore(name, store), rank, size
 
 
+def told_by_all(store: dist.Store, rank: int, size: int, value: str) -> tuple[str, ...]:
+    """The values of all processes, before they have a process group."""
+    store.set(f"value/{rank}", value)
+    return tuple(store.get(f"value/{number}").decode() for number in range(size))
+
+
 def _invite(store: dist.Store, size: int, until: float) -> str:
     """Tells the name of a new store to every process that asks, until all have answered."""
     name = uuid4().hex

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faster_rcnn.data.loader import Batch
-from faster_rcnn.training.joining import join
+from faster_rcnn.training.joining import join, told_by_all
 
 T = TypeVar("T")
 
@@ -40,7 +40,10 @@ class _Group:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that `torchrun` started, if it did, and yields the device of this process."""
+    """Joins the processes that `torchrun` started, if it did, and yields the device of this process.
+
+    Raises ValueError in every process if some compute on GPUs and others do not.
+    """
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
@@ -48,6 +51,8 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     store, number, size = join(TIMEOUT)
+    _Group.places = told_by_all(store, number, size, socket.gethostname())
+    _check_same_kind(told_by_all(dist.PrefixStore("kind", store), number, size, device.type))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore("group", store),
@@ -57,11 +62,19 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     )
     try:
         _Group.store = dist.PrefixStore("steps", store.clone())  # its own connection: NCCL's threads use the other one
-        _Group.places = tuple(gathered(socket.gethostname()))
         yield device
     finally:
         _Group.store = None
         dist.destroy_process_group()
+
+
+def _check_same_kind(kinds: tuple[str, ...]) -> None:
+    for number, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ValueError(
+                f"process {number} ({place_of(number)}) computes on {kind}, and process 0 ({place_of(0)}) on "
+                f"{kinds[0]}; look for missing GPUs or drivers, or give all processes the same --device"
+            )
 
 
 def common_store() -> dist.Store:

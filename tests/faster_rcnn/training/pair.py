@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -12,7 +13,7 @@ import torch
 Act = Callable[[int], object]
 
 
-def in_a_pair(act: Act, folder: Path) -> list[str]:
+def in_a_pair(act: Act, folder: Path, devices: tuple[str, str] = ("cpu", "cpu")) -> list[str]:
     """Calls `act(rank)` in two processes that have joined. Returns what each has returned, or its error, as text.
 
     Each works in its own folder, "0" or "1" of `folder`.
@@ -22,7 +23,9 @@ def in_a_pair(act: Act, folder: Path) -> list[str]:
         port = free.getsockname()[1]
     context = get_context("fork")
     results = [context.SimpleQueue() for _ in range(2)]
-    pair = [context.Process(target=_run, args=(act, rank, port, folder, results[rank])) for rank in range(2)]
+    pair = [
+        context.Process(target=_run, args=(act, rank, devices[rank], port, folder, results[rank])) for rank in range(2)
+    ]
     for one in pair:
         one.start()
     for one in pair:
@@ -31,7 +34,7 @@ def in_a_pair(act: Act, folder: Path) -> list[str]:
     return [queue.get() if not queue.empty() else "nothing" for queue in results]
 
 
-def _run(act: Act, rank: int, port: int, folder: Path, result: "object") -> None:
+def _run(act: Act, rank: int, device: str, port: int, folder: Path, result: "object") -> None:
     from faster_rcnn.training.processes import process_group, wait_for_all
 
     torch.set_num_threads(1)
@@ -43,7 +46,7 @@ def _run(act: Act, rank: int, port: int, folder: Path, result: "object") -> None
     own.mkdir(exist_ok=True)
     os.chdir(own)
     try:
-        with process_group(torch.device("cpu")):
+        with process_group(torch.device(device)):
             try:
                 text = str(act(rank))
             except (ValueError, OSError) as error:
@@ -52,5 +55,8 @@ def _run(act: Act, rank: int, port: int, folder: Path, result: "object") -> None
                 text = traceback.format_exc()
             result.put(text)  # type: ignore[attr-defined]
             wait_for_all()  # process 0 has the store
+    except ValueError as error:  # they have not joined
+        result.put(str(error))  # type: ignore[attr-defined]
+        time.sleep(0.5)  # process 0 has the store, which the other one may not have read yet
     except RuntimeError:
         pass  # the other one has been killed

@@ -55,6 +55,13 @@ def test_processes_with_other_options_or_code_are_refused(tmp_path: Path, monkey
     assert in_a_pair(only_what_may_differ, tmp_path) == ["agreed", "agreed"]
 
 
+@pytest.mark.contract("6.16")
+def test_a_process_that_finds_no_gpu_is_named(tmp_path: Path) -> None:
+    """Torch's device "meta" stands for another kind, so that no GPU is needed."""
+    said = rf"process 1 {MACHINE} computes on meta, and process 0 {MACHINE} on cpu; look for missing GPUs or drivers"
+    assert all(re.match(said, one) for one in in_a_pair(lambda _: None, tmp_path, devices=("cpu", "meta")))
+
+
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     """Of a run on images of which both processes have a copy."""

@@ -43,7 +43,7 @@ with used_alone(Path({str(tmp_path)!r})):
 
 
 def test_a_worker_process_that_outlives_its_parent_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
-    """A process that prepares images notices after seconds that its parent was killed, and torchrun restarts at once."""
+    """A process that prepares images sees after seconds that its parent was killed, and torchrun restarts at once."""
     program = f"""
 import os, sys
 from pathlib import Path
