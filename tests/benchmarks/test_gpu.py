@@ -43,7 +43,7 @@ def test_the_fifteen_checks_have_the_numbers_of_the_documentation():
     assert [check.number for check in chosen(["C5", "C1"])] == ["C1", "C5"]
 
 
-@pytest.mark.contract("6.15")
+@pytest.mark.contract("6.17")
 def test_the_rehearsal_runs_every_check_on_the_cpu(tmp_path: Path):
     done = run("--provider", "cpu", "--out", tmp_path)
     document = json.loads((tmp_path / "benchmark.json").read_text())
@@ -79,7 +79,7 @@ def test_a_package_needs_an_architecture(tmp_path: Path):
     assert "--pack and --architecture belong together" in done.stderr
 
 
-@pytest.mark.contract("6.15")
+@pytest.mark.contract("6.17")
 def test_what_time_does_not_allow_is_not_run_and_counts_as_failed(tmp_path: Path):
     outcomes = list(run_checks(CHECKS, Setup(CPU, tmp_path), seconds=0.0))
     assert [one.status for one in outcomes] == [Status.NOT_RUN] * 15
@@ -87,7 +87,7 @@ def test_what_time_does_not_allow_is_not_run_and_counts_as_failed(tmp_path: Path
     assert outcomes[0].finding.faults == ["not run: 0 of 0 s were left"]
 
 
-@pytest.mark.contract("6.15")
+@pytest.mark.contract("6.17")
 def test_an_exception_fails_its_check_and_no_other(tmp_path: Path):
     broken = [Check("X", "broken", "", "no_such_module", "run", 1.0, aside) for aside in (True, False)]
     outcomes = list(run_checks([*broken, *chosen(["C6"])], Setup(CPU, tmp_path), seconds=300.0))

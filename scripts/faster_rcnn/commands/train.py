@@ -4,6 +4,7 @@ faster-rcnn train --data voc:DIR --out runs/mine
 faster-rcnn train --data coco:DIR --backbone resnet50_fpn --epochs 20 --out runs/mine
 faster-rcnn train --data voc:DIR --backbone vgg16 --schedule alternating --out runs/paper
 faster-rcnn train --data voc:DIR --schedule fast-rcnn --proposals selective-search --out runs/fast
+faster-rcnn train --data voc:DIR --out runs/mine --resume auto      (begins, or goes on after an interruption)
 faster-rcnn train --out runs/mine --resume                          (after an interruption)
 faster-rcnn train --out runs/mine --resume --iterations 6500        (to train a finished run further)
 torchrun --nproc-per-node 4 scripts/train.py --data … --out …       (on several GPUs)
@@ -49,11 +50,24 @@ from faster_rcnn.commands.command_line import (
 from faster_rcnn.data.augmentation import AUGMENTATIONS
 from faster_rcnn.detector.backbones import BACKBONES
 from faster_rcnn.detector.roi_pooling import POOLINGS
+from faster_rcnn.training.agreement import check_same_start
 from faster_rcnn.training.optimiser import DECAYS, OPTIMISERS
 from faster_rcnn.training.processes import process_group, rank
-from faster_rcnn.training.run import SCHEDULE_NAMES, begin_run, has_begun, resume_run
+from faster_rcnn.training.run import (
+    SCHEDULE_NAMES,
+    RunRecord,
+    begin_run,
+    changed_options,
+    has_begun,
+    iterations_done,
+    read_record,
+    resume_run,
+)
 from faster_rcnn.training.run_folder import check_unused
 from faster_rcnn.training.schedules import carry_out
+from faster_rcnn.training.waiting import from_first
+
+ALWAYS, AUTO = "always", "auto"  # values of --resume; the first one if none is given
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,33 +96,57 @@ def how_to_go_on(folder: Path | None) -> str:
 
 def train(arguments: argparse.Namespace, command: str) -> None:
     """Begins the run that the options describe, or resumes it; `command` is kept in its record."""
-    user_options = {name: value for name, value in vars(arguments).items() if value is not None}
-    resume, device = user_options.pop("resume"), device_of(arguments)
-    accept = user_options.pop("accept_changed_images")
-    if accept and not resume:
+    user_options = user_options_of(arguments)
+    folder: Path = required(arguments.out, "--out", "name the folder of the run")
+    if arguments.accept_changed_images and not arguments.resume:
         raise ValueError("--accept-changed-images belongs to --resume; leave it out")
-    user_options.pop("device", None)
-    folder: Path = required(user_options.pop("out", None), "--out", "name the folder of the run")
-    check_together(user_options, resume)
-    if not resume:
+    check_together(user_options, arguments.resume)
+    if not arguments.resume:
         data_source(arguments.data)
-    check_writable(folder)
-    if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would compete with it
+    if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun do not use the folder
+        check_writable(folder)
         check_unused(folder)
-    if user_options.get("augmentations") == ["none"]:
-        user_options["augmentations"] = []
+    device = device_of(arguments)
     with process_group(device) as own_device:
-        if resume:
-            record = resume_run(folder, user_options, command)
-        else:
-            record = begin_run(folder, user_options, command, str(device))
-        metrics = carry_out(record, folder, own_device, accept)
+        check_same_start(vars(arguments))
+        record = from_first(lambda: _record(arguments.resume, folder, user_options, command, str(device)))
+        if record is None:
+            return
+        metrics = carry_out(record, folder, own_device, arguments.accept_changed_images)
         if rank() == 0:
             reached = ", ".join(f"{name} {metrics[name]}" for name in ("AP", "AP50", "VOC_mAP") if name in metrics)
             print(f"{folder}: {reached} in {metrics['seconds']} s; plots, predictions and logs are in that folder")
 
 
-def check_together(user_options: dict[str, Any], resume: bool) -> None:
+def user_options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that the user named, without those that say where and how this command runs."""
+    of_command = ("resume", "accept_changed_images", "device", "out")
+    options = {name: one for name, one in vars(arguments).items() if one is not None and name not in of_command}
+    if options.get("augmentations") == ["none"]:
+        options["augmentations"] = []
+    return options
+
+
+def _record(
+    resume: str | None, folder: Path, user_options: dict[str, Any], command: str, device: str
+) -> RunRecord | None:
+    """The record of the run to carry out; None if a run that is to be continued by `--resume auto` is finished."""
+    if resume == AUTO and not has_begun(folder):
+        data_source(user_options.get("data"))
+        resume = None
+    if resume is None:
+        return begin_run(folder, user_options, command, device)
+    if resume == ALWAYS:
+        return resume_run(folder, user_options, command)
+    began_with = user_options_of(build_parser().parse_args(shlex.split(read_record(folder).command)[1:]))
+    record = resume_run(folder, changed_options(read_record(folder), began_with, user_options), command)
+    if (done := iterations_done(folder, record)) is None:
+        return record
+    print(f"{folder} has done its {done} iterations, so nothing is left to do")
+    return None
+
+
+def check_together(user_options: dict[str, Any], resume: str | None) -> None:
     """Raises ValueError for options that contradict each other."""
     check_sizes(user_options)
     if "epochs" not in user_options:
@@ -116,7 +154,7 @@ def check_together(user_options: dict[str, Any], resume: bool) -> None:
     for other in ("iterations", "step_iterations"):
         if other in user_options:
             raise ValueError(f"--epochs and --{other.replace('_', '-')} both set the length of the run; give one")
-    if resume:
+    if resume == ALWAYS:
         raise ValueError("--epochs sets the length of a new run; to train one further, give --iterations")
     if user_options.get("data") == "shapes":
         raise ValueError("--data shapes never ends, so it has no epochs; give --iterations")
@@ -126,7 +164,15 @@ def build_parser() -> Parser:
     parser = Parser("train", "--data DATA --out RUN [OPTION ...]", __doc__)
     add_data(parser)
     parser.add_argument("--out", type=path, metavar="RUN", help="run folder, created if it does not exist")
-    parser.add_argument("--resume", action="store_true", help="continue RUN from its checkpoint, with its own options")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=ALWAYS,
+        choices=(AUTO, ALWAYS),
+        metavar=AUTO,
+        help="continue RUN from its checkpoint, with its own options; auto begins it if there is none, and does "
+        "nothing if it is finished, so that the same command line can be repeated",
+    )
     parser.add_argument(
         "--accept-changed-images",
         action="store_true",

@@ -1,13 +1,15 @@
 """Decodes every image of a data set before it is used, so that a broken image does not stop a long training run."""
 
+import hashlib
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 from tqdm import tqdm
@@ -24,6 +26,30 @@ from service.images.integrity import FURTHER_PAGES, WARNINGS
 
 LINE_EVERY = 60.0  # seconds between two lines about the progress
 FirstFiles = dict[str, tuple[str, Path]]  # SHA-256 of an image's bytes → the first split and file with these bytes
+
+
+class Team(Protocol):
+    """Processes that see the same files, and divide the images among them.
+
+    place: that of this process, from 0;  size: the number of processes.
+    """
+
+    place: int
+    size: int
+
+    def exchange(self, work: "Callable[[], list[Result]]") -> "list[list[Result]]":
+        """Calls `work`, and returns the results of all processes in the order of their places."""
+        ...
+
+
+class OneProcess:
+    """A process that decodes all images itself."""
+
+    place = 0
+    size = 1
+
+    def exchange(self, work: "Callable[[], list[Result]]") -> "list[list[Result]]":
+        return [work()]
 
 
 def open_checked(
@@ -52,8 +78,12 @@ def open_checked(
     return dataset
 
 
-def check_before_training(datasets: Sequence[Dataset], workers: int) -> list[Fault]:
+def check_before_training(
+    datasets: Sequence[Dataset], workers: int, team_for: Callable[[FolderDataset], Team] = lambda _: OneProcess()
+) -> list[Fault]:
     """Decodes every image of the folders among `datasets`. Generated images need no check.
+
+    team_for: the processes that check a data set together.
 
     Returns all faults, including those of the annotations: warnings, and what `skip_bad_boxes` left out.
     Raises ValueError, with the first faults in one line, if training cannot start with one of the data sets.
@@ -62,7 +92,7 @@ def check_before_training(datasets: Sequence[Dataset], workers: int) -> list[Fau
     found: list[Fault] = []
     for dataset in datasets:
         if isinstance(dataset, FolderDataset):
-            faults = [*dataset.faults, *check_images(dataset, workers, first_files)]
+            faults = [*dataset.faults, *check_images(dataset, workers, first_files, team=team_for(dataset))]
             refuse(faults, dataset.source, dataset.skip_bad_boxes)
             if not len(dataset):
                 raise ValueError(f"{dataset.source}: split {dataset.split} has no image that can be read; add images")
@@ -81,6 +111,7 @@ def check_images(
     workers: int,
     first_files: FirstFiles | None = None,
     remembered: Remembered | None = None,
+    team: Team | None = None,
 ) -> list[Fault]:
     """Decodes every image in `workers` threads; the decoders release Python's global lock while they work.
 
@@ -90,13 +121,21 @@ def check_images(
 
     remembered: what earlier checks found in files that have not changed since; None opens the user's. What this check
     finds is added to it as the check goes on, so that a check that is interrupted can be continued.
+    team: the processes that call this function with the same data set, each for its share; None: this one alone.
     """
-    memory = remembered or open_remembered()
-    try:
-        results = list(_examined(dataset, workers, memory))
-    finally:
-        memory.close()
-    if known := sum(result.remembered for result in results):
+    team = team or OneProcess()
+    indices = range(team.place, len(dataset), team.size)
+
+    def examine_share() -> list[Result]:
+        memory = remembered or open_remembered()
+        try:
+            return list(_examined(dataset, indices, workers, memory))
+        finally:
+            memory.close()
+
+    shares = team.exchange(examine_share)
+    results = [shares[index % team.size][index // team.size] for index in range(len(dataset))]
+    if team.place == 0 and (known := sum(result.remembered for result in results)):
         print(f"{known} of {len(results)} images of split {dataset.split} were checked before", file=sys.stderr)
     dataset.facts = [result.facts for result in results if result.facts is not None and result.readable]
     faults = [fault for result in results for fault in result.faults]
@@ -119,7 +158,7 @@ def _doubtful(dataset: FolderDataset) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Result:
+class Result:
     """The check of one image.
 
     facts: None if the file cannot be read;  status: of the file before it was read;  faults: an error if the image
@@ -136,10 +175,10 @@ class _Result:
         return all(fault.warning for fault in self.faults)
 
 
-def _examined(dataset: FolderDataset, workers: int, memory: Remembered) -> Iterator[_Result]:
-    """The result of every image, in order. Those that were remembered take no thread's time."""
+def _examined(dataset: FolderDataset, indices: range, workers: int, memory: Remembered) -> Iterator[Result]:
+    """The result of every image in `indices`, in order. Those that were remembered take no thread's time."""
     known = {}
-    for index in range(len(dataset)):
+    for index in indices:
         path = dataset.path(index)
         try:
             facts = memory.get(path, path.stat())
@@ -147,24 +186,26 @@ def _examined(dataset: FolderDataset, workers: int, memory: Remembered) -> Itera
             continue  # reading it says why
         if facts is not None:
             known[index] = facts
-    unknown = [index for index in range(len(dataset)) if index not in known]
+    unknown = [index for index in indices if index not in known]
     with ThreadPoolExecutor(workers) as threads:
         try:
-            found = _with_progress(threads.map(lambda index: _examine(dataset, index), unknown), len(unknown), dataset)
-            for index in range(len(dataset)):
+            found = _with_progress(
+                threads.map(lambda index: _examine(dataset, index, memory), unknown), len(unknown), dataset
+            )
+            for index in indices:
                 if index in known:
-                    yield _Result(known[index], True, faults=_faults(dataset, index, known[index]))
+                    yield Result(known[index], True, faults=_faults(dataset, index, known[index]))
                     continue
                 result = next(found)
                 if result.facts is not None and result.status is not None:
                     memory.put(dataset.path(index), result.status, result.facts)
-                yield result
+                yield replace(result, status=None)
         except BaseException:  # Ctrl-C too: the images that wait must not be decoded first
             threads.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _with_progress(results: Iterator[_Result], number: int, dataset: FolderDataset) -> Iterator[_Result]:
+def _with_progress(results: Iterator[Result], number: int, dataset: FolderDataset) -> Iterator[Result]:
     """`results` with a progress bar on a terminal, and with a line every LINE_EVERY seconds elsewhere."""
     name, last = f"{dataset.source}, {dataset.split}", time.monotonic()
     on_terminal = sys.stderr.isatty()
@@ -176,16 +217,17 @@ def _with_progress(results: Iterator[_Result], number: int, dataset: FolderDatas
         yield result
 
 
-def _examine(dataset: FolderDataset, index: int) -> _Result:
+def _examine(dataset: FolderDataset, index: int, memory: Remembered) -> Result:
     path = dataset.path(index)
     try:
         status, data = path.stat(), path.read_bytes()
     except OSError as error:
         what = f"{dataset.name(index)} cannot be read: {error.strerror}"
         fault = Fault("unreadable image", dataset.where(index), what, "repair it or remove it from the list")
-        return _Result(faults=[fault])
-    facts = examine(data)
-    return _Result(facts, False, status, _faults(dataset, index, facts))
+        return Result(faults=[fault])
+    known = memory.of_content(hashlib.sha256(data).hexdigest())
+    facts = known or examine(data)
+    return Result(facts, known is not None, status, _faults(dataset, index, facts))
 
 
 def _faults(dataset: FolderDataset, index: int, facts: ImageFacts) -> list[Fault]:
@@ -209,7 +251,7 @@ def _faults(dataset: FolderDataset, index: int, facts: ImageFacts) -> list[Fault
     return faults
 
 
-def _duplicates(dataset: FolderDataset, results: Sequence[_Result], first_files: FirstFiles) -> list[Fault]:
+def _duplicates(dataset: FolderDataset, results: Sequence[Result], first_files: FirstFiles) -> list[Fault]:
     """One fault for each file that repeats another's bytes, and one for all images that two splits share."""
     faults = []
     shared: dict[str, list[str]] = {}

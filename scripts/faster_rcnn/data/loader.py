@@ -95,11 +95,15 @@ def _epoch(dataset: Dataset, batch_size: int, seed: list[int]) -> Iterator[list[
 
 @dataclass(frozen=True)
 class Share:
-    """The part of each batch that process `rank` of `processes` computes, split into `micro_batches`."""
+    """The part of each batch that process `rank` of `processes` computes, split into `micro_batches`.
+
+    on_this_machine: the number of processes that share its memory; None: all of them.
+    """
 
     rank: int = 0
     processes: int = 1
     micro_batches: int = 1
+    on_this_machine: int | None = None
 
     def check(self, batch_size: int) -> None:
         """Raises ValueError unless all micro-batches have the same size, as the mean over a batch requires."""
@@ -187,7 +191,8 @@ def training_batches(
     share = share or Share()
     share.check(loading.batch_size)
     images = loading.batch_size // (share.processes * share.micro_batches)
-    way = choose_way(loading.workers, images * rule.min_size * rule.max_size * 3, share.processes)
+    neighbours = share.on_this_machine or share.processes
+    way = choose_way(loading.workers, images * rule.min_size * rule.max_size * 3, neighbours)
     if way.remark and share.rank == 0:
         print(way.remark)
     collate_items = partial(_collate_items, stride=stride)

@@ -1,13 +1,15 @@
 """Remembers what decoding found, so that a check goes on where it was interrupted and need not decode a file twice.
 
-A file counts as the same if its path, size, inode and times of change are. The facts are in one SQLite file in the
-user's cache folder, or in the folder that FASTER_RCNN_CACHE names; if that is blank, nothing is remembered.
+A file counts as the same if its path, size, inode and times of change are; then it is not even read. A file that was
+copied, moved or mounted elsewhere is read, and not decoded if its bytes are known. The facts are in one SQLite file in
+the user's cache folder, or in the folder that FASTER_RCNN_CACHE names; if that is blank, nothing is remembered.
 """
 
 import json
 import os
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ SAVE_EVERY = 5.0  # seconds; what a killed process loses
 # whole or even in two seconds.
 UNSETTLED = 3_000_000_000  # ns
 _TABLE = "CREATE TABLE IF NOT EXISTS images (path BLOB PRIMARY KEY, stamp TEXT, rules TEXT, facts TEXT)"
+_INDEX = "CREATE INDEX IF NOT EXISTS contents ON images (json_extract(facts, '$.digest'))"
 _FORGET = "DELETE FROM images WHERE rowid IN (SELECT rowid FROM images ORDER BY rowid DESC LIMIT -1 OFFSET ?)"
 
 
@@ -43,7 +46,7 @@ def open_remembered() -> "Remembered":
 
 
 class Remembered:
-    """Facts about files.  All methods are for one thread at a time.
+    """Facts about files. Several threads may use them.
 
     Nothing here fails: a cache that is damaged, locked, or cannot be written is not used, which is said once.
     """
@@ -55,6 +58,7 @@ class Remembered:
         self._saved = time.monotonic()
         self._rows: list[tuple[object, ...]] = []
         self._database: sqlite3.Connection | None = None
+        self._lock = threading.RLock()
         if file is not None:
             self._attempt(lambda: self._open(file))
 
@@ -62,15 +66,24 @@ class Remembered:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(file, timeout=10, check_same_thread=False)
         self._database.execute(_TABLE)
+        self._database.execute(_INDEX)
         self._database.execute("SELECT path, stamp, rules, facts FROM images LIMIT 1")
 
     def get(self, path: Path, status: os.stat_result) -> ImageFacts | None:
         """What was found in a file; None if it is unknown or has changed since."""
-        row: list[str] | None = None
-        if self._database is not None:
-            query = "SELECT facts FROM images WHERE path = ? AND stamp = ? AND rules = ?"
-            key = (_name(path), _stamp(status), rules())
-            row = self._attempt(lambda: self._execute(query, key).fetchone())
+        query = "SELECT facts FROM images WHERE path = ? AND stamp = ? AND rules = ?"
+        return self._first(query, (_name(path), _stamp(status), rules()))
+
+    def of_content(self, digest: str) -> ImageFacts | None:
+        """What was found in any file whose bytes had this SHA-256."""
+        query = "SELECT facts FROM images WHERE json_extract(facts, '$.digest') = ? AND rules = ? LIMIT 1"
+        return self._first(query, (digest, rules()))
+
+    def _first(self, query: str, key: tuple[object, ...]) -> ImageFacts | None:
+        with self._lock:
+            row: list[str] | None = None
+            if self._database is not None:
+                row = self._attempt(lambda: self._execute(query, key).fetchone())
         if row is None:
             return None
         try:
@@ -80,6 +93,10 @@ class Remembered:
 
     def put(self, path: Path, status: os.stat_result, facts: ImageFacts) -> None:
         """Remembers what was found in a file.  status: taken before the file was read."""
+        with self._lock:
+            self._put(path, status, facts)
+
+    def _put(self, path: Path, status: os.stat_result, facts: ImageFacts) -> None:
         if self._database is None or self._clock() - max(status.st_mtime_ns, status.st_ctime_ns) < UNSETTLED:
             return
         row = (_name(path), _stamp(status), rules(), json.dumps(facts.to_json()))

@@ -1,4 +1,4 @@
-"""The first images of a data set, used where the whole set would take too long."""
+"""Parts of a data set: its first images, where the whole set would take too long, and the share of a process."""
 
 from faster_rcnn.data.dataset import Dataset, Sample
 
@@ -24,3 +24,24 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self._dataset.name(index)
+
+
+class EveryNth:
+    """The images `first`, `first + step` and so on of a data set: the share of one of `step` processes."""
+
+    def __init__(self, dataset: Dataset, first: int, step: int) -> None:
+        self.labels = dataset.labels
+        self._dataset = dataset
+        self._indices = range(first, len(dataset), step)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._dataset[self._indices[index]]
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._dataset.size(self._indices[index])
+
+    def name(self, index: int) -> str:
+        return self._dataset.name(self._indices[index])

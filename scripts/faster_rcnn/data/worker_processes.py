@@ -5,6 +5,7 @@ MB of it unless they are told otherwise, and a worker that finds it full is kill
 """
 
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
@@ -65,7 +66,13 @@ def choose_way(workers: int, batch_bytes: int, processes: int = 1) -> Way:
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
-    """For a new worker process: Ctrl-C reaches it too, but its parent ends it when it is no longer needed."""
+    """For a new worker process: its parent ends it when it is no longer needed.
+
+    Ctrl-C, torchrun and schedulers signal all processes of a group. The worker leaves that group, because its parent
+    still needs batches to finish the iteration.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

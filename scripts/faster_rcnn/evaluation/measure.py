@@ -21,11 +21,13 @@ def evaluate(dataset: Dataset, predict: Predictor, limit: int | None = None) -> 
     return measure(truths, predictions, dataset.labels)
 
 
-def collect(dataset: Dataset, predict: Predictor, limit: int | None = None) -> tuple[list[Sample], list[Prediction]]:
+def collect(
+    dataset: Dataset, predict: Predictor, limit: int | None = None, with_bar: bool = True
+) -> tuple[list[Sample], list[Prediction]]:
     """The first `limit` samples, as `without_pixels` returns them, and the prediction for each."""
     first = dataset if limit is None else Subset(dataset, limit)
     truths, predictions = [], []
-    for index in tqdm(range(len(first)), desc="evaluating", unit="image", leave=False):
+    for index in tqdm(range(len(first)), desc="evaluating", unit="image", leave=False, disable=not with_bar):
         sample = first[index]
         predictions.append(predict(sample))
         truths.append(without_pixels(sample))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,17 @@ from faster_rcnn.training.objectives import LossModule, Objective
 from faster_rcnn.training.optimiser import build_optimiser, learning_rate, set_rate
 from faster_rcnn.training.options import TrainingOptions
 from faster_rcnn.training.processes import (
+    copy_from_first,
+    file_of_first,
     mean_over_processes,
     processes,
+    processes_on_this_machine,
     rank,
     same_canvas,
     share_statistics,
     wait_for_all,
 )
-from faster_rcnn.training.stopping import Stopped, stop_after_iteration
+from faster_rcnn.training.stopping import Stopped, StopRequest, stop_after_iteration
 from faster_rcnn.training.validation import validate
 
 SHOWN_METRICS = ("AP", "AP50", "R@0.5", "AR", "loss")  # printed after each validation
@@ -54,15 +58,15 @@ def train(
     Writes into `folder`: `checkpoint.pt`, the last state; `best.pt`, the detector with the highest
     `objective.chosen_by`; `losses.csv`, a row per iteration; `validation.jsonl`, a line per validation; `predictions/`,
     a sheet of images per validation; `losses.png`; `tensorboard/`. Under `torchrun` each process computes its share
-    of every batch, and only the first one writes.
+    of every batch and validates its share of the images, and only the first one reads and writes the folder.
     Raises ValueError if no iterations are left to resume or a batch cannot be divided, FloatingPointError if the
     training has diverged; the last checkpoint is then from before the divergence. Raises Stopped after SIGTERM or
-    Ctrl-C, once the iteration is finished and saved.
+    Ctrl-C to any of the processes, once the iteration is finished and saved; in all of them after the same iteration.
     """
     trainer = _Trainer(detector, objective, options)
     if resume:
         trainer.restore(folder)
-    share = Share(rank(), processes(), options.accumulate)
+    share = Share(rank(), processes(), options.accumulate, processes_on_this_machine())
     loading = Loading(options.batch_size, options.seed, options.workers, options.augmentations, options.with_difficult)
     stride = detector.backbone.stride
     batches = training_batches(training, detector.config.resize, stride, loading, trainer.done, share)
@@ -81,22 +85,21 @@ def train(
         with stop_after_iteration() as stop:
             for iteration in bar:
                 rate = learning_rate(options, iteration)
-                losses = trainer.step(iteration, rate, batches)
+                losses = trainer.step(iteration, rate, batches, stop)
                 last = trainer.done == options.iterations
                 if log is not None:
                     log.step(iteration, rate, losses)
                     _show(bar, iteration, rate, losses)
                 if trainer.done % options.validate_every == 0 or last:
-                    if log is not None:
-                        bar.write(trainer.validate(validation, folder, log))
-                    wait_for_all()
+                    trainer.validate(validation, folder, log, bar)
                 # Save after the validation of the same iteration, so that resuming does not skip that validation.
-                stopped = stop.number is not None and not last
+                stopped = stop.is_due and not last
                 if log is not None and (trainer.done % options.checkpoint_every == 0 or last or stopped):
                     log.flush()
                     trainer.save(folder)
-                if stop.number is not None and stopped:
-                    raise Stopped(stop.number, f"stopped after iteration {trainer.done}, which is saved")
+                if stopped:
+                    wait_for_all()  # torchrun would kill the first process, which saves, when the others have ended
+                    raise Stopped(stop.number or SIGTERM, f"stopped after iteration {trainer.done}, which is saved")
     except BaseException:
         if log is not None:
             log.abandon()
@@ -120,6 +123,7 @@ class _Trainer:
         self.objective = objective
         self.options = options
         self.device = detector.mean.device
+        copy_from_first(detector)  # the others have not read the weights that training starts from
         detector.backbone.to(memory_format=torch.channels_last)
         self.frozen: list[nn.Module] = objective.freeze_other_parts(detector)
         if options.trainable_from is not None:
@@ -139,14 +143,14 @@ class _Trainer:
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
-    def step(self, iteration: int, rate: float, batches: Iterator[Batch]) -> dict[str, float]:
-        """Trains on one batch and returns its losses, the mean over all processes."""
+    def step(self, iteration: int, rate: float, batches: Iterator[Batch], stop: StopRequest) -> dict[str, float]:
+        """Trains on one batch and returns its losses, the mean over all processes, which agree on `stop` with them."""
         self.detector.train()
         for module in self.frozen:
             module.eval()
         set_rate(self.optimiser, rate)
         self.optimiser.zero_grad(set_to_none=True)
-        losses = self._add_gradients(iteration, batches)
+        losses = self._add_gradients(iteration, batches, stop)
         self.watch.check_losses(iteration, rate, losses)
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), self.options.clip_norm)
         self.watch.check_gradient(iteration, rate, norm)
@@ -154,7 +158,7 @@ class _Trainer:
         self.done = iteration + 1
         return losses
 
-    def _add_gradients(self, iteration: int, batches: Iterator[Batch]) -> dict[str, float]:
+    def _add_gradients(self, iteration: int, batches: Iterator[Batch], stop: StopRequest) -> dict[str, float]:
         """Accumulates the gradients of the micro-batches of one batch and returns the batch's losses."""
         micro_batches = self.options.accumulate
         collected: list[dict[str, Tensor]] = []
@@ -166,7 +170,13 @@ class _Trainer:
                 (total(losses) / micro_batches).backward()
             collected.append({name: loss.detach() for name, loss in losses.items()})
         means = torch.stack([torch.stack(list(losses.values())) for losses in collected]).mean(dim=0)
-        return dict(zip(collected[0], mean_over_processes(means).tolist(), strict=True))
+        if processes() > 1:
+            wanted = means.new_tensor([float(stop.number is not None)])
+            *values, share = mean_over_processes(torch.cat([means, wanted])).tolist()
+            stop.is_wanted_by_any = share > 0
+        else:
+            values = means.tolist()
+        return dict(zip(collected[0], values, strict=True))
 
     def _exchange_of_gradients(self, wanted: bool) -> AbstractContextManager[Any]:
         """Processes exchange gradients only with the last micro-batch of a batch."""
@@ -175,16 +185,22 @@ class _Trainer:
             return no_sync
         return nullcontext()
 
-    def validate(self, dataset: Dataset, folder: Path, log: RunLog) -> str:
-        """Measures the detector, keeps it as `best.pt` if it is the best so far, and returns a line to print."""
-        self.metrics, sheet = validate(self.detector, self.objective, dataset, self.options)
+    def validate(self, dataset: Dataset, folder: Path, log: RunLog | None, bar: tqdm) -> None:
+        """Measures the detector, keeps it as `best.pt` if it is the best so far, and prints a line.
+
+        Every process measures a share; only the first one, which has the log, does the rest.
+        """
+        found = validate(self.detector, self.objective, dataset, self.options)
+        if found is None or log is None:
+            return
+        self.metrics, sheet = found
         log.validation(self.done, self.metrics, sheet)
         reached = self.metrics[self.objective.chosen_by]
         if self.best is None or (reached is not None and reached > self.best):
             self.best = reached
             save_state(folder / BEST, self.detector, self.objective.name, self.done, metrics=self.metrics)
         shown = (f"{name} {self.metrics.get(name)}" for name in SHOWN_METRICS if name in self.metrics)
-        return f"{self.done}: " + "  ".join(shown)
+        bar.write(f"{self.done}: " + "  ".join(shown))
 
     def save(self, folder: Path) -> None:
         save_state(
@@ -201,7 +217,8 @@ class _Trainer:
 
     def restore(self, folder: Path) -> None:
         """Restores the state in the folder's checkpoint. Raises ValueError if the run has done all its iterations."""
-        state = read_checkpoint(folder)
+        with file_of_first(folder / NAME) as file:
+            state = read_checkpoint(file)
         if state["iteration"] >= self.options.iterations:
             raise ValueError(
                 f"{folder} has done its {state['iteration']} iterations; raise --iterations to train it further"

@@ -10,6 +10,7 @@ from faster_rcnn.detector.config import DetectorConfig, default_config
 from faster_rcnn.detector.limits import with_detections
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.rules import TargetNormalisation
+from faster_rcnn.training.processes import processes_on_this_machine
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ def default_weights(backbone: str) -> str:
     return "imagenet" if backbone in PRETRAINED else NAME_OF_NO_WEIGHTS
 
 
+def default_workers() -> int:
+    """Half of the cores, divided among the processes that train on this machine."""
+    return max(1, (os.cpu_count() or 2) // 2 // processes_on_this_machine())
+
+
 def default_options(backbone: str, weights: str, data: str, images: int) -> dict[str, Any]:
     """Training options that suit a backbone, its initial weights and a training set of `images` images."""
     if weights == NAME_OF_NO_WEIGHTS:
@@ -84,7 +90,7 @@ def default_options(backbone: str, weights: str, data: str, images: int) -> dict
     else:
         frozen = {"frozen_statistics": True, "optimiser": "sgd", "decay": "step", "warm_up": 500}
         options = frozen | _FINE_TUNING[backbone]
-    options |= {"augmentations": ("flip", "scale-jitter", "photometric"), "workers": max(1, (os.cpu_count() or 2) // 2)}
+    options |= {"augmentations": ("flip", "scale-jitter", "photometric"), "workers": default_workers()}
     if data == "shapes":
         return options | SHAPES
     options["batch_size"] = min(options["batch_size"], max(1, images))

@@ -2,14 +2,20 @@
 
 The result of a batch does not depend on the number of processes: each gets the same number of images, gradients are
 averaged over the processes, and batch normalisation computes its statistics over all images.
+
+Only the first process reads and writes the run folder. The processes exchange Python objects, which torch.distributed
+pickles: they are started together, trust each other, and talk over a network that must be private.
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,24 +23,69 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faster_rcnn.data.loader import Batch
+from faster_rcnn.training.joining import join, told_by_all
 
-TIMEOUT = timedelta(hours=4)  # the other processes wait while the first one validates or computes proposals
+T = TypeVar("T")
+
+# Without an answer of another process for so long, a process ends. Steps that may last longer are those of `waiting`.
+TIMEOUT = timedelta(minutes=10)
+
+
+class _Group:
+    """What the processes know of each other.  store: which all of them reach;  places: the machine of each."""
+
+    store: dist.Store | None = None
+    places: tuple[str, ...] = ("this machine",)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that `torchrun` started, if it did, and yields the device of this process."""
+    """Joins the processes that `torchrun` started, if it did, and yields the device of this process.
+
+    Raises ValueError in every process if some compute on GPUs and others do not.
+    """
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    store, number, size = join(TIMEOUT)
+    _Group.places = told_by_all(store, number, size, socket.gethostname())
+    _check_same_kind(told_by_all(dist.PrefixStore("kind", store), number, size, device.type))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=number,
+        world_size=size,
+        timeout=TIMEOUT,
+    )
     try:
+        _Group.store = dist.PrefixStore("steps", store.clone())  # its own connection: NCCL's threads use the other one
         yield device
     finally:
+        _Group.store = None
         dist.destroy_process_group()
+
+
+def _check_same_kind(kinds: tuple[str, ...]) -> None:
+    for number, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ValueError(
+                f"process {number} ({place_of(number)}) computes on {kind}, and process 0 ({place_of(0)}) on "
+                f"{kinds[0]}; look for missing GPUs or drivers, or give all processes the same --device"
+            )
+
+
+def common_store() -> dist.Store:
+    """A store of small values that all processes reach."""
+    assert _Group.store is not None
+    return _Group.store
+
+
+def place_of(number: int) -> str:
+    """The name of the machine on which a process runs."""
+    return _Group.places[number]
 
 
 def rank() -> int:
@@ -43,6 +94,55 @@ def rank() -> int:
 
 def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def processes_on_this_machine() -> int:
+    """The number that `torchrun` has started here; of all processes, if another launcher does not tell."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes, in every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[T] = [value] * processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gathered_by_first(value: T) -> list[T] | None:
+    """The values of all processes, in the first one; None in the others."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[T] | None = [value] * processes() if rank() == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
+@contextmanager
+def file_of_first(file: Path) -> Iterator[Path]:
+    """A file that only the first process can read: itself in that process, and a temporary copy in the others."""
+    if not dist.is_initialized():
+        yield file
+        return
+    content = [file.read_bytes() if rank() == 0 else b""]
+    dist.broadcast_object_list(content)
+    if rank() == 0:
+        yield file
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, file.name)
+        copy.write_bytes(content.pop())
+        yield copy
+
+
+def copy_from_first(module: nn.Module) -> None:
+    """Gives `module` the parameters and buffers that it has in the first process."""
+    if dist.is_initialized():
+        for tensor in module.state_dict().values():
+            values = tensor.contiguous()
+            dist.broadcast(values, 0)
+            tensor.copy_(values)
 
 
 def wait_for_all() -> None:

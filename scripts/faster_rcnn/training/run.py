@@ -209,9 +209,33 @@ def resume_run(folder: Path, user_options: Mapping[str, Any], command: str) -> R
         raise ValueError(
             "each step of alternating training builds on the finished ones; start a new run to train longer"
         )
-    if not user_options:
+    changed = replace(options, **user_options)
+    if changed == options:
         return record
-    return replace(record, options=replace(options, **user_options), resumed=(*(record.resumed or ()), command))
+    return replace(record, options=changed, resumed=(*(record.resumed or ()), command))
+
+
+def changed_options(
+    record: RunRecord, began_with: Mapping[str, Any], user_options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those of `user_options` that would change a run that is resumed by the command with which it began.
+
+    began_with: the options in `record.command`. What later commands have changed stays so.
+    """
+    absent = object()
+    return {
+        name: value
+        for name, value in user_options.items()
+        if value not in (began_with.get(name, absent), getattr(record.options, name, absent))
+    }
+
+
+def iterations_done(folder: Path, record: RunRecord) -> int | None:
+    """The number of iterations of a finished run; None if it is not finished."""
+    if not (folder / NAME).is_file():
+        return None
+    done = int(read_checkpoint(folder)["iteration"])
+    return done if done >= record.training_options.iterations else None
 
 
 def has_begun(folder: Path) -> bool:

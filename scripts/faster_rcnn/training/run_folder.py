@@ -24,6 +24,17 @@ BYTES_PER_ITERATION = 600  # a row of losses.csv and six values for TensorBoard
 BYTES_PER_VALIDATION = 2_000_000  # the sheet of images, as JPEG and as TensorBoard's PNG
 BYTES_OF_REST = 500_000  # run.json, losses.png
 _LEFT_BY_A_CRASH = ".*.part"
+_held: set[int] = set()  # the locks of this process
+
+
+def _leave_locks_to_the_parent() -> None:
+    """For a new worker process: it may outlive its parent by seconds, and must not keep the folder locked."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 @contextmanager
@@ -36,6 +47,7 @@ def used_alone(folder: Path) -> Iterator[None]:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
+    _held.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,7 +59,9 @@ def used_alone(folder: Path) -> Iterator[None]:
             pass  # some network file systems have no locks
         yield
     finally:
-        os.close(handle)
+        if handle in _held:  # not in a worker process
+            _held.remove(handle)
+            os.close(handle)
 
 
 def check_unused(folder: Path) -> None:

@@ -27,18 +27,20 @@ from faster_rcnn.training.caps import limits_exceeded
 from faster_rcnn.training.loop import train
 from faster_rcnn.training.objectives import OBJECTIVES, Objective
 from faster_rcnn.training.options import TrainingOptions, short_warm_up
-from faster_rcnn.training.processes import rank, wait_for_all
+from faster_rcnn.training.processes import file_of_first, rank
 from faster_rcnn.training.run import STEPS, RunRecord, write_record
 from faster_rcnn.training.run_folder import check_room, remove_leftovers, used_alone
 from faster_rcnn.training.splits import check_same_images, open_splits
 from faster_rcnn.training.validation import validate
+from faster_rcnn.training.waiting import alone, each, from_first
 
 
 @dataclass(frozen=True)
 class Setting:
     """The inputs of a schedule.
 
-    build: returns a new detector with the initial weights, the same each time.
+    build: returns a new detector with the initial weights, the same each time;  has_begun: whether the folder has a
+    checkpoint.
     """
 
     folder: Path
@@ -47,17 +49,17 @@ class Setting:
     validation: Dataset
     device: torch.device
     build: Callable[[], FasterRCNN]
-
-    @property
-    def has_begun(self) -> bool:
-        return (self.folder / NAME).is_file()
+    has_begun: bool = False
 
     def fresh(self) -> FasterRCNN:
         return self.build().to(self.device)
 
     def detector(self) -> FasterRCNN:
         """The detector of the run's checkpoint, or a fresh one."""
-        return load_detector(self.folder).to(self.device) if self.has_begun else self.fresh()
+        if not self.has_begun:
+            return self.fresh()
+        with file_of_first(self.folder / NAME) as file:
+            return load_detector(file).to(self.device)
 
 
 def carry_out(
@@ -68,26 +70,32 @@ def carry_out(
     accept_changed_images: go on although images are not those that the run began with.
     Returns the last validation's metrics and the `seconds` of the whole training run.
     """
-    if rank() == 0:
-        check_room(folder, record)
-    training, validation, record = open_splits(record)
-    setting = Setting(
-        folder, record.training_options, training, validation, device, build=lambda: fresh_detector(record)
-    )
+    alone(lambda: check_room(folder, record))
+    training, validation, record = each(lambda: open_splits(record))
     with ExitStack() as held:
-        if rank() == 0:
-            if not setting.has_begun:
+
+        def prepare() -> bool:
+            if not (folder / NAME).is_file():
                 print(_coverage_of_anchors(training, record.detector_config))
                 for line in limits_exceeded(training, validation, record.detector_config, record.training_options):
                     print(line)
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(used_alone(folder))
             remove_leftovers(folder)
-        has_begun = any(folder.rglob(NAME))  # in alternating training the steps have checkpoints first
-        check_same_images((training, validation), folder, accept_changed_images or not has_begun)
-        if rank() == 0:
+            has_begun = any(folder.rglob(NAME))  # in alternating training the steps have checkpoints first
+            check_same_images((training, validation), folder, accept_changed_images or not has_begun)
             write_record(folder, record)
-        wait_for_all()
+            return (folder / NAME).is_file()
+
+        setting = Setting(
+            folder,
+            record.training_options,
+            training,
+            validation,
+            device,
+            build=lambda: fresh_detector(record),
+            has_begun=from_first(prepare),
+        )
         metrics = SCHEDULES[record.schedule](setting, record)
         if rank() == 0:
             write_record(folder, replace(record, seconds=metrics["seconds"]))
@@ -95,10 +103,14 @@ def carry_out(
 
 
 def fresh_detector(record: RunRecord) -> FasterRCNN:
-    """The run's detector with its initial weights, the same each time."""
+    """The run's detector with its initial weights, the same each time.
+
+    Only the first process reads the weights that training starts from; the loop gives them to the others.
+    """
     torch.manual_seed(record.training_options.seed)
     detector = FasterRCNN(record.detector_config)
-    if (weights := fetch_weights(record.backbone, record.weights)) is not None:
+    weights = alone(lambda: fetch_weights(record.backbone, record.weights))
+    if weights is not None:
         load_backbone_weights(detector, weights)
     return detector
 
@@ -173,10 +185,13 @@ def _step(
         limits = uncut_limits(proposer, proposer.config.training_proposals.after_nms)
         training = _with_rpn_proposals(proposer, training, before / "proposals-train.npz", limits)
         validation = _with_rpn_proposals(proposer, validation, before / "proposals-val.npz", proposer.config.proposals)
-    has_begun = (folder / NAME).is_file()
-    if has_begun and (state := read_checkpoint(folder))["iteration"] >= length:
-        return build_detector(state).to(detector.mean.device)
-    folder.mkdir(exist_ok=True)
+    has_begun = from_first((folder / NAME).is_file)
+    if has_begun:
+        with file_of_first(folder / NAME) as file:
+            state = read_checkpoint(file)
+        if state["iteration"] >= length:
+            return build_detector(state).to(detector.mean.device)
+    alone(lambda: folder.mkdir(exist_ok=True))
     warm_up = short_warm_up(setting.options.warm_up, length)
     options = replace(setting.options, iterations=length, warm_up=warm_up)
     train(detector, objective, training, validation, options, folder, resume=has_begun)
@@ -185,23 +200,32 @@ def _step(
 
 def _with_rpn_proposals(detector: FasterRCNN, dataset: Dataset, path: Path, limits: ProposalLimits) -> WithProposals:
     """The data set with a detector's proposals, read from `path` or computed and saved there."""
-    if not path.is_file() and rank() == 0:
-        rpn_regions(detector, dataset, limits).save(path)
-    wait_for_all()
-    return WithProposals(dataset, ProposalTable.load(path), limits.after_nms)
+    return WithProposals(dataset, _table(path, lambda: rpn_regions(detector, dataset, limits)), limits.after_nms)
+
+
+def _table(path: Path, make: Callable[[], ProposalTable]) -> ProposalTable:
+    """The table in a file of the run folder. If there is none, the first process makes it while the others wait."""
+
+    def complete() -> None:
+        if not path.is_file():
+            make().save(path)
+
+    alone(complete)
+    with file_of_first(path) as file:
+        return ProposalTable.load(file)
 
 
 def _conclude(setting: Setting, detector: FasterRCNN, iterations: int) -> dict[str, Any]:
     """Validates the assembled detector and saves it in the run folder as the other schedules do."""
     folder = setting.folder
     metrics: dict[str, Any] = {}
-    if rank() == 0:
-        metrics, sheet = validate(detector, OBJECTIVES["joint"], setting.validation, setting.options)
+    found = validate(detector, OBJECTIVES["joint"], setting.validation, setting.options)
+    if found is not None:
+        metrics, sheet = found
         write_image(folder / "predictions.jpg", sheet, 88)
         for name in (BEST, NAME):  # the second one says that the run is finished
             save_state(folder / name, detector, "joint", iterations, metrics=metrics)
-    wait_for_all()
-    seconds = sum(read_checkpoint(folder / step)["seconds"] for step in STEPS)
+    seconds = from_first(lambda: sum(read_checkpoint(folder / step)["seconds"] for step in STEPS))
     return {**metrics, "seconds": round(seconds)}
 
 
@@ -216,7 +240,7 @@ def _fast_rcnn(setting: Setting, record: RunRecord) -> dict[str, Any]:
     training = _with_proposals(setting, setting.training, record.proposals_for_training, "train", limit)
     validation = _with_proposals(setting, setting.validation, record.proposals, "val", limit)
     if record.measure_targets and not setting.has_begun:
-        measured = measure_normalisation(training, detector.config.proposal_sampling)
+        measured = from_first(lambda: measure_normalisation(training, detector.config.proposal_sampling))
         detector.config = replace(detector.config, target_normalisation=measured)
     objective = OBJECTIVES["fast-rcnn"]
     return train(detector, objective, training, validation, setting.options, setting.folder, resume=setting.has_begun)
@@ -225,11 +249,9 @@ def _fast_rcnn(setting: Setting, record: RunRecord) -> dict[str, Any]:
 def _with_proposals(setting: Setting, dataset: Dataset, source: str, name: str, limit: int) -> WithProposals:
     """The data set with the proposals of a source, which are saved in the run folder as `proposals-{name}.npz`."""
     path = setting.folder / f"proposals-{name}.npz"
-    if not path.is_file() and rank() == 0:
-        workers = max(1, setting.options.workers)
-        propose_for(dataset, source, limit, workers=workers, device=str(setting.device)).save(path)
-    wait_for_all()
-    return WithProposals(dataset, ProposalTable.load(path), limit)
+    workers = max(1, setting.options.workers)
+    table = _table(path, lambda: propose_for(dataset, source, limit, workers=workers, device=str(setting.device)))
+    return WithProposals(dataset, table, limit)
 
 
 def _check_names_differ(training: Dataset, validation: Dataset, file: str) -> None:

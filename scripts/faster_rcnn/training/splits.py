@@ -17,8 +17,10 @@ from faster_rcnn.data.orientation import NOT_CONFIRMED, TURNED
 from faster_rcnn.data.sources import open_dataset
 from faster_rcnn.data.subset import Subset
 from faster_rcnn.data.white import use_white
+from faster_rcnn.training.agreement import check_same_data
 from faster_rcnn.training.processes import rank
 from faster_rcnn.training.run import RunRecord
+from faster_rcnn.training.shared_check import SameFiles
 
 # Schedules other than joint compute proposals for every training image beforehand; the generator has a million images.
 SHAPES_WITH_PROPOSALS = 2000
@@ -27,9 +29,9 @@ SHAPES_WITH_PROPOSALS = 2000
 def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
     """The training and validation split, and the record with the digests of their annotations.
 
-    Every process of a run checks the data, so that all of them leave out the same images.
+    Processes on one machine divide the images among them, and all processes compare what they have found.
     Raises ValueError if the data has faults that prevent training (the message names the first ones), if the training
-    split has no objects, or if the annotations have changed since the run began.
+    split has no objects, if the annotations have changed since the run began, or if another process has other data.
     """
     training, validation = (
         open_dataset(
@@ -45,10 +47,11 @@ def open_splits(record: RunRecord) -> tuple[Dataset, Dataset, RunRecord]:
         use_white(dataset, record.detector_config.white)
     training = renumber(training, record.detector_config.labels, "the run")
     validation = renumber(validation, training.labels, f"{record.data}/{record.train_split}")
-    faults = check_before_training((training, validation), max(1, record.training_options.workers))
+    faults = check_before_training((training, validation), max(1, record.training_options.workers), SameFiles)
     if rank() == 0:
         _report(faults, record)
     digests = (_digest(training), _digest(validation))
+    check_same_data((training, validation), digests)
     if record.annotations_sha256 not in (None, digests):
         raise ValueError(
             f"the annotations of {record.data} are not those that the run began with; restore them, or start a new run"
@@ -77,6 +80,8 @@ def _report(faults: Sequence[Fault], record: RunRecord) -> None:
 def check_same_images(splits: Sequence[Dataset], folder: Path, accept_changes: bool) -> None:
     """Compares the images with those that the run in `folder` began with, and keeps their record there.
 
+    Only the first process, which owns the folder, calls it.
+
     Raises ValueError, naming the first, if images have changed, unless `accept_changes`.
     """
     now, before = image_record(splits), read_image_record(folder)
@@ -87,10 +92,8 @@ def check_same_images(splits: Sequence[Dataset], folder: Path, accept_changes: b
             raise ValueError(
                 f"since the run began, {found}; restore them, start a new run, or go on with --accept-changed-images"
             )
-        if rank() == 0:
-            print(f"warning: since the run began, {found}; the run goes on with the images as they are now")
-    if rank() == 0:
-        write_image_record(folder, now)
+        print(f"warning: since the run began, {found}; the run goes on with the images as they are now")
+    write_image_record(folder, now)
 
 
 def _digest(dataset: Dataset) -> str | None:

@@ -212,3 +212,39 @@ def test_data_without_objects_is_refused(tmp_path: Path, run: Run) -> None:
 def test_changed_images_can_be_accepted_only_on_resuming(run: Callable[..., Done], tmp_path: Path) -> None:
     done = run("train", "--data", "shapes", "--out", tmp_path / "run", "--accept-changed-images")
     assert "--accept-changed-images belongs to --resume; leave it out" in done.refusal
+
+
+@pytest.mark.contract("6.15")
+def test_the_same_command_line_begins_goes_on_and_finds_the_run_finished(tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "run"
+    words = (
+        "train", "--data", "shapes", "--out", out, "--resume", "auto", "--batch-size", 2, "--learning-rate", 0.001,
+        "--min-size", 96, "--max-size", 192, "--validation-images", 2, *SMALL,
+    )  # fmt: skip
+    begun = run(*words, "--epochs", 2)
+    assert begun.refusal.endswith("--data shapes never ends, so it has no epochs; give --iterations")
+    assert run(*words, "--iterations", 2).code == 0
+    again = run(*words, "--iterations", 2)
+    assert again.code == 0
+    assert again.out == f"{out} has done its 2 iterations, so nothing is left to do\n"
+    record = json.loads((out / "run.json").read_text())
+    assert "resumed" not in record
+    assert run(*words, "--iterations", 3).code == 0  # as --resume --iterations 3
+    assert json.loads((out / "run.json").read_text())["options"]["iterations"] == 3
+    other = run(*words, "--iterations", 3, "--seed", 7)
+    assert other.refusal.endswith("--resume goes on with the run's own options; leave out --seed")
+    assert run(*words, "--iterations", 3, "--seed", 0).code == 0  # the default, and so the run's own
+
+
+@pytest.mark.contract("6.15")
+def test_what_a_later_command_has_changed_stays_when_the_first_one_is_repeated(tmp_path: Path, run: Run) -> None:
+    """A scheduler repeats the command with which the run began, after its rate was lowered by hand."""
+    out = tmp_path / "run"
+    words = (
+        "train", "--data", "shapes", "--out", out, "--resume", "auto", "--batch-size", 2, "--learning-rate", 0.001,
+        "--min-size", 96, "--max-size", 192, "--validation-images", 2, "--iterations", 1, *SMALL,
+    )  # fmt: skip
+    assert run(*words).code == 0
+    assert run("train", "--out", out, "--resume", "--iterations", 2, "--learning-rate", 0.0005, *SMALL[2:]).code == 0
+    assert run(*words).out == f"{out} has done its 2 iterations, so nothing is left to do\n"
+    assert json.loads((out / "run.json").read_text())["options"]["learning_rate"] == 0.0005

@@ -59,6 +59,22 @@ def test_a_file_that_has_not_changed_is_decoded_once(
     assert len(examined) == 3
 
 
+@pytest.mark.contract("6.13")
+def test_a_copy_elsewhere_is_read_and_not_decoded(
+    source: str, tmp_path: Path, examined: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a job copies the images to a new folder each time, or a container mounts them anew."""
+    cache = tmp_path / "cache" / "images.sqlite"
+    check(source, cache)
+    capsys.readouterr()
+    write_image(tmp_path / "elsewhere" / "a.jpg")  # the same bytes
+    write_image(tmp_path / "elsewhere" / "b.jpg", colour="green")
+    images = [image_entry(1, "a.jpg"), image_entry(2, "b.jpg")]
+    check(write_coco_folder(tmp_path / "elsewhere", images, [annotation_entry(1, 1)]), cache)
+    assert len(examined) == 3
+    assert "1 of 2 images of split train were checked before" in capsys.readouterr().err
+
+
 def test_a_replaced_file_with_the_size_and_time_of_the_old_one_is_decoded_again(tmp_path: Path) -> None:
     file, cache = tmp_path / "a.png", Remembered(tmp_path / "images.sqlite", later)
     file.write_bytes(b"old")

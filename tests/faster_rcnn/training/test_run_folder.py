@@ -42,6 +42,27 @@ with used_alone(Path({str(tmp_path)!r})):
     assert not list(tmp_path.iterdir())  # the lock leaves no file
 
 
+def test_a_worker_process_that_outlives_its_parent_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
+    """A process that prepares images sees after seconds that its parent was killed, and torchrun restarts at once."""
+    program = f"""
+import os, sys
+from pathlib import Path
+from faster_rcnn.training.run_folder import used_alone
+with used_alone(Path({str(tmp_path)!r})):
+    if os.fork() == 0:
+        print("forked", flush=True)
+        sys.stdin.read()
+        os._exit(0)
+    os.kill(os.getpid(), 9)
+"""
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "forked\n"
+    assert other.wait(60) == -9
+    check_unused(tmp_path)
+    other.communicate()
+
+
 def test_a_folder_can_be_locked_again_after_a_run(tmp_path: Path) -> None:
     for _ in range(2):
         with used_alone(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import random
 from dataclasses import replace
+from hashlib import sha256
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -26,6 +27,7 @@ from faster_rcnn.training.objectives import OBJECTIVES, fast_rcnn_losses
 from faster_rcnn.training.options import TrainingOptions
 from faster_rcnn.training.run import STEPS, begin_run, resume_run
 from faster_rcnn.training.schedules import Setting, alternate, carry_out, measure_normalisation
+from tests.faster_rcnn.training.pair import in_a_pair
 
 OPTIONS = TrainingOptions(
     iterations=0, batch_size=2, learning_rate=0.001, warm_up=1, optimiser="adamw", validate_every=10,
@@ -160,6 +162,31 @@ def test_an_interrupted_alternating_run_resumes_in_its_step_with_the_same_result
         assert torch.equal(resumed.state_dict()[name], value), name
     for step in STEPS:
         assert (tmp_path / step / "losses.csv").read_text() == (folder / step / "losses.csv").read_text()
+
+
+@pytest.mark.contract("6.16")
+def test_two_processes_train_alternately_in_the_folder_of_the_first_and_from_its_weights(tmp_path: Path) -> None:
+    """The second process begins with other weights. When all is repeated, the finished steps are only loaded."""
+
+    def act(rank: int) -> str:
+        def build_other() -> FasterRCNN:
+            detector = build()
+            if rank:
+                torch.nn.init.constant_(detector.head.cls_score.weight, 0.5)
+            return detector
+
+        results = [alternate(replace(setting(Path("run")), build=build_other), ITERATIONS) for _ in range(2)]
+        digests = {
+            sha256(b"".join(one.numpy().tobytes() for one in detector.state_dict().values())).hexdigest()
+            for detector, _ in results
+        }
+        return f"{len(digests)} {digests.pop()} {Path('run').exists()}"
+
+    (tmp_path / "0" / "run").mkdir(parents=True)
+    first, second = in_a_pair(act, tmp_path)
+    assert first.startswith("1 ")
+    assert first.endswith(" True")
+    assert second == first.replace("True", "False")
 
 
 SHAPES = {

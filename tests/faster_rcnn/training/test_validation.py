@@ -1,6 +1,7 @@
 """Validation during training: its metrics and losses, and that it changes nothing."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from faster_rcnn.training.objectives import OBJECTIVES
 from faster_rcnn.training.options import TrainingOptions
 from faster_rcnn.training.validation import validate
 from tests.faster_rcnn.lively import lively
+from tests.faster_rcnn.training.pair import in_a_pair
 
 OPTIONS = TrainingOptions(
     iterations=1, batch_size=1, learning_rate=0.1, warm_up=1, validation_pictures=2, mixed_precision=False
@@ -66,6 +68,20 @@ def test_validation_is_repeatable_and_leaves_the_detector_as_it_was(detector: Fa
     for name, value in detector.state_dict().items():
         assert torch.equal(value, before[name])
     detector.eval()
+
+
+@pytest.mark.contract("6.16")
+def test_processes_share_the_images_and_the_first_one_has_the_same_result(detector: FasterRCNN, tmp_path: Path) -> None:
+    """Five images: process 0 takes the first, third and fifth."""
+    options = replace(OPTIONS, validation_pictures=5)
+    alone = validate(detector, OBJECTIVES["joint"], Shapes("val", 9), options)
+    assert alone is not None
+
+    def act(rank: int) -> str:
+        found = validate(detector, OBJECTIVES["joint"], Shapes("val", 9), options)
+        return "nothing" if found is None else f"{found[0]} {found[1].tobytes() == alone[1].tobytes()}"
+
+    assert in_a_pair(act, tmp_path) == [f"{alone[0]} True", "nothing"]
 
 
 def test_images_without_objects_have_losses_but_no_metric(detector: FasterRCNN) -> None:
