@@ -5,12 +5,14 @@ fsspec and the library of a scheme are imported when they are first used, becaus
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
 import logging
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +30,7 @@ CREDENTIALS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account",
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
 }
+DEEPEST = 3  # folders below a store of files that are listed: those of models, of versions, and one too many
 LIST_SECONDS = 60.0  # for a listing; S3 lists 10,000 versions in a few seconds
 IDLE_SECONDS = 60.0  # without a further byte, after which a transfer is given up
 # Without them botocore waits a minute for each of five attempts, and its own environment variables do not set these.
@@ -254,11 +257,38 @@ def _misplaced(cards: list[list[str]], url: str) -> str | None:
 
 
 def _listing(fs: Any, root: str) -> dict[str, dict[str, Any]]:
+    if "file" in fs.protocol:
+        return _files(Path(root))
     found: dict[str, dict[str, Any]] = fs.find(root, withdirs=True, detail=True)
     found.pop(root, None)
     if not found and not fs.exists(root):
         raise FileNotFoundError
     return found or {f"{root}/": {"type": "directory"}}
+
+
+def _files(root: Path) -> dict[str, dict[str, Any]]:
+    """The same for a folder. fsspec would not follow links, and would leave out what cannot be read now."""
+
+    def fail(error: OSError) -> None:
+        if Path(error.filename).name != "lost+found":
+            raise error
+
+    found: dict[str, dict[str, Any]] = {f"{root}/": {"type": "directory"}}
+    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
+        for name in [*folders, *files]:
+            with contextlib.suppress(FileNotFoundError):  # removed since, or a link that leads nowhere
+                status = (Path(folder) / name).stat()
+                kind = "directory" if stat.S_ISDIR(status.st_mode) else "file"
+                found[f"{folder}/{name}"] = {
+                    "type": kind,
+                    "size": status.st_size,
+                    "mtime": status.st_mtime_ns,
+                    "created": status.st_ctime_ns,
+                    "ino": status.st_ino,
+                }
+        if len(Path(folder).relative_to(root).parts) >= DEEPEST:
+            folders.clear()
+    return found
 
 
 def _stamp(entry: Mapping[str, Any]) -> str:
