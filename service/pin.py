@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from service.engine.model import ModelRefusedError, load_model
+from service.models.remote import Remote, RemoteError, is_url, parse_url
+from service.models.remote_copy import RemoteCopy
 from service.models.store import (
     ModelPlace,
     StoreMissingError,
@@ -29,6 +32,9 @@ EPILOG = """
   faster-rcnn pin shapes/1            requests for shapes without ?version= get version 1
   faster-rcnn pin shapes --newest     they get the highest version again
   faster-rcnn pin shapes --default    requests without ?model= get shapes
+
+The store may be a URL, as MODEL_STORE of the service: --store s3://bucket/models. Of a version there, the card and the
+sizes of the files are checked, and the graphs are not downloaded.
 
 A running service follows within MODEL_POLL_SECONDS. If the chosen version cannot be served, such requests get 503, and
 no other version answers in its place.
@@ -55,11 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     try:
-        if place is None:
-            print(overview(options.store))
-        else:
-            print(change(options.store, place, options.newest, options.default))
-    except (Failed, StoreMissingError) as error:
+        print(_run(options.store, place, options.newest, options.default))
+    except (Failed, StoreMissingError, RemoteError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -86,22 +89,40 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--store",
         "--model-store",
-        type=Path,
-        metavar="DIR",
-        default=Path(os.environ.get("MODEL_STORE") or "model_store"),
+        type=_store,
+        metavar="DIR|URL",
+        default=os.environ.get("MODEL_STORE") or "model_store",
         help="the model store (default: MODEL_STORE, else model_store)",
     )
     return parser
 
 
-def change(store: Path, place: ModelPlace, newest: bool, default: bool) -> str:
-    """Writes or removes a file `default`. Returns what was done. Raises Failed or OSError."""
+def _run(store: Path | str, place: ModelPlace | None, newest: bool, default: bool) -> str:
+    """Lists the store, or changes it. Returns the text to print. Raises Failed, RemoteError or OSError."""
+    if isinstance(store, Path):
+        return overview(store) if place is None else change(store, place, newest, default)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = RemoteCopy(Remote(store), Path(temporary))
+        if place is None:
+            return overview(copy.folder)
+        done = change(copy.folder, place, newest, default, copy.check)
+        copy.upload("default" if default else f"{place.name}/default")
+        return done
+
+
+def change(
+    store: Path, place: ModelPlace, newest: bool, default: bool, check: Callable[[Path], object] = load_model
+) -> str:
+    """Writes or removes a file `default`. Returns what was done. Raises Failed or OSError.
+
+    check  raises ModelRefusedError if the version in this folder could not be served
+    """
     found = _versions(store)
     if place.name not in found:
-        raise Failed(f"there is no model {place.name} in {store}; it has {', '.join(found) or 'none'}")
+        raise Failed(f"there is no model {place.name} in the model store; it has {', '.join(found) or 'none'}")
     folder = store / place.name
     if place.version is not None:
-        _check(folder, place.version, found[place.name])
+        _check(folder, place.version, found[place.name], check)
     if default:
         write_file(store / "default", str(place))
         return f"{place} is the default model"
@@ -124,7 +145,7 @@ def overview(store: Path) -> str:
     try:
         chosen = read_default(store)
     except UnusableFileError as error:
-        lines.append(f"default: the file {store / 'default'} cannot be used: {error}")
+        lines.append(f"default: the file default of the store cannot be used: {error}")
     else:
         lines.append(f"default: {chosen or 'none is set, so it is the only model if there is one'}")
     return "\n".join(lines)
@@ -134,7 +155,7 @@ def _pinned(folder: Path) -> str:
     try:
         pin = read_pin(folder)
     except UnusableFileError as error:
-        return f"the file {folder / 'default'} cannot be used: {error}"
+        return f"the file {folder.name}/default cannot be used: {error}"
     return "the highest answers" if pin is None else f"pinned to {pin}"
 
 
@@ -148,14 +169,22 @@ def _versions(store: Path) -> dict[str, list[int]]:
     return {name: sorted(versions) for name, versions in found.items() if versions}
 
 
-def _check(folder: Path, version: int, versions: list[int]) -> None:
+def _check(folder: Path, version: int, versions: list[int], check: Callable[[Path], object]) -> None:
     """Raises Failed unless the service could load this version."""
     if version not in versions:
         raise Failed(f"{folder.name} has no version {version}; it has {', '.join(map(str, versions))}")
     try:
-        load_model(folder / str(version))
+        check(folder / str(version))
     except ModelRefusedError as error:
         raise Failed(f"{folder.name}/{version} could not be served: {error}") from error
+
+
+def _store(word: str) -> Path | str:
+    """A folder or a URL. Raises argparse.ArgumentTypeError."""
+    try:
+        return parse_url(word) if is_url(word) else Path(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{word}: {error}") from None
 
 
 def _place(word: str | None) -> ModelPlace | None:

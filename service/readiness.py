@@ -73,7 +73,7 @@ class Readiness:
         if not self.loaded:
             return NotReadyError("loading")
         if not self.choices.served:
-            return NotReadyError("no_model", self.choices.why_nothing_is_served())
+            return NotReadyError("no_model", self.choices.why_nothing_is_served() or self.store_fault or "")
         return None
 
     @property

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 from service.admission import Admission, Admitted
@@ -30,8 +32,10 @@ from service.images.decode import DamagedImageError
 from service.images.drawing import Drawing
 from service.keys import Keys
 from service.models.catalogue import Catalogue
+from service.models.mirror import SYNC_SECONDS, Mirror
+from service.models.remote import Remote
 from service.models.served_model import ServedModel
-from service.models.store import ModelPlace, StoreMissingError, find_place
+from service.models.store import ModelPlace, StoreMissingError, check_listed, find_place, parse_place
 from service.queue.artists import Artists
 from service.queue.batcher import Batcher, DeadlinePassedError
 from service.queue.memory import MemoryBudget
@@ -93,6 +97,7 @@ class Runtime:
         self.admission = Admission(settings.max_in_flight, settings.request_timeout, self._expected_wait, self.memory)
         self.keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
         self.metrics_port: int | None = None  # the port that METRICS_PORT has opened
+        self._mirror: Mirror | None = None  # if MODEL_STORE is a URL
         self._served = False  # whether any model ever was
         self._light_bytes = 0  # set aside for the threads that work on light images
         self._batcher: Batcher | None = None
@@ -146,7 +151,11 @@ class Runtime:
     def _load(self) -> None:
         settings = self.settings
         memory_limit.return_freed_memory()
-        default = self._configured_default()
+        folder = settings.store_folder
+        if isinstance(settings.model_store, str):
+            self._mirror = Mirror(Remote(settings.model_store), folder, settings.default_model)
+        fault = self._fetch()
+        default = self._configured_default(folder)
         choice = choose(settings.require_cuda, settings.engines)
         self.provider, self.gpus, self.why_cpu = choice
         for report in self.gpus:
@@ -167,8 +176,8 @@ class Runtime:
             log.info("RESIZE_ON_GPU=true has no effect on the CPU")
         resize = None if settings.resize_on_gpu else False
         options = EngineOptions(settings.precision, settings.fixed_shapes, settings.gpu_memory, resize)
-        catalogue = Catalogue(settings.model_store, found, options, self.metrics, default)
-        self._scan(catalogue)
+        catalogue = Catalogue(folder, found, options, self.metrics, default)
+        self._scan(catalogue, fault)
         cores = usable_cores()
         decoders = (settings.decode_threads or cores) if self.provider == CUDA else 0
         self._light_bytes = LIGHT_BYTES * (cores + (decoders or sum(device.runs for device in found)))
@@ -183,13 +192,18 @@ class Runtime:
         if missing := catalogue.choices.served and self.readiness.not_ready():
             log.warning("/readyz answers 503: %s", missing)
 
-    def _configured_default(self) -> ModelPlace | None:
+    def _configured_default(self, folder: Path) -> ModelPlace | None:
         """What DEFAULT_MODEL names. Raises ModelRefusedError if it is not in the store, before any model is loaded."""
         setting = self.settings.default_model
         if not setting:
             return None
         try:
-            return find_place(self.settings.model_store, setting)
+            if self._mirror is None:
+                return find_place(folder, setting)
+            place, contents = parse_place(setting), self._mirror.contents
+            if contents is not None:  # else it is unknown what the store has
+                check_listed(place, contents.names, contents.versions)
+            return place
         except ValueError as error:
             raise ModelRefusedError(f"DEFAULT_MODEL={setting}: {error}") from None
 
@@ -225,7 +239,7 @@ class Runtime:
         assert self.readiness.catalogue is not None
         try:
             before = self.readiness.catalogue.choices
-            self._scan(self.readiness.catalogue)
+            self._scan(self.readiness.catalogue, self._fetch())
             now = self.readiness.catalogue.choices
             if now.served is not before.served and not self.settings.memory_budget:
                 self._limit_memory()
@@ -235,28 +249,48 @@ class Runtime:
         except ModelRefusedError as error:
             self.readiness.fail(str(error))
 
-    def _scan(self, catalogue: Catalogue) -> None:
-        """Raises ModelRefusedError if nothing is served, nothing ever was, and no further scan may change that."""
+    def _fetch(self) -> str | None:
+        """Fetches what is new in a store at a URL. Returns why this is not possible now, or None."""
+        if self._mirror is None:
+            return None
+        try:
+            return self._mirror.sync(SYNC_SECONDS if self.settings.model_poll_seconds else math.inf)
+        except Exception as error:
+            log.exception("the models cannot be fetched")
+            return f"the models cannot be fetched ({type(error).__name__}); the log has the details"
+
+    def _scan(self, catalogue: Catalogue, fault: str | None = None) -> None:
+        """Loads what has changed. `fault`: why the store could not be fetched.
+
+        Raises ModelRefusedError if nothing is served, nothing ever was, and no further scan may change that.
+        """
         try:
             catalogue.refresh()
-            fault = None
         except StoreMissingError as error:
-            if not self._served:
+            if not self._served and not fault:
                 raise
-            fault = str(error)
+            fault = fault or str(error)
         except Exception as error:  # the models already loaded can still be served
-            fault = f"the model store cannot be read ({_kind(error)})"
-        if fault and fault != self.readiness.store_fault:
-            log.warning("%s; the loaded models are still served", fault)
-        self.readiness.store_fault = fault
+            fault = fault or f"the model store cannot be read ({_kind(error)})"
+        self._report_store(fault, bool(catalogue.choices.served))
         choices = catalogue.choices
         self._served = self._served or bool(choices.served)
         polls = self.settings.model_poll_seconds > 0
         if not self._served and not (polls and (fault or catalogue.trying)):
-            listed = choices.why_nothing_is_served()
+            listed = choices.why_nothing_is_served() or fault
             raise ModelRefusedError(f"no model in the store can be served{listed and f'; {listed}'}")
         if not polls and (missing := choices.default_missing()):
             raise ModelRefusedError(str(missing))
+
+    def _report_store(self, fault: str | None, served: bool) -> None:
+        """Shows why the store cannot be used now, and logs it once, until another reason or none applies."""
+        before = self.readiness.store_fault
+        if fault and fault != before:
+            log.warning("%s; %s", fault, "the loaded models are still served" if served else "no model is served")
+        elif before and not fault:
+            log.info("the model store can be used again")
+        self.readiness.store_fault = fault
+        self.metrics.store_fault.set(fault is not None)
 
     # --- one request ---------------------------------------------------------------------------------------------
 

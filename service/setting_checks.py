@@ -6,6 +6,7 @@ Each fault is one line that names the flag or variable, its value, and what is a
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,11 +19,13 @@ from pydantic.fields import FieldInfo
 
 from service import keys
 from service.images import formats
-from service.models.store import find_place, misplaced
+from service.models.remote import Remote, RemoteError, missing_library
+from service.models.store import check_listed, directories, find_place, misplaced, parse_place
 from service.settings import Settings
 
 LONGEST_SHOWN = 100  # characters of a value
 FORMER = {"ALLOW_TF32": "PRECISION"}  # settings of earlier releases, and what replaces them
+FIRST_LISTING_SECONDS = 10.0  # for the check of a store at a URL; a slower one is listed again when models are loaded
 SHORT_NAME = 5  # letters; a name such as PORT resembles so many others that only slips of the hand count as misspelled
 RESEMBLANCE = 0.8  # of difflib; MODEL_STORE_PATH has 0.81, METRICS_SERVICE_PORT (Kubernetes) 0.75
 
@@ -75,14 +78,7 @@ def allowed(field: FieldInfo) -> str:
 
 def faults(settings: Settings, flags: Collection[str]) -> Iterator[str]:
     """One line for each file, folder or combination of settings with which the service cannot start."""
-    store = settings.model_store
-    if (fault := _folder_fault(store)) or (fault := misplaced(store)):
-        yield f"{described('model_store', store, flags)}: {fault}"
-    elif settings.default_model:
-        try:
-            find_place(store, settings.default_model)
-        except ValueError as error:
-            yield f"{described('default_model', settings.default_model, flags)}: {error}"
+    yield from _remote_faults(settings, flags) if isinstance(settings.model_store, str) else _faults(settings, flags)
     if fault := formats.missing(formats.parse(settings.image_formats)):
         yield f"{described('image_formats', settings.image_formats, flags)}: {fault}"
     if settings.api_keys_file:
@@ -90,6 +86,55 @@ def faults(settings: Settings, flags: Collection[str]) -> Iterator[str]:
             keys.parse(keys.read(settings.api_keys_file))
         except keys.KeysFileError as error:
             yield f"{described('api_keys_file', settings.api_keys_file, flags)}: {error}{_near(settings.api_keys_file)}"
+
+
+def _faults(settings: Settings, flags: Collection[str]) -> Iterator[str]:
+    """The faults of the model store, if it is a folder, and of the default model."""
+    store = settings.store_folder
+    if (fault := _folder_fault(store)) or (fault := misplaced(store)):
+        yield f"{described('model_store', store, flags)}: {fault}"
+    elif settings.default_model:
+        try:
+            find_place(store, settings.default_model)
+        except ValueError as error:
+            yield f"{described('default_model', settings.default_model, flags)}: {error}"
+
+
+def _remote_faults(settings: Settings, flags: Collection[str]) -> Iterator[str]:
+    """The same for a store at a URL, and for the folder of its copy.
+
+    A copy that holds models can be served whatever is wrong with the store. A store that merely does not answer is
+    tried again while the service runs.
+    """
+    url = str(settings.model_store)
+    try:
+        folder = settings.store_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "permission denied")
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or "unknown error").lower() if isinstance(error, OSError) else str(error)
+        yield (
+            f"{described('model_cache', settings.model_cache or '', flags)}: the folder for fetched models cannot be "
+            f"made or written ({reason}); set MODEL_CACHE to a folder that can"
+        )
+        return
+    if fault := missing_library(url):
+        yield f"{described('model_store', url, flags)}: {fault}"
+        return
+    try:
+        listed = Remote(url, list_seconds=FIRST_LISTING_SECONDS).list()
+    except RemoteError as error:
+        if error.lasting and not directories(folder).versions:
+            yield f"{described('model_store', url, flags)}: {error}"
+        return
+    if listed.misplaced:
+        yield f"{described('model_store', url, flags)}: {listed.misplaced}"
+    elif settings.default_model:
+        try:
+            check_listed(parse_place(settings.default_model), listed.names, listed.versions)
+        except ValueError as error:
+            yield f"{described('default_model', settings.default_model, flags)}: {error}"
 
 
 def _folder_fault(folder: Path) -> str | None:

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from service.engine.precision import Precision
 from service.images import formats
 from service.images.decode import MAX_PIXELS
+from service.models import remote
 
 MIB = 2**20
 UNIX = "unix"  # in TRUSTED_PROXIES: whatever connects to the Unix socket
@@ -79,7 +80,15 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(default=False, description="log one line per request; /metrics counts them either way")
 
-    model_store: Path = Field(default=Path("model_store"), description="folder of models, as <name>/<version>/")
+    model_store: Path | str = Field(
+        default=Path("model_store"),
+        description="folder of models, as <name>/<version>/, or its URL: s3://, gs://, az:// or file:// (extra store)",
+    )
+    model_cache: Path | None = Field(
+        default=None,
+        description="if MODEL_STORE is a URL: folder in which its models are kept, also for starts without the store. "
+        "Default: ~/.cache/faster-rcnn/stores",
+    )
     api_keys_file: Path | None = Field(
         default=None,
         description="file with the keys of the clients, one line each, which `faster-rcnn key NAME` prints. With it, "
@@ -264,6 +273,13 @@ class Settings(BaseSettings):
         "client that sent them; 0 keeps none",
     )
 
+    @field_validator("model_store", mode="before")
+    @classmethod
+    def _is_a_folder_or_a_url(cls, store: Any) -> Any:
+        if not isinstance(store, str):
+            return store
+        return remote.parse_url(store) if remote.is_url(store) else Path(store)
+
     @field_validator("uds_mode")
     @classmethod
     def _is_a_mode(cls, mode: str) -> str:
@@ -340,3 +356,15 @@ class Settings(BaseSettings):
     @classmethod
     def _lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @property
+    def store_folder(self) -> Path:
+        """The folder of models on this machine: MODEL_STORE, or the copy of the store at its URL.
+
+        Raises ValueError if there is no place for a copy.
+        """
+        return (
+            remote.copy_folder(self.model_store, self.model_cache)
+            if isinstance(self.model_store, str)
+            else self.model_store
+        )

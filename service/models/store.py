@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,15 +146,24 @@ def find_place(store: Path, text: str) -> ModelPlace:
         listing = directories(store)
     except (OSError, StoreMissingError):
         return place
-    if place.name not in listing.names:
-        found = shortened(", ".join(listing.names)) or "none"
-        raise ValueError(f"the model store has no such model; it has {found}")
-    versions = [each.name for each in listing.versions if each.parent.name == place.name]
     unlisted = place.name in [each.name for each in listing.unreadable]
-    if place.version is not None and str(place.version) not in versions and not unlisted:
-        found = shortened(", ".join(versions)) or "none"
-        raise ValueError(f"the model store has no such version of {place.name}; it has {found}")
+    versions = [f"{each.parent.name}/{each.name}" for each in listing.versions]
+    check_listed(ModelPlace(place.name) if unlisted else place, listing.names, versions)
     return place
+
+
+def check_listed(place: ModelPlace, names: Collection[str], versions: Collection[str]) -> None:
+    """Raises ValueError, which says what the store has, unless it has the model `place` and its version.
+
+    names, versions  of the store, the versions as "name/version"
+    """
+    if place.name not in names:
+        found = shortened(", ".join(sorted(names))) or "none"
+        raise ValueError(f"the model store has no such model; it has {found}")
+    if place.version is not None and str(place) not in versions:
+        its = [each.partition("/")[2] for each in versions if each.startswith(f"{place.name}/")]
+        found = shortened(", ".join(its)) or "none"
+        raise ValueError(f"the model store has no such version of {place.name}; it has {found}")
 
 
 def misplaced(store: Path) -> str | None:
@@ -195,10 +205,15 @@ def read_pin(folder: Path) -> int | None:
 
 def write_file(file: Path, text: str) -> None:
     """Replaces a file in one step, so that no reader sees a part of it. Raises OSError."""
+    write_bytes(file, f"{text}\n".encode())
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """The same for bytes."""
     descriptor, aside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
     try:
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(f"{text}\n")
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(data)
             opened.flush()
             os.fsync(opened.fileno())
         Path(aside).chmod(0o644)  # mkstemp allows its owner alone, and the service may be another user

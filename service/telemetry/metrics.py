@@ -187,6 +187,9 @@ class Metrics:
         )
         self.refused_versions = self._gauge("refused_versions", "Number of all versions in the store that are refused")
         self.arriving_versions = self._gauge("arriving_versions", "Versions in the store that are still being copied")
+        self.store_fault = self._gauge(
+            "model_store_fault", "1 while the model store cannot be read, reached or fetched completely, else 0"
+        )
         self.model_changes = self._counter(
             "model_changes_total", "Changes of versions: served, refused or removed", ("change",)
         )
