@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import ray
 from prometheus_client import start_http_server
@@ -106,7 +106,7 @@ class Replica:
             self._runtime.metrics_port = _serve_metrics(self._runtime, settings.host, settings.metrics_port)
         self._app: ASGIApp = OneRequestId(created)
         if settings.trusted_proxies:
-            self._app = ProxyHeadersMiddleware(self._app, settings.trusted_proxies)  # type: ignore[arg-type]
+            self._app = cast("ASGIApp", ProxyHeadersMiddleware(cast("Any", self._app), settings.trusted_proxies))
         self._was_ready = False
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -161,10 +161,10 @@ def app(args: dict[str, Any]) -> serve.Application:
     A setting that is not in `args` is read from the environment of this process, or else of the replica's machine.
     Raises ArgumentError.
     """
-    scale, settings = _scale(args), _settings(args)
+    scale, settings = read_scale(args), read_settings(args)
     if not ray.is_initialized() and (scale.replicas is None or scale.gpus is None):
         log.warning("%d replicas with %g GPUs each; replicas=N and gpus=N change this", *_size(scale))
-    return deployment(scale, settings).bind(_variables(args, settings, scale))
+    return deployment(scale, settings).bind(variables(args, settings, scale))
 
 
 def deployment(scale: Scale, settings: Settings) -> serve.Deployment:
@@ -192,7 +192,7 @@ def deployment(scale: Scale, settings: Settings) -> serve.Deployment:
     )
 
 
-def _scale(args: Mapping[str, Any]) -> Scale:
+def read_scale(args: Mapping[str, Any]) -> Scale:
     given = {name: value for name, value in args.items() if name in Scale.model_fields}
     try:
         scale = Scale(**given)
@@ -215,15 +215,20 @@ def _size(scale: Scale) -> tuple[int, float]:
     return scale.replicas or max(1, int(available / gpus) if gpus else 1), gpus
 
 
-def _settings(args: Mapping[str, Any]) -> Settings:
+def read_settings(args: Mapping[str, Any]) -> Settings:
     given = {name: _text(value) for name, value in args.items() if name not in Scale.model_fields}
     if faults := [fault for name in given if (fault := _name_fault(name))]:
         raise ArgumentError("\n".join(faults))
     try:
         return Settings(**given)  # type: ignore[arg-type]  # pydantic converts the texts
     except ValidationError as error:
-        lines = [setting_checks.value_fault(fault, given) for fault in error.errors()]
-        raise ArgumentError("\n".join(lines)) from None
+        raise ArgumentError("\n".join(_value_fault(fault, given) for fault in error.errors())) from None
+
+
+def _value_fault(fault: Mapping[str, Any], given: Mapping[str, str]) -> str:
+    """One line about a value that a setting refuses: an argument if it is `given`, else a variable."""
+    name = str(fault["loc"][0])
+    return setting_checks.value_fault(fault, given).replace(f"{setting_checks.flag(name)} ", f"{name}=", 1)
 
 
 def _name_fault(name: str) -> str | None:
@@ -236,7 +241,7 @@ def _name_fault(name: str) -> str | None:
     return f"unknown argument {name}; {hint}"
 
 
-def _variables(args: Mapping[str, Any], settings: Settings, scale: Scale) -> dict[str, str]:
+def variables(args: Mapping[str, Any], settings: Settings, scale: Scale) -> dict[str, str]:
     """The environment variables for the replicas: the settings that are given here, by argument or by variable."""
     names = [name for name in Settings.model_fields if name not in SERVE_DECIDES]
     given = {name.upper(): os.environ.get(name.upper(), "").strip() for name in names}
