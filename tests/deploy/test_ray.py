@@ -173,7 +173,8 @@ def eventually(holds: Callable[[], bool]) -> None:
 def fleet(tmp_path_factory) -> Iterator[RayFleet]:
     store = tmp_path_factory.mktemp("store")
     (store / "shapes").symlink_to(STORE / "shapes")
-    graphs.publish(store, "slow", work=200)  # about two seconds per image
+    graphs.publish(store, "slow", work=50)  # half a second per run, or more on a busy machine
+    graphs.publish(store, "slowest", work=200)
     running = RayFleet(store)
     try:
         running.wait()
@@ -240,6 +241,8 @@ def test_the_answer_is_that_of_the_service(http):
     assert found.json()["labels"]
     assert found.headers["Image-Id"] == found.json()["image"]["id"]
     assert http.get("/readyz").json()["status"] == "ready"
+    again = http.get("/proposals", params={"image_id": found.headers["Image-Id"]})
+    assert problem(again, 404)["reason"] == "unknown_image"
 
 
 @pytest.mark.contract("8.4")
@@ -253,14 +256,14 @@ def test_a_request_id_comes_back_once(http):
 
 @pytest.mark.contract("8.4")
 def test_the_refusals_of_a_replica_reach_the_client(fleet, http):
-    """24 places, or 27 with those for new clients, and 40 requests that take two seconds each."""
+    """24 places, or 27 with those for new clients, and 40 requests."""
     refused: list[httpx.Response] = []
     with ThreadPoolExecutor(40) as pool:
-        for answer in pool.map(lambda number: detect(http, number, model="slow", timeout="10"), range(200, 240)):
+        for answer in pool.map(lambda number: detect(http, number, model="slow"), range(200, 240)):
             if answer.status_code == 429:
                 refused.append(answer)
             else:
-                assert answer.status_code in (200, 504)
+                assert answer.status_code == 200
     assert refused
     for answer in refused:
         assert problem(answer, 429)["reason"] == "overloaded"
@@ -270,39 +273,48 @@ def test_the_refusals_of_a_replica_reach_the_client(fleet, http):
 
 @pytest.mark.contract("8.4")
 def test_a_client_that_hangs_up_costs_no_inference(fleet, http):
-    """Each of three replicas works on one image and keeps one waiting when six more clients come and hang up.
+    """Each of three replicas works on one image while two more clients come and hang up: 3 are computed, and 6 are not.
 
-    6 images of clients that stay are computed, and 6 of clients that leave are not.
+    It counts only if they hang up while all three still work, so it is repeated until that is the case.
     """
+    for attempt in range(10):
+        eventually(lambda: in_flight(fleet) == [0, 0, 0])
+        before = computed(fleet), left(fleet)
+        first = 1000 * (attempt + 1)
+        with ThreadPoolExecutor(3) as pool:
+            staying = [pool.submit(detect, http, first + number, model="slowest") for number in range(3)]
+            eventually(lambda: in_flight(fleet) == [1, 1, 1])
+            leaving = [upload_without_reading(fleet.url, distinct(IMAGE, first + number)) for number in range(10, 16)]
+            eventually(lambda: sum(in_flight(fleet)) == 9 or any(each.done() for each in staying))  # noqa: B023
+            for connection in leaving:
+                connection.close()
+            eventually(lambda: sum(in_flight(fleet)) <= 3)
+            in_time = not any(each.done() for each in staying)
+            assert [each.result().status_code for each in staying] == [200] * 3
+        if in_time:
+            eventually(lambda: in_flight(fleet) == [0, 0, 0])
+            assert (computed(fleet) - before[0], left(fleet) - before[1]) == (3, 6)
+            return
+    pytest.skip("the machine is too slow: the clients never hung up before the images ahead of them were done")
 
-    def computed() -> float:
-        return sum(fleet.sums("detector_batch_size_sum"))
 
-    def left() -> float:
-        return sum(fleet.sums("detector_cancelled_total", reason="disconnected"))
+def computed(fleet: RayFleet) -> float:
+    return sum(fleet.sums("detector_batch_size_sum"))
 
-    def in_flight() -> float:
-        return sum(fleet.sums("detector_requests_in_flight"))
 
-    eventually(lambda: in_flight() == 0)
-    computed_before, left_before = computed(), left()
-    with ThreadPoolExecutor(6) as pool:
-        staying = [pool.submit(detect, http, number, model="slow") for number in range(300, 306)]
-        eventually(lambda: in_flight() == 6)
-        leaving = [upload_without_reading(fleet.url, distinct(IMAGE, number)) for number in range(310, 316)]
-        eventually(lambda: in_flight() == 12)
-        for connection in leaving:
-            connection.close()
-        assert [each.result().status_code for each in staying] == [200] * 6
-    eventually(lambda: in_flight() == 0)
-    assert (computed() - computed_before, left() - left_before) == (6, 6)
+def left(fleet: RayFleet) -> float:
+    return sum(fleet.sums("detector_cancelled_total", reason="disconnected"))
+
+
+def in_flight(fleet: RayFleet) -> list[float]:
+    return fleet.sums("detector_requests_in_flight")
 
 
 def upload_without_reading(url: str, image: bytes) -> socket.socket:
     address = httpx.URL(url)
     assert address.port
     connection = socket.create_connection((address.host, address.port), timeout=PATIENCE)
-    head = f"POST /detect?model=slow HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n"
+    head = f"POST /detect?model=slowest HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n"
     connection.sendall(f"{head}Content-Type: image/jpeg\r\n\r\n".encode() + image)
     return connection
 
