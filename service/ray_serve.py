@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -246,8 +247,9 @@ def variables(args: Mapping[str, Any], settings: Settings, scale: Scale) -> dict
     names = [name for name in Settings.model_fields if name not in SERVE_DECIDES]
     given = {name.upper(): os.environ.get(name.upper(), "").strip() for name in names}
     given |= {name.upper(): _text(args[name]) for name in names if name in args}
-    if settings.model_store.exists():  # a replica runs in another folder
-        given["MODEL_STORE"] = str(settings.model_store.absolute())
+    store = settings.model_store
+    if isinstance(store, Path) and store.exists():  # a replica runs in another folder
+        given["MODEL_STORE"] = str(store.absolute())
     if not given["ENGINE_WORKERS"] and not _size(scale)[1]:
         given["ENGINE_WORKERS"] = str(max(1, int(scale.cpus)))  # else each replica would use all cores of its machine
     return {name: value for name, value in given.items() if value}
