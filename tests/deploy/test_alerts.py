@@ -119,6 +119,11 @@ def test_promtool_accepts_the_rules():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def test_promtool_accepts_the_configuration():
+    run = promtool("check", "config", PROMETHEUS / "prometheus.yml")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @pytest.mark.contract("8.3")
 @pytest.mark.parametrize("alert", ALERTS)
 def test_an_alert_fires_when_it_should_and_only_then(alert, tmp_path):
