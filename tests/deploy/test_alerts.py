@@ -83,6 +83,10 @@ CASES: dict[str, tuple[Series, Series]] = {
     "DetectorDrainsTooLong": (replicas("detector_draining_seconds", 90), replicas("detector_draining_seconds", 40)),
     "DetectorReplicaIsOutOfStep": (info("aa", "bb"), info("aa", "aa")),
     "DetectorRefusesAModel": (replicas("detector_refused_versions", 1), replicas("detector_refused_versions", 0)),
+    "DetectorModelStoreIsFaulty": (
+        replicas("detector_model_store_fault", 1),
+        replicas("detector_model_store_fault", 0),
+    ),
     "DetectorLosesLogLines": (replicas("detector_log_lines_lost", 3), replicas("detector_log_lines_lost", 0)),
 }  # fmt: skip
 

@@ -56,8 +56,7 @@ def test_a_rollout_a_rollback_and_an_outage_of_the_store_lose_no_request(start, 
     assert version(server) == 2
     assert pin(s3, "plain/1") == "plain is pinned to version 1\n"
     eventually(lambda: version(server) == 1)
-    assert "plain: versions 1, 2, 3; pinned to 1" in pin(s3)
-    pin(s3, "plain", "--newest")
+    s3.remove("plain/default")
     eventually(lambda: version(server) == 2)
     s3.remove("plain/3/")
     eventually(lambda: server.http.get("/models").json()["refused_total"] == 0)
@@ -98,24 +97,11 @@ def test_a_service_that_starts_while_the_store_is_down_waits_and_says_why(start,
 
 
 @pytest.mark.contract("4.9", "7.1")
-@pytest.mark.parametrize(
-    ("change", "code", "words"),
-    [
-        ({"MODEL_STORE": "ftp://host/models"}, 2, "must be a folder, or a URL that begins with s3://"),
-        ({"MODEL_STORE": "s3://no-such-bucket/models"}, 1, "there is no such bucket or folder; correct its name"),
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, 1, "no valid credentials for the model store"),
-        ({"MODEL_STORE": "gs://bucket/models"}, 1, "gcsfs is not installed; install it with pip install"),
-        ({"MODEL_CACHE": "/dev/null/models"}, 1, "the folder for fetched models cannot be made or written"),
-        ({"DEFAULT_MODEL": "other"}, 1, "the model store has no such model; it has plain"),
-    ],
-)
-def test_what_prevents_the_use_of_a_store_is_one_line_at_the_start(start, s3, settings, tmp_path, change, code, words):
-    publish(s3, tmp_path, 1)
-    quiet = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": "/none", "AWS_CONFIG_FILE": "/none"}
-    server = start(**settings | quiet | change)
-    assert server.process.wait(60) == code
+def test_a_bucket_that_does_not_exist_is_one_line_at_the_start(start, settings):
+    server = start(**settings | {"MODEL_STORE": "s3://no-such-bucket/models"})
+    assert server.process.wait(60) == 1
     server.reader.join(10)
     (line,) = server.lines
-    assert words in line
-    assert next(iter(change)) in line or "AWS" in next(iter(change))
-    assert "Traceback" not in line
+    assert line.endswith(
+        "MODEL_STORE='s3://no-such-bucket/models': there is no such bucket or folder; correct its name, or create it\n"
+    )

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service import pin, setting_checks
 from service.models import mirror, remote
 from service.models.mirror import Mirror
 from service.models.remote import Remote, RemoteError, contents, copy_folder, parse_url
 from service.models.store import directories
+from service.settings import Settings
 from tests.service import graphs
 from tests.service.s3 import KEY, S3
 
@@ -135,7 +137,7 @@ def test_a_large_store_costs_a_request_for_each_1000_files(s3, copy, monkeypatch
     assert "the model store has 2000 versions; 3 are fetched" in caplog.text
     assert mirrored.sync() is None
     assert transfers(s3) == []
-    now = 1.2  # 2000 files x 0.6 ms
+    now = 1.3  # 1000 files more than FEW_FILES, 1.3 ms each
     assert mirrored.sync() is None
     assert len(transfers(s3)) == 3
     assert caplog.text.count("2000 versions") == 1
@@ -399,3 +401,71 @@ def test_the_record_of_a_version_holds_the_sizes_and_stamps(s3, copy, tmp_path):
     assert {name: size for name, (size, _) in record.items()} == {
         file.name: file.stat().st_size for file in folder.iterdir()
     }
+
+
+@pytest.mark.contract("4.9", "7.1")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_store": "s3://no-such-bucket/models"}, "there is no such bucket or folder; correct its name"),
+        ({"model_store": "gs://bucket/models"}, "is not installed; install it with pip install"),
+        ({"model_cache": "/dev/null/models"}, "the folder for fetched models cannot be made or written"),
+        ({"default_model": "other"}, "the model store has no such model; it has shapes"),
+        ({"default_model": "shapes/7"}, "the model store has no such version of shapes; it has 1"),
+        ({"model_store": "shapes"}, "this is the folder of one model; set it to 's3://models-"),
+        ({}, None),
+    ],
+)
+def test_what_prevents_the_use_of_a_store_is_found_before_a_model_is_loaded(s3, tmp_path, monkeypatch, change, words):
+    publish(s3, tmp_path, 1)
+    monkeypatch.setitem(remote.MODULES, "gs", "a_library_that_is_not_installed")
+    if change.get("model_store") == "shapes":
+        change = {"model_store": f"{s3.url}/shapes"}
+    given = {"model_store": s3.url, "model_cache": str(tmp_path / "cache")} | change
+    found = list(setting_checks.faults(Settings(**given), flags=set()))
+    if words is None:
+        assert found == []
+    else:
+        (line,) = found
+        (name,) = change
+        assert line.startswith(f"{name.upper()}=")
+        assert words in line
+
+
+@pytest.mark.contract("4.9")
+def test_a_copy_can_be_served_whatever_is_wrong_with_the_store(s3, tmp_path):
+    publish(s3, tmp_path, 1)
+    settings = Settings(model_store="s3://no-such-bucket/models", model_cache=tmp_path / "cache")
+    assert len(list(setting_checks.faults(settings, flags=set()))) == 1
+    Mirror(Remote(s3.url), settings.store_folder).sync()
+    assert list(setting_checks.faults(settings, flags=set())) == []
+
+
+@pytest.mark.contract("4.9", "4.5", "6.1")
+def test_pin_changes_the_store_at_a_url_and_checks_the_version(s3, tmp_path, capsys):
+    for version in (1, 2):
+        publish(s3, tmp_path, version)
+    s3.put("shapes/3/model.json", graphs.publish(tmp_path / "x", "shapes", 3).joinpath("model.json").read_bytes())
+    s3.put("shapes/4/model.json", b"{")
+    assert pin.main(["shapes/1", "--store", s3.url]) == 0
+    assert capsys.readouterr().out == "shapes is pinned to version 1\n"
+    assert s3.get("shapes/default") == b"1\n"
+    assert pin.main(["shapes", "--default", "--store", s3.url]) == 0
+    assert s3.get("default") == b"shapes\n"
+    capsys.readouterr()
+    assert pin.main(["--store", s3.url]) == 0
+    assert capsys.readouterr().out == "shapes: versions 1, 2, 3, 4; pinned to 1\ndefault: shapes\n"
+    assert pin.main(["shapes", "--newest", "--store", s3.url]) == 0
+    transfers(s3)
+    for place, words in (
+        ("shapes/3", "shapes/3 could not be served: model.onnx is missing or incomplete"),
+        ("shapes/4", "shapes/4 could not be served: model.json"),
+        ("shapes/9", "shapes has no version 9; it has 1, 2, 3, 4"),
+    ):
+        assert pin.main([place, "--store", s3.url]) == 1
+        assert words in capsys.readouterr().err
+    assert not [line for line in transfers(s3) if "PUT" in line or "model.onnx" in line]
+    assert pin.main(["shapes/1", "--store", "s3://no-such-bucket"]) == 1
+    assert "there is no such bucket or folder" in capsys.readouterr().err
+    assert pin.main(["shapes/1", "--store", "ftp://host/models"]) == 2
+    assert "ftp:// is not supported" in capsys.readouterr().err
