@@ -16,17 +16,16 @@ import pytest
 from PIL import Image
 
 from service.images import cost, formats
-from service.images.cost import FIXED_BYTES, LIGHT_BYTES, MIB
+from service.images.cost import FIXED_BYTES, LIGHT_BYTES, MAX_TEXT_BYTES, METADATA_COPIES, MIB
 from service.images.decode import MAX_PIXELS, ORIENTATION, decode
 from service.images.fit import Geometry
 from tests.service.images.png16 import chunk, png16
 from tests.service.images.test_formats import tiff_file
 
 GEOMETRY = Geometry(((384, 384), (288, 384), (384, 288)), 288, 384)
-# Strips and bands, which do not grow with the image, take several MiB. So they hide a fault of a byte per pixel, unless
-# the image is huge. But what a large image takes more than a small one shows it: 3,000,000 pixels are 2.9 MiB a byte.
-SMALL, LARGE = 1000, 2000
-ALLOCATOR_NOISE = 1.5 * MIB
+# A byte for each of 2200 x 2200 pixels is 4.6 MiB, more than the parts that do not grow with the image can hide. It is
+# also above the size from which the C library returns memory at once.
+SIDE = 2200
 CELL = 32
 FAST_X265 = {"preset": "ultrafast"}
 # An estimate is useful if it is not far above the peak. The fixed part and the strips dominate for images of this size.
@@ -112,7 +111,7 @@ def pngs(side: int) -> dict[str, bytes]:
         "png wide": png(squares("RGBA", area // 100, 100)),
         "png noise": png(noise("RGBA", side, side)),
     }
-    for channels in (2, 3, 4):
+    for channels in (2, 4):
         made[f"png of 16 bits, {channels} channels"] = png16(deep_squares(channels, 2**12, side, side))
     random = np.random.default_rng(0).integers(0, 2**12, (side, side, 3), np.uint16)
     return made | {"png of 16 bits, noise": png16(random)}
@@ -123,7 +122,6 @@ def jpegs(side: int) -> dict[str, bytes]:
     return {
         "jpeg": saved(rgb, "JPEG"),
         "jpeg grey": saved(squares("L", side, side), "JPEG"),
-        "jpeg noise": saved(noise("RGB", side, side), "JPEG"),
         "jpeg progressive": saved(rgb, "JPEG", progressive=True),
         "jpeg progressive 4:4:4 turned": saved(rgb, "JPEG", progressive=True, subsampling=0, exif=turned()),
         "jpeg progressive cmyk": saved(squares("CMYK", side, side), "JPEG", progressive=True),
@@ -141,16 +139,11 @@ def tiffs(side: int) -> dict[str, bytes]:
         "tiff palette": saved(squares("P", side, side), "TIFF", compression="packbits"),
         "tiff cmyk": saved(squares("CMYK", side, side), "TIFF", compression="tiff_adobe_deflate"),
     }
-    for channels, compression in ((1, 8), (3, 8), (4, 1)):
+    for channels, compression in ((1, 8), (4, 1)):
         pixels = deep_squares(channels, 2**12, side, side).tobytes()
         body = zlib.compress(pixels, 1) if compression == 8 else pixels
-        tags = {
-            256: (side,),
-            257: (side,),
-            258: (16,) * channels,
-            259: (compression,),
-            262: (1 if channels == 1 else 2,),
-        }
+        colours = 1 if channels == 1 else 2  # black is 0; RGB
+        tags = {256: (side,), 257: (side,), 258: (16,) * channels, 259: (compression,), 262: (colours,)}
         tags |= {273: (8,), 274: (6,), 277: (channels,), 278: (side,), 279: (len(body),)}
         tags |= {338: (2,)} if channels == 4 else {}
         made[f"tiff of 16 bits, {channels} channels, one strip, turned"] = tiff_file(tags, body)
@@ -171,9 +164,7 @@ def others(side: int) -> dict[str, bytes]:
         "gif with transparency": saved(palette, "GIF", transparency=3),
         "bmp": saved(rgb, "BMP"),
         "bmp run lengths": run_length_encoded_bmp(side),
-        "avif": saved(rgb, "AVIF", speed=10),
         "avif with alpha, 4:4:4, turned": saved(rgba, "AVIF", speed=10, subsampling="4:4:4", exif=turned()),
-        "heic": saved(rgb, "HEIF", enc_params=FAST_X265),
         "heic of 10 bits with alpha, 4:4:4, turned": deep_heic(side),
     }
 
@@ -256,23 +247,17 @@ def test_no_image_needs_more_memory_than_estimated(tmp_path):
     if sys.platform != "linux":
         pytest.skip("only Linux tells the peak of a process and lets it be reset")
     formats.accept_all()  # registers the encoder of HEIC
-    names, paths = list[str](), list[Path]()
-    for side in (SMALL, LARGE):
-        for name, data in files(side).items():
-            names.append(name)
-            paths.append(tmp_path / f"{len(paths)}")
-            paths[-1].write_bytes(data)
-    rows, number = measured(paths), len(paths) // 2
+    made = files(SIDE)
+    paths = [tmp_path / str(number) for number in range(len(made))]
+    for path, data in zip(paths, made.values(), strict=True):
+        path.write_bytes(data)
     uses = ("decode", "decode without antialiasing", "draw as PNG", "draw as JPEG")
     faults = []
-    for name, small, large in zip(names[:number], rows[:number], rows[number:], strict=True):
-        for use, (less, estimated_less), (peak, estimate) in zip(uses, small, large, strict=True):
-            grows_faster = peak - less > estimate - estimated_less + ALLOCATOR_NOISE
-            if grows_faster or not peak <= estimate <= USEFUL_FACTOR * peak + USEFUL_REST:
-                faults.append(
-                    f"{name}, {use}: {less / MIB:.1f} to {peak / MIB:.1f} MiB, "
-                    f"estimated {estimated_less / MIB:.1f} to {estimate / MIB:.1f}"
-                )
+    for name, rows in zip(made, measured(paths), strict=True):
+        for use, (peak, estimate) in zip(uses, rows, strict=True):
+            # None of the files has text, so that the part of the estimate for it must be left over.
+            if not peak <= estimate - MAX_TEXT_BYTES <= USEFUL_FACTOR * peak + USEFUL_REST:
+                faults.append(f"{name}, {use}: {peak / MIB:.1f} MiB, estimated {estimate / MIB:.1f}")
     assert not faults, "\n".join(faults)
 
 
@@ -291,12 +276,13 @@ def test_a_photograph_is_light_and_a_large_drawing_heavy(encode):
 
 
 def test_a_progressive_jpeg_keeps_all_its_coefficients(encode):
-    # 2 bytes x 3 samples per pixel without subsampling, 2 x 1.5 with 4:2:0
+    # 2 bytes x 3 samples per pixel without subsampling, 2 x 1.5 with 4:2:0. The array of 500 x 400 x 3 bytes, which is
+    # smaller, is not added.
     image, pixels = squares("RGB", 1000, 800), 800_000
     baseline = priced(encode(image, "JPEG")).memory
     for subsampling, each in ((0, 6), (2, 3)):
         progressive = encode(image, "JPEG", progressive=True, subsampling=subsampling)
-        assert priced(progressive).memory == pytest.approx(baseline + each * pixels, abs=200_000)
+        assert priced(progressive).memory == pytest.approx(baseline + each * pixels - 600_000, abs=200_000)
 
 
 def test_a_thumbnail_in_a_photograph_does_not_count_as_a_scan(encode):
@@ -305,7 +291,8 @@ def test_a_thumbnail_in_a_photograph_does_not_count_as_a_scan(encode):
     image = squares("RGB", 1000, 800)
     plain, with_thumbnail = encode(image, "JPEG"), encode(image, "JPEG", exif=exif)
     assert with_thumbnail.count(b"\xff\xda") == 2
-    assert priced(with_thumbnail).memory - priced(plain).memory == len(with_thumbnail) - len(plain)
+    more = len(with_thumbnail) - len(plain)
+    assert priced(with_thumbnail).memory - priced(plain).memory == more * (1 + METADATA_COPIES)
 
 
 def test_compressed_text_in_a_png_is_limited(encode):
