@@ -31,11 +31,14 @@ PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
 
 # Bytes per pixel of Pillow's images. Every other mode has four.
 BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+OPAQUE_STRIP_BYTES = 12  # per pixel of a strip in mode L or RGB: cut out, turned, and resized
 STRIP_BYTES = 24  # per pixel of a strip: its copies in the stored mode, the plain mode, turned, and resized
 LOW_STRIP_BYTES = 24  # more, where the low bytes of 16-bit samples are decoded too
 LOW_BYTES = 4  # per pixel of the image with these low bytes
 ROW_BYTES = 32  # per pixel of a row: the codec's buffers for some rows, and Pillow's pointers to them
-CANVAS_BYTES = 16  # per pixel at the model's size: the image with transparency, on white, in RGB, and as an array
+# Per pixel at the model's size: the resized image; with transparency, also its copies on white and in RGB; the resized
+# image with its rows as bytes, and these joined; the array that interpolation fills.
+CANVAS_BYTES, TRANSPARENT_CANVAS_BYTES, ARRAY_BYTES, INTERPOLATED_BYTES = 4, 16, 10, 3
 WEBP_BYTES = 16  # two canvases of the animation decoder, the frame as bytes, and the image
 # Planes of up to 16 bits for each of four channels, and their copy turned or in RGB, the frame as bytes, and the image.
 AVIF_BYTES, HEIF_BYTES = 20, 22
@@ -49,11 +52,15 @@ FLOAT_BYTES = 2 * 3 + 3 * 3 * 4
 # Copies of the whole file, because Pillow or the decoder's library makes one, and metadata may be all of it. The
 # metadata is copied by the container's library, into `Image.info`, and by Pillow's reader of EXIF data.
 FILE_COPIES = {"WEBP": 3, "TIFF": 2, "AVIF": 5, "HEIF": 5}
-# Pillow holds every segment of a JPEG or chunk of a PNG beside the pixels, joins those of EXIF data and of profiles,
-# and copies EXIF data twice to read the orientation. The file itself is counted once already.
-METADATA_COPIES = 3
-RESPONSE_BYTES = {"image/png": 3.5, "image/jpeg": 2.5}  # per pixel, for noise, with room for a growing buffer
-FIXED_BYTES = 2 * MIB + MAX_TEXT_BYTES  # the canvas, Python's objects, and a header's text
+# Pillow holds every segment of a JPEG or chunk of a PNG beside the pixels. It joins those of EXIF data and of profiles
+# one by one, so that the old and the new block exist for a moment, and copies EXIF data twice to read the orientation.
+METADATA_COPIES = 5
+RESPONSE_BYTES = {
+    "image/png": 7,
+    "image/jpeg": 2.5,
+}  # per pixel, for noise; the growing buffer of a PNG is copied when it moves
+FIXED_BYTES = 2 * MIB  # Python's objects, fragments in the heap, and a codec's own tables
+TEXT_COPIES = 1  # of the decompressed text of a PNG
 
 NANOSECONDS = 1e-9
 PER_FILE_BYTE = 6  # nanoseconds for entropy decoding
@@ -78,16 +85,18 @@ class Cost(NamedTuple):
 def of_decoding(image: Image.Image, data: bytes, geometry: Geometry) -> Cost:
     """The cost of `decode` for the file `data`, whose header is `image`."""
     scale = _draft_scale(image, geometry)
-    loaded, seconds = _loading(image, data, scale, geometry.white, checked=True)
+    loaded, seconds = _loading(image, data, scale, geometry.white)
     width, height = -(-image.width // scale), -(-image.height // scale)
     pixels = width * height
     if geometry.antialias:
-        extra = _between_bytes((width, height), geometry) + _strip_pixels(width, height) * STRIP_BYTES
+        extra = _resizing_bytes(image, (width, height), geometry)
     else:
         extra = _interpolation_bytes(image, geometry)
     extra += _low_extra(image, geometry.white)
     seconds += pixels * _conversion(image) * NANOSECONDS
-    return Cost(loaded + extra, seconds)
+    # Both are released before the image is resized.
+    array = pixels * len(image.getbands()) if _is_decoded_to_array(image) else 0
+    return Cost(loaded + max(extra, array, _coefficient_bytes(image, data)), seconds)
 
 
 def of_drawing(image: Image.Image, data: bytes, media_type: str, white: int = WHITE) -> Cost:
@@ -96,6 +105,7 @@ def of_drawing(image: Image.Image, data: bytes, media_type: str, white: int = WH
     white  as in `Geometry`
     """
     loaded, seconds = _loading(image, data, 1, white)
+    loaded += _coefficient_bytes(image, data)
     pixels = image.width * image.height
     strip = _strip_pixels(*image.size) * STRIP_BYTES + _low_extra(image, white)
     stored = _stored_bytes(image)
@@ -104,35 +114,29 @@ def of_drawing(image: Image.Image, data: bytes, media_type: str, white: int = WH
     # An image that is opaque RGB already is drawn on as it is, with all that its decoder still holds.
     encoded = pixels * (max(kept, 4) + RESPONSE_BYTES[media_type]) + strip
     seconds += pixels * (_conversion(image) + PER_ENCODED_PIXEL) * NANOSECONDS
-    file = FIXED_BYTES + _file_bytes(image, data, white)
+    file = _fixed_bytes(image) + _file_bytes(image, data, white)
     return Cost(int(max(loaded, file + upright, file + encoded)), seconds)
+
+
+def _fixed_bytes(image: Image.Image) -> int:
+    return FIXED_BYTES + (TEXT_COPIES * MAX_TEXT_BYTES if image.format == "PNG" else 0)
 
 
 def _low_extra(image: Image.Image, white: int) -> int:
     return _strip_pixels(*image.size) * LOW_STRIP_BYTES if needs_low_bytes(image, white) else 0
 
 
-def _loading(image: Image.Image, data: bytes, scale: int, white: int, checked: bool = False) -> tuple[int, float]:
-    """Bytes and seconds until all pixels are decoded, at 1/`scale` of the size.
-
-    checked  whether damage is looked for (`integrity`), for which a JPEG is decoded into an array and copied from there
-    """
+def _loading(image: Image.Image, data: bytes, scale: int, white: int) -> tuple[int, float]:
+    """Bytes and seconds until all pixels are decoded, at 1/`scale` of the size, without `_coefficient_bytes`."""
     pixels = image.width * image.height
     kept = -(-image.width // scale) * -(-image.height // scale)
-    memory = FIXED_BYTES + _file_bytes(image, data, white) + image.width * ROW_BYTES + image.height * 8
+    memory = _fixed_bytes(image) + _file_bytes(image, data, white) + image.width * ROW_BYTES + image.height * 8
     memory += kept * _stored_bytes(image)
     if image.format == "TIFF":
         memory += _tiff_bytes(image)
     nanoseconds = len(data) * PER_FILE_BYTE + (pixels / 4 + kept * PER_PIXEL.get(image.format or "", 16))
-    if image.format in ("JPEG", "MPO"):
-        # The array and the coefficients are in memory together, but without the image, which takes at least as much as
-        # the array; the array and the image without the coefficients.
-        array = kept * len(image.getbands()) if checked and image.mode in ("L", "RGB") else 0
-        coefficients = 0
-        if (scans := _scans(data)) > 1:
-            coefficients = int(pixels * COEFFICIENT_BYTES * _samples(image))
-            nanoseconds += scans * pixels * PER_SCANNED_PIXEL
-        memory += max(array, coefficients)
+    if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > 1:
+        nanoseconds += scans * pixels * PER_SCANNED_PIXEL
     if needs_low_bytes(image, white):
         memory += pixels * LOW_BYTES
         nanoseconds *= 2
@@ -140,6 +144,18 @@ def _loading(image: Image.Image, data: bytes, scale: int, white: int, checked: b
         memory += 2 * pixels
         nanoseconds += len(data) * PER_RLE_BYTE
     return memory, nanoseconds * NANOSECONDS
+
+
+def _is_decoded_to_array(image: Image.Image) -> bool:
+    """Whether `integrity` decodes a JPEG into an array, to look for damage, and copies the image from it."""
+    return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+
+
+def _coefficient_bytes(image: Image.Image, data: bytes) -> int:
+    """Bytes of the coefficients of a JPEG with several scans, which are there until its pixels are complete."""
+    if image.format not in ("JPEG", "MPO") or _scans(data) == 1:
+        return 0
+    return int(image.width * image.height * COEFFICIENT_BYTES * _samples(image))
 
 
 def _file_bytes(image: Image.Image, data: bytes, white: int) -> int:
@@ -184,15 +200,23 @@ def _strip_pixels(width: int, height: int) -> int:
     return min(width * height, max(STRIP_PIXELS, width, height))
 
 
-def _between_bytes(size: tuple[int, int], geometry: Geometry) -> int:
-    """Bytes of the image between the two passes of a resize, and after both, in the orientation in which it is more."""
+def _resizing_bytes(image: Image.Image, size: tuple[int, int], geometry: Geometry) -> int:
+    """Bytes to resize the decoded image, of this size, in the orientation in which they are more.
+
+    They are those of the image between the two passes, a strip, and the result. The array of the result is made after
+    the others have been released.
+    """
+    opaque = _is_opaque(image)
+    strip = _strip_pixels(*size) * (OPAQUE_STRIP_BYTES if opaque else STRIP_BYTES)
     found = []
     for orientation in (1, 6):
         width, height = swapped(size, orientation)
         target = fit(width, height, geometry)
+        result = target.width * target.height
         rows_first = not vertical_first((width, height), (target.width, target.height))
-        between = target.width * height if rows_first else width * target.height
-        found.append(between * 4 + target.width * target.height * CANVAS_BYTES)
+        between = 4 * (target.width * height if rows_first else width * target.height)
+        last = 0 if opaque else between + result * TRANSPARENT_CANVAS_BYTES
+        found.append(max(between + strip + result * CANVAS_BYTES, last, result * ARRAY_BYTES))
     return max(found)
 
 
@@ -204,16 +228,21 @@ def _interpolation_bytes(image: Image.Image, geometry: Geometry) -> int:
         width, height = swapped(image.size, orientation)
         target = fit(width, height, geometry)
         step = max(1, min(BAND, BAND_PIXELS * target.height // (width * height)))
-        read = min(height, -(-step * height // target.height) + 2) * width
+        read = min(height, -(-(step - 1) * height // target.height) + 2) * width
         band = max(read, min(width * height, STRIP_PIXELS))  # a small image is read as a whole
         floats = step * (width + target.width) * FLOAT_BYTES
-        found.append(band * (BAND_BYTES + low) + floats + target.width * target.height * CANVAS_BYTES)
+        found.append(band * (BAND_BYTES + low) + floats + target.width * target.height * INTERPOLATED_BYTES)
     return max(found)
 
 
 def _conversion(image: Image.Image) -> float:
     """Nanoseconds per pixel to convert and resize."""
-    return 2 if image.mode in ("L", "RGB") and not image.has_transparency_data else PER_CONVERTED_PIXEL
+    return 2 if _is_opaque(image) else PER_CONVERTED_PIXEL
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    """Whether the image needs no conversion before it is resized."""
+    return image.mode in ("L", "RGB") and not image.has_transparency_data
 
 
 def _draft_scale(image: Image.Image, geometry: Geometry) -> int:
