@@ -55,12 +55,11 @@ FILE_COPIES = {"WEBP": 3, "TIFF": 2, "AVIF": 5, "HEIF": 5}
 # Pillow holds every segment of a JPEG or chunk of a PNG beside the pixels. It joins those of EXIF data and of profiles
 # one by one, so that the old and the new block exist for a moment, and copies EXIF data twice to read the orientation.
 METADATA_COPIES = 5
-RESPONSE_BYTES = {
-    "image/png": 7,
-    "image/jpeg": 2.5,
-}  # per pixel, for noise; the growing buffer of a PNG is copied when it moves
+# Per pixel, for noise. The growing buffer of a PNG is copied when it moves.
+RESPONSE_BYTES = {"image/png": 7, "image/jpeg": 2.5}
 FIXED_BYTES = 2 * MIB  # Python's objects, fragments in the heap, and a codec's own tables
-TEXT_COPIES = 1  # of the decompressed text of a PNG
+TEXT_COPIES = 4  # of the decompressed text of a PNG: as bytes, and as str with up to two bytes for each of them
+DEFLATE_RATIO = 1032  # the most by which compressed text can grow (the documentation of zlib)
 
 NANOSECONDS = 1e-9
 PER_FILE_BYTE = 6  # nanoseconds for entropy decoding
@@ -114,12 +113,8 @@ def of_drawing(image: Image.Image, data: bytes, media_type: str, white: int = WH
     # An image that is opaque RGB already is drawn on as it is, with all that its decoder still holds.
     encoded = pixels * (max(kept, 4) + RESPONSE_BYTES[media_type]) + strip
     seconds += pixels * (_conversion(image) + PER_ENCODED_PIXEL) * NANOSECONDS
-    file = _fixed_bytes(image) + _file_bytes(image, data, white)
+    file = FIXED_BYTES + _file_bytes(image, data, white)
     return Cost(int(max(loaded, file + upright, file + encoded)), seconds)
-
-
-def _fixed_bytes(image: Image.Image) -> int:
-    return FIXED_BYTES + (TEXT_COPIES * MAX_TEXT_BYTES if image.format == "PNG" else 0)
 
 
 def _low_extra(image: Image.Image, white: int) -> int:
@@ -130,7 +125,7 @@ def _loading(image: Image.Image, data: bytes, scale: int, white: int) -> tuple[i
     """Bytes and seconds until all pixels are decoded, at 1/`scale` of the size, without `_coefficient_bytes`."""
     pixels = image.width * image.height
     kept = -(-image.width // scale) * -(-image.height // scale)
-    memory = _fixed_bytes(image) + _file_bytes(image, data, white) + image.width * ROW_BYTES + image.height * 8
+    memory = FIXED_BYTES + _file_bytes(image, data, white) + image.width * ROW_BYTES + image.height * 8
     memory += kept * _stored_bytes(image)
     if image.format == "TIFF":
         memory += _tiff_bytes(image)
@@ -164,13 +159,14 @@ def _file_bytes(image: Image.Image, data: bytes, white: int) -> int:
     `depth` copies the file to decode the low bytes of grey and alpha, and `integrity` a JPEG that is damaged.
     """
     copies = FILE_COPIES.get(image.format or "", 1) + needs_low_bytes(image, white)
-    metadata = 0
+    metadata = text = 0
     if image.format == "PNG":
         metadata = png_bytes_beside_pixels(data)
+        text = min(MAX_TEXT_BYTES, metadata * DEFLATE_RATIO)
     elif image.format in ("JPEG", "MPO"):
         start = _first_scan(data)
         metadata = start[0] if start else len(data)
-    return len(data) * copies + metadata * METADATA_COPIES
+    return len(data) * copies + metadata * METADATA_COPIES + text * TEXT_COPIES
 
 
 def _stored_bytes(image: Image.Image) -> int:

@@ -64,16 +64,16 @@ def _png(data: bytes) -> int:
 
 
 def png_bytes_beside_pixels(data: bytes) -> int:
-    """The bytes of a PNG's chunks that hold no pixels, before or after those that do."""
-    at, pixels = 8, 0
+    """The bytes in a PNG's chunks that hold no pixels, before or after those that do."""
+    at, found = 8, 0
     while at + 8 <= len(data):
         length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if name == b"IDAT":
-            pixels += min(length, len(data) - at - 8)
-        elif name == b"IEND":
-            return at - pixels
+        if name != b"IDAT":
+            found += min(length, len(data) - at - 8)
+        if name == b"IEND":
+            break
         at += 12 + length
-    return len(data) - pixels
+    return found
 
 
 def _webp(data: bytes) -> int:
