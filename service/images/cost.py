@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image, PngImagePlugin
 
+from service.images.decode import frame_on_white
 from service.images.depth import WHITE, needs_low_bytes
 from service.images.fit import Geometry, fit
-from service.images.interpolate import BAND_PIXELS
+from service.images.interpolate import BAND, BAND_PIXELS
+from service.images.parts import png_bytes_beside_pixels
 from service.images.pending import MOST_PER_CANVAS_PIXEL
 from service.images.upright import STRIP_PIXELS, swapped, vertical_first
 
@@ -31,18 +33,36 @@ PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
 
 # Bytes per pixel of Pillow's images. Every other mode has four.
 BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+OPAQUE_STRIP_BYTES = 12  # per pixel of a strip in mode L or RGB: cut out, turned, and resized
 STRIP_BYTES = 24  # per pixel of a strip: its copies in the stored mode, the plain mode, turned, and resized
 LOW_STRIP_BYTES = 24  # more, where the low bytes of 16-bit samples are decoded too
 LOW_BYTES = 4  # per pixel of the image with these low bytes
 ROW_BYTES = 32  # per pixel of a row: the codec's buffers for some rows, and Pillow's pointers to them
+# Per pixel at the model's size: the resized image; with transparency, also its copies on white and in RGB; the resized
+# image with its rows as bytes, and these joined; the array that interpolation fills.
+CANVAS_BYTES, TRANSPARENT_CANVAS_BYTES, ARRAY_BYTES, INTERPOLATED_BYTES = 4, 16, 10, 3
 WEBP_BYTES = 16  # two canvases of the animation decoder, the frame as bytes, and the image
 # Planes of up to 16 bits for each of four channels, and their copy turned or in RGB, the frame as bytes, and the image.
 AVIF_BYTES, HEIF_BYTES = 20, 22
+FRAME_BYTES = 4  # of these per pixel: the frame as bytes, which is released once the image is complete
+SCREEN_BYTES = 10  # a GIF's frame and its part that is copied (1 each), that part in RGB, and the screen (4 each)
 COEFFICIENT_BYTES = 2  # per sample of a JPEG with several scans, whose coefficients are all kept until the last scan
 RGB_BYTES = 3  # per pixel of an image that is left to the engine at its decoded size
 BAND_BYTES = 16  # per pixel of a band of rows for interpolation: the strip in RGB, as bytes, and as an array
-RESPONSE_BYTES = {"image/png": 3.5, "image/jpeg": 2.5}  # per pixel, for noise, with room for a growing buffer
-FIXED_BYTES = 2 * MIB + MAX_TEXT_BYTES  # the canvas, Python's objects, and a header's text
+# Per pixel of the rows that are interpolated at a time: the upper and the lower row with three samples of a byte each,
+# and three arrays of the same samples as float32.
+FLOAT_BYTES = 2 * 3 + 3 * 3 * 4
+# Copies of the whole file, because Pillow or the decoder's library makes one, and metadata may be all of it. The
+# metadata is copied by the container's library, into `Image.info`, and by Pillow's reader of EXIF data.
+FILE_COPIES = {"WEBP": 3, "TIFF": 2, "AVIF": 5, "HEIF": 5}
+# Pillow holds every segment of a JPEG or chunk of a PNG beside the pixels. It joins those of EXIF data and of profiles
+# one by one, so that the old and the new block exist for a moment, and copies EXIF data twice to read the orientation.
+METADATA_COPIES = 5
+# Per pixel, for noise. The growing buffer of a PNG is copied when it moves.
+RESPONSE_BYTES = {"image/png": 7, "image/jpeg": 2.5}
+FIXED_BYTES = 3 * MIB  # Python's objects, fragments in the heap (the peak of one image varies by 1 MiB), a codec's tables
+TEXT_COPIES = 4  # of the decompressed text of a PNG: as bytes, and as str with up to two bytes for each of them
+DEFLATE_RATIO = 1032  # the most by which compressed text can grow (the documentation of zlib)
 
 NANOSECONDS = 1e-9
 PER_FILE_BYTE = 6  # nanoseconds for entropy decoding
@@ -71,15 +91,17 @@ def of_decoding(image: Image.Image, data: bytes, geometry: Geometry) -> Cost:
     width, height = -(-image.width // scale), -(-image.height // scale)
     pixels = width * height
     if geometry.antialias:
-        extra = _between_bytes((width, height), geometry) + _strip_pixels(width, height) * STRIP_BYTES
+        extra = _resizing_bytes(image, (width, height), geometry)
     else:
-        extra = min(pixels, max(BAND_PIXELS, 2 * max(width, height))) * BAND_BYTES
+        extra = _interpolation_bytes(image, geometry)
     if geometry.resize_later:
         most = MOST_PER_CANVAS_PIXEL * max(map(math.prod, geometry.canvases))
         extra = max(extra, min(pixels, most) * RGB_BYTES + _strip_pixels(width, height) * STRIP_BYTES)
     extra += _low_extra(image, geometry.white)
     seconds += pixels * _conversion(image) * NANOSECONDS
-    return Cost(loaded + extra, seconds)
+    # Both are released before the image is resized.
+    array = pixels * len(image.getbands()) if _is_decoded_to_array(image) else 0
+    return Cost(loaded + max(extra, array, _coefficient_bytes(image, data)), seconds)
 
 
 def of_drawing(image: Image.Image, data: bytes, media_type: str, white: int = WHITE) -> Cost:
@@ -88,11 +110,14 @@ def of_drawing(image: Image.Image, data: bytes, media_type: str, white: int = WH
     white  as in `Geometry`
     """
     loaded, seconds = _loading(image, data, 1, white)
+    loaded += _coefficient_bytes(image, data)
     pixels = image.width * image.height
     strip = _strip_pixels(*image.size) * STRIP_BYTES + _low_extra(image, white)
-    kept = BYTES.get(image.mode, 4) + LOW_BYTES * needs_low_bytes(image, white)
+    stored = _stored_bytes(image)
+    kept = (stored - FRAME_BYTES if stored > SCREEN_BYTES else stored) + LOW_BYTES * needs_low_bytes(image, white)
     upright = pixels * (kept + 4) + strip  # a turned image is a copy, too
-    encoded = pixels * (4 + RESPONSE_BYTES[media_type])
+    # An image that is opaque RGB already is drawn on as it is, with all that its decoder still holds.
+    encoded = pixels * (max(kept, 4) + RESPONSE_BYTES[media_type]) + strip
     seconds += pixels * (_conversion(image) + PER_ENCODED_PIXEL) * NANOSECONDS
     file = FIXED_BYTES + _file_bytes(image, data, white)
     return Cost(int(max(loaded, file + upright, file + encoded)), seconds)
@@ -103,7 +128,7 @@ def _low_extra(image: Image.Image, white: int) -> int:
 
 
 def _loading(image: Image.Image, data: bytes, scale: int, white: int) -> tuple[int, float]:
-    """Bytes and seconds until all pixels are decoded, at 1/`scale` of the size."""
+    """Bytes and seconds until all pixels are decoded, at 1/`scale` of the size, without `_coefficient_bytes`."""
     pixels = image.width * image.height
     kept = -(-image.width // scale) * -(-image.height // scale)
     memory = FIXED_BYTES + _file_bytes(image, data, white) + image.width * ROW_BYTES + image.height * 8
@@ -112,7 +137,6 @@ def _loading(image: Image.Image, data: bytes, scale: int, white: int) -> tuple[i
         memory += _tiff_bytes(image)
     nanoseconds = len(data) * PER_FILE_BYTE + (pixels / 4 + kept * PER_PIXEL.get(image.format or "", 16))
     if image.format in ("JPEG", "MPO") and (scans := _scans(data)) > 1:
-        memory += int(pixels * COEFFICIENT_BYTES * _samples(image))
         nanoseconds += scans * pixels * PER_SCANNED_PIXEL
     if needs_low_bytes(image, white):
         memory += pixels * LOW_BYTES
@@ -123,18 +147,39 @@ def _loading(image: Image.Image, data: bytes, scale: int, white: int) -> tuple[i
     return memory, nanoseconds * NANOSECONDS
 
 
-def _file_bytes(image: Image.Image, data: bytes, white: int) -> int:
-    """The bytes of copies of the file: EXIF data, profiles and unknown chunks, or the whole file.
+def _is_decoded_to_array(image: Image.Image) -> bool:
+    """Whether `integrity` decodes a JPEG into an array, to look for damage, and copies the image from it."""
+    return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
 
-    Some decoders copy the file, and so does `depth` to decode the low bytes of grey and alpha.
+
+def _coefficient_bytes(image: Image.Image, data: bytes) -> int:
+    """Bytes of the coefficients of a JPEG with several scans, which are there until its pixels are complete."""
+    if image.format not in ("JPEG", "MPO") or _scans(data) == 1:
+        return 0
+    return int(image.width * image.height * COEFFICIENT_BYTES * _samples(image))
+
+
+def _file_bytes(image: Image.Image, data: bytes, white: int) -> int:
+    """The bytes of copies of the file, or of its metadata: EXIF data, profiles, text and unknown parts.
+
+    `depth` copies the file to decode the low bytes of grey and alpha, and `integrity` a JPEG that is damaged.
     """
-    copies = image.format in ("WEBP", "TIFF", "AVIF", "HEIF") or needs_low_bytes(image, white)
-    return len(data) * (2 if copies else 1)
+    copies = FILE_COPIES.get(image.format or "", 1) + needs_low_bytes(image, white)
+    metadata = text = 0
+    if image.format == "PNG":
+        metadata = png_bytes_beside_pixels(data)
+        text = min(MAX_TEXT_BYTES, metadata * DEFLATE_RATIO)
+    elif image.format in ("JPEG", "MPO"):
+        start = _first_scan(data)
+        metadata = start[0] if start else len(data)
+    return len(data) * copies + metadata * METADATA_COPIES + text * TEXT_COPIES
 
 
 def _stored_bytes(image: Image.Image) -> int:
     """Bytes per pixel while the file is being decoded."""
     special = {"WEBP": WEBP_BYTES, "AVIF": AVIF_BYTES, "HEIF": HEIF_BYTES}
+    if image.format == "GIF" and frame_on_white(image):
+        return SCREEN_BYTES
     return special.get(image.format or "") or BYTES.get(image.mode, 4)
 
 
@@ -145,6 +190,8 @@ def _tiff_bytes(image: Any) -> int:
     rows, columns = tags.get(323, tags.get(278, image.height)), tags.get(322, image.width)
     pixels = columns * (rows if 323 in tags else min(rows, max(image.size)))
     piece = pixels * -(-(sum(bits) if isinstance(bits, tuple) else bits * tags.get(277, 1)) // 8)
+    if tags.get(262) == 6:  # libtiff converts YCbCr to RGB with four bytes, from a copy that may have four, too
+        piece += pixels * 2 * 4
     coefficients = pixels * COEFFICIENT_BYTES * 3 if tags.get(259) in (6, 7) else 0
     turned = image.width * image.height * BYTES.get(image.mode, 4) if tags.get(274, 1) != 1 else 0
     return int(piece + coefficients + turned)
@@ -155,20 +202,49 @@ def _strip_pixels(width: int, height: int) -> int:
     return min(width * height, max(STRIP_PIXELS, width, height))
 
 
-def _between_bytes(size: tuple[int, int], geometry: Geometry) -> int:
-    """Bytes of the image between the two passes of a resize, in the orientation in which they are more."""
+def _resizing_bytes(image: Image.Image, size: tuple[int, int], geometry: Geometry) -> int:
+    """Bytes to resize the decoded image, of this size, in the orientation in which they are more.
+
+    They are those of the image between the two passes, a strip, and the result. The array of the result is made after
+    the others have been released.
+    """
+    opaque = _is_opaque(image)
+    strip = _strip_pixels(*size) * (OPAQUE_STRIP_BYTES if opaque else STRIP_BYTES)
     found = []
     for orientation in (1, 6):
         width, height = swapped(size, orientation)
         target = fit(width, height, geometry)
+        result = target.width * target.height
         rows_first = not vertical_first((width, height), (target.width, target.height))
-        found.append(target.width * height if rows_first else width * target.height)
-    return max(found) * 4
+        between = 4 * (target.width * height if rows_first else width * target.height)
+        last = 0 if opaque else between + result * TRANSPARENT_CANVAS_BYTES
+        found.append(max(between + strip + result * CANVAS_BYTES, last, result * ARRAY_BYTES))
+    return max(found)
+
+
+def _interpolation_bytes(image: Image.Image, geometry: Geometry) -> int:
+    """Bytes of a band of rows, of the rows that are interpolated at a time, and of the result (`interpolate_rows`)."""
+    low = LOW_STRIP_BYTES if needs_low_bytes(image, geometry.white) else 0
+    found = []
+    for orientation in (1, 6):
+        width, height = swapped(image.size, orientation)
+        target = fit(width, height, geometry)
+        step = max(1, min(BAND, BAND_PIXELS * target.height // (width * height)))
+        read = min(height, -(-(step - 1) * height // target.height) + 2) * width
+        band = max(read, min(width * height, STRIP_PIXELS))  # a small image is read as a whole
+        floats = step * (width + target.width) * FLOAT_BYTES
+        found.append(band * (BAND_BYTES + low) + floats + target.width * target.height * INTERPOLATED_BYTES)
+    return max(found)
 
 
 def _conversion(image: Image.Image) -> float:
     """Nanoseconds per pixel to convert and resize."""
-    return 2 if image.mode in ("L", "RGB") and not image.has_transparency_data else PER_CONVERTED_PIXEL
+    return 2 if _is_opaque(image) else PER_CONVERTED_PIXEL
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    """Whether the image needs no conversion before it is resized."""
+    return image.mode in ("L", "RGB") and not image.has_transparency_data
 
 
 def _draft_scale(image: Image.Image, geometry: Geometry) -> int:

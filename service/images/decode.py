@@ -299,14 +299,22 @@ def _on_screen(image: Image.Image) -> Image.Image:
     Pillow fills the rest with the first colour of the palette. If the frame has a transparent colour, Pillow fills it
     with that, which becomes white like any transparent pixel. Any other image is returned as it is.
     """
-    assert isinstance(image, ImageFile.ImageFile)
-    frame = image.tile[0].extents if image.tile else None
-    if image.format != "GIF" or frame in (None, (0, 0, *image.size)) or "transparency" in image.info:
+    frame = frame_on_white(image)
+    if not frame:
         return image
     screen = Image.new("RGB", image.size, "white")
     screen.format = image.format
     screen.paste(image.crop(frame).convert("RGB"), frame)
     return screen
+
+
+def frame_on_white(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The place of a GIF's first frame if a white screen is made for it (`_on_screen`). None for any other image."""
+    assert isinstance(image, ImageFile.ImageFile)
+    frame = image.tile[0].extents if image.tile else None
+    if image.format != "GIF" or frame == (0, 0, *image.size) or "transparency" in image.info:
+        return None
+    return frame
 
 
 def _broken(format: str | None) -> NotAnImageError:

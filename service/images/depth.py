@@ -34,7 +34,7 @@ _GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
 GREY_AND_ALPHA = "LA;16B"  # Pillow decodes it to RGBA
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-_BLOCK_PIXELS = 2**20  # read at a time to find the largest value
+_BLOCK_PIXELS = 2**18  # read at a time to find the largest value, which takes up to 20 bytes for each
 
 
 # Clauses that say what is wrong and what follows from it. The words are fixed, for programs.

@@ -72,7 +72,9 @@ def _palette_is_short(image: Image.Image) -> bool:
     """Whether a pixel's index is beyond the end of the palette."""
     if image.mode != "P":
         return False
-    return 3 * int(np.asarray(image).max()) >= len(image.getpalette() or [])
+    _, largest = image.getextrema()  # an array would be a copy of all pixels
+    assert isinstance(largest, int | float)  # there is one channel
+    return 3 * int(largest) >= len(image.getpalette() or [])
 
 
 # --- JPEG (ITU-T T.81) ----------------------------------------------------------------------------------------------
@@ -250,14 +252,15 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 def _without_metadata(data: bytes) -> bytes:
     """A JPEG without the segments before its first scan that do not describe pixels, and without stray bytes."""
-    kept, scan = [data[:2]], len(data)
+    kept: list[bytes | memoryview] = [data[:2]]
+    scan = len(data)
     for marker, start, end in _segments(data):
         if marker == _SOS:
             scan = start
             break
         if marker not in _METADATA:
             kept.append(data[start:end])
-    return b"".join([*kept, data[scan:]])
+    return b"".join([*kept, memoryview(data)[scan:]])
 
 
 # --- PNG (W3C Recommendation, third edition) ------------------------------------------------------------------------
@@ -267,7 +270,7 @@ _CHECKED_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # The first column and row of each interlaced pass, and the steps between its columns and rows (section 8).
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_PIECE = 1 << 20  # bytes inflated at a time
+_PIECE = 1 << 20  # bytes inflated, and bytes read, at a time
 
 
 def _png_warnings(image: Image.Image, data: bytes) -> Iterator[str]:
@@ -307,13 +310,20 @@ def _inflates_to(data: bytes, size: int) -> bool:
     """Whether the IDAT chunks hold at least `size` bytes of filtered rows."""
     inflater = zlib.decompressobj()
     try:
-        for rest in (contents for name, contents, _ in _chunks(data) if name == b"IDAT"):
+        for rest in _pieces(contents for name, contents, _ in _chunks(data) if name == b"IDAT"):
             while rest and size > 0 and not inflater.eof:
                 size -= len(inflater.decompress(rest, _PIECE))
                 rest = memoryview(inflater.unconsumed_tail)
         return size <= 0 or size <= len(inflater.flush())
     except zlib.error:  # before the last row
         return False
+
+
+def _pieces(contents: Iterator[memoryview]) -> Iterator[memoryview]:
+    """`contents` in pieces, because `decompress` copies what it leaves unread."""
+    for whole in contents:
+        for start in range(0, len(whole), _PIECE):
+            yield whole[start : start + _PIECE]
 
 
 def _full_size(data: bytes) -> int:

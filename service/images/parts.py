@@ -63,6 +63,19 @@ def _png(data: bytes) -> int:
     return parts
 
 
+def png_bytes_beside_pixels(data: bytes) -> int:
+    """The bytes in a PNG's chunks that hold no pixels, before or after those that do."""
+    at, found = 8, 0
+    while at + 8 <= len(data):
+        length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if name != b"IDAT":
+            found += min(length, len(data) - at - 8)
+        if name == b"IEND":
+            break
+        at += 12 + length
+    return found
+
+
 def _webp(data: bytes) -> int:
     """Chunks and EXIF entries, counted up to MAX_PARTS + 1."""
     at, parts = 12, 0
