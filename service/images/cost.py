@@ -60,7 +60,7 @@ FILE_COPIES = {"WEBP": 3, "TIFF": 2, "AVIF": 5, "HEIF": 5}
 METADATA_COPIES = 5
 # Per pixel, for noise. The growing buffer of a PNG is copied when it moves.
 RESPONSE_BYTES = {"image/png": 7, "image/jpeg": 2.5}
-FIXED_BYTES = 3 * MIB  # Python's objects, fragments in the heap (the peak of one image varies by 1 MiB), a codec's tables
+FIXED_BYTES = 3 * MIB  # Python's objects, a codec's tables, and fragments in the heap, which vary by 1 MiB
 TEXT_COPIES = 4  # of the decompressed text of a PNG: as bytes, and as str with up to two bytes for each of them
 DEFLATE_RATIO = 1032  # the most by which compressed text can grow (the documentation of zlib)
 
