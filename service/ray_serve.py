@@ -188,6 +188,7 @@ def deployment(scale: Scale, settings: Settings) -> serve.Deployment:
         graceful_shutdown_wait_loop_s=DRAIN_LOOP_SECONDS,
         health_check_period_s=HEALTH_CHECK_SECONDS,
         ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus},
+        logging_config={"enable_access_log": False},  # Serve's own; ACCESS_LOG decides
         **number,
     )
 
