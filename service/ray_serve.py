@@ -27,6 +27,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from service import setting_checks
 from service.app import create_app
 from service.http import problems
+from service.readiness import Readiness
 from service.runtime import Runtime
 from service.settings import Settings
 from service.telemetry import logs
@@ -108,30 +109,41 @@ class Replica:
         self._app: ASGIApp = OneRequestId(created)
         if settings.trusted_proxies:
             self._app = cast("ASGIApp", ProxyHeadersMiddleware(cast("Any", self._app), settings.trusted_proxies))
-        self._was_ready = False
+        self._health = Health(self._runtime.readiness)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
     async def check_health(self) -> None:
-        """Raises ReplicaFailedError once the service has failed for good.
+        """Raises ReplicaFailedError once the service has failed for good. Serve then replaces the replica."""
+        await self._health.check()
 
-        Serve sends a new replica no requests before the first call has returned. That call waits for the models.
-        """
-        readiness = self._runtime.readiness
+
+class Health:
+    """Whether a replica works.
+
+    Serve sends a new replica no requests before the first check has returned. That one waits for the models.
+    """
+
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
+        self._was_ready = False
+
+    async def check(self) -> None:
+        """Raises ReplicaFailedError with the reason, if the service has failed for good."""
         reported = ""
-        while not self._was_ready and not readiness.failure:
-            if (reason := readiness.not_ready()) is None:
+        while not self._was_ready and not self._readiness.failure:
+            reason = self._readiness.not_ready()
+            if reason is None:
                 self._was_ready = True
-                log.info("ready (%s)", self._runtime.provider)
                 break
             detail = problems.of(reason).detail
-            if readiness.loaded and detail != reported:
+            if self._readiness.loaded and detail != reported:
                 log.warning("this replica gets no requests yet: %s", detail)
                 reported = detail
             await asyncio.sleep(READY_LOOP_SECONDS)
-        if readiness.failure:
-            raise ReplicaFailedError(readiness.failure)
+        if self._readiness.failure:
+            raise ReplicaFailedError(self._readiness.failure)
 
 
 class OneRequestId:
@@ -189,6 +201,7 @@ def deployment(scale: Scale, settings: Settings) -> serve.Deployment:
         graceful_shutdown_wait_loop_s=DRAIN_LOOP_SECONDS,
         health_check_period_s=HEALTH_CHECK_SECONDS,
         ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus},
+        logging_config={"enable_access_log": False},  # Serve's own; ACCESS_LOG decides
         **number,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service.readiness import Readiness
 from service.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "ray"
@@ -113,3 +115,19 @@ def test_settings_come_from_arguments_then_from_variables(monkeypatch, tmp_path)
     assert expected.items() <= variables.items()
     assert variables["MODEL_STORE"] == str(tmp_path / "models")  # replicas run in another folder
     assert "PORT" not in variables
+
+
+@pytest.mark.contract("8.4")
+def test_the_first_check_of_health_waits_for_the_models_and_a_failure_ends_it():
+    ray_serve = module()
+
+    async def scenario() -> None:
+        readiness = Readiness()
+        check = asyncio.create_task(ray_serve.Health(readiness).check())
+        await asyncio.wait([check], timeout=3 * ray_serve.READY_LOOP_SECONDS)
+        assert not check.done()
+        readiness.fail("no model in the store can be served")
+        with pytest.raises(ray_serve.ReplicaFailedError, match="no model in the store can be served"):
+            await check
+
+    asyncio.run(scenario())
