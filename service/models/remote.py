@@ -30,6 +30,8 @@ CREDENTIALS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account",
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
 }
+# They log every session or request at the level info.
+LIBRARIES = ("aiobotocore", "botocore", "s3fs", "gcsfs", "google", "azure", "adlfs")
 DEEPEST = 3  # folders below a store of files that are listed: those of models, of versions, and one too many
 LIST_SECONDS = 60.0  # for a listing; S3 lists 10,000 versions in a few seconds
 IDLE_SECONDS = 60.0  # without a further byte, after which a transfer is given up
@@ -177,6 +179,8 @@ class Remote:
         if self._opened is None:
             import fsspec
 
+            for name in LIBRARIES:
+                logging.getLogger(name).setLevel(logging.WARNING)
             options = S3_OPTIONS if self._scheme == "s3" else {}
             fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True, **options)
             self._opened = fs, root.rstrip("/")
@@ -186,9 +190,11 @@ class Remote:
         try:
             return self._waiting.call(lambda: action(*self._open()), seconds, progress)
         except Exception as error:
-            self._opened = None  # credentials may be others by the next call
             log.debug("the model store: %s", type(error).__name__, exc_info=error)
-            raise self._explained(error) from error
+            explained = self._explained(error)
+            if explained.lasting:
+                self._opened = None  # credentials may be others by the next call
+            raise explained from error
 
     def _explained(self, error: Exception) -> RemoteError:
         """The error in words of our own, because a library's may hold names and addresses."""

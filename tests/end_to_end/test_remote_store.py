@@ -70,6 +70,7 @@ def test_a_rollout_a_rollback_and_an_outage_of_the_store_lose_no_request(start, 
     assert version(server) == 2
     assert sum(f"{fault}; the loaded models are still served" in line for line in server.lines) == 1
     assert "127.0.0.1" not in fault
+    assert not any("botocore" in line for line in server.lines)
 
     offline = start(**settings).ready()  # from the copy
     assert version(offline) == 2

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +21,10 @@ def path(text: str) -> Path:
     """A file or folder. A `~` at the start is the home folder; the shell leaves it alone in `--out=~/runs`."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty; name a file or folder")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a URL; name a file or folder, and copy it with the tools of its store"
+        )
     return Path(_at_home(text))
 
 

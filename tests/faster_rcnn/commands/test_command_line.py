@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from faster_rcnn.commands.argument_types import positive
+from faster_rcnn.commands.argument_types import path, positive
 from faster_rcnn.commands.command_line import Parser, check_writable, run_command
 from faster_rcnn.commands.train import build_parser as build_train_parser
 from tests.faster_rcnn.commands.conftest import Done
@@ -212,3 +212,9 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_a_path_that_is_too_long_is_refused_in_one_line(run: Callable[..., Done]) -> None:
     assert "name" in run("train", "--data", "shapes", "--out", "x" * 300, "--device", "cpu").refusal
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/models", "file:///srv/models"])
+def test_a_url_is_not_taken_for_a_folder(url):
+    with pytest.raises(argparse.ArgumentTypeError, match="is a URL; name a file or folder"):
+        path(url)
