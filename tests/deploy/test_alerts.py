@@ -75,6 +75,7 @@ CASES: dict[str, tuple[Series, Series]] = {
     ),
     "DetectorIsOutOfMemory": (memory_ran_out(0.1), memory_ran_out(0)),
     "DetectorGpuMemoryIsFull": (gpu(97), gpu(90)),
+    "DetectorHasNoReplica": (replicas("detector_ready", 0, 0), replicas("detector_ready", 1, 0)),
     "DetectorReplicaIsDown": (replicas("up", 1, 0), replicas("up", 1, 1)),
     "DetectorReplicaIsNotReady": (
         replicas("detector_ready", 1, 0) | replicas("detector_draining_seconds", 0, 0),

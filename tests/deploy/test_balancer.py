@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import threading
+import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
-from benchmarks.fleet.replicas import ADDRESSES
+from benchmarks.fleet.replicas import ADDRESSES, CONFIGURATION, Balancer, free_port, missing_packages
 from tests.deploy.conftest import Fleet, running_fleet
 from tests.end_to_end.conftest import Server, distinct, encoded, eventually, scene
 from tests.service import graphs
@@ -120,6 +124,75 @@ def test_the_request_id_reaches_the_replica_and_comes_back_once(fleet):
             (request_id,) = answer.headers.get_list("X-Request-ID")
             assert answer.json()["request_id"] == request_id
             assert given in (None, request_id)
+
+
+@pytest.mark.contract("8.1")
+def test_a_request_id_that_the_service_would_not_take_is_replaced_before_it_is_logged(fleet):
+    answer = httpx.get(fleet.url + "/nothing", headers={"X-Request-ID": 'a "b"'})
+    assert str(uuid.UUID(answer.headers["X-Request-ID"])) == answer.headers["X-Request-ID"]  # HAProxy's form
+
+
+@pytest.mark.contract("8.1")
+def test_a_long_upload_that_is_refused_before_it_has_arrived_ends_the_connection(fleet):
+    with httpx.Client(base_url=fleet.url, timeout=30) as http:
+        refused = http.post("/detect", content=bytes(21 * 2**20), headers=JPEG)
+        assert (refused.status_code, refused.headers["Connection"]) == (413, "close")
+        assert "Connection" not in http.post("/detect", content=b"none", headers=JPEG).headers
+
+
+def test_a_connection_without_a_request_is_closed_silently(tmp_path):
+    """A browser opens connections in advance, and would take a 408 for the answer to its next request."""
+    configuration = CONFIGURATION.read_text()
+    waits = "timeout http-request 20s"
+    assert waits in configuration
+    short = tmp_path / "haproxy.cfg"
+    short.write_text(configuration.replace(waits, "timeout http-request 200ms"))
+    with (
+        balancer_without_replicas(tmp_path, short) as balancer,
+        socket.create_connection((balancer.host, balancer.port), timeout=30) as idle,
+    ):
+        assert idle.recv(1000) == b""
+
+
+@pytest.mark.contract("8.1")
+def test_without_the_address_of_any_replica_the_balancer_starts_and_says_so(tmp_path):
+    with balancer_without_replicas(tmp_path) as balancer:
+        nobody = httpx.post(f"{balancer}/detect", content=IMAGE, headers={"X-Request-ID": "mine-2"})
+    assert (nobody.status_code, nobody.json()["reason"]) == (503, "no_replica")
+    assert nobody.headers.get_list("X-Request-ID") == ["mine-2"]
+
+
+@contextlib.contextmanager
+def balancer_without_replicas(folder: Path, configuration: Path = CONFIGURATION) -> Iterator[httpx.URL]:
+    if missing := missing_packages():
+        pytest.skip(f"not installed (Debian packages): {', '.join(missing)}")
+    balancer = Balancer((), free_port("127.0.0.1"), folder / "haproxy.log", configuration)
+    try:
+        eventually(lambda: is_listening(balancer.status))
+        yield httpx.URL(balancer.url)
+    finally:
+        balancer.close()
+
+
+def is_listening(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.ConnectError:
+        return False
+
+
+@pytest.mark.contract("8.1")
+def test_a_replica_that_hangs_gets_no_further_requests(fleet):
+    address = ADDRESSES[2]
+    hung = fleet.replicas[address].process
+    hung.send_signal(signal.SIGSTOP)
+    try:
+        fleet.balancer.wait_until_up(ADDRESSES[:2])
+        outcomes = answers_during(fleet, lambda: None)
+    finally:
+        hung.send_signal(signal.SIGCONT)
+    assert Counter(outcomes) == {200: len(outcomes)}
+    fleet.balancer.wait_until_up(ADDRESSES)
 
 
 def test_the_metrics_of_a_replica_are_not_served_to_clients(fleet):

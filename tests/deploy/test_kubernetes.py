@@ -77,9 +77,12 @@ def test_a_component_can_be_added(component, tmp_path):
         run = validated(text, tmp_path)
         assert run.returncode == 0, run.stdout + run.stderr
     else:  # the operator's own kinds, for which Kubernetes has no schema
-        assert found["ServiceMonitor", "replicas"]["spec"]["selector"]["matchLabels"].items() <= (
-            found["Service", "replicas"]["metadata"]["labels"].items()
+        monitor, labels = (
+            found["ServiceMonitor", "replicas"]["spec"],
+            found["Service", "replicas"]["metadata"]["labels"],
         )
+        assert monitor["selector"]["matchLabels"].items() <= labels.items()
+        assert labels[monitor["jobLabel"]] == "detector"  # the job that the alerts name
 
 
 def containers(text: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ START_UP = 180.0  # seconds until all replicas are ready
 class Balancer:
     """HAProxy before the replicas at `addresses`.  url: where clients connect;  status: its own page and metrics."""
 
-    def __init__(self, addresses: Sequence[str], port: int, log: Path) -> None:
+    def __init__(self, addresses: Sequence[str], port: int, log: Path, configuration: Path = CONFIGURATION) -> None:
         names, listen, status = (free_port("127.0.0.1") for _ in range(3))
         self.url, self.status = f"http://127.0.0.1:{listen}", f"http://127.0.0.1:{status}"
         self._log = log.open("wb")
@@ -44,7 +44,7 @@ class Balancer:
         self._processes = [
             subprocess.Popen(dns, stdout=self._log, stderr=self._log),
             subprocess.Popen(
-                ["haproxy", "-f", str(CONFIGURATION)], env=environment, stdout=self._log, stderr=self._log
+                ["haproxy", "-f", str(configuration)], env=environment, stdout=self._log, stderr=self._log
             ),
         ]
 
@@ -56,7 +56,9 @@ class Balancer:
         except OSError:  # it has not opened its port yet
             return set()
         return {
-            row["addr"].split(":")[0] for row in rows if row["svname"].startswith("replica") and row["status"] == "UP"
+            row["addr"].split(":")[0]
+            for row in rows
+            if row["svname"].startswith("replica") and row["status"].startswith("UP")  # "UP 1/2": one check has failed
         }
 
     def wait_until_up(self, addresses: Iterable[str]) -> None:
