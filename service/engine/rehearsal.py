@@ -6,17 +6,23 @@ A blank image has no detections, so it does not show whether labels, batches and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from service.engine.engine import Engine, Result, WrongOutputError
 from service.engine.sample_canvases import blank, busy
+from service.images.fit import Canvas
 
 STRIDE = 32  # a graph that fails on a canvas does so because its sides are not multiples of its stride
 # Contract 1.2 promises 1e-4, but an int8 graph differs by more where values are rounded to the next step.
 LARGEST_DIFFERENCE = 0.1
+ANYTIME = nullcontext()
 
 
-def rehearse(engine: Engine, batch_pixels: int) -> None:
+def rehearse(engine: Engine, batch_pixels: int, turn: AbstractContextManager[object] = ANYTIME) -> None:
     """Runs one canvas of each kind, and a batch of two if the pixels of a batch may be that many.
+
+    turn  held during each run on a device that serves other models, because two runs at once take the memory of both
 
     Raises WrongOutputError, and whatever ONNX Runtime raises.
     """
@@ -25,12 +31,19 @@ def rehearse(engine: Engine, batch_pixels: int) -> None:
     smallest_first = sorted(engine.geometry.canvases, key=math.prod)
     for height, width in smallest_first:
         kinds.setdefault((height % STRIDE, width % STRIDE), (height, width))
-    alone = {canvas: engine.run([busy(canvas)], threads=threads)[0] for canvas in kinds.values()}
+    alone = {canvas: _first(engine, [busy(canvas)], threads, turn) for canvas in kinds.values()}
     smallest = smallest_first[0]
     if 2 * math.prod(smallest) > batch_pixels:
         return
-    batch = engine.prepare([busy(smallest), blank(smallest)], threads=threads)
-    _compare(alone[smallest], engine.results(engine.execute(batch))[0])
+    _compare(alone[smallest], _first(engine, [busy(smallest), blank(smallest)], threads, turn))
+
+
+def _first(engine: Engine, canvases: Sequence[Canvas], threads: int, turn: AbstractContextManager[object]) -> Result:
+    """The result of the first image, from one run."""
+    prepared = engine.prepare(canvases, threads=threads)
+    with turn:
+        executed = engine.execute(prepared)
+    return engine.results(executed)[0]
 
 
 def _compare(alone: Result, in_a_batch: Result) -> None:

@@ -196,9 +196,18 @@ def test_a_version_whose_dimensions_have_no_names_is_served_by_dynamic_sessions_
     )
 
 
-def test_a_version_whose_many_sessions_do_not_fit_is_served_by_dynamic_sessions_and_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "message",
+    [
+        "BFCArena: Available memory of 10 is smaller than requested bytes of 20",
+        "CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED",  # which cuDNN says if it has no memory for a plan
+    ],
+)
+def test_a_version_whose_many_sessions_do_not_fit_is_served_by_dynamic_sessions_and_says_so(
+    tmp_path, monkeypatch, message
+):
     def runs_out(*_):
-        raise RuntimeError("BFCArena: Available memory of 10 is smaller than requested bytes of 20")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(FixedSessions, "warm_up", runs_out)
     served = opened(graphs.publish(tmp_path), options=FIXED)
