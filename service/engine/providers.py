@@ -152,8 +152,8 @@ def open_session(
     }
     providers = [(CUDA, cuda_options), CPU] if provider == CUDA else [CPU]
     if provider == CUDA:
-        # With a pattern, all tensors of a run are in one block from its second run on. The blocks of the first run cannot
-        # hold that block, so the arena would keep the memory of both (docs/results.md).
+        # With a pattern, a session needs one block for all tensors of a run, from its second run on. The blocks of the
+        # first run cannot hold it, so the arena would keep the memory of both (docs/results.md).
         options.enable_mem_pattern = False
     try:
         with _as_file(graph) as path:

@@ -106,14 +106,14 @@ def test_nothing_is_refused_for_its_cost_if_the_memory_is_unknown(tmp_path):
 
 @pytest.mark.contract("4.6")
 def test_a_graph_that_fails_on_a_canvas_is_refused(tmp_path, monkeypatch):
-    run = Engine.run
+    execute = Engine.execute
 
-    def fails_on_odd_sides(self, canvases, *how, **more):
-        if canvases[0].size[1] % 32:
+    def fails_on_odd_sides(self, prepared):
+        if prepared.canvases[0].size[1] % 32:
             raise RuntimeError("shapes do not match")
-        return run(self, canvases, *how, **more)
+        return execute(self, prepared)
 
-    monkeypatch.setattr(Engine, "run", fails_on_odd_sides)
+    monkeypatch.setattr(Engine, "execute", fails_on_odd_sides)
     opened(graphs.publish(tmp_path, version=1))
     folder = graphs.publish(tmp_path, version=2, card={"canvases": [[64, 96], [96, 64], [64, 80]]})
     with pytest.raises(ModelRefusedError, match="fails when it runs on one of its canvases"):
