@@ -156,11 +156,12 @@ def test_a_file_that_is_not_a_model_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_fault_of_another_graph_than_model_onnx_names_its_file(tmp_path, monkeypatch):
-    rubbish = b"\x08\x08rubbish"
-    digest = hashlib.sha256(rubbish).hexdigest()
-    entry = {"file": "model.cuda.onnx", "sha256": digest, "bytes": len(rubbish)}
+    other = graphs.graph()
+    del other.graph.output[:]
+    graph = other.SerializeToString()
+    entry = {"file": "model.cuda.onnx", "sha256": hashlib.sha256(graph).hexdigest(), "bytes": len(graph)}
     folder = graphs.publish(tmp_path, card={"graphs": {"cuda": entry}})
-    (folder / "model.cuda.onnx").write_bytes(rubbish)
+    (folder / "model.cuda.onnx").write_bytes(graph)
     monkeypatch.setattr("service.engine.model.SUITABLE", {(CPU, "strict"): ("cuda",)})
     with pytest.raises(ModelRefusedError, match=r"^model\.cuda\.onnx: "):
         Engine(load_model(folder))
