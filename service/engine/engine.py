@@ -127,7 +127,8 @@ class Engine:
                     factory, self._dynamic, self.geometry.canvases, batch_pixels, self.thread_counts
                 )
         except ValueError as error:
-            raise ModelRefusedError(f"model.onnx: {error}") from error
+            other = model.other_graph(provider, options.precision)
+            raise ModelRefusedError(f"{other.file if other else 'model.onnx'}: {error}") from error
         self.geometry = replace(self.geometry, resize_later=self._resizer is not None)
 
     def _chosen_resizer(self, model: Model, options: EngineOptions, device: int) -> Resizer | None:
@@ -263,7 +264,9 @@ class Engine:
                     with turn:
                         self.run([blank(canvas)] * largest)
                 except Exception:  # probably out of memory; the queue will have to halve such batches
-                    log.warning("a batch of %d images on %d x %d fails; lower BATCH_PIXELS", largest, *canvas)
+                    log.warning(
+                        "a batch of %d images on %d x %d fails; lower BATCH_PIXELS", largest, *canvas, exc_info=True
+                    )
             for count in self.thread_counts:
                 for proposals_only in (False, True):
                     with turn:

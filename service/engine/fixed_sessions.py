@@ -163,7 +163,7 @@ def _bytes(canvas: Sides, rows: int) -> int:
     return rows * math.prod(canvas) * 3
 
 
-def fixed_sizes(inputs: dict[str, list[str | None]], canvas: Sides, rows: int) -> dict[str, int]:
+def fixed_sizes(inputs: dict[str, list[str | int | None]], canvas: Sides, rows: int) -> dict[str, int]:
     """The sizes of the dimensions N, H and W, by the names that they have in the graph.
 
     inputs: the shapes of the graph's inputs. Raises FixedShapesError if the names do not tell them apart.
@@ -171,8 +171,9 @@ def fixed_sizes(inputs: dict[str, list[str | None]], canvas: Sides, rows: int) -
     named = [*zip(inputs["images"][:3], (rows, *canvas), strict=True), (inputs["sizes"][0], rows)]
     sizes: dict[str, int] = {}
     for name, size in named:
-        if not name:
-            raise FixedShapesError("its inputs have dimensions without names; export it again")
+        if not name or isinstance(name, int):
+            fault = "without names" if not name else "of a fixed size"
+            raise FixedShapesError(f"its inputs have dimensions {fault}; export it again")
         if sizes.setdefault(name, size) != size:
             raise FixedShapesError(f"two different dimensions of its inputs have the name {name}; export it again")
     return sizes

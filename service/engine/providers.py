@@ -143,7 +143,7 @@ def open_session(
     tf32    lets CUDA round factors to ten bits of mantissa
     device  index of the GPU
 
-    Raises ValueError if ONNX Runtime cannot load the graph.
+    Raises ValueError if ONNX Runtime cannot load the graph, ProviderUnavailableError if it cannot load the provider.
     """
     cuda_options = {
         "device_id": str(device),
@@ -151,13 +151,20 @@ def open_session(
         "use_tf32": str(int(tf32)),
     }
     providers = [(CUDA, cuda_options), CPU] if provider == CUDA else [CPU]
+    if provider == CUDA:
+        # With a pattern, a session needs one block for all tensors of a run, from its second run on. The blocks of the
+        # first run cannot hold it, so the arena would keep the memory of both (docs/results.md).
+        options.enable_mem_pattern = False
     try:
         with _as_file(graph) as path:
             # with ONNX Runtime's fallback, a run that fails on CUDA would silently open the graph again on the CPU
-            return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
+            session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         log.warning("ONNX Runtime cannot load a graph: %s", str(error).splitlines()[0])
         raise ValueError("ONNX Runtime cannot load it; the log has its message, so export the graph again") from error
+    if provider not in session.get_providers():  # if the provider's library cannot be loaded, ONNX Runtime only logs it
+        raise ProviderUnavailableError(f"ONNX Runtime did not load {provider}; its message is in the log")
+    return session
 
 
 @contextlib.contextmanager

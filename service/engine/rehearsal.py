@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from service.engine.engine import Engine, Result, WrongOutputError
 from service.engine.sample_canvases import blank, busy
-from service.images.fit import Resize
+from service.images.fit import Canvas, Resize
 from service.images.pending import finished
 
 STRIDE = 32  # a graph that fails on a canvas does so because its sides are not multiples of its stride
 # Contract 1.2 promises 1e-4, but an int8 graph differs by more where values are rounded to the next step.
 LARGEST_DIFFERENCE = 0.1
+ANYTIME = nullcontext()
 
 log = logging.getLogger(__name__)
 
 
-def rehearse(engine: Engine, batch_pixels: int) -> None:
+def rehearse(engine: Engine, batch_pixels: int, turn: AbstractContextManager[object] = ANYTIME) -> None:
     """Runs one canvas of each kind, and a batch of two if the pixels of a batch may be that many.
 
     An engine that resizes images runs one of these, too; if that fails, it leaves them to the CPU from then on.
+
+    turn  held during each run on a device that serves other models, because two runs at once take the memory of both
 
     Raises WrongOutputError, and whatever ONNX Runtime raises.
     """
@@ -33,24 +38,33 @@ def rehearse(engine: Engine, batch_pixels: int) -> None:
     smallest_first = sorted(engine.geometry.canvases, key=math.prod)
     for height, width in smallest_first:
         kinds.setdefault((height % STRIDE, width % STRIDE), (height, width))
-    alone = {canvas: engine.run([busy(canvas)], threads=threads)[0] for canvas in kinds.values()}
+    alone = {canvas: _first(engine, [busy(canvas)], threads, turn) for canvas in kinds.values()}
     smallest = smallest_first[0]
     if engine.geometry.resize_later:
-        _rehearse_resize(engine, smallest)
+        _rehearse_resize(engine, smallest, turn)
     if 2 * math.prod(smallest) > batch_pixels:
         return
-    batch = engine.prepare([busy(smallest), blank(smallest)], threads=threads)
-    _compare(alone[smallest], engine.results(engine.execute(batch))[0], "in a batch of two")
+    together = _first(engine, [busy(smallest), blank(smallest)], threads, turn)
+    _compare(alone[smallest], together, "in a batch of two")
 
 
-def _rehearse_resize(engine: Engine, canvas: tuple[int, int]) -> None:
+def _first(engine: Engine, canvases: Sequence[Canvas], threads: int, turn: AbstractContextManager[object]) -> Result:
+    """The result of the first image, from one run."""
+    prepared = engine.prepare(canvases, threads=threads)
+    with turn:
+        executed = engine.execute(prepared)
+    return engine.results(executed)[0]
+
+
+def _rehearse_resize(engine: Engine, canvas: tuple[int, int], turn: AbstractContextManager[object]) -> None:
     """Runs an image of half the size, resized by the engine and on the CPU."""
     height, width = canvas
     half = busy((max(1, height // 2), max(1, width // 2)))
     whole = (0.0, 0.0, float(half.width), float(half.height))
     waiting = replace(half, size=canvas, pending=Resize(height, width, whole, antialias=False))
     try:
-        _compare(engine.run([finished(waiting)])[0], engine.run([waiting])[0], "resized on the device")
+        by_cpu, by_engine = (_first(engine, [each], 1, turn) for each in (finished(waiting), waiting))
+        _compare(by_cpu, by_engine, "resized on the device")
     except Exception:  # ONNX Runtime's exceptions have no common base class
         log.exception("an image that the engine resized has no result, or a wrong one; images are resized on the CPU")
         engine.stop_resizing()

@@ -71,7 +71,7 @@ class DynamicSessions:
         )
         first = self._full[thread_counts[0]]
         self.outputs = {False: check_interface(first), True: list(PROPOSALS)}
-        self.input_shapes: dict[str, list[str | None]] = {each.name: each.shape for each in first.get_inputs()}
+        self.input_shapes: dict[str, list[str | int | None]] = {each.name: each.shape for each in first.get_inputs()}
 
     def choose(self, images: int, proposals_only: bool, threads: int) -> Chosen:
         """The session with the most threads within `threads`, else the one with the fewest."""

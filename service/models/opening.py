@@ -18,10 +18,10 @@ from service.engine.engine import Engine, WrongOutputError
 from service.engine.few_canvases import few_canvases
 from service.engine.fixed_sessions import FixedShapesError, pairs
 from service.engine.interface import PROPOSALS
-from service.engine.isolation import is_out_of_memory
 from service.engine.memory_left import memory_left
 from service.engine.model import Model, ModelRefusedError, load_model
 from service.engine.options import EngineOptions
+from service.engine.out_of_memory import is_failed_plan, is_out_of_memory
 from service.engine.providers import CPU
 from service.engine.rehearsal import rehearse
 from service.models.served_model import ServedModel
@@ -60,8 +60,10 @@ class Opener:
         current = served(*model.id)
         if current and current.card == model.card:
             return current
-        seen = {graph: self._inspect(model, graph, graphs) for graph in set(graphs.values())}
-        made = {device: self._engine(model, device, seen[graph]) for device, graph in graphs.items()}
+        # by identity: to hash the bytes of a large graph would take 0.1 s, in which no request is answered
+        distinct = {id(graph): graph for graph in graphs.values()}
+        seen = {key: self._inspect(model, graph, graphs) for key, graph in distinct.items()}
+        made = {device: self._engine(model, device, seen[id(graph)]) for device, graph in graphs.items()}
         engines = {device: engine for device, (engine, _) in made.items()}
         faults = [f"{device.name}: {fault}" for device, (_, fault) in made.items() if fault]
         if any(each is None or each.classes is None for each in seen.values()):
@@ -107,7 +109,8 @@ class Opener:
         except FixedShapesError as error:
             return str(error)
         except Exception as error:
-            if not any(isinstance(each, MemoryError) or is_out_of_memory(each) for each in _causes(error)):
+            # cuDNN may not say that it found no memory for a plan; if there is another cause, dynamic sessions fail too
+            if not any(is_out_of_memory(each) or is_failed_plan(each) for each in _causes(error)):
                 raise
             log.warning("the sessions of %s/%d do not fit into the memory", *model.id, exc_info=error)
             return "its sessions do not fit into the memory; lower BATCH_PIXELS or raise GPU_MEMORY"
@@ -117,8 +120,9 @@ class Opener:
         engine = Engine(model, device.provider, device.thread_counts, options, device.index, pixels)
         try:
             # on a CPU, runs of different models may take place at the same time
-            engine.warm_up(pixels, device.runs, nullcontext() if device.provider == CPU else device.turn)
-            rehearse(engine, pixels)
+            turn = nullcontext() if device.provider == CPU else device.turn
+            engine.warm_up(pixels, device.runs, turn)
+            rehearse(engine, pixels, turn)
         except WrongOutputError as error:
             raise ModelRefusedError(f"model.onnx: {error}; correct the graph or the card") from error
         except Exception as error:

@@ -118,6 +118,9 @@ class QueueThatRaises:
         when_gone(waiting.cancel)
         await waiting
 
+    def expected_wait(self):
+        return 0.0
+
 
 def infer(runtime: Runtime, queue: QueueThatRaises) -> None:
     runtime._batcher = queue  # type: ignore[assignment]  # noqa: SLF001  it is made only when real models are loaded

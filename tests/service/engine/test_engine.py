@@ -1,3 +1,4 @@
+import hashlib
 import io
 import math
 import threading
@@ -152,6 +153,18 @@ def test_a_file_that_is_not_a_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(graphs, "graph", Rubbish)
     with pytest.raises(ModelRefusedError, match=r"model\.onnx"):
         Engine(load_model(graphs.publish(tmp_path)))
+
+
+def test_a_fault_of_another_graph_than_model_onnx_names_its_file(tmp_path, monkeypatch):
+    other = graphs.graph()
+    del other.graph.output[:]
+    graph = other.SerializeToString()
+    entry = {"file": "model.cuda.onnx", "sha256": hashlib.sha256(graph).hexdigest(), "bytes": len(graph)}
+    folder = graphs.publish(tmp_path, card={"graphs": {"cuda": entry}})
+    (folder / "model.cuda.onnx").write_bytes(graph)
+    monkeypatch.setattr("service.engine.model.SUITABLE", {(CPU, "strict"): ("cuda",)})
+    with pytest.raises(ModelRefusedError, match=r"^model\.cuda\.onnx: "):
+        Engine(load_model(folder))
 
 
 def test_a_graph_exported_for_the_cpu_runs_on_the_cpu_even_if_there_is_a_gpu(tmp_path, caplog):

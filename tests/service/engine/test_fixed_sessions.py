@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from contextlib import contextmanager
+from threading import Semaphore
 
 import numpy as np
 import pytest
@@ -209,6 +210,7 @@ def test_one_image_may_use_more_threads_and_a_batch_one(tmp_path):
     ("images", "sizes", "fault"),
     [
         (["N", None, "W", 3], ["N", 2], "dimensions without names"),
+        (["N", "H", "W", 3], [1, 2], "dimensions of a fixed size"),
         (["N", "side", "side", 3], ["N", 2], "two different dimensions of its inputs have the name side"),
         (["N", "H", "W", 3], ["H", 2], "the name H"),
     ],
@@ -227,8 +229,19 @@ def test_the_rehearsal_compares_an_image_alone_with_one_in_a_session_for_several
     rows = []
     execute = fixed.execute
     monkeypatch.setattr(fixed, "execute", lambda batch: rows.append(batch.chosen.rows) or execute(batch))
-    rehearse(fixed, EIGHT)
+    turn = Semaphore(1)
+    rehearse(fixed, EIGHT, turn)
     assert rows == [1, 3]
+
+
+def test_each_run_of_the_rehearsal_holds_the_turn_of_the_device_and_gives_it_back(fixed, monkeypatch):
+    turn = Semaphore(1)
+    free = []
+    execute = fixed.execute
+    monkeypatch.setattr(fixed, "execute", lambda batch: free.append(turn.acquire(blocking=False)) or execute(batch))
+    rehearse(fixed, EIGHT, turn)
+    assert free == [False, False]
+    assert turn.acquire(blocking=False)
 
 
 # A table of 16 MB that ONNX Runtime uses as it is in the file: sessions that do not share it hold 12 copies.

@@ -131,3 +131,33 @@ def test_opening_sessions_leaves_no_files_open():
 def test_a_session_can_be_opened_on_systems_without_files_in_memory(monkeypatch):
     monkeypatch.delattr("os.memfd_create", raising=False)
     assert open_session(GRAPH, CPU, session_options(1)).get_providers() == [CPU]
+
+
+class Opened:
+    """A session of which only the providers are asked."""
+
+    def __init__(self, providers):
+        self._providers = providers
+
+    def get_providers(self):
+        return self._providers
+
+
+def test_a_session_on_cuda_plans_no_block_for_a_whole_run(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers, **_: (
+            asked.update({len(providers): options.enable_mem_pattern}) or Opened([CUDA, CPU])
+        ),
+    )
+    open_session(GRAPH, CUDA, session_options(1))
+    open_session(GRAPH, CPU, session_options(1))
+    assert asked == {2: False, 1: True}
+
+
+def test_a_session_that_silently_lacks_cuda_is_an_error(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: Opened([CPU]))
+    with pytest.raises(ProviderUnavailableError, match=f"did not load {CUDA}"):
+        open_session(GRAPH, CUDA, session_options(1))

@@ -106,14 +106,14 @@ def test_nothing_is_refused_for_its_cost_if_the_memory_is_unknown(tmp_path):
 
 @pytest.mark.contract("4.6")
 def test_a_graph_that_fails_on_a_canvas_is_refused(tmp_path, monkeypatch):
-    run = Engine.run
+    execute = Engine.execute
 
-    def fails_on_odd_sides(self, canvases, *how, **more):
-        if canvases[0].size[1] % 32:
+    def fails_on_odd_sides(self, prepared):
+        if prepared.canvases[0].size[1] % 32:
             raise RuntimeError("shapes do not match")
-        return run(self, canvases, *how, **more)
+        return execute(self, prepared)
 
-    monkeypatch.setattr(Engine, "run", fails_on_odd_sides)
+    monkeypatch.setattr(Engine, "execute", fails_on_odd_sides)
     opened(graphs.publish(tmp_path, version=1))
     folder = graphs.publish(tmp_path, version=2, card={"canvases": [[64, 96], [96, 64], [64, 80]]})
     with pytest.raises(ModelRefusedError, match="fails when it runs on one of its canvases"):
@@ -196,9 +196,18 @@ def test_a_version_whose_dimensions_have_no_names_is_served_by_dynamic_sessions_
     )
 
 
-def test_a_version_whose_many_sessions_do_not_fit_is_served_by_dynamic_sessions_and_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "message",
+    [
+        "BFCArena: Available memory of 10 is smaller than requested bytes of 20",
+        "CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED",  # which cuDNN says if it has no memory for a plan
+    ],
+)
+def test_a_version_whose_many_sessions_do_not_fit_is_served_by_dynamic_sessions_and_says_so(
+    tmp_path, monkeypatch, message
+):
     def runs_out(*_):
-        raise RuntimeError("BFCArena: Available memory of 10 is smaller than requested bytes of 20")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(FixedSessions, "warm_up", runs_out)
     served = opened(graphs.publish(tmp_path), options=FIXED)
