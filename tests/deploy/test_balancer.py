@@ -202,6 +202,24 @@ def test_the_metrics_of_a_replica_are_not_served_to_clients(fleet):
     assert "haproxy_server_status" in httpx.get(f"{fleet.status}/metrics").text
 
 
+def hang_up_during_a_run(fleet: Fleet) -> None:
+    """Sends an image and disconnects while a replica works on it. The replica must hear of that."""
+    image = encoded(Image.new("RGB", (96, 64), (200, 102, 102)))
+    head = f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
+    url = httpx.URL(fleet.url)
+    assert url.port
+
+    def total(name: str, **labels: str) -> float:
+        return sum(replica.metric(name, **labels) for replica in fleet.replicas.values())
+
+    eventually(lambda: total("detector_requests_in_flight") == 0)
+    before = total("detector_cancelled_total", reason="disconnected")
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(head.encode() + image)
+        eventually(lambda: total("detector_requests_in_flight") == 1)
+    eventually(lambda: total("detector_cancelled_total", reason="disconnected") == before + 1)
+
+
 @pytest.mark.contract("8.1")
 def test_the_refusals_of_a_replica_reach_the_client_untouched(tmp_path):
     store = tmp_path / "store"
@@ -219,6 +237,7 @@ def test_the_refusals_of_a_replica_reach_the_client_untouched(tmp_path):
             assert answer.status_code == 429
             assert answer.headers["Content-Type"] == "application/problem+json"
             assert int(answer.headers["Retry-After"]) >= 1
+        hang_up_during_a_run(fleet)
         for replica in fleet.replicas.values():
             replica.process.kill()
         fleet.balancer.wait_until_up([])
