@@ -48,7 +48,7 @@ def test_a_turn_lasts_as_long_as_asked() -> None:
 @pytest.mark.skipif(pick_provider() == CUDA, reason="CUDA starts on this machine")
 @pytest.mark.filterwarnings("ignore:.*CUDAExecutionProvider")
 def test_a_contender_for_cuda_never_runs_on_the_cpu() -> None:
-    with pytest.raises(ValueError, match="does not start CUDAExecutionProvider here and would use CPU"):
+    with pytest.raises(ProviderUnavailableError, match="did not load CUDAExecutionProvider"):
         graph_contender(EMBEDDED / "model.onnx", PIXELS, (96, 160), CUDA, 1)
 
 
