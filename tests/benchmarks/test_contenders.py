@@ -13,7 +13,7 @@ from benchmarks.preparation import Source, prepare, random_model, trace, without
 from faster_rcnn.detector.resize import ResizeRule
 from service.engine.engine import Engine
 from service.engine.model import load_model
-from service.engine.providers import CPU, CUDA, ProviderUnavailableError
+from service.engine.providers import CPU, CUDA, ProviderUnavailableError, pick_provider
 from service.images.decode import decode
 
 EMBEDDED = Path(__file__).parents[2] / "model_store" / "shapes" / "1"
