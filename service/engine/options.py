@@ -15,7 +15,7 @@ class EngineOptions:
     precision     how far CUDA may round; the CPU always computes as the graph says
     fixed_shapes  whether to open a session for each of a few canvases and batch sizes; None: on CUDA only
     resize        whether engines resize ordinary images on their devices; None: on CUDA only
-    gpu_memory    the most bytes of a GPU for the runs of all sessions on it, without their weights; None: without a limit
+    gpu_memory    the most bytes of a GPU for the runs of all sessions on it, beside their weights; None: no limit
     """
 
     precision: Precision = "strict"

@@ -162,7 +162,8 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         log.warning("ONNX Runtime cannot load a graph: %s", str(error).splitlines()[0])
         raise ValueError("ONNX Runtime cannot load it; the log has its message, so export the graph again") from error
-    if provider not in session.get_providers():  # if the provider's library cannot be loaded, ONNX Runtime only logs it
+    if provider == CUDA and CUDA not in session.get_providers():
+        # if the provider's library cannot be loaded, ONNX Runtime only logs it
         raise ProviderUnavailableError(f"ONNX Runtime did not load {provider}; its message is in the log")
     return session
 

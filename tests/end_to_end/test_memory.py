@@ -13,7 +13,7 @@ from benchmarks.memory_group import MemoryGroup, NoMemoryGroupError, memory_grou
 from tests.end_to_end.conftest import Server, answer, distinct, encoded, problem, scene
 
 MIB = 2**20
-LIMIT = 640 * MIB
+LIMIT = 768 * MIB
 SMALL = encoded(scene(320, 240), "JPEG")
 # Runs the service in the control group whose folder is the first argument.
 IN_GROUP = """

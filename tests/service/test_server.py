@@ -148,4 +148,9 @@ def test_the_service_uses_only_public_names_of_uvicorn():
                 used |= {f"{node.module}.{each.name}" for each in node.names}
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "uvicorn":
                 used.add(f"uvicorn.{node.attr}")
-    assert used == {"uvicorn.Config", "uvicorn.Server", "uvicorn.protocols.http.h11_impl.H11Protocol"}
+    assert used == {
+        "uvicorn.Config",
+        "uvicorn.Server",
+        "uvicorn.middleware.proxy_headers.ProxyHeadersMiddleware",
+        "uvicorn.protocols.http.h11_impl.H11Protocol",
+    }

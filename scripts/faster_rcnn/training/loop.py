@@ -21,6 +21,7 @@ from faster_rcnn.detector.detector import FasterRCNN
 from faster_rcnn.detector.freezing import freeze_before
 from faster_rcnn.detector.losses import total
 from faster_rcnn.training.divergence import DivergenceWatch
+from faster_rcnn.training.launcher import processes_on_this_machine
 from faster_rcnn.training.log import RunLog
 from faster_rcnn.training.objectives import LossModule, Objective
 from faster_rcnn.training.optimiser import build_optimiser, learning_rate, set_rate
@@ -30,7 +31,6 @@ from faster_rcnn.training.processes import (
     file_of_first,
     mean_over_processes,
     processes,
-    processes_on_this_machine,
     rank,
     same_canvas,
     share_statistics,

@@ -10,7 +10,7 @@ from faster_rcnn.detector.config import DetectorConfig, default_config
 from faster_rcnn.detector.limits import with_detections
 from faster_rcnn.detector.resize import ResizeRule
 from faster_rcnn.detector.rules import TargetNormalisation
-from faster_rcnn.training.processes import processes_on_this_machine
+from faster_rcnn.training.launcher import processes_on_this_machine
 
 
 @dataclass(frozen=True)

@@ -96,11 +96,6 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def processes_on_this_machine() -> int:
-    """The number that `torchrun` has started here; of all processes, if another launcher does not tell."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
-
-
 def gathered(value: T) -> list[T]:
     """The values of all processes, in every process."""
     if not dist.is_initialized():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 from torchvision.ops import box_iou
@@ -195,12 +196,13 @@ def test_several_processes_compute_the_same_table_as_one(tmp_path: Path) -> None
 
 def search_and_be_killed(cache: Path) -> None:
     """Starts to search 300 images, and kills the process and its workers with SIGKILL when six are done."""
-    os.setpgid(0, 0)
+    parent = psutil.Process()
     real_search = module.selective_search
 
     def killing(image: np.ndarray) -> np.ndarray:
         if len(list(cache.rglob("*.npy"))) >= 6:
-            os.killpg(0, signal.SIGKILL)
+            for each in [parent, *parent.children()]:  # this worker is among them
+                each.kill()
         return real_search(image)
 
     module.selective_search = killing
