@@ -58,6 +58,7 @@ def test_the_rehearsal_runs_every_check_on_the_cpu(tmp_path: Path):
     assert figures["C13"]["lowered to"] < figures["C13"]["budget"]
     assert figures["C14"]["exit code"] == 1
     assert figures["C15"]["tiny"]["images/s"] > 0
+    assert figures["C15"]["tiny"]["plain server images/s"] > 0
     measured = [row for check in document["checks"] for row in check["finding"]["rows"]]
     contenders = {row["options"] for row in measured}
     assert {"ours", "torchvision eager", "fixed shape", "against each image alone", "against PyTorch"} <= set(

@@ -1,4 +1,7 @@
-"""C15: the whole service under load: a real server, clients that send images of mixed sizes, a busy GPU."""
+"""C15: the whole service under load: a real server, clients that send images of mixed sizes, a busy GPU.
+
+A plain server, which runs each image alone, gets the same load for a shorter time.
+"""
 
 import time
 from pathlib import Path
@@ -13,6 +16,7 @@ from benchmarks.load.uploads import of_one_image
 from service.engine.cores import usable_cores
 
 CLIENTS, SECONDS = 64, 60.0
+PLAIN_SHARE = 0.25  # of the time of a model: for the plain server
 BUSY = 0.85
 FAST, CORES = 2000.0, 16  # images per second of our small model, on a machine with so many cores
 
@@ -29,7 +33,9 @@ def serving(setup: Setup, clock: Clock) -> Finding:
             if not setup.rehearsal and seconds < 5.0:
                 found.faults.append(f"{folder.parent.name}: there was no time")
                 continue
-            _serve(setup, folder, device, generator, setup.times(1, 0) * seconds or 1.0, found)
+            seconds = setup.times(1, 0) * seconds or 1.0
+            _serve(setup, folder, device, generator, (1 - PLAIN_SHARE) * seconds, found)
+            _serve_plainly(setup, folder, generator, PLAIN_SHARE * seconds, found)
     finally:
         generator.close()
     return found
@@ -67,6 +73,16 @@ def _serve(setup: Setup, folder: Path, device: Device, generator: Generator, sec
     found.expect(not large or share >= BUSY, f"{name}: the GPU is busy for {share:.0%}; {BUSY:.0%} is expected")
     fast = large or usable_cores() < CORES or load.rate >= FAST
     found.expect(fast, f"{name}: {load.rate:.0f} images/s; {FAST:.0f} are expected with {CORES} cores")
+
+
+def _serve_plainly(setup: Setup, folder: Path, generator: Generator, seconds: float, found: Finding) -> None:
+    """The same load on the plain server, for comparison; it is not judged."""
+    with servers.plain_server(folder, workers=1) as plain:
+        load = generator.closed(Target(plain.url, of_one_image(EXAMPLE)), setup.times(CLIENTS, 4), seconds)
+    found.figures[folder.parent.name] |= {
+        "plain server images/s": load.rate,
+        "plain server p99 ms": _milliseconds(percentile(load.latencies, 99)),
+    }
 
 
 def _milliseconds(seconds: float | None) -> float | None:
