@@ -152,24 +152,18 @@ def _during(
     return before, during
 
 
-def drain(
-    crowd: Crowd, replicas: Replicas, balancer: Balancer, images: Sequence[Upload], options: Options
-) -> tuple[Turn, Turn]:
-    """SIGTERM of one replica."""
-    turns = _during(lambda: replicas.send(ADDRESSES[0], signal.SIGTERM), crowd, balancer, images, options)
-    replicas.restart(ADDRESSES[0])
-    balancer.wait_until_up(ADDRESSES)
-    return turns
+def ended(address: str, number: signal.Signals) -> Event:
+    """The event that one replica gets a signal. It is started again after that."""
 
+    def event(
+        crowd: Crowd, replicas: Replicas, balancer: Balancer, images: Sequence[Upload], options: Options
+    ) -> tuple[Turn, Turn]:
+        turns = _during(lambda: replicas.send(address, number), crowd, balancer, images, options)
+        replicas.restart(address)
+        balancer.wait_until_up(ADDRESSES)
+        return turns
 
-def kill(
-    crowd: Crowd, replicas: Replicas, balancer: Balancer, images: Sequence[Upload], options: Options
-) -> tuple[Turn, Turn]:
-    """SIGKILL of one replica."""
-    turns = _during(lambda: replicas.send(ADDRESSES[1], signal.SIGKILL), crowd, balancer, images, options)
-    replicas.restart(ADDRESSES[1])
-    balancer.wait_until_up(ADDRESSES)
-    return turns
+    return event
 
 
 def rollout(
@@ -186,8 +180,8 @@ def rollout(
 
 
 EVENTS: list[tuple[str, Event]] = [
-    ("a replica drains (SIGTERM)", drain),
-    ("a replica is killed (SIGKILL)", kill),
+    ("a replica drains (SIGTERM)", ended(ADDRESSES[0], signal.SIGTERM)),
+    ("a replica is killed (SIGKILL)", ended(ADDRESSES[1], signal.SIGKILL)),
     ("a new version, replica by replica", rollout),
 ]
 

@@ -47,7 +47,7 @@ def pack(folder: Path, architecture: int, models: Path | None) -> None:
     """Writes the package into `folder`, and prints the size of each piece.
 
     architecture: of the GPU, such as 90;  models: folder with the exported models; None to export them now.
-    Raises Failed if a wheel cannot be had, or has no code for that architecture.
+    Raises Failed if a wheel cannot be downloaded, or has no code for that architecture.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
